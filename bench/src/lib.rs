@@ -1,0 +1,1 @@
+//! Roofs, kernel and model benchmarks.

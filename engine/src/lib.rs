@@ -1,0 +1,1 @@
+//! Tensors, weights, preprocessing, generation and scheduling.

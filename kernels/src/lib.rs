@@ -1,0 +1,1 @@
+//! Ops, storage formats and backends.
