@@ -1,1 +1,3 @@
 //! Tensors, weights, preprocessing, generation and scheduling.
+
+pub mod image;

@@ -1,0 +1,65 @@
+//! Pictures: decoding to RGB, resizing with the reference's filters, and what a model's processor hands to its tower.
+//!
+//! The pixel rules follow Hugging Face transformers' image processors on the torchvision backend: pictures become
+//! 8-bit RGB, every resize rounds to 8 bits, and normalization comes last. Normalization is not applied here but
+//! travels with the tiles ([`Normalize`]), because the patch embedding folds it in.
+
+mod convert;
+mod decode;
+mod error;
+mod prepared;
+mod resize;
+
+pub use decode::{Alpha, DecodeOptions, decode_bytes, decode_file};
+pub use error::ImageError;
+pub use prepared::{Normalize, Pixels, PreparedImage, Tile};
+pub use resize::{Filter, resize};
+
+/// An 8-bit RGB picture, `[height, width, 3]` row-major, both sides at least 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb8Image {
+    width: usize,
+    height: usize,
+    data: Vec<u8>,
+}
+
+impl Rgb8Image {
+    /// Wraps `data: [height, width, 3]`. `None` if a side is zero or the length is not `height * width * 3`.
+    pub fn from_raw(width: usize, height: usize, data: Vec<u8>) -> Option<Self> {
+        let len = width.checked_mul(height)?.checked_mul(3)?;
+        (len > 0 && data.len() == len).then_some(Self { width, height, data })
+    }
+
+    /// Pixels per row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Number of rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Grey levels, `[height, width, 3]`.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Gives up the grey levels, `[height, width, 3]`.
+    pub fn into_data(self) -> Vec<u8> {
+        self.data
+    }
+
+    /// Copies the rectangle of `width x height` pixels whose top left corner is at `(x, y)`.
+    /// `None` if it is empty or does not lie inside the picture.
+    pub fn crop(&self, x: usize, y: usize, width: usize, height: usize) -> Option<Self> {
+        if x.checked_add(width)? > self.width || y.checked_add(height)? > self.height {
+            return None;
+        }
+        let mut data = Vec::with_capacity(width * height * 3);
+        for row in self.data.chunks_exact(self.width * 3).skip(y).take(height) {
+            data.extend_from_slice(&row[x * 3..(x + width) * 3]);
+        }
+        Self::from_raw(width, height, data)
+    }
+}

@@ -1,0 +1,98 @@
+use super::Rgb8Image;
+
+/// Per-channel normalization in grey levels: `value = (level - mean) / std` with `level` in `0..=255`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalize {
+    /// Mean of red, green, blue, in grey levels.
+    pub mean: [f32; 3],
+    /// Standard deviation of red, green, blue, in grey levels.
+    pub std: [f32; 3],
+}
+
+impl Normalize {
+    /// Levels as they are.
+    pub const IDENTITY: Self = Self { mean: [0.0; 3], std: [1.0; 3] };
+}
+
+/// Pixels of one tile.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pixels {
+    /// Grey levels, `[height, width, 3]`, to be normalized by [`PreparedImage::normalize`].
+    Rgb8(Vec<u8>),
+    /// Normalized values, `[3, height, width]`, used as they are.
+    F32(Vec<f32>),
+}
+
+/// One picture of the size that the vision tower takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tile {
+    /// Rows.
+    pub height: usize,
+    /// Pixels per row.
+    pub width: usize,
+    /// The pixels.
+    pub pixels: Pixels,
+}
+
+impl From<Rgb8Image> for Tile {
+    fn from(image: Rgb8Image) -> Self {
+        Self { height: image.height(), width: image.width(), pixels: Pixels::Rgb8(image.into_data()) }
+    }
+}
+
+impl Tile {
+    /// Appends the normalized values, `[3, height, width]`, to `out`.
+    pub fn write_values(&self, normalize: &Normalize, out: &mut Vec<f32>) {
+        match &self.pixels {
+            Pixels::F32(values) => out.extend_from_slice(values),
+            Pixels::Rgb8(levels) => {
+                for channel in 0..3 {
+                    let (mean, std) = (normalize.mean[channel], normalize.std[channel]);
+                    let table: [f32; 256] = std::array::from_fn(|level| (level as f32 - mean) / std);
+                    out.extend(
+                        levels.iter().skip(channel).step_by(3).map(|&level| table[usize::from(level)]),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What a model's image processor makes of one picture: the tiles that the vision tower sees, in the order of the
+/// prompt's image tokens, and the grid that the prompt describes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreparedImage {
+    /// The tiles: row by row, the whole picture last; a single one where the picture is not split.
+    pub tiles: Vec<Tile>,
+    /// Rows of the tile grid; 0 where the picture is not split.
+    pub rows: usize,
+    /// Columns of the tile grid; 0 where the picture is not split.
+    pub cols: usize,
+    /// Normalization of [`Pixels::Rgb8`] tiles.
+    pub normalize: Normalize,
+}
+
+impl PreparedImage {
+    /// Normalized values of all tiles, `[tiles, 3, height, width]`: the reference's `pixel_values`.
+    pub fn pixel_values(&self) -> Vec<f32> {
+        let len = self.tiles.iter().map(|t| t.height * t.width * 3).sum();
+        let mut out = Vec::with_capacity(len);
+        for tile in &self.tiles {
+            tile.write_values(&self.normalize, &mut out);
+        }
+        out
+    }
+
+    /// The same picture with given normalized values in place of its own pixels.
+    /// `values: [tiles, 3, height, width]`; `None` if the length differs.
+    pub fn with_pixel_values(&self, values: &[f32]) -> Option<Self> {
+        let mut rest = values;
+        let mut tiles = Vec::with_capacity(self.tiles.len());
+        for tile in &self.tiles {
+            let (own, after) = rest.split_at_checked(tile.height * tile.width * 3)?;
+            rest = after;
+            tiles.push(Tile { pixels: Pixels::F32(own.to_vec()), ..*tile });
+        }
+        rest.is_empty().then_some(Self { tiles, ..*self })
+    }
+}
