@@ -1,1 +1,3 @@
 //! Vision language model families.
+
+pub mod smolvlm;

@@ -1,0 +1,3 @@
+//! SmolVLM, SmolVLM2 and Idefics3.
+
+pub mod processor;

@@ -1,0 +1,228 @@
+//! Processors against the goldens of transformers: pixels, tile order, prompts.
+
+use std::path::Path;
+
+use ocelli_engine::image::{DecodeOptions, PreparedImage, Rgb8Image, decode_file};
+use ocelli_models::smolvlm::processor::{KEYS, Layout, Processor, ProcessorError, Size};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn decode(name: &str) -> Rgb8Image {
+    decode_file(&crate::golden("images").join(name), &DecodeOptions::default()).unwrap()
+}
+
+/// A case's own settings and prepared pictures.
+fn prepare(processor: &Processor, case: &Value) -> (Processor, Vec<PreparedImage>) {
+    let mut processor = processor.clone();
+    for (key, value) in case["processor_kwargs"].as_object().unwrap() {
+        processor.set(key, value).unwrap();
+    }
+    let names = case["images"].as_array().unwrap();
+    let images =
+        names.iter().map(|name| processor.prepare(&decode(name.as_str().unwrap()), 2).unwrap()).collect();
+    (processor, images)
+}
+
+/// `input_ids` of tokens that are strings of their own in the prompt, in order; ordinary text is left out.
+fn special_ids(tokenizer: &Value, prompt: &str) -> Vec<u64> {
+    let added = tokenizer["added_tokens"].as_array().unwrap();
+    let mut ids = Vec::new();
+    let mut rest = prompt;
+    while !rest.is_empty() {
+        let hit = added.iter().find(|t| rest.starts_with(t["content"].as_str().unwrap()));
+        match hit {
+            Some(token) => {
+                ids.push(token["id"].as_u64().unwrap());
+                rest = &rest[token["content"].as_str().unwrap().len()..];
+            }
+            None => rest = &rest[rest.chars().next().unwrap().len_utf8()..],
+        }
+    }
+    ids
+}
+
+fn check_family(family: &str) {
+    let dir = crate::golden(family);
+    let processor = Processor::load(&dir).unwrap();
+    let tokenizer = json(&dir.join("tokenizer.json"));
+    let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
+    let golden = SafeTensors::deserialize(&bytes).unwrap();
+    let inputs = json(&dir.join("inputs.json"));
+    let mut pictures = 0;
+    for case in inputs["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let (processor, images) = prepare(&processor, case);
+
+        let got: Vec<f32> = images.iter().flat_map(PreparedImage::pixel_values).collect();
+        if images.is_empty() {
+            assert!(golden.tensor(&format!("{name}.pixel_values")).is_err());
+        } else {
+            let want = golden.tensor(&format!("{name}.pixel_values")).unwrap();
+            let tiles: usize = images.iter().map(|image| image.tiles.len()).sum();
+            let side = processor.max_image_size;
+            assert_eq!(want.shape(), [1, tiles, 3, side, side], "{family} {name}");
+            let differing =
+                want.data().chunks_exact(4).zip(&got).filter(|(w, g)| **w != g.to_le_bytes()).count();
+            assert_eq!(differing, 0, "{family} {name}: {differing} of {} pixel values differ", got.len());
+            pictures += images.len();
+        }
+
+        let prompt = case["prompt"].as_str().unwrap();
+        let expanded = processor.expand_prompt(prompt, &images).unwrap();
+        let added: Vec<u64> =
+            tokenizer["added_tokens"].as_array().unwrap().iter().filter_map(|t| t["id"].as_u64()).collect();
+        let ids: Vec<u64> = case["input_ids"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
+        let special: Vec<u64> = ids.iter().copied().filter(|id| added.contains(id)).collect();
+        assert_eq!(special_ids(&tokenizer, &expanded), special, "{family} {name}: {expanded}");
+        let image_id =
+            tokenizer["added_tokens"].as_array().unwrap().iter().find(|t| t["content"] == "<image>").unwrap()
+                ["id"]
+                .as_u64()
+                .unwrap();
+        let features: usize = images.iter().map(|image| processor.image_tokens(image)).sum();
+        assert_eq!(ids.iter().filter(|&&id| id == image_id).count(), features, "{family} {name}");
+    }
+    assert_eq!(pictures, 5, "{family}");
+}
+
+#[test]
+fn smolvlm_goldens() {
+    check_family("smolvlm");
+}
+
+#[test]
+fn idefics3_goldens() {
+    check_family("idefics3");
+}
+
+#[test]
+fn prompt_text_with_newlines() {
+    let processor = Processor { image_seq_len: 2, ..Processor::default() };
+    let split = "a<fake_token_around_image><row_1_col_1><image><image><fake_token_around_image><row_1_col_2><image><image>\n\
+                 <fake_token_around_image><row_2_col_1><image><image><fake_token_around_image><row_2_col_2><image><image>\n\n\
+                 <fake_token_around_image><global-img><image><image><fake_token_around_image>b";
+    assert_eq!(format!("a{}b", processor.expansion(2, 2)), split);
+    let whole = "<fake_token_around_image><global-img><image><image><fake_token_around_image>";
+    assert_eq!(processor.expansion(0, 0), whole);
+}
+
+#[test]
+fn pictures_and_places_must_agree() {
+    let processor = Processor::default();
+    assert_eq!(processor.expand_prompt("no picture", &[]).unwrap(), "no picture");
+    let error = processor.expand_prompt("<image> and <image>", &[]).unwrap_err();
+    assert_eq!(error.to_string(), "the prompt has 2 <image> tokens, but 0 pictures were given");
+}
+
+#[test]
+fn published_layouts() {
+    // SmolVLM-256M: 512-pixel tiles, longest side 2048. Grids as transformers' get_number_of_image_patches gives them.
+    let mut processor =
+        Processor { max_image_size: 512, size: Size::LongestEdge(2048), ..Processor::default() };
+    let grid = |p: &Processor, w, h| {
+        let Layout { rows, cols, .. } = p.layout(w, h);
+        (rows, cols)
+    };
+    assert_eq!(grid(&processor, 512, 512), (4, 4));
+    assert_eq!(processor.layout(512, 512).tiles(), 17);
+    assert_eq!(grid(&processor, 1920, 1080), (3, 4));
+    assert_eq!(grid(&processor, 30_000, 1), (1, 4));
+    assert_eq!(grid(&processor, 1, 30_000), (4, 1));
+    assert_eq!(grid(&processor, 1, 1), (4, 4));
+    processor.set_text("do_image_splitting", "false").unwrap();
+    assert_eq!(processor.layout(1920, 1080).tiles(), 1);
+    processor.set_text("do_image_splitting", "True").unwrap();
+    processor.set_text("size.longest_edge", "512").unwrap();
+    assert_eq!(grid(&processor, 1920, 1080), (0, 0));
+    processor.set_text("size.longest_edge", "16384").unwrap();
+    assert_eq!(processor.layout(1920, 1080).resized, (4096, 2304));
+}
+
+#[test]
+fn a_single_pixel_and_a_line_are_prepared() {
+    let processor = Processor::load(&crate::golden("smolvlm")).unwrap();
+    for (width, height, grid) in [(1, 1, (3, 3)), (500, 1, (1, 3)), (1, 500, (3, 1))] {
+        let image = Rgb8Image::from_raw(width, height, vec![77; width * height * 3]).unwrap();
+        let prepared = processor.prepare(&image, 1).unwrap();
+        assert_eq!((prepared.rows, prepared.cols), grid);
+        assert_eq!(prepared.tiles.len(), grid.0 * grid.1 + 1);
+        assert!(prepared.pixel_values().iter().all(|&v| v == (77.0 - 127.5) / 127.5));
+    }
+}
+
+#[test]
+fn overrides_are_typed() {
+    let mut processor = Processor::default();
+    let text = |result: Result<(), ProcessorError>| result.unwrap_err().to_string();
+    let unknown = text(processor.set_text("do_splitting", "false"));
+    assert!(
+        unknown
+            .starts_with("image processor: unknown key \"do_splitting\"; known keys: do_image_splitting, ")
+    );
+    assert!(KEYS.iter().all(|key| unknown.contains(key)));
+    for (key, value, want) in [
+        ("do_resize", "maybe", "image processor: do_resize: expected true or false, found \"maybe\""),
+        (
+            "resample",
+            "0",
+            "image processor: resample: expected 1 (Lanczos), 2 (bilinear) or 3 (bicubic), found 0",
+        ),
+        (
+            "image_std",
+            "[1, 0, 1]",
+            "image processor: image_std: expected numbers other than zero, found [1,0,1]",
+        ),
+        (
+            "image_mean",
+            "[1, 2]",
+            "image processor: image_mean: expected a number or a list of three, found [1,2]",
+        ),
+        (
+            "max_image_size",
+            "0",
+            "image processor: max_image_size: expected a whole number from 1 to 16384, found 0",
+        ),
+        (
+            "size.longest_edge",
+            "-3",
+            "image processor: size.longest_edge: expected a whole number from 1 to 16384, found -3",
+        ),
+        (
+            "rescale_factor",
+            "0",
+            "image processor: rescale_factor: expected a number other than zero, found 0",
+        ),
+    ] {
+        assert_eq!(text(processor.set_text(key, value)), want);
+    }
+    assert_eq!(processor, Processor::default(), "a refused override changes nothing");
+    processor.set_text("size", r#"{"height": 20, "width": 30}"#).unwrap();
+    assert_eq!(processor.size, Size::Exact { height: 20, width: 30 });
+    processor.set_text("max_image_size", r#"{"longest_edge": 32}"#).unwrap();
+    processor.set_text("image_mean", "0.25").unwrap();
+    assert_eq!((processor.max_image_size, processor.image_mean), (32, [0.25; 3]));
+}
+
+#[test]
+fn configuration_of_version_4_and_token_strings() {
+    let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let pre =
+        parse(r#"{"size": {"longest_edge": 2048}, "max_image_size": {"longest_edge": 512}, "resample": 1}"#);
+    let own = parse(r#"{"image_seq_len": 64, "processor_class": "Idefics3Processor"}"#);
+    let tokenizer = parse(
+        r#"{"global_image_token": "<whole>", "extra_special_tokens": {"image_token": {"content": "<pic>"}}}"#,
+    );
+    let idefics3 = Processor::from_json(Some(&own), Some(&pre), Some(&tokenizer)).unwrap();
+    assert_eq!(
+        (idefics3.size, idefics3.max_image_size, idefics3.image_seq_len),
+        (Size::LongestEdge(2048), 512, 64)
+    );
+    assert_eq!(idefics3.tokens, Processor::default().tokens);
+    let smolvlm = Processor::from_json(None, Some(&pre), Some(&tokenizer)).unwrap();
+    assert_eq!((&*smolvlm.tokens.global, &*smolvlm.tokens.image), ("<whole>", "<pic>"));
+    assert_eq!(smolvlm.image_seq_len, 169);
+}
