@@ -1,1 +1,29 @@
 //! Ops, storage formats and backends.
+//!
+//! An [`Op`] is a plain struct of operands; its folder under `ops/` holds its shape check, cost, f64 reference and the
+//! kernels of each backend as [`Variant`] rows. A [`Stream`] runs ops in order.
+
+mod buffer;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod cpu;
+mod device;
+mod null;
+mod op;
+pub mod ops;
+mod oracle;
+pub mod quant;
+mod reference;
+mod select;
+pub mod spec;
+
+pub use buffer::{HOST_ALIGN, HostBuf, Storage, StreamId, View, WeightPart, Weights};
+pub use device::{DeviceInfo, DeviceOptions, devices, open};
+pub use null::{NullRecord, NullStream};
+pub use op::{
+    Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, OP_NAMES, Op, OpVisitor, Queue, Stream, for_each_op,
+};
+pub use oracle::Oracle;
+pub use reference::ReferenceStream;
+pub use select::{Reject, Row, Variant, explain, select};
+pub use spec::{Backend, Caps, Cost, DType, Element, Format, KernelError, Layout, ShapeError};

@@ -1,0 +1,193 @@
+//! Operands of cases, on guarded memory.
+
+use half::{bf16, f16};
+
+use crate::buffer::{Storage, StreamId, View, Weights};
+use crate::oracle::encode;
+use crate::spec::{DType, Format, Layout};
+
+/// Bytes before and after each operand, all set to 0xFF: a NaN in every float type.
+const GUARD: usize = 64;
+
+/// An op on guarded memory, with a name for reports.
+pub struct Case<O> {
+    /// What is special about it.
+    pub name: String,
+    /// The op.
+    pub op: O,
+}
+
+/// What a random operand looks like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// Normal, with one value in 64 a hundred times larger: activations of real models look so.
+    Spiky,
+    /// Uniform between the two.
+    Uniform(f32, f32),
+}
+
+/// Allocates and fills operands, from a seed.
+pub struct CaseCx {
+    id: StreamId,
+    state: u64,
+}
+
+impl CaseCx {
+    /// A generator whose cases depend on `seed` alone.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { id: StreamId::fresh(), state: seed }
+    }
+
+    /// The stream that the memory belongs to.
+    #[must_use]
+    pub const fn id(&self) -> StreamId {
+        self.id
+    }
+
+    /// The next 64 random bits (splitmix64).
+    pub fn bits(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A random number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        ((u128::from(self.bits()) * limit as u128) >> 64) as usize
+    }
+
+    /// A random number in `[0, 1)`.
+    pub fn unit(&mut self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn value(&mut self, fill: Fill) -> f64 {
+        match fill {
+            Fill::Uniform(low, high) => f64::from(low) + self.unit() * f64::from(high - low),
+            Fill::Normal(_) | Fill::Spiky => {
+                let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
+                let normal = radius * (std::f64::consts::TAU * self.unit()).cos();
+                match fill {
+                    Fill::Normal(std) => normal * f64::from(std),
+                    _ if self.below(64) == 0 => normal * 100.0,
+                    _ => normal,
+                }
+            }
+        }
+    }
+
+    /// Guarded memory for `layout`, every byte 0xFF.
+    fn guarded(&mut self, layout: Layout, dtype: DType) -> View {
+        let bytes = layout.extent() * dtype.size();
+        let storage = Storage::host(bytes + 2 * GUARD, self.id).expect("memory for a test case");
+        storage.restore(&vec![0xFF; bytes + 2 * GUARD]);
+        View::new(storage, GUARD, layout, dtype).expect("a view of guarded memory")
+    }
+
+    /// A layout whose rows (axis -2) are `gap` elements further apart than dense ones.
+    fn gapped(shape: &[usize], gap: usize) -> Layout {
+        let mut strides = vec![1; shape.len()];
+        for axis in (0..shape.len().saturating_sub(1)).rev() {
+            let row_gap = if axis + 2 == shape.len() { gap } else { 0 };
+            strides[axis] = shape[axis + 1].max(1) * strides[axis + 1] + row_gap;
+        }
+        Layout::strided(shape, &strides).expect("a layout of a test case")
+    }
+
+    /// An output: NaN in every element and around it.
+    pub fn output(&mut self, shape: &[usize], dtype: DType) -> View {
+        self.output_gapped(shape, dtype, 0)
+    }
+
+    /// An output whose rows are `gap` elements apart.
+    pub fn output_gapped(&mut self, shape: &[usize], dtype: DType, gap: usize) -> View {
+        self.guarded(Self::gapped(shape, gap), dtype)
+    }
+
+    /// A dense random input.
+    pub fn random(&mut self, shape: &[usize], dtype: DType, fill: Fill) -> View {
+        self.random_gapped(shape, dtype, fill, 0)
+    }
+
+    /// A random input whose rows are `gap` elements apart, with NaN in the gaps.
+    pub fn random_gapped(&mut self, shape: &[usize], dtype: DType, fill: Fill, gap: usize) -> View {
+        let view = self.guarded(Self::gapped(shape, gap), dtype);
+        let mut bytes = Vec::with_capacity(view.len() * dtype.size());
+        for _ in 0..view.len() {
+            let value = self.value(fill);
+            encode(dtype, value, &mut bytes);
+        }
+        view.fill_from(&bytes, self.id).expect("own memory");
+        view
+    }
+
+    /// A dense input of given numbers, rounded to `dtype`.
+    pub fn values(&mut self, shape: &[usize], dtype: DType, values: &[f64]) -> View {
+        let view = self.guarded(Layout::dense(shape).expect("a layout of a test case"), dtype);
+        let mut bytes = Vec::new();
+        values.iter().for_each(|&value| encode(dtype, value, &mut bytes));
+        view.fill_from(&bytes, self.id).expect("as many values as elements");
+        view
+    }
+
+    /// A dense i32 input.
+    pub fn ints(&mut self, shape: &[usize], values: &[i32]) -> View {
+        let values: Vec<f64> = values.iter().map(|&v| f64::from(v)).collect();
+        self.values(shape, DType::I32, &values)
+    }
+
+    /// A random weight matrix `[n, k]` of any format, its values near `1 / sqrt(k)`; with a bias if asked.
+    pub fn weights(&mut self, format: Format, n: usize, k: usize, bias: bool) -> Weights {
+        let std = 1.0 / (k.max(1) as f32).sqrt();
+        let planes: Vec<View> = format
+            .planes(n, k)
+            .iter()
+            .map(|plane| {
+                let shape = [plane.rows, plane.cols];
+                match (format, plane.dtype) {
+                    (_, DType::I32) => {
+                        let view =
+                            self.guarded(Layout::dense(&shape).expect("a layout of a test case"), DType::I32);
+                        let bytes: Vec<u8> =
+                            (0..view.len()).flat_map(|_| (self.bits() as u32).to_le_bytes()).collect();
+                        view.fill_from(&bytes, self.id).expect("own memory");
+                        view
+                    }
+                    (Format::IntGroup { bits, .. }, dtype) => {
+                        let most = std * 3.0 / f32::from(1u8 << (bits - 1));
+                        self.random(&shape, dtype, Fill::Uniform(0.2 * most, most))
+                    }
+                    (Format::Dense(_), dtype) => self.random(&shape, dtype, Fill::Normal(std)),
+                }
+            })
+            .collect();
+        let bias_type = format.dense().unwrap_or(DType::F32);
+        let bias = bias.then(|| self.random(&[n], bias_type, Fill::Normal(0.5)));
+        Weights::new(format, n, k, planes, bias).expect("planes as the format asks")
+    }
+
+    /// The value of an element, for checks of generated operands.
+    #[must_use]
+    pub fn get(&self, view: &View, index: usize) -> f64 {
+        let mut bytes = vec![0; view.bytes() as usize];
+        view.copy_to(&mut bytes, self.id).expect("own memory");
+        decode(view.dtype(), &bytes[index * view.dtype().size()..])
+    }
+}
+
+/// The first element in `bytes`.
+pub(super) fn decode(dtype: DType, bytes: &[u8]) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        DType::I32 => f64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        DType::BF16 => f64::from(bf16::from_le_bytes([bytes[0], bytes[1]])),
+        DType::F16 => f64::from(f16::from_le_bytes([bytes[0], bytes[1]])),
+        DType::I8 => f64::from(bytes[0] as i8),
+        DType::U8 => f64::from(bytes[0]),
+    }
+}

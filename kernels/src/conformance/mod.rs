@@ -1,0 +1,10 @@
+//! Runs every variant of every op against its f64 reference.
+//!
+//! Each case lies in memory with guard bytes around every operand. Before a variant runs, its outputs are filled with
+//! NaN; afterwards every value must be within the oracle's bound, and every byte that the op may not write unchanged.
+
+mod cases;
+mod run;
+
+pub use cases::{Case, CaseCx, Fill};
+pub use run::{Report, run_cpu};

@@ -1,0 +1,8 @@
+//! Rust SIMD on the host: instruction sets, vectors, threads, and the stream that runs CPU kernels.
+
+pub mod isa;
+pub mod pool;
+mod stream;
+
+pub(crate) use stream::reasons;
+pub use stream::{CpuCx, CpuDevice, CpuStream, caps};

@@ -1,0 +1,115 @@
+//! The stream that checks and counts but computes nothing: dry runs and plans.
+
+use std::fmt::{self, Write};
+
+use crate::buffer::{Storage, View};
+use crate::op::{CpuOp, Exec, Queue};
+use crate::select::select;
+use crate::spec::{Backend, Caps, Cost, KernelError, text};
+
+/// One op that a dry run met.
+#[derive(Clone, Debug)]
+pub struct NullRecord {
+    /// Module path given through [`Queue::scope`].
+    pub scope: String,
+    /// Name of the op.
+    pub op: &'static str,
+    /// Its spec in the text form.
+    pub spec: String,
+    /// The variant that would run it, or every variant's reason not to.
+    pub variant: Result<&'static str, String>,
+    /// Arithmetic and traffic.
+    pub cost: Cost,
+}
+
+/// Checks each op, notes its cost and the variant that would be picked. Its memory is [`Storage::Meta`].
+pub struct NullStream {
+    caps: Caps,
+    scope: Vec<String>,
+    records: Vec<NullRecord>,
+    allocated: usize,
+}
+
+impl NullStream {
+    /// A dry run for a device with these capabilities.
+    #[must_use]
+    pub fn new(caps: Caps) -> Self {
+        Self { caps, scope: Vec::new(), records: Vec::new(), allocated: 0 }
+    }
+
+    /// The ops so far, in order.
+    #[must_use]
+    pub fn records(&self) -> &[NullRecord] {
+        &self.records
+    }
+
+    /// Takes the ops so far, in order.
+    pub fn take_records(&mut self) -> Vec<NullRecord> {
+        std::mem::take(&mut self.records)
+    }
+
+    /// The sum over all ops so far.
+    #[must_use]
+    pub fn total(&self) -> Cost {
+        self.records.iter().fold(Cost::default(), |sum, record| sum + record.cost)
+    }
+
+    /// Bytes that were asked for.
+    #[must_use]
+    pub const fn allocated(&self) -> usize {
+        self.allocated
+    }
+}
+
+impl Queue for NullStream {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Storage, KernelError> {
+        self.allocated += bytes;
+        Ok(Storage::Meta(bytes))
+    }
+
+    fn write(&mut self, _to: &View, _bytes: &[u8]) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn read(&mut self, _from: &View, bytes: &mut [u8]) -> Result<(), KernelError> {
+        bytes.fill(0);
+        Ok(())
+    }
+
+    fn scope(&mut self, name: fmt::Arguments<'_>) {
+        let mut text = self.scope.last().cloned().unwrap_or_default();
+        if !text.is_empty() {
+            text.push('.');
+        }
+        let _ = text.write_fmt(name);
+        self.scope.push(text);
+    }
+
+    fn end_scope(&mut self) {
+        self.scope.pop();
+    }
+}
+
+impl<O: CpuOp> Exec<O> for NullStream {
+    fn exec(&mut self, op: &O) -> Result<(), KernelError> {
+        let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
+        let variant = match self.caps.backend {
+            Backend::Cpu => select(O::cpu_variants(), &spec, &self.caps)
+                .map(|row| row.name)
+                .ok_or_else(|| crate::cpu::reasons::<O>(&spec, &self.caps)),
+            Backend::Wgpu | Backend::Cuda => Err("not built yet".to_owned()),
+        };
+        self.records.push(NullRecord {
+            scope: self.scope.last().cloned().unwrap_or_default(),
+            op: O::NAME,
+            spec: text::write(&spec),
+            variant,
+            cost: op.cost(),
+        });
+        Ok(())
+    }
+}

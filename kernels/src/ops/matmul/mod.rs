@@ -1,0 +1,184 @@
+//! Matrix multiplication with weights as they are stored, and what follows it fused.
+//!
+//! `out[i, j] = act(sum_k x[i, k] * w[j, k] + bias[j]) + residual[i, j]`; gated (SwiGLU and its like), the upper half
+//! of the rows of `w` is the gate and the lower half is what it scales:
+//! `out[i, j] = act(x w[j]) * (x w[j + n / 2]) + residual[i, j]`.
+
+mod reference;
+
+#[cfg(feature = "conformance")]
+mod cases;
+mod cpu;
+
+use serde::{Deserialize, Serialize};
+
+use super::check;
+use crate::buffer::{View, Weights};
+use crate::op::{Access, Op};
+use crate::oracle::Oracle;
+use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
+
+/// A function applied to each product.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// The product itself.
+    #[default]
+    None,
+    /// GELU by its tanh approximation.
+    GeluTanh,
+    /// GELU by the error function.
+    GeluErf,
+    /// `x * sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// What the arithmetic may round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Math {
+    /// Products of the operands as stored, accumulated in f32.
+    #[default]
+    Exact,
+    /// Activations may be rounded to bf16 before they are multiplied.
+    Bf16,
+    /// Activations may be rounded to 8-bit integers with one scale a row, or finer.
+    Int8,
+}
+
+/// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated.
+#[derive(Clone, Debug)]
+pub struct Matmul {
+    /// Activations `[m, k]`: f32, bf16 or f16; rows may be strided.
+    pub x: View,
+    /// Weights `[n, k]` with their biases, stacked by rows.
+    pub w: Weights,
+    /// Applied to the biased product; if gated, to the gate.
+    pub act: Activation,
+    /// Whether the upper half of the rows of `w` gates the lower half.
+    pub gated: bool,
+    /// Added last, `[m, n_out]`. May be the very elements of `out`.
+    pub residual: Option<View>,
+    /// Result `[m, n_out]`; rows may be strided.
+    pub out: View,
+    /// What may be rounded.
+    pub math: Math,
+}
+
+/// The key of a [`Matmul`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MatmulSpec {
+    /// Rows of `x`, bucketed.
+    pub m: u32,
+    /// Rows of `w`.
+    pub n: u32,
+    /// Columns of both.
+    pub k: u32,
+    /// Type of the activations.
+    pub x: DType,
+    /// Format of the weights.
+    pub w: Format,
+    /// Type of the result.
+    pub out: DType,
+    /// Stored tensors that make up `w`; 0 stands for one.
+    pub parts: u32,
+    /// Whether there is a bias.
+    pub bias: bool,
+    /// The activation.
+    pub act: Activation,
+    /// Whether the result is gated.
+    pub gated: bool,
+    /// Whether there is a residual.
+    pub residual: bool,
+    /// What may be rounded.
+    pub math: Math,
+}
+
+impl Matmul {
+    /// `out = x w^T + bias` and nothing else.
+    #[must_use]
+    pub fn new(x: View, w: Weights, out: View) -> Self {
+        Self { x, w, act: Activation::None, gated: false, residual: None, out, math: Math::Exact }
+    }
+
+    /// Columns of the result.
+    #[must_use]
+    pub fn n_out(&self) -> usize {
+        if self.gated { self.w.n() / 2 } else { self.w.n() }
+    }
+}
+
+impl Op for Matmul {
+    const NAME: &'static str = "matmul";
+    type Spec = MatmulSpec;
+
+    fn spec(&self) -> Result<MatmulSpec, ShapeError> {
+        let Self { x, w, residual, out, .. } = self;
+        check::rank("x", x, 2)?;
+        check::float("x", x)?;
+        let (m, k) = (x.size(0), x.size(1));
+        if w.k() != k {
+            return Err(ShapeError::mismatch("w axis k", k, w.k()));
+        }
+        if self.gated && !w.n().is_multiple_of(2) {
+            return Err(ShapeError::mismatch("w axis n of a gated product", "an even number", w.n()));
+        }
+        check::float("out", out)?;
+        check::shape("out", out, &[m, self.n_out()])?;
+        check::output("out", out, [("x", x)])?;
+        for plane in w.parts().iter().flat_map(|part| part.planes.iter().chain(&part.bias)) {
+            check::output("out", out, [("w", plane)])?;
+        }
+        if let Some(residual) = residual {
+            check::float("residual", residual)?;
+            check::shape("residual", residual, &[m, self.n_out()])?;
+            if !residual.same_elements(out) {
+                check::output("out", out, [("residual", residual)])?;
+            }
+        }
+        Ok(MatmulSpec {
+            m: bucket(m),
+            n: w.n() as u32,
+            k: k as u32,
+            x: x.dtype(),
+            w: w.format(),
+            out: out.dtype(),
+            parts: if w.parts().len() == 1 { 0 } else { w.parts().len() as u32 },
+            bias: w.has_bias(),
+            act: self.act,
+            gated: self.gated,
+            residual: residual.is_some(),
+            math: self.math,
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        let (m, n, k) = (self.x.size(0) as u64, self.w.n() as u64, self.w.k() as u64);
+        Cost {
+            flops: 2 * m * n * k,
+            read: self.x.bytes() + self.w.bytes() + self.residual.as_ref().map_or(0, View::bytes),
+            written: self.out.bytes(),
+        }
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View)) {
+        visit(Access::In, &mut self.x);
+        self.w.for_each_view(&mut |view| visit(Access::In, view));
+        if let Some(residual) = &mut self.residual {
+            visit(Access::In, residual);
+        }
+        visit(Access::Out, &mut self.out);
+    }
+
+    fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {
+        reference::reference(self, io)
+    }
+
+    #[cfg(feature = "conformance")]
+    fn cases(cx: &mut crate::conformance::CaseCx) -> Vec<crate::conformance::Case<Self>> {
+        cases::cases(cx)
+    }
+}

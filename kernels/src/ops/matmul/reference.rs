@@ -1,0 +1,90 @@
+//! The product in f64.
+
+use super::{Activation, Math, Matmul};
+use crate::oracle::Oracle;
+use crate::spec::{DType, KernelError, tolerance};
+
+impl Activation {
+    /// The function in f64.
+    #[must_use]
+    pub fn eval(self, x: f64) -> f64 {
+        match self {
+            Self::None => x,
+            Self::GeluTanh => {
+                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
+            }
+            Self::GeluErf => 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2),
+            Self::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Self::Silu => x / (1.0 + (-x).exp()),
+        }
+    }
+
+    /// A bound of the slope.
+    fn slope(self) -> f64 {
+        if self == Self::None { 1.0 } else { 1.13 }
+    }
+
+    /// The result with its error, for an argument known to within `inner`.
+    ///
+    /// The absolute term covers implementations that form `1 + tanh` or `1 + erf` in f32: for negative arguments they
+    /// lose digits relative to the result, never more than a few ulp of the argument.
+    fn with_error(self, x: f64, inner: f64) -> (f64, f64) {
+        let value = self.eval(x);
+        match self {
+            Self::None => (value, inner),
+            _ => (value, tolerance::pointwise(inner, self.slope(), x)),
+        }
+    }
+}
+
+pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError> {
+    let (m, k, n_out) = (op.x.size(0), op.w.k(), op.n_out());
+    let (x, w, bias) = (io.read(&op.x)?, io.weights(&op.w)?, io.biases(&op.w)?);
+    let residual = op.residual.as_ref().map(|view| io.read(view)).transpose()?;
+
+    // Absolute error of one activation after the rounding that `math` allows, by row.
+    let row_error: Vec<f64> = (0..m)
+        .map(|row| match op.math {
+            Math::Int8 => x[row * k..][..k].iter().fold(0.0f64, |max, v| max.max(v.abs())) / 254.0,
+            Math::Exact | Math::Bf16 => 0.0,
+        })
+        .collect();
+
+    let product = |row: usize, col: usize| {
+        let (mut sum, mut magnitude, mut weight) = (0.0, 0.0, 0.0);
+        for (a, b) in x[row * k..][..k].iter().zip(&w[col * k..][..k]) {
+            sum += a * b;
+            magnitude += (a * b).abs();
+            weight += b.abs();
+        }
+        let error = match op.math {
+            Math::Exact => tolerance::dot(k, magnitude + bias[col].abs()),
+            Math::Bf16 => tolerance::rounded_dot(k, magnitude + bias[col].abs(), DType::BF16),
+            Math::Int8 => tolerance::dot(k, magnitude + bias[col].abs()) + row_error[row] * weight,
+        };
+        (sum + bias[col], error)
+    };
+
+    let picked = io.pick(m * n_out, if op.gated { 2 * k } else { k });
+    let (mut values, mut errors) = (Vec::with_capacity(picked.len()), Vec::with_capacity(picked.len()));
+    for &index in &picked {
+        let (row, col) = (index / n_out, index % n_out);
+        let (sum, error) = product(row, col);
+        let (mut value, mut error) = op.act.with_error(sum, error);
+        if op.gated {
+            let (up, up_error) = product(row, col + n_out);
+            error = error * up.abs() + up_error * value.abs() + error * up_error;
+            value *= up;
+            error += 2.0 * DType::F32.roundoff() * value.abs();
+        }
+        if let Some(residual) = &residual {
+            value += residual[index];
+            error += 2.0 * DType::F32.roundoff() * (value.abs() + residual[index].abs());
+        }
+        values.push(value);
+        errors.push(error);
+    }
+    let indices = (picked.len() < m * n_out).then_some(picked);
+    io.expect_some(&op.out, indices, values, errors);
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The ops. Each folder holds one: operands, shape check and cost in `mod.rs`, the f64 maths in `reference.rs`, one file
+//! per backend, and the conformance cases.
+
+mod attention;
+mod check;
+mod gather_rows;
+mod matmul;
+mod merge_patches;
+mod norm;
+mod patch_embed;
+mod pool;
+mod rope;
+mod sample;
+mod scatter_rows;
+
+pub use attention::{Attention, AttentionKv, AttentionSpec, Mask};
+pub use gather_rows::{GatherRows, GatherRowsSpec};
+pub use matmul::{Activation, Math, Matmul, MatmulSpec};
+pub use merge_patches::{MergeOrder, MergePatches, MergePatchesSpec};
+pub use norm::{Norm, NormKind, NormSpec};
+pub use patch_embed::{PatchEmbed, PatchEmbedSpec};
+pub use pool::{Pool, PoolKind, PoolOver, PoolSpec};
+pub use rope::{KvWrite, QkNorm, Rope, RopeSpec, RopeStyle};
+pub use sample::{Sample, SampleSpec, params};
+pub use scatter_rows::{ScatterRows, ScatterRowsSpec};

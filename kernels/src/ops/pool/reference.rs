@@ -1,0 +1,60 @@
+//! Pooling in f64.
+
+use super::{Pool, PoolKind, PoolOver};
+use crate::op::Op;
+use crate::oracle::Oracle;
+use crate::spec::{KernelError, tolerance};
+
+pub(super) fn reference(op: &Pool, io: &mut Oracle) -> Result<(), KernelError> {
+    let (x, rows, d) = (io.read(&op.x)?, op.x.size(0), op.x.size(1));
+    let members: Vec<Vec<usize>> = match op.over {
+        PoolOver::Segments(ref starts) => {
+            let starts = io.ints(starts)?;
+            let mut members = Vec::new();
+            for pair in starts.windows(2) {
+                if pair[0] < 0 || pair[1] < pair[0] || pair[1] as usize > rows {
+                    return Err(KernelError::Index {
+                        op: Pool::NAME,
+                        what: "segment",
+                        index: pair[1],
+                        limit: rows + 1,
+                    });
+                }
+                members.push((pair[0] as usize..pair[1] as usize).collect());
+            }
+            members
+        }
+        PoolOver::Grid { grid_h, grid_w, block_h, block_w } => {
+            let (down, across) = (grid_h / block_h, grid_w / block_w);
+            (0..rows / (block_h * block_w))
+                .map(|out| {
+                    let (image, place) = (out / (down * across), out % (down * across));
+                    let (top, left) = (place / across * block_h, place % across * block_w);
+                    (0..block_h * block_w)
+                        .map(|i| (image * grid_h + top + i / block_w) * grid_w + left + i % block_w)
+                        .collect()
+                })
+                .collect()
+        }
+    };
+    let (mut values, mut errors) = (Vec::with_capacity(op.out.len()), Vec::with_capacity(op.out.len()));
+    for member in &members {
+        for col in 0..d {
+            let column = || member.iter().map(|&row| x[row * d + col]);
+            let count = member.len().max(1) as f64;
+            let (value, error) = match op.kind {
+                PoolKind::Mean => (
+                    column().sum::<f64>() / count,
+                    tolerance::dot(member.len(), column().map(f64::abs).sum::<f64>() / count),
+                ),
+                PoolKind::Max => (column().reduce(f64::max).unwrap_or(0.0), 0.0),
+                PoolKind::First => (column().next().unwrap_or(0.0), 0.0),
+                PoolKind::Last => (column().next_back().unwrap_or(0.0), 0.0),
+            };
+            values.push(value);
+            errors.push(error);
+        }
+    }
+    io.expect(&op.out, values, errors);
+    Ok(())
+}

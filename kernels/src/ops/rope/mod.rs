@@ -1,0 +1,221 @@
+//! Rotary position embedding of queries and keys, with their normalization before and the write to the KV pages after.
+//!
+//! Pair `p` of a head is turned by `angle = f32(position) * inv_freq[p]`, the product rounded to f32:
+//! `(a, b) -> (a cos - b sin, b cos + a sin) * attention_scaling`. Half style pairs element `p` with `p + pairs`,
+//! interleaved style `2 p` with `2 p + 1`. Elements beyond the pairs stay.
+
+mod cpu;
+mod reference;
+
+#[cfg(feature = "conformance")]
+mod cases;
+
+use serde::{Deserialize, Serialize};
+
+use super::check;
+use crate::buffer::View;
+use crate::op::{Access, Op};
+use crate::oracle::Oracle;
+use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+
+/// Which elements of a head form a pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RopeStyle {
+    /// `p` and `p + pairs`.
+    #[default]
+    Half,
+    /// `2 p` and `2 p + 1`.
+    Interleaved,
+}
+
+/// RMS normalization of each head before it is turned.
+#[derive(Clone, Debug)]
+pub struct QkNorm {
+    /// Scale of query heads `[head_dim]`.
+    pub q: View,
+    /// Scale of key heads `[head_dim]`.
+    pub k: View,
+    /// Added to each scale.
+    pub weight_offset: f32,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Where keys and values go: page `slot / page_size`, slot `slot % page_size` in it.
+#[derive(Clone, Debug)]
+pub struct KvWrite {
+    /// Values `[tokens, heads_kv, head_dim]`, copied as they are.
+    pub v: View,
+    /// Pages of keys `[pages, page_size, heads_kv, head_dim]`.
+    pub k_pages: View,
+    /// Pages of values, likewise.
+    pub v_pages: View,
+    /// i32 `[tokens]`: the slot of each token; negative ones are not written.
+    pub slots: View,
+}
+
+/// `q: [tokens, heads_q, head_dim]  k: [tokens, heads_kv, head_dim]`: `q` is turned in place, `k` in place or, with
+/// `kv`, into its pages (`k` itself then stays).
+#[derive(Clone, Debug)]
+pub struct Rope {
+    /// Queries `[tokens, heads_q, head_dim]`.
+    pub q: View,
+    /// Keys `[tokens, heads_kv, head_dim]`.
+    pub k: View,
+    /// i32 `[axes, tokens]`.
+    pub positions: View,
+    /// f32 `[pairs]`.
+    pub inv_freq: View,
+    /// i32 `[pairs]`: the axis of positions that turns each pair; without it axis 0.
+    pub pair_axis: Option<View>,
+    /// Which elements form a pair.
+    pub style: RopeStyle,
+    /// Factor of the turned elements.
+    pub attention_scaling: f32,
+    /// Normalization before.
+    pub norm: Option<QkNorm>,
+    /// Write to pages after.
+    pub kv: Option<KvWrite>,
+}
+
+/// The key of a [`Rope`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RopeSpec {
+    /// Tokens, bucketed.
+    pub tokens: u32,
+    /// Query heads.
+    pub heads_q: u32,
+    /// Key heads.
+    pub heads_kv: u32,
+    /// Elements of a head.
+    pub head_dim: u32,
+    /// Pairs that are turned.
+    pub pairs: u32,
+    /// Axes of positions.
+    pub axes: u32,
+    /// Type of queries and keys.
+    pub x: DType,
+    /// Type of the pages.
+    pub kv_dtype: DType,
+    /// Slots of a page; 0 without pages.
+    pub page: u32,
+    /// Which elements form a pair.
+    pub style: RopeStyle,
+    /// Whether heads are normalized before.
+    pub norm: bool,
+}
+
+impl Op for Rope {
+    const NAME: &'static str = "rope";
+    type Spec = RopeSpec;
+
+    fn spec(&self) -> Result<RopeSpec, ShapeError> {
+        let Self { q, k, positions, inv_freq, .. } = self;
+        check::rank("q", q, 3)?;
+        check::float("q", q)?;
+        check::rank("k", k, 3)?;
+        check::dtype("k", k, q.dtype())?;
+        let (tokens, head_dim, heads_kv, pairs) = (q.size(0), q.size(2), k.size(1), inv_freq.size(0));
+        check::shape("k", k, &[tokens, heads_kv, head_dim])?;
+        check::rank("positions", positions, 2)?;
+        check::dtype("positions", positions, DType::I32)?;
+        check::shape("positions", positions, &[positions.size(0), tokens])?;
+        check::rank("inv_freq", inv_freq, 1)?;
+        check::dtype("inv_freq", inv_freq, DType::F32)?;
+        if 2 * pairs > head_dim {
+            return Err(ShapeError::mismatch("inv_freq axis 0", format!("at most {}", head_dim / 2), pairs));
+        }
+        if positions.size(0) == 0 {
+            return Err(ShapeError::mismatch("positions axis 0", "at least one axis", 0));
+        }
+        if let Some(axis) = &self.pair_axis {
+            check::dtype("pair_axis", axis, DType::I32)?;
+            check::shape("pair_axis", axis, &[pairs])?;
+        }
+        if let Some(norm) = &self.norm {
+            for (name, view) in [("q norm", &norm.q), ("k norm", &norm.k)] {
+                check::float(name, view)?;
+                check::shape(name, view, &[head_dim])?;
+            }
+        }
+        check::output("q", q, [("k", k)])?;
+        check::output("k", k, [])?;
+        let (mut page, mut kv_dtype) = (0, q.dtype());
+        if let Some(kv) = &self.kv {
+            check::shape("v", &kv.v, k.shape())?;
+            check::dtype("v", &kv.v, q.dtype())?;
+            check::rank("k_pages", &kv.k_pages, 4)?;
+            check::float("k_pages", &kv.k_pages)?;
+            page = kv.k_pages.size(1);
+            kv_dtype = kv.k_pages.dtype();
+            check::shape("k_pages", &kv.k_pages, &[kv.k_pages.size(0), page, heads_kv, head_dim])?;
+            check::shape("v_pages", &kv.v_pages, kv.k_pages.shape())?;
+            check::dtype("v_pages", &kv.v_pages, kv_dtype)?;
+            check::dtype("slots", &kv.slots, DType::I32)?;
+            check::shape("slots", &kv.slots, &[tokens])?;
+            check::output(
+                "k_pages",
+                &kv.k_pages,
+                [("q", q), ("k", k), ("v", &kv.v), ("v_pages", &kv.v_pages)],
+            )?;
+            check::output("v_pages", &kv.v_pages, [("q", q), ("k", k), ("v", &kv.v)])?;
+            check::output("q", q, [("v", &kv.v)])?;
+        }
+        Ok(RopeSpec {
+            tokens: bucket(tokens),
+            heads_q: q.size(1) as u32,
+            heads_kv: heads_kv as u32,
+            head_dim: head_dim as u32,
+            pairs: pairs as u32,
+            axes: positions.size(0) as u32,
+            x: q.dtype(),
+            kv_dtype,
+            page: page as u32,
+            style: self.style,
+            norm: self.norm.is_some(),
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        let values = self.kv.as_ref().map_or(0, |kv| kv.v.bytes());
+        let width = self.kv.as_ref().map_or(self.k.dtype(), |kv| kv.k_pages.dtype()).size() as u64;
+        let kept = self.kv.as_ref().map_or(self.k.len(), |kv| self.k.len() + kv.v.len()) as u64;
+        Cost {
+            flops: 3 * (self.q.len() + self.k.len()) as u64,
+            read: self.q.bytes() + self.k.bytes() + values,
+            written: self.q.bytes() + kept * width,
+        }
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View)) {
+        visit(Access::InOut, &mut self.q);
+        let in_place = self.kv.is_none();
+        visit(if in_place { Access::InOut } else { Access::In }, &mut self.k);
+        visit(Access::In, &mut self.positions);
+        visit(Access::In, &mut self.inv_freq);
+        if let Some(axis) = &mut self.pair_axis {
+            visit(Access::In, axis);
+        }
+        if let Some(norm) = &mut self.norm {
+            visit(Access::In, &mut norm.q);
+            visit(Access::In, &mut norm.k);
+        }
+        if let Some(kv) = &mut self.kv {
+            visit(Access::In, &mut kv.v);
+            visit(Access::In, &mut kv.slots);
+            visit(Access::InOut, &mut kv.k_pages);
+            visit(Access::InOut, &mut kv.v_pages);
+        }
+    }
+
+    fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {
+        reference::reference(self, io)
+    }
+
+    #[cfg(feature = "conformance")]
+    fn cases(cx: &mut crate::conformance::CaseCx) -> Vec<crate::conformance::Case<Self>> {
+        cases::cases(cx)
+    }
+}

@@ -1,0 +1,117 @@
+//! Chooses the next token of each row from its logits.
+//!
+//! In this order, as transformers' logits processors do: repetition penalty, temperature, top-k, top-p, min-p, softmax
+//! over what is left, then the first token (by descending probability, ties by lower id) whose cumulative probability
+//! exceeds `uniform`. A temperature of 0 takes the largest penalized logit, the lowest id among equals.
+
+mod cpu;
+mod reference;
+
+#[cfg(feature = "conformance")]
+mod cases;
+
+use serde::{Deserialize, Serialize};
+
+use super::check;
+use crate::buffer::View;
+use crate::op::{Access, Op};
+use crate::oracle::Oracle;
+use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+
+/// Columns of [`Sample::params`].
+pub mod params {
+    /// 0 is greedy.
+    pub const TEMPERATURE: usize = 0;
+    /// Tokens kept by rank; 0 keeps all.
+    pub const TOP_K: usize = 1;
+    /// Probability mass kept; 1 keeps all.
+    pub const TOP_P: usize = 2;
+    /// Least probability kept, relative to the largest; 0 keeps all.
+    pub const MIN_P: usize = 3;
+    /// Divides positive and multiplies negative logits of tokens seen before; 1 is off.
+    pub const REPETITION_PENALTY: usize = 4;
+    /// In `[0, 1)`: where the cumulative distribution is cut.
+    pub const UNIFORM: usize = 5;
+    /// Number of columns.
+    pub const COUNT: usize = 6;
+}
+
+/// `logits: [rows, vocab]  params: [rows, 6]  history: [rows, max_history]  ->  out: i32 [rows]`.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Logits `[rows, vocab]`. A NaN counts as minus infinity.
+    pub logits: View,
+    /// f32 `[rows, params::COUNT]`, see [`params`].
+    pub params: View,
+    /// i32 `[rows, max_history]`: tokens that the penalty is for; negative ones are padding.
+    pub history: Option<View>,
+    /// i32 `[rows]`: the token of each row.
+    pub out: View,
+}
+
+/// The key of a [`Sample`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SampleSpec {
+    /// Rows, bucketed.
+    pub rows: u32,
+    /// Tokens of the vocabulary.
+    pub vocab: u32,
+    /// Type of the logits.
+    pub x: DType,
+    /// Whether there is a history to penalize.
+    pub history: bool,
+}
+
+impl Op for Sample {
+    const NAME: &'static str = "sample";
+    type Spec = SampleSpec;
+
+    fn spec(&self) -> Result<SampleSpec, ShapeError> {
+        let Self { logits, params, history, out } = self;
+        check::rank("logits", logits, 2)?;
+        check::float("logits", logits)?;
+        let (rows, vocab) = (logits.size(0), logits.size(1));
+        if vocab == 0 && rows > 0 {
+            return Err(ShapeError::mismatch("logits axis vocab", "at least one token", 0));
+        }
+        check::dtype("params", params, DType::F32)?;
+        check::shape("params", params, &[rows, params::COUNT])?;
+        if let Some(history) = history {
+            check::rank("history", history, 2)?;
+            check::dtype("history", history, DType::I32)?;
+            check::shape("history", history, &[rows, history.size(1)])?;
+        }
+        check::dtype("out", out, DType::I32)?;
+        check::shape("out", out, &[rows])?;
+        check::output("out", out, [("logits", logits), ("params", params)])?;
+        Ok(SampleSpec {
+            rows: bucket(rows),
+            vocab: vocab as u32,
+            x: logits.dtype(),
+            history: history.is_some(),
+        })
+    }
+
+    fn cost(&self) -> Cost {
+        Cost { flops: self.logits.len() as u64, read: self.logits.bytes(), written: self.out.bytes() }
+    }
+
+    fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View)) {
+        visit(Access::In, &mut self.logits);
+        visit(Access::In, &mut self.params);
+        if let Some(history) = &mut self.history {
+            visit(Access::In, history);
+        }
+        visit(Access::Out, &mut self.out);
+    }
+
+    fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {
+        reference::reference(self, io)
+    }
+
+    #[cfg(feature = "conformance")]
+    fn cases(cx: &mut crate::conformance::CaseCx) -> Vec<crate::conformance::Case<Self>> {
+        cases::cases(cx)
+    }
+}

@@ -1,0 +1,147 @@
+//! Reads operands as f64 and collects what an op's reference expects, with error bounds.
+
+use half::{bf16, f16};
+
+use crate::buffer::{StreamId, View, Weights};
+use crate::quant;
+use crate::spec::{DType, Element, KernelError, tolerance};
+
+/// Multiply-adds above which only a seeded sample of the outputs is checked.
+const SAMPLE_ABOVE: u64 = 1 << 27;
+
+/// What the reference expects of one output view.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// The output.
+    pub view: View,
+    /// Row-major indices of the values, ascending; `None` is every element.
+    pub indices: Option<Vec<usize>>,
+    /// Values in f64.
+    pub values: Vec<f64>,
+    /// Largest allowed distance from each value, storage rounding included.
+    pub bounds: Vec<f64>,
+}
+
+/// Operand access for [`Op::reference`](crate::Op::reference).
+pub struct Oracle {
+    by: StreamId,
+    sample: bool,
+    expected: Vec<Expected>,
+}
+
+impl Oracle {
+    /// For ops whose memory belongs to stream `by`. With `sample`, large ops are checked in part.
+    #[must_use]
+    pub fn new(by: StreamId, sample: bool) -> Self {
+        Self { by, sample, expected: Vec::new() }
+    }
+
+    /// The elements of a view in row-major order.
+    pub fn read(&self, view: &View) -> Result<Vec<f64>, KernelError> {
+        match view.dtype() {
+            DType::F32 => self.read_as::<f32, _>(view, f64::from),
+            DType::BF16 => self.read_as::<bf16, _>(view, f64::from),
+            DType::F16 => self.read_as::<f16, _>(view, f64::from),
+            DType::I8 => self.read_as::<i8, _>(view, f64::from),
+            DType::U8 => self.read_as::<u8, _>(view, f64::from),
+            DType::I32 => self.read_as::<i32, _>(view, f64::from),
+        }
+    }
+
+    /// The elements of an i32 view in row-major order.
+    pub fn ints(&self, view: &View) -> Result<Vec<i64>, KernelError> {
+        self.read_as::<i32, i64>(view, i64::from)
+    }
+
+    fn read_as<T: Element, R>(&self, view: &View, to: impl Fn(T) -> R) -> Result<Vec<R>, KernelError> {
+        let base = view.read_ptr::<T>(self.by)?;
+        let mut all = Vec::with_capacity(view.len());
+        // SAFETY: offsets of the layout stay within its extent, for which the pointer is valid.
+        view.layout().for_each_offset(|offset| all.push(to(unsafe { *base.add(offset) })));
+        Ok(all)
+    }
+
+    /// A weight matrix `[n, k]`, decoded.
+    pub fn weights(&self, weights: &Weights) -> Result<Vec<f64>, KernelError> {
+        let mut all = Vec::with_capacity(weights.n() * weights.k());
+        for part in weights.parts() {
+            match weights.format().dense() {
+                Some(_) => all.extend(self.read(&part.planes[0])?),
+                None => quant::decode(weights.format(), weights.k(), part, self, &mut all)?,
+            }
+        }
+        Ok(all)
+    }
+
+    /// The biases of a stacked matrix `[n]`, zero where a part has none.
+    pub fn biases(&self, weights: &Weights) -> Result<Vec<f64>, KernelError> {
+        let mut all = Vec::with_capacity(weights.n());
+        for part in weights.parts() {
+            match &part.bias {
+                Some(bias) => all.extend(self.read(bias)?),
+                None => all.resize(all.len() + part.rows, 0.0),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Row-major indices of the outputs to compute: all of them, or a seeded sample of a large op, corners included.
+    #[must_use]
+    pub fn pick(&self, outputs: usize, macs_each: usize) -> Vec<usize> {
+        if !self.sample || outputs as u64 * macs_each as u64 <= SAMPLE_ABOVE {
+            return (0..outputs).collect();
+        }
+        let wanted = (SAMPLE_ABOVE / macs_each.max(1) as u64).clamp(64, 1 << 14) as usize;
+        let mut state = outputs as u64;
+        let mut all: Vec<usize> = (0..wanted)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                ((u128::from(state) * outputs as u128) >> 64) as usize
+            })
+            .chain([0, outputs - 1])
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// States every value of an output. `errors` bound the arithmetic; rounding to the view's type is added here.
+    pub fn expect(&mut self, view: &View, values: Vec<f64>, errors: Vec<f64>) {
+        self.expect_some(view, None, values, errors);
+    }
+
+    /// As [`expect`](Self::expect) for the given indices only.
+    pub fn expect_some(
+        &mut self,
+        view: &View,
+        indices: Option<Vec<usize>>,
+        values: Vec<f64>,
+        errors: Vec<f64>,
+    ) {
+        let dtype = view.dtype();
+        let bounds = values.iter().zip(&errors).map(|(&value, &error)| match dtype.is_float() {
+            true => tolerance::stored(error, value, dtype),
+            false => error,
+        });
+        let bounds = bounds.collect();
+        self.expected.push(Expected { view: view.clone(), indices, values, bounds });
+    }
+
+    /// What the reference stated.
+    #[must_use]
+    pub fn into_expected(self) -> Vec<Expected> {
+        self.expected
+    }
+}
+
+/// Writes a value to an element of a view, rounded to its type.
+pub(crate) fn encode(dtype: DType, value: f64, bytes: &mut Vec<u8>) {
+    match dtype {
+        DType::F32 => bytes.extend((value as f32).to_le_bytes()),
+        DType::BF16 => bytes.extend(bf16::from_f32(value as f32).to_le_bytes()),
+        DType::F16 => bytes.extend(f16::from_f32(value as f32).to_le_bytes()),
+        DType::I8 => bytes.extend((value as i8).to_le_bytes()),
+        DType::U8 => bytes.push(value as u8),
+        DType::I32 => bytes.extend((value as i32).to_le_bytes()),
+    }
+}

@@ -1,0 +1,39 @@
+//! Storage formats: one folder each, with the encoder and the decoder that the oracle uses, and one small decoder per
+//! kernel language. Kernels include decoders; there is no kernel per format.
+
+pub mod int_group;
+
+use crate::buffer::WeightPart;
+use crate::oracle::Oracle;
+use crate::spec::{Format, KernelError};
+
+/// Appends the rows of one stored tensor, decoded to f64.
+pub(crate) fn decode(
+    format: Format,
+    k: usize,
+    part: &WeightPart,
+    oracle: &Oracle,
+    rows: &mut Vec<f64>,
+) -> Result<(), KernelError> {
+    match format {
+        Format::Dense(_) => rows.extend(oracle.read(&part.planes[0])?),
+        Format::IntGroup { bits, .. } => {
+            let words = oracle.ints(&part.planes[0])?;
+            let scales = oracle.read(&part.planes[1])?;
+            let zeros = part.planes.get(2).map(|plane| oracle.ints(plane)).transpose()?;
+            let groups = format.groups(k);
+            let per_row = part.planes[0].size(1);
+            for row in 0..part.rows {
+                for col in 0..k {
+                    let group = col / format.group_len(k);
+                    let q = int_group::field(words[row * per_row + col * bits as usize / 32], col, bits);
+                    let zero = zeros.as_ref().map_or(0, |zeros| {
+                        int_group::field(zeros[row * bits as usize / 32 * groups + group], row, bits)
+                    });
+                    rows.push((q - zero) as f64 * scales[row * groups + group]);
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The stream that runs each op's f64 reference on the host.
+
+use crate::buffer::{Storage, StreamId, View};
+use crate::cpu::isa::Level;
+use crate::op::{Exec, Op, Queue};
+use crate::oracle::{Oracle, encode};
+use crate::spec::{Backend, Caps, KernelError};
+
+/// Runs references: slow, and as exact as the types of the outputs allow.
+pub struct ReferenceStream {
+    id: StreamId,
+    caps: Caps,
+}
+
+impl Default for ReferenceStream {
+    fn default() -> Self {
+        let caps = Caps {
+            backend: Backend::Cpu,
+            device: "f64 reference".into(),
+            isa: Level::Scalar,
+            int8_dot: false,
+            bf16_dot: false,
+            units: 1,
+        };
+        Self { id: StreamId::fresh(), caps }
+    }
+}
+
+impl Queue for ReferenceStream {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Storage, KernelError> {
+        Storage::host(bytes, self.id)
+    }
+
+    fn write(&mut self, to: &View, bytes: &[u8]) -> Result<(), KernelError> {
+        to.fill_from(bytes, self.id)
+    }
+
+    fn read(&mut self, from: &View, bytes: &mut [u8]) -> Result<(), KernelError> {
+        from.copy_to(bytes, self.id)
+    }
+}
+
+impl<O: Op> Exec<O> for ReferenceStream {
+    fn exec(&mut self, op: &O) -> Result<(), KernelError> {
+        op.spec().map_err(|error| error.of_op(O::NAME))?;
+        let mut oracle = Oracle::new(self.id, false);
+        op.reference(&mut oracle)?;
+        for expected in oracle.into_expected() {
+            let (dtype, size) = (expected.view.dtype(), expected.view.dtype().size());
+            let mut new = Vec::with_capacity(expected.values.len() * size);
+            for &value in &expected.values {
+                encode(dtype, value, &mut new);
+            }
+            let Some(indices) = expected.indices else {
+                expected.view.fill_from(&new, self.id)?;
+                continue;
+            };
+            let mut all = vec![0; expected.view.len() * size];
+            expected.view.copy_to(&mut all, self.id)?;
+            for (index, element) in indices.into_iter().zip(new.chunks_exact(size)) {
+                all[index * size..][..size].copy_from_slice(element);
+            }
+            expected.view.fill_from(&all, self.id)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! Storage formats of weight matrices.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::{SmallVec, smallvec};
+
+use super::DType;
+
+/// How a weight matrix `[n, k]` lies in memory.
+///
+/// The text form is the spelling used everywhere: `bf16`, `int8g128`, `int4g32`, `int4g128z` (with zero points),
+/// `int8row` (one scale a row); scales that are not bf16 follow a dot: `int4g128.f16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// One plane `[n, k]` of floats.
+    Dense(DType),
+    /// Integers of 4 or 8 bits in groups along `k` that share a scale, as in the compressed-tensors
+    /// `pack-quantized` layout: `w = (q - zero) * scale`, `q` in `[-2^(bits-1), 2^(bits-1))`.
+    ///
+    /// Planes: `packed` i32 `[n, ceil(k * bits / 32)]`, offset binary (`q + 2^(bits-1)`), low bits first along `k`;
+    /// `scales` `[n, groups]`; with zero points also `zeros` i32 `[ceil(n * bits / 32), groups]`, packed along `n`
+    /// with the same offset.
+    IntGroup {
+        /// Bits of one weight: 4 or 8.
+        bits: u8,
+        /// Weights along `k` that share a scale; 0 is the whole row.
+        group: u32,
+        /// Whether each group has a zero point.
+        zero: bool,
+        /// Type of the scales: f32, bf16 or f16.
+        scale: DType,
+    },
+}
+
+/// Shape and type of one plane of a stored matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlaneShape {
+    /// Name of the plane, as errors show it.
+    pub name: &'static str,
+    /// Rows of the plane.
+    pub rows: usize,
+    /// Columns of the plane.
+    pub cols: usize,
+    /// Element type of the plane.
+    pub dtype: DType,
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        Self::Dense(DType::F32)
+    }
+}
+
+impl Format {
+    /// Groups along an axis of `k` weights.
+    #[must_use]
+    pub fn groups(self, k: usize) -> usize {
+        match self {
+            Self::Dense(_) => 0,
+            Self::IntGroup { group: 0, .. } => usize::from(k > 0),
+            Self::IntGroup { group, .. } => k.div_ceil(group as usize),
+        }
+    }
+
+    /// Weights along `k` that share a scale: `k` itself where a row has one.
+    #[must_use]
+    pub fn group_len(self, k: usize) -> usize {
+        match self {
+            Self::Dense(_) | Self::IntGroup { group: 0, .. } => k,
+            Self::IntGroup { group, .. } => group as usize,
+        }
+    }
+
+    /// The planes that store a matrix `[n, k]`.
+    #[must_use]
+    pub fn planes(self, n: usize, k: usize) -> SmallVec<[PlaneShape; 3]> {
+        match self {
+            Self::Dense(dtype) => smallvec![PlaneShape { name: "weight", rows: n, cols: k, dtype }],
+            Self::IntGroup { bits, zero, scale, .. } => {
+                let words = |count: usize| (count * bits as usize).div_ceil(32);
+                let groups = self.groups(k);
+                let mut planes: SmallVec<[PlaneShape; 3]> = smallvec![
+                    PlaneShape { name: "packed", rows: n, cols: words(k), dtype: DType::I32 },
+                    PlaneShape { name: "scales", rows: n, cols: groups, dtype: scale },
+                ];
+                if zero {
+                    planes.push(PlaneShape {
+                        name: "zeros",
+                        rows: words(n),
+                        cols: groups,
+                        dtype: DType::I32,
+                    });
+                }
+                planes
+            }
+        }
+    }
+
+    /// Bytes of a stored matrix `[n, k]`, all planes together.
+    #[must_use]
+    pub fn bytes(self, n: usize, k: usize) -> u64 {
+        self.planes(n, k).iter().map(|p| (p.rows * p.cols * p.dtype.size()) as u64).sum()
+    }
+
+    /// The element type of a dense format.
+    #[must_use]
+    pub const fn dense(self) -> Option<DType> {
+        match self {
+            Self::Dense(dtype) => Some(dtype),
+            Self::IntGroup { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Dense(dtype) => dtype.fmt(f),
+            Self::IntGroup { bits, group, zero, scale } => {
+                write!(f, "int{bits}")?;
+                if group == 0 {
+                    f.write_str("row")?;
+                } else {
+                    write!(f, "g{group}")?;
+                }
+                if zero {
+                    f.write_str("z")?;
+                }
+                if scale == DType::BF16 { Ok(()) } else { write!(f, ".{scale}") }
+            }
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "unknown format `{text}`; expected f32, bf16, f16, or int8/int4 with g<group> or row, then z for zero \
+                 points, then .f16 or .f32 for scales that are not bf16 (int4g128, int8row, int4g32z.f16)"
+            )
+        };
+        if let Ok(dtype) = text.parse::<DType>() {
+            return if dtype.is_float() { Ok(Self::Dense(dtype)) } else { Err(wrong()) };
+        }
+        let (head, scale) = match text.split_once('.') {
+            Some((head, scale)) => (head, scale.parse::<DType>().map_err(|_| wrong())?),
+            None => (text, DType::BF16),
+        };
+        let (head, zero) = head.strip_suffix('z').map_or((head, false), |head| (head, true));
+        let (bits, rest) = if let Some(rest) = head.strip_prefix("int8") {
+            (8, rest)
+        } else if let Some(rest) = head.strip_prefix("int4") {
+            (4, rest)
+        } else {
+            return Err(wrong());
+        };
+        let group = match rest {
+            "row" => 0,
+            _ => rest
+                .strip_prefix('g')
+                .and_then(|g| g.parse::<u32>().ok())
+                .filter(|&g| g > 0)
+                .ok_or_else(wrong)?,
+        };
+        if !scale.is_float() {
+            return Err(wrong());
+        }
+        Ok(Self::IntGroup { bits, group, zero, scale })
+    }
+}
+
+impl Serialize for Format {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Format {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_form_round_trips() {
+        for text in [
+            "f32",
+            "bf16",
+            "f16",
+            "int8g128",
+            "int4g32",
+            "int4g128z",
+            "int8row",
+            "int4g64z.f16",
+            "int8row.f32",
+        ] {
+            assert_eq!(text.parse::<Format>().map(|f| f.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["", "i8", "int4", "int4g0", "int3g32", "int4g128.i8", "int4g12x", "bf16z"] {
+            assert!(text.parse::<Format>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn planes_follow_the_published_layout() {
+        let format = Format::IntGroup { bits: 4, group: 128, zero: true, scale: DType::F16 };
+        let planes = format.planes(10, 300);
+        assert_eq!((planes[0].rows, planes[0].cols), (10, 38));
+        assert_eq!((planes[1].rows, planes[1].cols), (10, 3));
+        assert_eq!((planes[2].rows, planes[2].cols), (2, 3));
+        assert_eq!(format.bytes(10, 300), 10 * 38 * 4 + 10 * 3 * 2 + 2 * 3 * 4);
+    }
+}
