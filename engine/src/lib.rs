@@ -1,3 +1,5 @@
 //! Tensors, weights, preprocessing, generation and scheduling.
 
+pub mod files;
 pub mod image;
+pub mod text;

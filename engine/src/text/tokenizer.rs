@@ -1,0 +1,329 @@
+//! Tokenizers in the `tokenizers` library's JSON format, with the special tokens that the files around it name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::{AddedToken, DecoderWrapper};
+
+use super::{Detokenizer, TextError};
+use crate::files::ModelFiles;
+
+/// A tokenizer and its special tokens. Cloning is cheap: clones share the vocabulary.
+///
+/// Reads `tokenizer.json`, and where present `tokenizer_config.json`, `special_tokens_map.json`,
+/// `added_tokens.json`, `generation_config.json` and `config.json`.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    /// Text of named special tokens: `bos_token`, `eos_token`, `image_token`, ...
+    named: BTreeMap<String, String>,
+    eos_ids: Vec<u32>,
+    id_bound: u32,
+    decoding: Decoding,
+}
+
+/// How token strings become text; it decides what a streaming decoder has to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decoding {
+    /// Every token is a run of bytes; the text is their concatenation read as UTF-8.
+    ByteLevel,
+    /// Tokens are text; `<0xNN>` tokens are bytes that form characters together.
+    ByteFallback,
+    /// Tokens are text.
+    Text,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("id_bound", &self.inner.id_bound)
+            .field("eos_ids", &self.inner.eos_ids)
+            .field("decoding", &self.inner.decoding)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Loads the tokenizer of a model.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is absent or invalid, or when another file gives a token an id that it does not have.
+    pub fn load(files: &ModelFiles) -> Result<Self, TextError> {
+        let path = files.describe("tokenizer.json");
+        let bytes = files.require("tokenizer.json")?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+        // Padding and truncation that happened to be on when the file was saved are not part of encoding.
+        tokenizer.with_padding(None);
+        tokenizer
+            .with_truncation(None)
+            .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+
+        let config: Value = files.json("tokenizer_config.json")?.unwrap_or_default();
+        let map: Value = files.json("special_tokens_map.json")?.unwrap_or_default();
+        add_declared_tokens(&mut tokenizer, files, &config)?;
+
+        let mut named = BTreeMap::new();
+        let mut special = Vec::new();
+        for (key, value) in [&map, &config].into_iter().filter_map(Value::as_object).flatten() {
+            if key.ends_with("_token") {
+                if let Some(text) = token_text(value) {
+                    named.insert(key.clone(), text.to_owned());
+                    special.push(text.to_owned());
+                }
+            } else if matches!(key.as_str(), "additional_special_tokens" | "extra_special_tokens") {
+                match value {
+                    Value::Array(list) => {
+                        special.extend(list.iter().filter_map(token_text).map(str::to_owned))
+                    }
+                    Value::Object(map) => {
+                        for (name, value) in map {
+                            if let Some(text) = token_text(value) {
+                                named.entry(name.clone()).or_insert_with(|| text.to_owned());
+                                special.push(text.to_owned());
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+        // A named token that no model row exists for stays plain text rather than getting an id past the embedding.
+        let vocabulary = tokenizer.get_added_vocabulary();
+        let unmarked: Vec<AddedToken> = special
+            .into_iter()
+            .filter(|text| tokenizer.token_to_id(text).is_some() && !vocabulary.is_special_token(text))
+            .map(|text| AddedToken::from(text, true))
+            .collect();
+        tokenizer
+            .add_special_tokens(unmarked)
+            .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+
+        let eos_ids = eos_ids(files, &tokenizer, named.get("eos_token").map(String::as_str))?;
+        let id_bound = tokenizer.get_vocab(true).values().max().map_or(0, |id| id.saturating_add(1));
+        let decoding = decoding(tokenizer.get_decoder());
+        Ok(Self { inner: Arc::new(Inner { tokenizer, named, eos_ids, id_bound, decoding }) })
+    }
+
+    /// Token ids of a prompt. The tokenizer's own BOS/EOS template is applied unless the text already begins with the
+    /// BOS token, as a rendered chat template usually does, so that BOS is never doubled.
+    ///
+    /// Special tokens that are written out in `text` become their ids, as in transformers.
+    ///
+    /// # Errors
+    /// When the tokenizer's own rules fail on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let has_bos =
+            self.named_token("bos_token").is_some_and(|bos| !bos.is_empty() && text.starts_with(bos));
+        self.encode_with(text, !has_bos)
+    }
+
+    /// Token ids of the text alone, without the tokenizer's BOS/EOS template.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        self.encode_with(text, false)
+    }
+
+    fn encode_with(&self, text: &str, template: bool) -> Result<Vec<u32>, TextError> {
+        let encoding =
+            self.inner.tokenizer.encode_fast(text, template).map_err(|e| TextError::Encode(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of token ids; `skip_special` leaves special tokens out.
+    ///
+    /// # Errors
+    /// On an id that the tokenizer does not have.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
+        for &id in ids {
+            self.check_id(id)?;
+        }
+        self.inner.tokenizer.decode(ids, skip_special).map_err(|e| TextError::Decode(e.to_string()))
+    }
+
+    /// A streaming decoder over this tokenizer; see [`Detokenizer`].
+    pub fn detokenizer(&self, skip_special: bool) -> Detokenizer {
+        Detokenizer::new(self.clone(), skip_special)
+    }
+
+    /// The id of a token given by its text, e.g. `<image>`.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.tokenizer.token_to_id(token)
+    }
+
+    /// The vocabulary's string for an id (byte-level tokenizers spell bytes as printable characters).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.tokenizer.id_to_token(id)
+    }
+
+    /// True for special tokens such as BOS, EOS or `<image>`; ordinary added tokens are not special.
+    pub fn is_special(&self, id: u32) -> bool {
+        let vocabulary = self.inner.tokenizer.get_added_vocabulary();
+        vocabulary.simple_id_to_token(id).is_some_and(|token| vocabulary.is_special_token(&token))
+    }
+
+    /// One past the largest id, added tokens included. The model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.id_bound as usize
+    }
+
+    /// Text of a special token by its key in `tokenizer_config.json`: `bos_token`, `eos_token`, `pad_token`,
+    /// `image_token`, `fake_image_token`, ...
+    pub fn named_token(&self, key: &str) -> Option<&str> {
+        self.inner.named.get(key).map(String::as_str)
+    }
+
+    /// Id of a special token by its key; see [`Tokenizer::named_token`].
+    pub fn named_id(&self, key: &str) -> Option<u32> {
+        self.token_to_id(self.named_token(key)?)
+    }
+
+    /// All named special tokens, key to text.
+    pub fn named_tokens(&self) -> &BTreeMap<String, String> {
+        &self.inner.named
+    }
+
+    /// Ids that end an answer: `eos_token_id` of `generation_config.json` (else of `config.json`), and the
+    /// tokenizer's own EOS token. Sorted, without repeats; may be empty.
+    pub fn eos_ids(&self) -> &[u32] {
+        &self.inner.eos_ids
+    }
+
+    pub(super) fn decoding(&self) -> Decoding {
+        self.inner.decoding
+    }
+
+    pub(super) fn check_id(&self, id: u32) -> Result<(), TextError> {
+        match self.inner.tokenizer.id_to_token(id) {
+            Some(_) => Ok(()),
+            None => Err(TextError::UnknownId { id, bound: self.inner.id_bound }),
+        }
+    }
+}
+
+/// The text of a token written as a string or as an object with `content`.
+fn token_text(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).filter(|text| !text.is_empty())
+}
+
+/// Adds the tokens that `added_tokens_decoder` (of `tokenizer_config.json`) and `added_tokens.json` declare and
+/// `tokenizer.json` lacks; each must get the id that it is declared with.
+fn add_declared_tokens(
+    tokenizer: &mut tokenizers::Tokenizer,
+    files: &ModelFiles,
+    config: &Value,
+) -> Result<(), TextError> {
+    #[derive(Deserialize)]
+    struct Declared {
+        content: String,
+        #[serde(default)]
+        single_word: bool,
+        #[serde(default)]
+        lstrip: bool,
+        #[serde(default)]
+        rstrip: bool,
+        normalized: Option<bool>,
+        #[serde(default)]
+        special: bool,
+    }
+    let mut declared: BTreeMap<u32, (&str, AddedToken)> = BTreeMap::new();
+    const DECODER: &str = "tokenizer_config.json";
+    for (id, value) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+        let bad = |reason: String| TextError::Tokenizer {
+            path: files.describe(DECODER),
+            reason: format!("added_tokens_decoder.{id}: {reason}"),
+        };
+        let token = Declared::deserialize(value).map_err(|e| bad(e.to_string()))?;
+        let number = id.parse().map_err(|_| bad("expected a token id as key".into()))?;
+        let added = AddedToken::from(token.content, token.special)
+            .single_word(token.single_word)
+            .lstrip(token.lstrip)
+            .rstrip(token.rstrip)
+            .normalized(token.normalized.unwrap_or(!token.special));
+        declared.insert(number, (DECODER, added));
+    }
+    const LEGACY: &str = "added_tokens.json";
+    for (text, id) in files.json::<BTreeMap<String, u32>>(LEGACY)?.unwrap_or_default() {
+        declared.entry(id).or_insert((LEGACY, AddedToken::from(text, false)));
+    }
+    for (id, (file, token)) in declared {
+        let found = match tokenizer.token_to_id(&token.content) {
+            Some(found) => found,
+            None => {
+                let text = token.content.clone();
+                tokenizer.add_tokens([token.clone()]).map_err(|e| TextError::Tokenizer {
+                    path: files.describe(file),
+                    reason: e.to_string(),
+                })?;
+                tokenizer.token_to_id(&text).unwrap_or(u32::MAX)
+            }
+        };
+        if found != id {
+            return Err(TextError::Tokenizer {
+                path: files.describe(file),
+                reason: format!(
+                    "token {:?}: expected id {id}, found {found} in tokenizer.json",
+                    token.content
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn eos_ids(
+    files: &ModelFiles,
+    tokenizer: &tokenizers::Tokenizer,
+    eos_token: Option<&str>,
+) -> Result<Vec<u32>, TextError> {
+    let generation: Value = files.json("generation_config.json")?.unwrap_or_default();
+    let config: Value = files.json("config.json")?.unwrap_or_default();
+    let null = Value::Null;
+    let candidates = [
+        ("generation_config.json", generation.get("eos_token_id")),
+        ("config.json", config.get("eos_token_id")),
+        ("config.json", config.get("text_config").and_then(|text| text.get("eos_token_id"))),
+    ];
+    let (file, value) = candidates
+        .into_iter()
+        .find_map(|(file, value)| value.filter(|v| !v.is_null()).map(|v| (file, v)))
+        .unwrap_or(("", &null));
+    let bad = || TextError::Tokenizer {
+        path: files.describe(file),
+        reason: format!("eos_token_id: expected an id or a list of ids, found {value}"),
+    };
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok());
+    let mut ids = match value {
+        Value::Null => Vec::new(),
+        Value::Array(list) => list.iter().map(id).collect::<Option<Vec<u32>>>().ok_or_else(bad)?,
+        one => vec![id(one).ok_or_else(bad)?],
+    };
+    ids.extend(eos_token.and_then(|token| tokenizer.token_to_id(token)));
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+fn decoding(decoder: Option<&DecoderWrapper>) -> Decoding {
+    match decoder {
+        Some(DecoderWrapper::ByteLevel(_)) => Decoding::ByteLevel,
+        Some(DecoderWrapper::ByteFallback(_)) => Decoding::ByteFallback,
+        Some(DecoderWrapper::Sequence(steps)) => {
+            let mut steps = steps.get_decoders().iter();
+            match steps.len() {
+                1 => decoding(steps.next()),
+                _ if steps.any(|d| matches!(d, DecoderWrapper::ByteFallback(_))) => Decoding::ByteFallback,
+                _ => Decoding::Text,
+            }
+        }
+        _ => Decoding::Text,
+    }
+}
