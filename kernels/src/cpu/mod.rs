@@ -2,6 +2,8 @@
 
 pub mod isa;
 pub mod pool;
+pub mod scratch;
+pub mod simd;
 mod stream;
 
 pub(crate) use stream::reasons;
