@@ -162,37 +162,25 @@ impl Layout {
         if self.is_empty() || self.is_dense() {
             return Self::dense(shape);
         }
-        // Walk both shapes from the innermost axis; each group of old axes that merges must be contiguous in itself.
-        let (mut strides, mut old) = (vec![0; shape.len()], self.rank());
-        let (mut block, mut stride, mut done) = (1usize, 1usize, 1usize);
-        for axis in (0..shape.len()).rev() {
-            if shape[axis] == 1 {
-                strides[axis] = 1;
-                continue;
+        // Runs of old axes that are contiguous in themselves, innermost first, as (elements, stride).
+        let mut runs: Vec<(usize, usize)> = Vec::with_capacity(MAX_RANK);
+        for axis in (0..self.rank()).rev().filter(|&axis| self.size(axis) != 1) {
+            match runs.last_mut() {
+                Some((count, stride)) if self.stride(axis) == *stride * *count => *count *= self.size(axis),
+                _ => runs.push((self.size(axis), self.stride(axis))),
             }
-            while done == block {
-                old = old.checked_sub(1).ok_or_else(fail)?;
-                if self.size(old) == 1 {
-                    continue;
-                }
-                block = self.size(old);
-                stride = self.stride(old);
+        }
+        let mut strides = vec![1; shape.len()];
+        let (mut runs, mut run, mut done) = (runs.into_iter(), (1, 1), 1);
+        for axis in (0..shape.len()).rev().filter(|&axis| shape[axis] != 1) {
+            if done == run.0 {
+                run = runs.next().ok_or_else(fail)?;
                 done = 1;
             }
-            while block / done < shape[axis] {
-                old = old.checked_sub(1).ok_or_else(fail)?;
-                if self.size(old) == 1 {
-                    continue;
-                }
-                if self.stride(old) != stride * block {
-                    return Err(fail());
-                }
-                block *= self.size(old);
-            }
-            if (block / done) % shape[axis] != 0 {
+            if !(run.0 / done).is_multiple_of(shape[axis]) {
                 return Err(fail());
             }
-            strides[axis] = stride * done;
+            strides[axis] = run.1 * done;
             done *= shape[axis];
         }
         Self::strided(shape, &strides)

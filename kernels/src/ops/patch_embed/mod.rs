@@ -80,7 +80,8 @@ impl PatchEmbed {
     #[must_use]
     pub fn patches_per_image(&self) -> usize {
         let (_, height, width) = self.size();
-        if self.patch == 0 { 0 } else { (height / self.patch) * (width / self.patch) }
+        let whole = |size: usize| size.checked_div(self.patch).unwrap_or(0);
+        whole(height) * whole(width)
     }
 }
 
