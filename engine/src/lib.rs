@@ -2,4 +2,5 @@
 
 pub mod files;
 pub mod image;
+pub mod sample;
 pub mod text;
