@@ -1,7 +1,7 @@
 //! Cuts pictures into patches and projects them, with normalization and position embedding in the same pass.
 //!
 //! `out[p, j] = sum_{c, y, x} w[j, c, y, x] * norm_c(pixel[c, Y + y, X + x]) + bias[j] + pos[pos_ids[p], j]`,
-//! `norm_c(b) = (b / 255 - mean[c]) / std[c]` for bytes; f32 pixels are taken as they are.
+//! `norm_c(level) = (level - mean[c]) / std[c]` for bytes; f32 pixels are taken as they are.
 //! Patches follow each other row by row within a picture, pictures one after another.
 
 mod cpu;
@@ -30,9 +30,9 @@ pub struct PatchEmbed {
     pub pos: Option<View>,
     /// i32 `[patches]`: the row of `pos` for each patch; without it patch `p` of each picture takes row `p`.
     pub pos_ids: Option<View>,
-    /// Mean of each channel, for bytes.
+    /// Mean of each channel in grey levels (0 to 255), for bytes.
     pub mean: [f32; 3],
-    /// Standard deviation of each channel, for bytes.
+    /// Standard deviation of each channel in grey levels, for bytes.
     pub std: [f32; 3],
     /// Height and width of a patch.
     pub patch: usize,

@@ -17,7 +17,7 @@ pub(super) fn reference(op: &PatchEmbed, io: &mut Oracle) -> Result<(), KernelEr
     let pixel = |image: usize, c: usize, y: usize, x: usize| match op.pixels.dtype() {
         DType::U8 => {
             let (mean, std) = (f64::from(op.mean[c]), f64::from(op.std[c]));
-            let value = pixels[((image * height + y) * width + x) * 3 + c] / 255.0;
+            let value = pixels[((image * height + y) * width + x) * 3 + c];
             ((value - mean) / std, (value + mean.abs()) / std.abs())
         }
         _ => {
