@@ -1,1 +1,4 @@
 //! Roofs, kernel and model benchmarks.
+
+pub mod machine;
+pub mod roof;

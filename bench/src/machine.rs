@@ -1,0 +1,218 @@
+//! What machine a benchmark ran on.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use crate::roof::Isa;
+
+/// One cache of the first core.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cache {
+    /// 1 is the nearest to the core.
+    pub level: u32,
+    /// `data`, `instruction` or `unified`.
+    pub kind: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// The processors that share it, as the system spells the list.
+    pub shared: String,
+}
+
+/// The machine, as far as its figures depend on it. What the system does not tell is empty or absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Model name of the processor.
+    pub cpu: String,
+    /// Target architecture, e.g. `x86_64`.
+    pub arch: String,
+    /// The instruction set level in use: `scalar`, `avx2`, `avx512` or `neon`.
+    pub isa: String,
+    /// Instruction set extensions beyond the level that kernels ask for.
+    pub features: Vec<String>,
+    /// Threads in use.
+    pub threads: usize,
+    /// Processors that the system has online.
+    pub processors: usize,
+    /// Caches of the first core.
+    pub caches: Vec<Cache>,
+    /// Size of the memory in bytes; 0 where unknown.
+    pub memory_bytes: u64,
+    /// Operating system and kernel version.
+    pub os: String,
+    /// Clock of the first core at the start of the run in MHz, where the system tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_mhz: Option<u32>,
+    /// Load average of the last minute when the run started, times 100: what else ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_percent: Option<u32>,
+    /// Commit that the binary was built from.
+    pub commit: String,
+}
+
+impl Machine {
+    /// Describes this machine for a run at level `isa` with `threads` threads.
+    pub fn describe(isa: Isa, threads: usize) -> Machine {
+        Machine {
+            cpu: cpu_model(),
+            arch: std::env::consts::ARCH.to_owned(),
+            isa: isa.name().to_owned(),
+            features: features(isa),
+            threads,
+            processors: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            caches: caches(),
+            memory_bytes: memory_bytes().unwrap_or(0),
+            os: os(),
+            clock_mhz: cpuinfo("cpu MHz").and_then(|s| s.parse::<f64>().ok()).map(|mhz| mhz as u32),
+            load_percent: load_percent(),
+            commit: env!("OCELLI_COMMIT").to_owned(),
+        }
+    }
+}
+
+/// Size of the memory in bytes.
+pub fn memory_bytes() -> Option<u64> {
+    let text = match fs::read_to_string("/proc/meminfo") {
+        Ok(text) => text,
+        Err(_) => return sysctl("hw.memsize")?.parse().ok(),
+    };
+    let kib = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?.trim().strip_suffix("kB")?.trim();
+    Some(kib.parse::<u64>().ok()? * 1024)
+}
+
+/// Size in bytes of the cache that is the last before memory.
+pub fn last_cache_bytes() -> Option<u64> {
+    caches().into_iter().max_by_key(|c| c.level).map(|c| c.bytes)
+}
+
+/// Asks for huge pages for `bytes` from `start` on; a wish that the system may ignore.
+///
+/// Only whole pages inside the range are advised, so a range of any alignment may be passed.
+pub fn advise_huge_pages(start: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let skip = start.align_offset(PAGE).min(bytes);
+        let whole = (bytes - skip) / PAGE * PAGE;
+        if whole > 0 {
+            // SAFETY: the pages lie inside the caller's allocation, and the advice changes no contents.
+            unsafe { libc::madvise(start.wrapping_add(skip).cast(), whole, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
+}
+
+fn cpuinfo(key: &str) -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == key))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn sysctl(name: &str) -> Option<String> {
+    let output = Command::new("sysctl").args(["-n", name]).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !text.is_empty()).then_some(text)
+}
+
+fn cpu_model() -> String {
+    cpuinfo("model name")
+        .or_else(|| sysctl("machdep.cpu.brand_string"))
+        .unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+fn features(isa: Isa) -> Vec<String> {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 {
+        let known = [
+            ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
+            ("avx512fp16", is_x86_feature_detected!("avx512fp16")),
+        ];
+        return known.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()).collect();
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa == Isa::Neon {
+        let known = [
+            ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
+            ("i8mm", std::arch::is_aarch64_feature_detected!("i8mm")),
+            ("bf16", std::arch::is_aarch64_feature_detected!("bf16")),
+        ];
+        return known.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()).collect();
+    }
+    let _ = isa;
+    vec![]
+}
+
+fn caches() -> Vec<Cache> {
+    let Ok(entries) = fs::read_dir("/sys/devices/system/cpu/cpu0/cache") else {
+        return vec![];
+    };
+    let mut caches: Vec<Cache> = entries.filter_map(|e| cache(&e.ok()?.path())).collect();
+    caches.sort_by(|a, b| (a.level, &a.kind).cmp(&(b.level, &b.kind)));
+    caches
+}
+
+fn cache(folder: &Path) -> Option<Cache> {
+    let read = |name: &str| Some(fs::read_to_string(folder.join(name)).ok()?.trim().to_owned());
+    Some(Cache {
+        level: read("level")?.parse().ok()?,
+        kind: read("type")?.to_lowercase(),
+        bytes: size_bytes(&read("size")?)?,
+        shared: read("shared_cpu_list").unwrap_or_default(),
+    })
+}
+
+/// Bytes of a size as the system spells it: `48K`, `2M` or plain bytes.
+fn size_bytes(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.as_bytes().last()? {
+        b'K' => (&text[..text.len() - 1], 1 << 10),
+        b'M' => (&text[..text.len() - 1], 1 << 20),
+        b'G' => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    Some(digits.parse::<u64>().ok()? * unit)
+}
+
+fn os() -> String {
+    let version = fs::read_to_string("/proc/sys/kernel/osrelease").ok().or_else(|| sysctl("kern.osrelease"));
+    format!("{} {}", std::env::consts::OS, version.unwrap_or_default().trim()).trim().to_owned()
+}
+
+fn load_percent() -> Option<u32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    Some((text.split_whitespace().next()?.parse::<f64>().ok()? * 100.0) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size_bytes("48K"), Some(48 << 10));
+        assert_eq!(size_bytes("2M"), Some(2 << 20));
+        assert_eq!(size_bytes("512"), Some(512));
+        assert_eq!(size_bytes("big"), None);
+        assert_eq!(size_bytes(""), None);
+    }
+
+    #[test]
+    fn describes_this_machine() {
+        let machine = Machine::describe(Isa::Scalar, 3);
+        assert!(!machine.cpu.is_empty() && !machine.commit.is_empty());
+        assert_eq!((machine.isa.as_str(), machine.threads), ("scalar", 3));
+        let text = serde_json::to_string(&machine).unwrap();
+        assert_eq!(serde_json::from_str::<Machine>(&text).unwrap(), machine);
+    }
+
+    #[test]
+    fn any_range_may_be_advised() {
+        let mut bytes = vec![7_u8; 3 << 20];
+        advise_huge_pages(bytes.as_mut_ptr().wrapping_add(1), bytes.len() - 1);
+        advise_huge_pages(bytes.as_mut_ptr(), 10);
+        assert!(bytes.iter().all(|&b| b == 7));
+    }
+}

@@ -1,0 +1,213 @@
+//! What this machine can do at most: arithmetic per second of the instructions that kernels use, and bytes read
+//! per second from memory, each with one thread and with all.
+//!
+//! Every figure is the best of many short windows. The loops run raw instructions on registers with enough
+//! independent accumulators to hide latency, and their results are consumed; the read loop sums a buffer far larger
+//! than any cache. A separately written C program (`tests/roof/roof.c`) must not measure more.
+
+mod isa;
+mod read;
+mod scalar;
+mod team;
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+pub use isa::Isa;
+use team::{Budget, fastest};
+
+/// The measured roofs of one machine at one instruction set level.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Roofs {
+    /// f32 multiply-adds, all threads, in 1e9 flops per second (a multiply-add is two).
+    pub fma_f32_gflops: f64,
+    /// The same with one thread.
+    pub fma_f32_gflops_1t: f64,
+    /// int8 multiply-adds into 32-bit sums, all threads, in 1e9 operations per second (a multiply-add is two).
+    pub int8_gops: f64,
+    /// The same with one thread.
+    pub int8_gops_1t: f64,
+    /// bf16 dot products into f32 sums, all threads; absent where the level has no such instruction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_gflops: Option<f64>,
+    /// The same with one thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_gflops_1t: Option<f64>,
+    /// Streaming reads from memory, all threads, in 1e9 bytes per second.
+    pub read_gbps: f64,
+    /// The same with one thread.
+    pub read_gbps_1t: f64,
+}
+
+/// One loop of multiply-adds on registers.
+#[derive(Clone, Copy)]
+struct Loop {
+    /// Multiplications plus additions of one iteration.
+    ops: f64,
+    /// Runs this many iterations and returns something that depends on all of them.
+    run: fn(u64) -> f32,
+}
+
+/// The loops of a level; several for one figure mean that the best counts.
+struct Loops {
+    fma_f32: Vec<Loop>,
+    int8: Vec<Loop>,
+    bf16: Vec<Loop>,
+}
+
+fn loops(isa: Isa) -> Loops {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => x86::avx2(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => x86::avx512(),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => neon::loops(),
+        _ => scalar::loops(),
+    }
+}
+
+/// Measures all roofs of `isa`, with one thread and with `threads`. Takes a few seconds.
+///
+/// A level that this machine does not have is measured as the scalar one.
+pub fn measure(isa: Isa, threads: usize) -> Roofs {
+    let isa = if Isa::available().contains(&isa) { isa } else { Isa::Scalar };
+    let threads = threads.max(1);
+    let l = loops(isa);
+    let both = |loops: &[Loop]| one_and_all(threads, |threads, most| rate(threads, loops, most));
+    let (fma_f32_gflops_1t, fma_f32_gflops) = both(&l.fma_f32);
+    let (int8_gops_1t, int8_gops) = both(&l.int8);
+    let bf16 = (!l.bf16.is_empty()).then(|| both(&l.bf16));
+    let stream = read::Stream::new(isa);
+    let (read_gbps_1t, read_gbps) = one_and_all(threads, |threads, most| stream.rate(threads, most));
+    Roofs {
+        fma_f32_gflops,
+        fma_f32_gflops_1t,
+        int8_gops,
+        int8_gops_1t,
+        bf16_gflops: bf16.map(|b| b.1),
+        bf16_gflops_1t: bf16.map(|b| b.0),
+        read_gbps,
+        read_gbps_1t,
+    }
+}
+
+/// The roofs of the level in use, with every thread that the process may use.
+pub fn measure_here() -> Roofs {
+    measure(Isa::current(), default_threads())
+}
+
+/// How many threads this process may use.
+pub fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// `rate(threads, time limit)` of one thread and of all.
+///
+/// A window in which every thread ran undisturbed is rare on a busy machine: where all threads do less than four
+/// fifths of what that many single ones do, they get more time. (Shared cores and shared memory end there honestly.)
+fn one_and_all(threads: usize, rate: impl Fn(usize, Duration) -> f64) -> (f64, f64) {
+    let one = rate(1, Duration::from_millis(500));
+    if threads == 1 {
+        return (one, one);
+    }
+    let mut all = rate(threads, Duration::from_millis(500));
+    if all < 0.8 * threads as f64 * one {
+        all = all.max(rate(threads, Duration::from_millis(1200)));
+    }
+    (one, all.max(one))
+}
+
+/// The best rate of `loops` with this many threads, in 1e9 operations per second.
+fn rate(threads: usize, loops: &[Loop], most: Duration) -> f64 {
+    let budget = Budget { least: Duration::from_millis(150), most: most / loops.len() as u32 };
+    loops
+        .iter()
+        .map(|l| {
+            let iterations = window_iterations(l);
+            let seconds = fastest(threads, budget, |_, _| {
+                std::hint::black_box((l.run)(iterations));
+            });
+            l.ops * iterations as f64 * threads as f64 / seconds / 1e9
+        })
+        .fold(0.0, f64::max)
+}
+
+/// Iterations that take about half a millisecond: long against the start of a window, short against a time slice of
+/// whatever else runs.
+fn window_iterations(l: &Loop) -> u64 {
+    let mut iterations = 1000;
+    loop {
+        let seconds = (0..3)
+            .map(|_| {
+                let start = Instant::now();
+                std::hint::black_box((l.run)(iterations));
+                start.elapsed().as_secs_f64()
+            })
+            .fold(f64::INFINITY, f64::min);
+        if seconds > 1e-4 {
+            return (iterations as f64 * 5e-4 / seconds) as u64 + 1;
+        }
+        iterations *= 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_has_finite_results() {
+        for isa in Isa::available() {
+            let l = loops(isa);
+            assert!(!l.fma_f32.is_empty() && !l.int8.is_empty(), "{isa}");
+            for one in l.fma_f32.iter().chain(&l.int8).chain(&l.bf16) {
+                let (a, b) = ((one.run)(3), (one.run)(4));
+                assert!(a.is_finite() && b.is_finite() && a != b, "{isa}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn more_iterations_take_longer() {
+        for isa in Isa::available() {
+            let l = loops(isa);
+            for one in l.fma_f32.iter().chain(&l.int8).chain(&l.bf16) {
+                let n = window_iterations(one);
+                let time = |n: u64| {
+                    let best = (0..9).map(|_| {
+                        let start = Instant::now();
+                        std::hint::black_box((one.run)(n));
+                        start.elapsed().as_secs_f64()
+                    });
+                    best.fold(f64::INFINITY, f64::min)
+                };
+                let (short, long) = (time(n), time(8 * n));
+                assert!(long > 5.0 * short, "{isa}: {n} iterations {short} s, eight times as many {long} s");
+            }
+        }
+    }
+
+    #[test]
+    fn roofs_round_trip_through_json() {
+        let roofs = Roofs {
+            fma_f32_gflops: 200.0,
+            fma_f32_gflops_1t: 100.0,
+            int8_gops: 400.5,
+            int8_gops_1t: 200.25,
+            bf16_gflops: None,
+            bf16_gflops_1t: None,
+            read_gbps: 30.0,
+            read_gbps_1t: 15.0,
+        };
+        let text = serde_json::to_string(&roofs).unwrap();
+        assert!(!text.contains("bf16"));
+        assert_eq!(serde_json::from_str::<Roofs>(&text).unwrap(), roofs);
+    }
+}

@@ -1,0 +1,147 @@
+//! Streaming reads: all threads sum windows of one buffer that no cache holds.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::Isa;
+use super::team::{Budget, fastest};
+use crate::machine;
+
+/// Bytes that all threads together read in one window: a millisecond or so, so that some windows are undisturbed.
+const WINDOW: usize = 32 << 20;
+
+/// Sums the 64-byte blocks of a slice; the second argument is how many bytes ahead to prefetch (0 for none).
+type Sum = fn(&[Block], usize) -> u64;
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Block([u64; 8]);
+
+/// The buffer, and the loop of one level that reads it.
+pub(super) struct Stream {
+    blocks: Vec<Block>,
+    sum: Sum,
+}
+
+impl Stream {
+    /// Memory in huge pages where the system gives them, every page written once.
+    pub fn new(isa: Isa) -> Stream {
+        let bytes = buffer_bytes();
+        let n = bytes / size_of::<Block>();
+        let mut blocks: Vec<Block> = Vec::with_capacity(n);
+        machine::advise_huge_pages(blocks.as_mut_ptr().cast(), bytes);
+        blocks.extend((0..n as u64).map(|i| Block([i.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1; 8])));
+        Stream { blocks, sum: sum(isa) }
+    }
+
+    /// Bandwidth of `threads` threads in 1e9 bytes per second, measured for at most about `most`.
+    pub fn rate(&self, threads: usize, most: Duration) -> f64 {
+        let distances = [0, 512, 1024];
+        let budget = Budget { least: most / 6, most: most / 3 };
+        let share = WINDOW / size_of::<Block>() / threads;
+        let windows = self.blocks.len() * size_of::<Block>() / WINDOW;
+        let seconds = distances
+            .into_iter()
+            .map(|ahead| {
+                let total = AtomicUsize::new(0);
+                let seconds = fastest(threads, budget, |thread, window| {
+                    let start = (window % windows) * (WINDOW / size_of::<Block>()) + thread * share;
+                    let part = &self.blocks[start..start + share];
+                    total.fetch_add((self.sum)(part, ahead) as usize, Ordering::Relaxed);
+                });
+                black_box(total.into_inner());
+                seconds
+            })
+            .fold(f64::INFINITY, f64::min);
+        (share * threads * size_of::<Block>()) as f64 / seconds / 1e9
+    }
+}
+
+/// Four times the last cache, at least 256 MiB, at most 1 GiB and a quarter of the memory: cyclic passes over twice
+/// the cache evict every line before its turn comes, and where the cache of a shared host is huge a guest has a part.
+fn buffer_bytes() -> usize {
+    let cache = machine::last_cache_bytes().unwrap_or(32 << 20);
+    let memory = machine::memory_bytes().unwrap_or(4 << 30);
+    let bytes = (4 * cache).clamp(256 << 20, 1 << 30).min(memory / 4) as usize;
+    bytes.next_multiple_of(WINDOW).max(2 * WINDOW)
+}
+
+fn sum(isa: Isa) -> Sum {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Stream::new` is called for levels of this machine only, and this one has AVX2.
+        Isa::Avx2 => |b, ahead| unsafe { sum_avx2(b, ahead) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above with AVX-512 F.
+        Isa::Avx512 => |b, ahead| unsafe { sum_avx512(b, ahead) },
+        _ => sum_plain,
+    }
+}
+
+/// The body shared by all levels: the instruction set comes from the function it is inlined into.
+#[inline(always)]
+fn sum_blocks(blocks: &[Block], ahead: usize) -> u64 {
+    let mut sums = [[0_u64; 8]; 4];
+    let mut groups = blocks.chunks_exact(4);
+    for group in &mut groups {
+        if ahead > 0 {
+            prefetch(group, ahead);
+        }
+        for (sum, block) in sums.iter_mut().zip(group) {
+            for (s, x) in sum.iter_mut().zip(&block.0) {
+                *s ^= x;
+            }
+        }
+    }
+    let rest = groups.remainder().iter().flat_map(|b| b.0).fold(0, |s, x| s ^ x);
+    sums.iter().flatten().fold(rest, |s, x| s ^ x)
+}
+
+#[inline(always)]
+fn prefetch(group: &[Block], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for block in group {
+        let address = std::ptr::from_ref(block).cast::<i8>().wrapping_add(ahead);
+        // SAFETY: a prefetch never faults, whatever the address.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (group, ahead);
+}
+
+fn sum_plain(blocks: &[Block], ahead: usize) -> u64 {
+    sum_blocks(blocks, ahead)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_avx2(blocks: &[Block], ahead: usize) -> u64 {
+    sum_blocks(blocks, ahead)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn sum_avx512(blocks: &[Block], ahead: usize) -> u64 {
+    sum_blocks(blocks, ahead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_sum_reads_every_block() {
+        for isa in Isa::available() {
+            for n in [0, 1, 4, 7, 64] {
+                let mut blocks = vec![Block([0; 8]); n];
+                for i in 0..n {
+                    blocks[i].0[i % 8] = 1 << (i % 60);
+                    let want = 1 << (i % 60);
+                    assert_eq!(sum(isa)(&blocks, 512), want, "{isa}: block {i} of {n}");
+                    blocks[i].0[i % 8] = 0;
+                }
+            }
+        }
+    }
+}
