@@ -36,14 +36,6 @@ pub enum TextError {
     /// The token ids could not be turned into text.
     #[error("detokenize: {0}")]
     Decode(String),
-    /// A token id that the tokenizer does not have.
-    #[error("detokenize: token id: expected below {bound}, found {id}")]
-    UnknownId {
-        /// The id.
-        id: u32,
-        /// One past the largest known id.
-        bound: u32,
-    },
     /// The chat template does not compile or does not render.
     #[error("{path}: chat template: {reason}")]
     Template {
