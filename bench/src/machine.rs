@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use crate::roof::Isa;
+use ocelli_kernels::cpu::isa::Isa;
 
 /// One cache of the first core.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ impl Machine {
         Machine {
             cpu: cpu_model(),
             arch: std::env::consts::ARCH.to_owned(),
-            isa: isa.name().to_owned(),
+            isa: isa.level().name().to_owned(),
             features: features(isa),
             threads,
             processors: std::thread::available_parallelism().map_or(1, |n| n.get()),
@@ -124,26 +124,8 @@ fn cpu_model() -> String {
 }
 
 fn features(isa: Isa) -> Vec<String> {
-    #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512 {
-        let known = [
-            ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
-            ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
-            ("avx512fp16", is_x86_feature_detected!("avx512fp16")),
-        ];
-        return known.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()).collect();
-    }
-    #[cfg(target_arch = "aarch64")]
-    if isa == Isa::Neon {
-        let known = [
-            ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
-            ("i8mm", std::arch::is_aarch64_feature_detected!("i8mm")),
-            ("bf16", std::arch::is_aarch64_feature_detected!("bf16")),
-        ];
-        return known.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()).collect();
-    }
-    let _ = isa;
-    vec![]
+    let known = [("vnni", isa.vnni()), ("bf16", isa.bf16())];
+    known.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()).collect()
 }
 
 fn caches() -> Vec<Cache> {
@@ -201,7 +183,7 @@ mod tests {
 
     #[test]
     fn describes_this_machine() {
-        let machine = Machine::describe(Isa::Scalar, 3);
+        let machine = Machine::describe(Isa::SCALAR, 3);
         assert!(!machine.cpu.is_empty() && !machine.commit.is_empty());
         assert_eq!((machine.isa.as_str(), machine.threads), ("scalar", 3));
         let text = serde_json::to_string(&machine).unwrap();

@@ -81,6 +81,21 @@ static double loop_int8(long turns) {
     sink = (float)_mm512_reduce_add_epi32(sum);
     return (double)turns * CHAINS * 64 * 2;
 }
+#elif defined(__AVXVNNI__)
+static double loop_int8(long turns) {
+    __m256i acc[CHAINS], a = _mm256_set1_epi8(7), b = _mm256_set1_epi8(-3);
+#pragma GCC unroll 20
+    for (int i = 0; i < CHAINS; i++) acc[i] = _mm256_set1_epi32(i);
+    for (long t = 0; t < turns; t++) {
+#pragma GCC unroll 20
+        for (int i = 0; i < CHAINS; i++) __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc[i]) : "x"(a), "x"(b));
+    }
+    __m256i sum = acc[0];
+#pragma GCC unroll 20
+    for (int i = 1; i < CHAINS; i++) sum = _mm256_add_epi32(sum, acc[i]);
+    sink = (float)_mm256_extract_epi32(sum, 3);
+    return (double)turns * CHAINS * 32 * 2;
+}
 #elif defined(__AVX2__)
 static double loop_int8(long turns) {
     __m256i acc[8], a = _mm256_set1_epi8(7), b = _mm256_set1_epi8(-3), one = _mm256_set1_epi16(1);

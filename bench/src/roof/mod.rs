@@ -5,7 +5,6 @@
 //! independent accumulators to hide latency, and their results are consumed; the read loop sums a buffer far larger
 //! than any cache. A separately written C program (`tests/roof/roof.c`) must not measure more.
 
-mod isa;
 mod read;
 mod scalar;
 mod team;
@@ -17,9 +16,9 @@ mod x86;
 
 use std::time::{Duration, Instant};
 
+use ocelli_kernels::cpu::isa::{Isa, Level};
 use serde::{Deserialize, Serialize};
 
-pub use isa::Isa;
 use team::{Budget, fastest};
 
 /// The measured roofs of one machine at one instruction set level.
@@ -62,22 +61,19 @@ struct Loops {
 }
 
 fn loops(isa: Isa) -> Loops {
-    match isa {
+    match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => x86::avx2(),
+        Level::Avx2 => x86::avx2(isa),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => x86::avx512(),
+        Level::Avx512 => x86::avx512(isa),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => neon::loops(),
+        Level::Neon => neon::loops(),
         _ => scalar::loops(),
     }
 }
 
 /// Measures all roofs of `isa`, with one thread and with `threads`. Takes a few seconds.
-///
-/// A level that this machine does not have is measured as the scalar one.
 pub fn measure(isa: Isa, threads: usize) -> Roofs {
-    let isa = if Isa::available().contains(&isa) { isa } else { Isa::Scalar };
     let threads = threads.max(1);
     let l = loops(isa);
     let both = |loops: &[Loop]| one_and_all(threads, |threads, most| rate(threads, loops, most));
@@ -96,11 +92,6 @@ pub fn measure(isa: Isa, threads: usize) -> Roofs {
         read_gbps,
         read_gbps_1t,
     }
-}
-
-/// The roofs of the level in use, with every thread that the process may use.
-pub fn measure_here() -> Roofs {
-    measure(Isa::current(), default_threads())
 }
 
 /// How many threads this process may use.

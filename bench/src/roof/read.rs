@@ -4,7 +4,8 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::Isa;
+use ocelli_kernels::cpu::isa::{Isa, Level};
+
 use super::team::{Budget, fastest};
 use crate::machine;
 
@@ -68,13 +69,13 @@ fn buffer_bytes() -> usize {
 }
 
 fn sum(isa: Isa) -> Sum {
-    match isa {
+    match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Stream::new` is called for levels of this machine only, and this one has AVX2.
-        Isa::Avx2 => |b, ahead| unsafe { sum_avx2(b, ahead) },
+        // SAFETY: an `Isa` exists only for levels of this machine, and this one has AVX2.
+        Level::Avx2 => |b, ahead| unsafe { sum_avx2(b, ahead) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above with AVX-512 F.
-        Isa::Avx512 => |b, ahead| unsafe { sum_avx512(b, ahead) },
+        Level::Avx512 => |b, ahead| unsafe { sum_avx512(b, ahead) },
         _ => sum_plain,
     }
 }

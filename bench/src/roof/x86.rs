@@ -1,40 +1,44 @@
-//! Roofs of AVX2 and AVX-512. Callers have checked that the machine has the level.
+//! Roofs of AVX2 and AVX-512.
 
 use std::arch::x86_64::*;
 use std::hint::black_box;
+
+use ocelli_kernels::cpu::isa::Isa;
 
 use super::{Loop, Loops};
 
 // Every accumulator starts with a value of its own: equal ones would be equal for ever, and a compiler may keep one.
 
-pub(super) fn avx2() -> Loops {
-    Loops {
-        // SAFETY: `loops` is called for levels of this machine only, and this one has AVX2 and FMA.
-        fma_f32: vec![Loop { ops: (2 * 8 * 12) as f64, run: |n| unsafe { fma_avx2(n) } }],
-        int8: vec![
-            // SAFETY: as above.
-            Loop { ops: (2 * 32 * 10) as f64, run: |n| unsafe { maddubs_avx2(n) } },
-            // SAFETY: as above.
-            Loop { ops: (2 * 32 * 24) as f64, run: |n| unsafe { maddubs_narrow_avx2(n) } },
-        ],
-        bf16: vec![],
+pub(super) fn avx2(isa: Isa) -> Loops {
+    // SAFETY: an `Isa` exists only for levels of this machine, and this one has AVX2 and FMA.
+    let fma_f32 = vec![Loop { ops: (2 * 8 * 12) as f64, run: |n| unsafe { fma_avx2(n) } }];
+    let mut int8 = vec![
+        // SAFETY: as above.
+        Loop { ops: (2 * 32 * 10) as f64, run: |n| unsafe { maddubs_avx2(n) } },
+        // SAFETY: as above.
+        Loop { ops: (2 * 32 * 24) as f64, run: |n| unsafe { maddubs_narrow_avx2(n) } },
+    ];
+    if isa.vnni() {
+        // SAFETY: at this level `vnni` tells that AVX-VNNI is there.
+        int8 = vec![Loop { ops: (2 * 32 * 12) as f64, run: |n| unsafe { vpdpbusd_avx2(n) } }];
     }
+    Loops { fma_f32, int8, bf16: vec![] }
 }
 
-pub(super) fn avx512() -> Loops {
-    // SAFETY: `loops` is called for levels of this machine only, and this one has AVX-512 F and BW.
+pub(super) fn avx512(isa: Isa) -> Loops {
+    // SAFETY: an `Isa` exists only for levels of this machine, and this one has AVX-512 F and BW.
     let fma_f32 = vec![Loop { ops: (2 * 16 * 24) as f64, run: |n| unsafe { fma_avx512(n) } }];
     let mut int8 = vec![
         // SAFETY: as above.
         Loop { ops: (2 * 64 * 20) as f64, run: |n| unsafe { maddubs_avx512(n) } },
     ];
-    if is_x86_feature_detected!("avx512vnni") {
-        // SAFETY: as above, and the instruction was just looked for.
+    if isa.vnni() {
+        // SAFETY: at this level `vnni` tells that AVX512_VNNI is there.
         int8 = vec![Loop { ops: (2 * 64 * 24) as f64, run: |n| unsafe { vpdpbusd_avx512(n) } }];
     }
     let mut bf16 = vec![];
-    if is_x86_feature_detected!("avx512bf16") {
-        // SAFETY: as above, and the instruction was just looked for.
+    if isa.bf16() {
+        // SAFETY: as above for AVX512_BF16.
         bf16.push(Loop { ops: (2 * 32 * 24) as f64, run: |n| unsafe { dpbf16_avx512(n) } });
     }
     Loops { fma_f32, int8, bf16 }
@@ -98,6 +102,22 @@ fn maddubs_narrow_avx2(iterations: u64) -> f32 {
             let d = _mm256_maddubs_epi16(*v, y);
             let pairs = _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d));
             *v = _mm256_add_epi32(*v, _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    low_bits_256(acc.into_iter().fold(_mm256_setzero_si256(), |s, v| _mm256_add_epi32(s, v)))
+}
+
+#[target_feature(enable = "avx2,avxvnni")]
+fn vpdpbusd_avx2(iterations: u64) -> f32 {
+    let x = _mm256_set1_epi8(black_box(3));
+    let y = _mm256_set1_epi8(black_box(-2));
+    let mut acc = [_mm256_setzero_si256(); 12];
+    for (i, v) in acc.iter_mut().enumerate() {
+        *v = _mm256_set1_epi32(i as i32);
+    }
+    for _ in 0..iterations {
+        for v in &mut acc {
+            *v = _mm256_dpbusd_avx_epi32(*v, x, y);
         }
     }
     low_bits_256(acc.into_iter().fold(_mm256_setzero_si256(), |s, v| _mm256_add_epi32(s, v)))
