@@ -1,4 +1,6 @@
 //! Roofs, kernel and model benchmarks.
 
 pub mod machine;
+pub mod record;
 pub mod roof;
+pub mod stats;
