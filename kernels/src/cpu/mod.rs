@@ -1,5 +1,6 @@
 //! Rust SIMD on the host: instruction sets, vectors, threads, and the stream that runs CPU kernels.
 
+pub mod gemm;
 pub mod isa;
 pub mod pool;
 pub mod scratch;

@@ -1,0 +1,381 @@
+//! Matrix multiplication with weights as they are stored: `out = epilogue(x w^T)`, f32 accumulation.
+//!
+//! `x: [m, k]` row-major, `w: [n, k]` row-major in any format, `out: [m, n]`.
+//!
+//! The loops follow BLIS (Van Zee and van de Geijn, 2015), with these choices:
+//!
+//! - A job is a strip of columns of `out` times a block of its rows; threads claim jobs. Within a job nothing is shared,
+//!   so there is no barrier, and with one row block every weight is decoded once.
+//! - The strip of `w` is decoded at once for all of `k` into panels `[k][NR]`: a [`PanelSource`] writes f32 (or words, see
+//!   [`micro::Dot`]) transposed, so the micro-kernel loads whole vectors of columns.
+//! - `x` is copied in blocks `[MC][KC]` that stay in L2, with a row stride known at compile time that keeps rows apart in
+//!   the L1 sets; the micro-kernel broadcasts from them, so they need no transposition.
+//! - The micro-kernel fills the registers: 14 x 32 on AVX-512, 6 x 16 on AVX2; the last rows get a kernel of their height.
+//! - Tiles are accumulated over blocks of `k` in a buffer in L2, and finished (bias, activation, gate, residual, rounding)
+//!   by [`epilogue`] while they are still in L1.
+
+pub mod epilogue;
+pub mod micro;
+pub mod pack;
+#[cfg(test)]
+mod tests;
+
+use self::epilogue::Finish;
+use self::micro::{Dot, DotF32};
+pub use self::pack::{Dense, PanelSource, RowLoader, pack_rows};
+use super::isa::{Isa, Level};
+use super::pool::{Pool, Worker};
+use super::simd::{Kernel, Simd};
+use crate::ops::Activation;
+use crate::spec::DType;
+
+/// A row-major matrix of f32, bf16 or f16 that is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    /// First element.
+    pub ptr: *const u8,
+    /// Element type: a float.
+    pub dtype: DType,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+/// A row-major matrix of f32, bf16 or f16 that is written.
+#[derive(Clone, Copy, Debug)]
+pub struct OperandMut {
+    /// First element.
+    pub ptr: *mut u8,
+    /// Element type: a float.
+    pub dtype: DType,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+/// Rows of `w` that are stored together.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    /// Rows of this part.
+    pub rows: usize,
+    /// Decodes them.
+    pub source: &'a dyn PanelSource,
+    /// `[rows]`, added to the products.
+    pub bias: Option<Operand>,
+}
+
+/// Operands and shape of one product.
+#[derive(Clone, Copy)]
+pub struct GemmArgs<'a> {
+    /// Rows of `x` and `out`.
+    pub m: usize,
+    /// Columns of `x` and `w`.
+    pub k: usize,
+    /// `[m, k]`
+    pub x: Operand,
+    /// `w`, stacked by rows.
+    pub parts: &'a [Part<'a>],
+    /// Applied after the bias; if gated, to the gate.
+    pub act: Activation,
+    /// The first half of the rows of `w` gates the second: `out: [m, n / 2]`.
+    pub gated: bool,
+    /// Added last: `[m, n_out]`; may be `out` itself.
+    pub residual: Option<Operand>,
+    /// `[m, n_out]`
+    pub out: OperandMut,
+}
+
+// SAFETY: the pointers are only used as the contract of `gemm` allows: disjoint parts of `out` by different threads.
+unsafe impl Sync for GemmArgs<'_> {}
+
+impl GemmArgs<'_> {
+    /// Rows of `w`.
+    pub fn n(&self) -> usize {
+        self.parts.iter().map(|p| p.rows).sum()
+    }
+
+    /// Columns of `out`.
+    pub fn n_out(&self) -> usize {
+        if self.gated { self.n() / 2 } else { self.n() }
+    }
+
+    /// Calls `f(part, first row within it, rows, offset from row0)` for the parts that rows `row0..row0 + rows` lie in.
+    #[inline(always)]
+    fn for_parts(&self, row0: usize, rows: usize, mut f: impl FnMut(&Part, usize, usize, usize)) {
+        let mut start = 0;
+        for part in self.parts {
+            let (lo, hi) = (row0.max(start), (row0 + rows).min(start + part.rows));
+            if lo < hi {
+                f(part, lo - start, hi - lo, lo - row0);
+            }
+            start += part.rows;
+        }
+    }
+}
+
+/// Words of `k` in one block; a word is one f32, two bf16 or four bytes.
+const KC: usize = 256;
+/// Row stride of packed `x` in words: rows of a micro-tile fall into different L1 sets.
+const X_STRIDE: usize = KC + 16;
+/// Bytes of decoded weights that a job aims at: they should stay in L2.
+const STRIP_BYTES: usize = 1 << 20;
+/// Vectors per panel.
+const NV: usize = 2;
+
+/// Rows of a micro-tile at a level: 2 rows of accumulators, 2 panel vectors and a broadcast fill the registers.
+const fn mr(level: Level) -> usize {
+    match level {
+        Level::Avx512 => 14,
+        Level::Avx2 => 6,
+        Level::Neon => 12,
+        Level::Scalar => 2,
+    }
+}
+
+/// How the product is cut into jobs.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Columns of `out` per panel.
+    per_panel: usize,
+    /// Panels in all.
+    panels: usize,
+    /// Panels per job.
+    strip: usize,
+    /// Rows per job.
+    rows: usize,
+    /// Words of `k`.
+    words: usize,
+    /// Words per block of `k`.
+    kc: usize,
+    /// Rows per block of `x`.
+    mc: usize,
+}
+
+impl Plan {
+    fn new(args: &GemmArgs, lanes: usize, mr: usize, threads: usize, pack: usize) -> Plan {
+        let per_panel = if args.gated { lanes } else { NV * lanes };
+        let words = args.k.div_ceil(pack);
+        let panels = args.n_out().div_ceil(per_panel).max(1);
+        let panel_bytes = (words * NV * lanes * 4).max(1);
+        // Enough jobs that the last one to finish costs little, but strips that fill L2.
+        let strips = panels.div_ceil((STRIP_BYTES / panel_bytes).max(1)).next_multiple_of(threads);
+        let strip = panels.div_ceil(strips);
+        let strips = panels.div_ceil(strip);
+        // Splitting rows decodes the weights once more per block, so blocks keep a few hundred rows.
+        let wanted = if threads == 1 { 1 } else { (3 * threads).div_ceil(strips) };
+        let blocks = wanted.min((args.m / 256).max(1));
+        let rows = args.m.div_ceil(blocks).next_multiple_of(mr);
+        let kc = words.div_ceil(words.div_ceil(KC).max(1)).next_multiple_of(8).clamp(8, KC);
+        let mc = (192 / mr * mr).max(mr);
+        Plan { per_panel, panels, strip, rows, words, kc, mc }
+    }
+
+    fn strips(&self) -> usize {
+        self.panels.div_ceil(self.strip)
+    }
+}
+
+/// `out = epilogue(x w^T)`, exact products of the operands as stored, accumulated in f32.
+///
+/// # Safety
+/// Every pointer is valid for its matrix, elements need no alignment beyond their type's, `out` overlaps nothing but an
+/// identical `residual`, and the sources produce the rows that `parts` states.
+pub unsafe fn gemm(isa: Isa, pool: &Pool, args: &GemmArgs) {
+    if args.m == 0 || args.n_out() == 0 {
+        return;
+    }
+    let lanes = isa.run(Lanes);
+    let plan = Plan::new(args, lanes, mr(isa.level()), pool.threads(), 1);
+    let blocks = args.m.div_ceil(plan.rows);
+    pool.run(plan.strips() * blocks, |job, worker| {
+        let (strip, block) = (job / blocks, job % blocks);
+        isa.run(Job { isa, args, plan, strip, block, worker, dot: F32 });
+    });
+}
+
+struct Lanes;
+impl Kernel for Lanes {
+    type Output = usize;
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::LANES
+    }
+}
+
+/// Chooses the arithmetic of a job, and how its operands are packed for it.
+trait Arithmetic: Copy {
+    /// Packs `rows` rows of `x` from (`row`, word `w0`), `words` words each, to rows of `X_STRIDE` words.
+    unsafe fn pack_x<S: Simd>(
+        self,
+        s: S,
+        args: &GemmArgs,
+        row: usize,
+        rows: usize,
+        w0: usize,
+        words: usize,
+        to: *mut u32,
+    );
+    /// Packs rows of a part into lanes of a panel; see [`PanelSource::pack`].
+    unsafe fn pack_w(
+        self,
+        isa: Isa,
+        part: &Part,
+        k: usize,
+        row: usize,
+        rows: usize,
+        to: *mut u32,
+        stride: usize,
+    );
+    /// The multiplication.
+    fn dot<S: Simd>(self, s: S) -> impl Dot<S>;
+}
+
+#[derive(Clone, Copy)]
+struct F32;
+impl Arithmetic for F32 {
+    #[inline(always)]
+    unsafe fn pack_x<S: Simd>(
+        self,
+        s: S,
+        args: &GemmArgs,
+        row: usize,
+        rows: usize,
+        w0: usize,
+        words: usize,
+        to: *mut u32,
+    ) {
+        // SAFETY: as the caller vouches.
+        unsafe { pack::x_f32(s, args.x, row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) }
+    }
+    #[inline(always)]
+    unsafe fn pack_w(
+        self,
+        isa: Isa,
+        part: &Part,
+        k: usize,
+        row: usize,
+        rows: usize,
+        to: *mut u32,
+        stride: usize,
+    ) {
+        // SAFETY: as the caller vouches.
+        unsafe { part.source.pack(isa, row, rows, k, to.cast(), stride) }
+    }
+    #[inline(always)]
+    fn dot<S: Simd>(self, _: S) -> impl Dot<S> {
+        DotF32
+    }
+}
+
+struct Job<'a, 'b, A> {
+    isa: Isa,
+    args: &'a GemmArgs<'a>,
+    plan: Plan,
+    strip: usize,
+    block: usize,
+    worker: &'b mut Worker,
+    dot: A,
+}
+
+impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Job { isa, args, plan, strip, block, worker, dot } = self;
+        let nr = NV * S::LANES;
+        let p0 = strip * plan.strip;
+        let panels = plan.strip.min(plan.panels - p0);
+        let row0 = block * plan.rows;
+        let rows_end = (row0 + plan.rows).min(args.m);
+        let single = plan.words <= plan.kc;
+
+        let w_len = panels * plan.words * nr;
+        let x_len = plan.mc.min((rows_end - row0).next_multiple_of(2)) * X_STRIDE;
+        let c_len = if single { mr(S::LEVEL) * nr } else { plan.mc * nr * panels };
+        let scratch = worker.scratch.slice::<u32>(w_len + x_len + c_len + panels * nr);
+        let (w, rest) = scratch.split_at_mut(w_len);
+        let (x, rest) = rest.split_at_mut(x_len);
+        let (c, bias) = rest.split_at_mut(c_len);
+        let (w, x, c, bias) =
+            (w.as_mut_ptr(), x.as_mut_ptr(), c.as_mut_ptr().cast::<f32>(), bias.as_mut_ptr().cast::<f32>());
+
+        // SAFETY: the buffers were sized above for these panels, rows and words; operands as `gemm`'s caller vouches.
+        unsafe {
+            for p in 0..panels {
+                pack_panel(s, isa, dot, args, &plan, p0 + p, w.add(p * plan.words * nr), bias.add(p * nr));
+            }
+            let finish = Finish { args, bias, first: p0 * plan.per_panel, per_panel: plan.per_panel };
+            let mut ic = row0;
+            while ic < rows_end {
+                let mc = plan.mc.min(rows_end - ic);
+                let mut pc = 0;
+                loop {
+                    let kc = plan.kc.min(plan.words - pc);
+                    dot.pack_x(s, args, ic, mc, pc, kc, x);
+                    let (first, last) = (pc == 0, pc + kc == plan.words);
+                    for p in 0..panels {
+                        let wp = w.add((p * plan.words + pc) * nr);
+                        let mut i = 0;
+                        while i < mc {
+                            let h = mr(S::LEVEL).min(mc - i);
+                            let tile = if single { c } else { c.add((p * plan.mc + i) * nr) };
+                            micro::tile(s, dot.dot(s), h, kc, x.add(i * X_STRIDE), wp, tile, first);
+                            if last {
+                                finish.tile(s, tile, ic + i, h, p);
+                            }
+                            i += h;
+                        }
+                    }
+                    pc += kc;
+                    if pc >= plan.words {
+                        break;
+                    }
+                }
+                ic += mc;
+            }
+        }
+    }
+}
+
+/// Decodes panel `p` of the product for all of `k` to `w: [words][NR]`, and its biases to `bias: [NR]`.
+///
+/// Ungated, the lanes are consecutive rows of `w`. Gated, the first vector holds rows of the gate and the second the
+/// rows that they scale, so both accumulators of a column meet in one tile.
+///
+/// # Safety
+/// `w` and `bias` are writable for a panel.
+#[inline(always)]
+unsafe fn pack_panel<S: Simd, A: Arithmetic>(
+    _: S,
+    isa: Isa,
+    dot: A,
+    args: &GemmArgs,
+    plan: &Plan,
+    p: usize,
+    w: *mut u32,
+    bias: *mut f32,
+) {
+    let nr = NV * S::LANES;
+    let n_out = args.n_out();
+    for v in 0..NV {
+        let col = if args.gated { p * S::LANES } else { p * nr + v * S::LANES };
+        let lanes = S::LANES.min(n_out.saturating_sub(col));
+        let row = if args.gated { v * n_out + col } else { col };
+        let at = v * S::LANES;
+        // SAFETY: lanes `at..at + LANES` of each of `words` rows lie within the panel.
+        unsafe {
+            if lanes < S::LANES {
+                for i in 0..plan.words {
+                    std::ptr::write_bytes(w.add(i * nr + at), 0, S::LANES);
+                }
+            }
+            std::ptr::write_bytes(bias.add(at), 0, S::LANES);
+            args.for_parts(row, lanes, |part, first, rows, lane| {
+                dot.pack_w(isa, part, args.k, first, rows, w.add(at + lane), nr);
+                if let Some(b) = &part.bias {
+                    for i in 0..rows {
+                        bias.add(at + lane + i).write(epilogue::read(b.dtype, b.ptr, (first + i) * b.stride));
+                    }
+                }
+            });
+        }
+    }
+}

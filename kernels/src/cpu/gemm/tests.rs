@@ -1,0 +1,269 @@
+//! Products against f64, at every level of the machine and with portable vectors of other widths.
+
+use half::{bf16, f16};
+
+use super::*;
+
+/// A matrix in one of the float types, with padding between rows that holds NaN.
+pub(super) struct Matrix {
+    bytes: Vec<u8>,
+    dtype: DType,
+    stride: usize,
+    cols: usize,
+}
+
+pub(super) struct Rng(pub u64);
+impl Rng {
+    /// Uniform in [-1, 1).
+    pub fn f32(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 40) as f32) / (1 << 23) as f32 - 1.0
+    }
+}
+
+impl Matrix {
+    pub fn new(rows: usize, cols: usize, pad: usize, dtype: DType, mut value: impl FnMut() -> f32) -> Matrix {
+        let stride = cols + pad;
+        let mut bytes = Vec::new();
+        for i in 0..rows * stride {
+            let v = if i % stride < cols { value() } else { f32::NAN };
+            match dtype {
+                DType::BF16 => bytes.extend(bf16::from_f32(v).to_le_bytes()),
+                DType::F16 => bytes.extend(f16::from_f32(v).to_le_bytes()),
+                _ => bytes.extend(v.to_le_bytes()),
+            }
+        }
+        Matrix { bytes, dtype, stride, cols }
+    }
+
+    pub fn operand(&self) -> Operand {
+        Operand { ptr: self.bytes.as_ptr(), dtype: self.dtype, stride: self.stride }
+    }
+
+    pub fn operand_mut(&mut self) -> OperandMut {
+        OperandMut { ptr: self.bytes.as_mut_ptr(), dtype: self.dtype, stride: self.stride }
+    }
+
+    pub fn at(&self, row: usize, col: usize) -> f64 {
+        // SAFETY: within the matrix.
+        f64::from(unsafe { epilogue::read(self.dtype, self.bytes.as_ptr(), row * self.stride + col) })
+    }
+
+    fn padding_is_untouched(&self) -> bool {
+        let rows = self.bytes.len() / self.dtype.size() / self.stride.max(1);
+        (0..rows).all(|r| (self.cols..self.stride).all(|c| self.at(r, c).is_nan()))
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub m: usize,
+    pub k: usize,
+    pub parts: Vec<usize>,
+    pub x: DType,
+    pub w: DType,
+    pub out: DType,
+    pub act: Activation,
+    pub gated: bool,
+    pub bias: bool,
+    pub residual: Option<DType>,
+}
+
+impl Case {
+    pub fn plain(m: usize, n: usize, k: usize) -> Case {
+        Case {
+            m,
+            k,
+            parts: vec![n],
+            x: DType::F32,
+            w: DType::F32,
+            out: DType::F32,
+            act: Activation::None,
+            gated: false,
+            bias: false,
+            residual: None,
+        }
+    }
+}
+
+fn activation(act: Activation, x: f64) -> f64 {
+    match act {
+        Activation::None => x,
+        Activation::GeluTanh => x / (1.0 + (-1.595_769_121_605_731 * (x + 0.044715 * x * x * x)).exp()),
+        // Within 2e-7 of erf, far below the tolerance used here.
+        Activation::GeluErf => {
+            let z = (x / 2f64.sqrt()).abs();
+            let (mut term, mut sum) = (z, z);
+            for n in 1..120 {
+                term *= -z * z / f64::from(n);
+                sum += term / f64::from(2 * n + 1);
+            }
+            let erf = if z > 4.0 { 1.0 } else { sum * std::f64::consts::FRAC_2_SQRT_PI };
+            x / 2.0 * (1.0 + erf.copysign(x))
+        }
+        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Silu => x / (1.0 + (-x).exp()),
+    }
+}
+
+/// Runs `case` through `run` and compares each element; `round_x` is the relative rounding of `x` that is allowed.
+pub(super) fn check(case: &Case, round_x: f64, what: &str, run: &dyn Fn(&GemmArgs)) {
+    let mut rng = Rng(case.m as u64 * 1_000_003 + case.k as u64 * 17 + case.parts[0] as u64);
+    let x = Matrix::new(case.m, case.k, 3, case.x, || rng.f32());
+    let ws: Vec<Matrix> =
+        case.parts.iter().map(|n| Matrix::new(*n, case.k, 5, case.w, || rng.f32())).collect();
+    let biases: Vec<Matrix> =
+        case.parts.iter().map(|n| Matrix::new(*n, 1, 0, case.w, || rng.f32())).collect();
+    // SAFETY: the matrices live to the end of this function.
+    let sources: Vec<Dense> = ws.iter().map(|w| unsafe { Dense::new(w.operand()) }).collect();
+    let parts: Vec<Part> = (0..ws.len())
+        .map(|i| Part {
+            rows: case.parts[i],
+            source: &sources[i],
+            bias: case.bias.then(|| biases[i].operand()),
+        })
+        .collect();
+    let n: usize = case.parts.iter().sum();
+    let n_out = if case.gated { n / 2 } else { n };
+    let residual = case.residual.map(|d| Matrix::new(case.m, n_out, 1, d, || rng.f32()));
+    let mut out = Matrix::new(case.m, n_out, 2, case.out, || f32::NAN);
+    run(&GemmArgs {
+        m: case.m,
+        k: case.k,
+        x: x.operand(),
+        parts: &parts,
+        act: case.act,
+        gated: case.gated,
+        residual: residual.as_ref().map(Matrix::operand),
+        out: out.operand_mut(),
+    });
+    assert!(out.padding_is_untouched(), "{what} {case:?}: wrote between rows");
+
+    let stored: Vec<(usize, usize)> =
+        (0..ws.len()).flat_map(|p| (0..case.parts[p]).map(move |r| (p, r))).collect();
+    let product = |i: usize, j: usize| {
+        let (p, r) = stored[j];
+        let (mut sum, mut abs) = (0.0, 0.0);
+        for c in 0..case.k {
+            let t = x.at(i, c) * ws[p].at(r, c);
+            sum += t;
+            abs += t.abs();
+        }
+        if case.bias {
+            sum += biases[p].at(r, 0);
+            abs += biases[p].at(r, 0).abs();
+        }
+        (sum, abs)
+    };
+    // Above a few million multiply-adds, a sample of rows.
+    let step = (case.m * n * case.k / 4_000_000).max(1);
+    for i in (0..case.m).step_by(step) {
+        for j in 0..n_out {
+            let (y, abs) = product(i, j);
+            let mut tolerance = (case.k as f64 * 6e-8 + round_x) * abs * 1.2 + 1e-6;
+            let mut want = activation(case.act, y);
+            if case.gated {
+                let (up, up_abs) = product(i, j + n_out);
+                tolerance = tolerance * up.abs().max(1.0)
+                    + (case.k as f64 * 6e-8 + round_x) * up_abs * 1.2 * want.abs().max(1.0)
+                    + 1e-6;
+                want *= up;
+            }
+            if let Some(r) = &residual {
+                want += r.at(i, j);
+            }
+            tolerance += want.abs() * case.out.roundoff();
+            let got = out.at(i, j);
+            assert!((got - want).abs() <= tolerance, "{what} {case:?} [{i}, {j}]: {got}, expected {want}");
+        }
+    }
+}
+
+pub(super) fn everywhere(case: &Case) {
+    for threads in [1, 3] {
+        let pool = Pool::new(threads);
+        for isa in Isa::available() {
+            // SAFETY: `check` makes matrices of the right sizes.
+            check(case, 0.0, isa.level().name(), &|args| unsafe { gemm(isa, &pool, args) });
+        }
+    }
+}
+
+#[test]
+fn edge_sizes() {
+    for m in [0, 1, 2, 5, 6, 7, 13, 14, 15, 29, 193] {
+        for n in [0, 1, 7, 15, 16, 17, 31, 32, 33, 67] {
+            for k in [0, 1, 7, 16, 17, 255] {
+                everywhere(&Case::plain(m, n, k));
+            }
+        }
+    }
+}
+
+#[test]
+fn several_blocks_of_k_and_rows() {
+    for (m, n, k) in [(1, 64, 257), (14, 33, 513), (197, 95, 768), (600, 40, 300), (3, 515, 1031)] {
+        everywhere(&Case::plain(m, n, k));
+    }
+}
+
+#[test]
+fn types_parts_gates_and_epilogues() {
+    let floats = [DType::F32, DType::BF16, DType::F16];
+    let acts = [
+        Activation::None,
+        Activation::GeluTanh,
+        Activation::GeluErf,
+        Activation::QuickGelu,
+        Activation::Silu,
+    ];
+    let mut i = 0;
+    for parts in [vec![70], vec![48, 16, 16], vec![5, 3, 24], vec![33, 33]] {
+        for act in acts {
+            for gated in [false, true] {
+                i += 1;
+                everywhere(&Case {
+                    m: [1, 9, 31][i % 3],
+                    k: [37, 64, 290][i / 3 % 3],
+                    parts: parts.clone(),
+                    x: floats[i % 3],
+                    w: floats[i / 2 % 3],
+                    out: floats[i / 3 % 3],
+                    act,
+                    gated,
+                    bias: i % 4 != 0,
+                    residual: (i % 3 != 0).then(|| floats[i / 5 % 3]),
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn residual_may_be_the_output() {
+    let pool = Pool::new(2);
+    let mut rng = Rng(7);
+    let x = Matrix::new(20, 30, 0, DType::F32, || rng.f32());
+    let w = Matrix::new(40, 30, 0, DType::F32, || rng.f32());
+    let mut out = Matrix::new(20, 40, 0, DType::F32, || 0.5);
+    // SAFETY: the matrices outlive the call.
+    let dense = unsafe { Dense::new(w.operand()) };
+    let parts = [Part { rows: 40, source: &dense, bias: None }];
+    let o = out.operand_mut();
+    let args = GemmArgs {
+        m: 20,
+        k: 30,
+        x: x.operand(),
+        parts: &parts,
+        act: Activation::None,
+        gated: false,
+        residual: Some(Operand { ptr: o.ptr, dtype: o.dtype, stride: o.stride }),
+        out: o,
+    };
+    // SAFETY: as above.
+    unsafe { gemm(Isa::best(), &pool, &args) };
+    for (i, j) in [(0, 0), (19, 39), (7, 33)] {
+        let want: f64 = 0.5 + (0..30).map(|c| x.at(i, c) * w.at(j, c)).sum::<f64>();
+        assert!((out.at(i, j) - want).abs() < 1e-5);
+    }
+}
