@@ -1,5 +1,6 @@
 //! Preprocessing against the reference: resized pixels, decoded pixels, processors and prompts, and hostile pictures.
 
+mod decode;
 mod processor;
 mod resize;
 

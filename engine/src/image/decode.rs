@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
-use image::codecs::{
-    bmp::BmpDecoder, gif::GifDecoder, jpeg::JpegDecoder, png::PngDecoder, webp::WebPDecoder,
-};
-use image::{ImageDecoder, ImageFormat, ImageResult, Limits};
+use image::codecs::{bmp::BmpDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::metadata::Orientation;
+use image::{ColorType, ImageDecoder, ImageFormat, ImageResult, Limits};
 
 use super::Rgb8Image;
 use super::convert::{orient, to_rgb8};
 use super::error::{ImageError, try_zeroed};
+use super::{gif, jpeg};
 
 /// What becomes of transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -88,13 +88,23 @@ pub fn decode_bytes(name: &str, bytes: &[u8], options: &DecodeOptions) -> Result
             job.decode(PngDecoder::with_limits(input, limits()), limits(), grey16)
         }
         ImageFormat::Jpeg => {
-            if !jpeg_is_complete(bytes) {
-                return Err(job.error("the file ends before the end-of-image marker"));
-            }
-            job.decode(JpegDecoder::new(input), limits(), false)
+            let (width, height) =
+                jpeg::size(bytes).ok_or_else(|| job.error("there is no complete header"))?;
+            job.check_header(Some((width, height)))?;
+            let jpeg::Decoded { data, orientation } = jpeg::decode(bytes).map_err(|e| job.error(e))?;
+            job.finish(width, height, data, ColorType::Rgb8, false, orientation)
         }
         ImageFormat::WebP => job.decode(WebPDecoder::new(input), limits(), false),
-        ImageFormat::Gif => job.decode(GifDecoder::new(input), limits(), false),
+        ImageFormat::Gif => {
+            let gif::Frame { width, height, rgba } = gif::decode(
+                bytes,
+                options.max_bytes(),
+                |width, height| job.check_header(Some((width, height))),
+                |bytes| try_zeroed(name, bytes),
+                |e| job.error(e),
+            )?;
+            job.finish(width, height, rgba, ColorType::Rgba8, false, Orientation::NoTransforms)
+        }
         _ => job.decode(BmpDecoder::new(input), limits(), false),
     }
 }
@@ -125,28 +135,6 @@ fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
     let field = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
     (bytes.get(12..16) == Some(b"IHDR")).then_some(())?;
     Some((field(16)?, field(20)?))
-}
-
-/// Whether an end-of-image marker follows the first scan. The decoder fills what a truncated file lacks with grey, the
-/// reference refuses it. Inside scans 0xff is always followed by zero or a restart marker, so the search cannot be
-/// fooled by entropy-coded bytes; thumbnails with their own markers lie in segments before the first scan.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    loop {
-        match bytes.get(at..at + 2) {
-            Some([0xff, 0xff]) => at += 1,
-            Some([0xff, 0x01 | 0xd0..=0xd8]) => at += 2,
-            Some([0xff, 0xda]) => break,
-            Some([0xff, _]) => match bytes.get(at + 2..at + 4) {
-                Some(&[hi, lo]) => at += 2 + usize::from(u16::from_be_bytes([hi, lo])).max(2),
-                _ => return false,
-            },
-            // Stray bytes between segments: decoders skip to the next marker.
-            Some(_) => at += 1,
-            None => return false,
-        }
-    }
-    bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9])
 }
 
 /// One decoding job: what errors need to know.
@@ -195,11 +183,24 @@ impl Job<'_> {
         self.check_header(Some((width, height)))?;
         decoder.set_limits(limits).map_err(|e| self.error(e))?;
         // Damaged metadata does not make a picture unreadable.
-        let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let color = decoder.color_type();
         let bytes = usize::try_from(decoder.total_bytes()).map_err(|e| self.error(e))?;
         let mut data = try_zeroed(self.name, bytes)?;
         decoder.read_image(&mut data).map_err(|e| self.error(e))?;
+        self.finish(width, height, data, color, grey16, orientation)
+    }
+
+    /// Decoded pixels to an upright RGB picture.
+    fn finish(
+        &self,
+        width: u32,
+        height: u32,
+        data: Vec<u8>,
+        color: ColorType,
+        grey16: bool,
+        orientation: Orientation,
+    ) -> Result<Rgb8Image, ImageError> {
         let Some(data) = to_rgb8(self.name, data, color, grey16, self.options.alpha)? else {
             return Err(self.error(format!("colour type {color:?} is not supported")));
         };

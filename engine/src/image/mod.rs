@@ -7,6 +7,8 @@
 mod convert;
 mod decode;
 mod error;
+mod gif;
+mod jpeg;
 mod prepared;
 mod resize;
 

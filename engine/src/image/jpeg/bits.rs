@@ -1,0 +1,176 @@
+use super::JpegError;
+
+/// Reads entropy-coded bits, most significant first. Stops at a marker and gives zeros from there on.
+pub(super) struct Bits<'a> {
+    data: &'a [u8],
+    at: usize,
+    /// Unread bits, left-aligned, and their number.
+    acc: u64,
+    count: u32,
+    /// How many of the unread bits, at the end, are not in the file.
+    padding: u32,
+    /// Whether zeros follow because the file ends, not because of a marker.
+    ended: bool,
+}
+
+impl<'a> Bits<'a> {
+    pub(super) fn new(data: &'a [u8], at: usize) -> Self {
+        Self { data, at, acc: 0, count: 0, padding: 0, ended: false }
+    }
+
+    /// Makes at least 57 bits available.
+    #[inline]
+    pub(super) fn refill(&mut self) {
+        while self.count <= 56 {
+            let byte = match self.data.get(self.at..) {
+                Some([0xff, 0x00, ..]) => {
+                    self.at += 2;
+                    0xff
+                }
+                Some([0xff, 0xff, ..]) => {
+                    self.at += 1;
+                    continue;
+                }
+                Some([0xff, _, ..]) => self.pad(),
+                Some(&[byte, ..]) if byte != 0xff => {
+                    self.at += 1;
+                    byte
+                }
+                _ => {
+                    self.ended = true;
+                    self.pad()
+                }
+            };
+            self.acc |= u64::from(byte) << (56 - self.count);
+            self.count += 8;
+        }
+    }
+
+    #[cold]
+    fn pad(&mut self) -> u8 {
+        self.padding = (self.padding + 8).min(64);
+        0
+    }
+
+    /// The next `n` bits, `1..=16`, without taking them. [`Bits::refill`] comes first.
+    #[inline]
+    fn peek(&self, n: u32) -> usize {
+        (self.acc >> (64 - n)) as usize
+    }
+
+    #[inline]
+    fn skip(&mut self, n: u32) {
+        self.acc <<= n;
+        self.count -= n;
+    }
+
+    /// Takes `n` bits, `0..=16`, of those that [`Bits::refill`] made available.
+    #[inline]
+    pub(super) fn take(&mut self, n: u32) -> i32 {
+        if n == 0 {
+            return 0;
+        }
+        let value = self.peek(n);
+        self.skip(n);
+        value as i32
+    }
+
+    /// Takes one bit, refilling as needed.
+    #[inline]
+    pub(super) fn bit(&mut self) -> bool {
+        if self.count == 0 {
+            self.refill();
+        }
+        self.take(1) != 0
+    }
+
+    /// Takes a signed value of `n` bits, `0..=15`: T.81, F.2.2.1.
+    #[inline]
+    pub(super) fn signed(&mut self, n: u32) -> i32 {
+        let value = self.take(n);
+        if n > 0 && value < 1 << (n - 1) { value - (1 << n) + 1 } else { value }
+    }
+
+    /// Whether bits were taken that a truncated file lacks.
+    pub(super) fn overran(&self) -> bool {
+        self.ended && self.count < self.padding
+    }
+
+    /// Drops what is left of the current byte and passes a restart marker. Where there is none the data go on as zeros.
+    pub(super) fn restart(&mut self) {
+        let marker = self.next_marker();
+        let passed = matches!(self.data.get(marker..marker + 2), Some([0xff, 0xd0..=0xd7]));
+        *self = Self::new(self.data, if passed { marker + 2 } else { marker });
+    }
+
+    /// Position of the next marker, or the end of the file.
+    pub(super) fn next_marker(&self) -> usize {
+        let rest = self.data.get(self.at..).unwrap_or_default();
+        let found = rest.windows(2).position(|pair| pair[0] == 0xff && !matches!(pair[1], 0 | 0xff));
+        found.map_or(self.data.len(), |offset| self.at + offset)
+    }
+}
+
+/// Bits that the lookup table resolves at once.
+const FAST: u32 = 9;
+
+/// A Huffman code.
+pub(super) struct Huffman {
+    /// By the next [`FAST`] bits: `length << 8 | symbol`, 0 where the code is longer.
+    fast: [u16; 1 << FAST],
+    /// Per length: first 16-bit pattern (left-aligned) that is beyond its codes.
+    limit: [u32; 17],
+    /// Per length: what to add to a code to index `values`.
+    offset: [i32; 17],
+    values: Vec<u8>,
+}
+
+impl Huffman {
+    /// From the number of codes of each length, 1 to 16, and the symbols in order of their codes.
+    pub(super) fn new(counts: &[u8; 16], values: &[u8]) -> Result<Self, JpegError> {
+        let mut out = Self { fast: [0; 1 << FAST], limit: [0; 17], offset: [0; 17], values: values.to_vec() };
+        let (mut code, mut index) = (0_u32, 0_usize);
+        for (length, &count) in (1_u32..).zip(counts) {
+            out.offset[length as usize] = index as i32 - code as i32;
+            for &symbol in values.iter().skip(index).take(count.into()) {
+                if code >= 1 << length {
+                    return Err("a Huffman table has too many codes".into());
+                }
+                if length <= FAST {
+                    let first = (code << (FAST - length)) as usize;
+                    out.fast[first..first + (1 << (FAST - length))]
+                        .fill((length << 8) as u16 | u16::from(symbol));
+                }
+                code += 1;
+                index += 1;
+            }
+            out.limit[length as usize] = code << (16 - length);
+            code <<= 1;
+        }
+        Ok(out)
+    }
+
+    /// Takes one symbol of the bits that [`Bits::refill`] made available. A code that does not exist is symbol 0.
+    #[inline]
+    pub(super) fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
+        let entry = self.fast[bits.peek(FAST)];
+        if entry != 0 {
+            bits.skip(u32::from(entry >> 8));
+            return entry as u8;
+        }
+        self.long(bits)
+    }
+
+    fn long(&self, bits: &mut Bits<'_>) -> u8 {
+        let next = bits.peek(16) as u32;
+        for length in FAST + 1..=16 {
+            if next < self.limit[length as usize] {
+                bits.skip(length);
+                let index = (next >> (16 - length)) as i32 + self.offset[length as usize];
+                return self.values.get(index as usize).copied().unwrap_or(0);
+            }
+        }
+        bits.skip(16);
+        0
+    }
+}
