@@ -1,6 +1,7 @@
 //! Preprocessing against the reference: resized pixels, decoded pixels, processors and prompts, and hostile pictures.
 
 mod decode;
+mod fuzz;
 mod processor;
 mod resize;
 

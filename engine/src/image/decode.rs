@@ -84,7 +84,17 @@ pub fn decode_bytes(name: &str, bytes: &[u8], options: &DecodeOptions) -> Result
         ImageFormat::Png => {
             // IHDR comes first: bit depth at byte 24, colour type (0 = grey) at byte 25.
             let grey16 = bytes.get(24..26) == Some(&[16, 0]);
-            job.check_header(png_size(bytes))?;
+            let size = png_size(bytes);
+            job.check_header(size)?;
+            // Deflate shrinks at most 1032 times, rows have at least one bit per pixel.
+            if let Some((width, height)) = size
+                && u64::from(width) * u64::from(height) / 8 > bytes.len() as u64 * 1032
+            {
+                return Err(job.error(format!(
+                    "{} bytes cannot hold {width} x {height} pixels: the file is truncated",
+                    bytes.len()
+                )));
+            }
             job.decode(PngDecoder::with_limits(input, limits()), limits(), grey16)
         }
         ImageFormat::Jpeg => {
@@ -94,7 +104,10 @@ pub fn decode_bytes(name: &str, bytes: &[u8], options: &DecodeOptions) -> Result
             let jpeg::Decoded { data, orientation } = jpeg::decode(bytes).map_err(|e| job.error(e))?;
             job.finish(width, height, data, ColorType::Rgb8, false, orientation)
         }
-        ImageFormat::WebP => job.decode(WebPDecoder::new(input), limits(), false),
+        ImageFormat::WebP => {
+            job.check_webp_chunks(bytes.get(12..).unwrap_or_default(), false)?;
+            job.decode(WebPDecoder::new(input), limits(), false)
+        }
         ImageFormat::Gif => {
             let gif::Frame { width, height, rgba } = gif::decode(
                 bytes,
@@ -168,6 +181,31 @@ impl Job<'_> {
         let limit = self.options.max_pixels;
         if u64::from(width) * u64::from(height) > limit {
             return Err(ImageError::TooManyPixels { name: name(), width, height, limit });
+        }
+        Ok(())
+    }
+
+    /// Refuses chunks that are longer than the file and frames over the pixel limit: the decoder allocates by these
+    /// numbers. `chunks` starts at a chunk's name; `in_frame` where they are those of an animation frame.
+    fn check_webp_chunks(&self, mut chunks: &[u8], in_frame: bool) -> Result<(), ImageError> {
+        while let [a, b, c, d, l0, l1, l2, l3, rest @ ..] = chunks {
+            let length = u32::from_le_bytes([*l0, *l1, *l2, *l3]) as usize;
+            let Some((body, after)) = rest.split_at_checked(length) else {
+                return Err(self.error(format!("a chunk has {length} bytes, the file {} more", rest.len())));
+            };
+            match (&[*a, *b, *c, *d], body) {
+                // An animation frame: 16 bytes of geometry, then chunks of its own.
+                (b"ANMF", [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, own @ ..]) if !in_frame => {
+                    self.check_webp_chunks(own, true)?;
+                }
+                // Lossy: frame tag, start code, and two 14-bit sides.
+                (b"VP8 ", [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1, ..]) => {
+                    let side = |low: u8, high: u8| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
+                    self.check_header(Some((side(*w0, *w1), side(*h0, *h1))))?;
+                }
+                _ => {}
+            }
+            chunks = after.get(length % 2..).unwrap_or_default();
         }
         Ok(())
     }

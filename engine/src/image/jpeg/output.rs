@@ -93,7 +93,7 @@ fn upsample(component: &Component, dx: usize, dy: usize, y: usize, sums: &mut [u
     let row = |y: usize| &component.plane[y * stride..y * stride + width];
     let near = y / dy;
     // The row that is next nearest, within the picture.
-    let far = if y % 2 == 0 { near.saturating_sub(1) } else { (near + 1).min(component.height - 1) };
+    let far = if y.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(component.height - 1) };
     match (dx, dy) {
         (1, 1) => out[..width].copy_from_slice(row(near)),
         (1, 2) => {

@@ -171,11 +171,7 @@ impl Run<'_> {
             (Kind::DcFirst, Some(dc), _) => {
                 block[0] = (self.dc(part.index, dc) << header.low) as i16;
             }
-            (Kind::DcRefine, ..) => {
-                if self.bits.bit() {
-                    block[0] |= 1 << header.low;
-                }
-            }
+            (Kind::DcRefine, ..) => block[0] |= i16::from(self.bits.bit()) << header.low,
             (Kind::AcFirst, _, Some(ac)) => self.ac_first(ac, header, block),
             (Kind::AcRefine, _, Some(ac)) => self.ac_refine(ac, header, block),
             _ => {}
