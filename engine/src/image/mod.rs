@@ -17,6 +17,15 @@ pub use error::ImageError;
 pub use prepared::{Normalize, Pixels, PreparedImage, Tile};
 pub use resize::{Filter, resize};
 
+/// Whether code compiled for AVX2 may run: the machine has it, and `OCELLI_ISA` does not forbid it.
+/// The arithmetic of this module is exact, so the results are the same without it.
+#[cfg(target_arch = "x86_64")]
+fn may_use_avx2() -> bool {
+    use ocelli_kernels::cpu::isa::{Isa, Level};
+    // An `Isa` exists only for a level that the machine has.
+    Isa::detect().is_ok_and(|isa| matches!(isa.level(), Level::Avx2 | Level::Avx512))
+}
+
 /// An 8-bit RGB picture, `[height, width, 3]` row-major, both sides at least 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rgb8Image {

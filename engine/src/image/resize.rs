@@ -218,7 +218,7 @@ impl Work<'_> {
 
     fn run(&self, pass: &Pass, columns: &mut [u8], dst: &mut [u8]) {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
+        if super::may_use_avx2() {
             // SAFETY: the machine has AVX2, as just checked.
             return unsafe { self.avx2(pass, columns, dst) };
         }

@@ -91,7 +91,7 @@ fn avx2(coefs: &[i16], quant: &[u16; 64], samples: &mut [u8]) {
 /// A row of blocks, `coefs: [blocks, 64]` in natural order, to `samples: [8, blocks * 8]`.
 pub(super) fn block_row(coefs: &[i16], quant: &[u16; 64], samples: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
+    if crate::image::may_use_avx2() {
         // SAFETY: the machine has AVX2, as just checked.
         return unsafe { avx2(coefs, quant, samples) };
     }

@@ -16,7 +16,7 @@ pub(super) enum ColorSpace {
 pub(super) fn to_rgb(frame: Frame, space: ColorSpace) -> Result<Vec<u8>, JpegError> {
     let mut out = zeroed(frame.width * frame.height * 3)?;
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") {
+    if crate::image::may_use_avx2() {
         // SAFETY: the machine has AVX2, as just checked.
         unsafe { avx2(&frame, space, &mut out) };
         return Ok(out);
