@@ -1,8 +1,219 @@
 //! Conformance cases.
 
-use super::Matmul;
-use crate::conformance::{Case, CaseCx};
+use super::{Activation, Math, Matmul};
+use crate::buffer::Weights;
+use crate::conformance::{Case, CaseCx, Fill};
+use crate::spec::{DType, Format};
 
-pub(super) fn cases(_cx: &mut CaseCx) -> Vec<Case<Matmul>> {
-    Vec::new()
+const ACTS: [Activation; 5] =
+    [Activation::None, Activation::GeluTanh, Activation::GeluErf, Activation::QuickGelu, Activation::Silu];
+const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+const MATHS: [Math; 3] = [Math::Exact, Math::Bf16, Math::Int8];
+
+/// Grouped formats: each bit width with each group length, zero points and scale type at least once; groups that are no
+/// multiple of a vector or a word too.
+const GROUPED: [&str; 20] = [
+    "int8g32",
+    "int8g64.f16",
+    "int8g128",
+    "int8g128z",
+    "int8g256.f32",
+    "int8row",
+    "int8rowz.f16",
+    "int8g32z.f32",
+    "int8g20",
+    "int4g32",
+    "int4g32z",
+    "int4g64",
+    "int4g64z.f16",
+    "int4g128",
+    "int4g128z.f32",
+    "int4g256",
+    "int4row.f16",
+    "int4rowz",
+    "int4g16",
+    "int4g12z",
+];
+
+/// How an operation differs from a plain dense product.
+#[derive(Clone, Copy)]
+struct Shape {
+    m: usize,
+    n: usize,
+    k: usize,
+    x: DType,
+    out: DType,
+    fill: Fill,
+    /// Elements between rows of x, out and residual.
+    gaps: [usize; 3],
+    bias: bool,
+    act: Activation,
+    gated: bool,
+    residual: Option<DType>,
+    math: Math,
+}
+
+impl Shape {
+    fn plain(m: usize, n: usize, k: usize) -> Self {
+        Self {
+            m,
+            n,
+            k,
+            x: DType::F32,
+            out: DType::F32,
+            fill: Fill::Normal(1.0),
+            gaps: [0; 3],
+            bias: false,
+            act: Activation::None,
+            gated: false,
+            residual: None,
+            math: Math::Exact,
+        }
+    }
+
+    /// The op, with weights stacked from parts of these shares of `n`.
+    fn op(self, cx: &mut CaseCx, format: Format, shares: &[usize]) -> Matmul {
+        let all: usize = shares.iter().sum();
+        let mut rows: Vec<usize> = shares.iter().map(|share| self.n * share / all).collect();
+        rows[0] += self.n - rows.iter().sum::<usize>();
+        // Only some of the parts have a bias, as of Qwen's projections.
+        let parts: Vec<Weights> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| cx.weights(format, n, self.k, self.bias && i != 1))
+            .collect();
+        let w = Weights::stack(parts).expect("parts of one format and k");
+        let n_out = if self.gated { self.n / 2 } else { self.n };
+        let residual = self
+            .residual
+            .map(|dtype| cx.random_gapped(&[self.m, n_out], dtype, Fill::Normal(1.0), self.gaps[2]));
+        Matmul {
+            x: cx.random_gapped(&[self.m, self.k], self.x, self.fill, self.gaps[0]),
+            w,
+            act: self.act,
+            gated: self.gated,
+            residual,
+            out: cx.output_gapped(&[self.m, n_out], self.out, self.gaps[1]),
+            math: self.math,
+        }
+    }
+}
+
+fn format(text: &str) -> Format {
+    text.parse().expect("a format of this table")
+}
+
+pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
+    let mut all = Vec::new();
+    let mut add = |name: String, op: Matmul| all.push(Case { name, op });
+    edges(cx, &mut add);
+    formats(cx, &mut add);
+    epilogues(cx, &mut add);
+    models(cx, &mut add);
+    all
+}
+
+/// Sizes around tiles and vectors.
+fn edges(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    const MS: [usize; 12] = [0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 37];
+    const NS: [usize; 10] = [0, 1, 3, 4, 15, 16, 17, 31, 33, 67];
+    const KS: [usize; 12] = [0, 1, 7, 8, 15, 16, 17, 31, 64, 127, 129, 257];
+    let formats = ["f32", "bf16", "f16", "int8g32", "int4g32", "int8g128z", "int4row", "int4g64"];
+    for (i, &m) in MS.iter().enumerate() {
+        for (j, &n) in NS.iter().enumerate() {
+            for pick in 0..3 {
+                let k = KS[(i + 5 * j + 4 * pick) % KS.len()];
+                let text = formats[(i + 3 * j + 5 * pick) % formats.len()];
+                let shape = Shape { math: MATHS[(i + j + pick) % 3], ..Shape::plain(m, n, k) };
+                add(format!("edge {m}x{n}x{k} {text}"), shape.op(cx, format(text), &[1]));
+            }
+        }
+    }
+}
+
+/// Each storage format under each kind of math, with rows of `k` that end inside a group and inside a word.
+fn formats(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    for text in GROUPED.iter().chain(&["f32", "bf16", "f16"]) {
+        for (i, math) in MATHS.into_iter().enumerate() {
+            for (j, k) in [512, 331, 1024 + 37].into_iter().enumerate() {
+                let m = [1, 3, 8, 19][(i + j) % 4];
+                let fill = if j == 1 { Fill::Spiky } else { Fill::Normal(1.0) };
+                let shape = Shape { math, fill, bias: j == 2, ..Shape::plain(m, 45, k) };
+                add(format!("format {text} m {m} k {k} {math:?}"), shape.op(cx, format(text), &[1]));
+            }
+        }
+    }
+}
+
+/// Activations, gates, residuals, biases, types, strides and stacked parts.
+fn epilogues(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    let formats = ["f32", "bf16", "f16", "int8g64", "int4g32z", "int8g128", "int4g128.f16"];
+    let mut i = 0;
+    for act in ACTS {
+        for gated in [false, true] {
+            for shares in [&[1usize][..], &[1, 1], &[3, 1, 1]] {
+                i += 1;
+                let shape = Shape {
+                    m: [1, 4, 6, 20][i % 4],
+                    n: [74, 130][i % 2],
+                    k: [256, 300][i / 2 % 2],
+                    x: FLOATS[i % 3],
+                    out: FLOATS[i / 3 % 3],
+                    fill: if i % 5 == 0 { Fill::Spiky } else { Fill::Normal(1.0) },
+                    gaps: [[0, 0, 0], [3, 5, 7], [16, 0, 1]][i % 3],
+                    bias: i % 4 != 0,
+                    act,
+                    gated,
+                    residual: (i % 3 != 0).then(|| FLOATS[i / 2 % 3]),
+                    math: MATHS[i / 2 % 3],
+                };
+                let text = formats[i % formats.len()];
+                let name = format!("epilogue {act:?} gated {gated} parts {} {text}", shares.len());
+                add(name, shape.op(cx, format(text), shares));
+            }
+        }
+    }
+    for (m, gap) in [(1, 0), (5, 0), (33, 9)] {
+        let shape = Shape { bias: true, gaps: [0, gap, 0], ..Shape::plain(m, 50, 96) };
+        let mut op = shape.op(cx, format("bf16"), &[1]);
+        // The residual in place: the result's memory holds it before.
+        op.out = cx.random_gapped(&[m, 50], DType::F32, Fill::Normal(1.0), gap);
+        op.residual = Some(op.out.clone());
+        add(format!("residual in place, m {m}"), op);
+    }
+}
+
+/// Rows of SmolVLM-256M.
+fn models(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    let all: [(&str, usize, usize, bool, &[usize]); 4] = [
+        ("qkv", 960, 576, false, &[3, 1, 1]),
+        ("gate/up", 3072, 576, true, &[1, 1]),
+        ("down", 576, 1536, false, &[1]),
+        ("head", 49280, 576, false, &[1]),
+    ];
+    for (name, n, k, gated, shares) in all {
+        for (i, text) in ["bf16", "int8g64", "int4g32"].into_iter().enumerate() {
+            for m in [1, 40] {
+                if name == "head" && m > 1 {
+                    continue;
+                }
+                let shape = Shape {
+                    gated,
+                    act: if gated { Activation::Silu } else { Activation::None },
+                    residual: (name == "down").then_some(DType::F32),
+                    math: if i == 2 { Math::Int8 } else { MATHS[m % 2] },
+                    ..Shape::plain(m, n, k)
+                };
+                add(format!("SmolVLM-256M {name} m {m} {text}"), shape.op(cx, format(text), shares));
+            }
+        }
+    }
+    for (name, n, k, act) in [
+        ("tower qkv", 2304, 768, Activation::None),
+        ("tower up", 3072, 768, Activation::GeluTanh),
+        ("tower down", 768, 3072, Activation::None),
+    ] {
+        let shape = Shape { bias: true, act, ..Shape::plain(65, n, k) };
+        add(format!("SmolVLM-256M {name}"), shape.op(cx, format("bf16"), &[1]));
+    }
 }

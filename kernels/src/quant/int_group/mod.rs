@@ -1,6 +1,8 @@
 //! Grouped integers: `w = (q - zero) * scale`, in the compressed-tensors `pack-quantized` layout; see
 //! [`Format::IntGroup`](crate::Format::IntGroup) for the planes.
 
+pub mod cpu;
+
 /// The signed value of field `index` in the 32-bit word that holds it: offset binary, low bits first.
 #[must_use]
 pub fn field(word: i64, index: usize, bits: u8) -> i64 {

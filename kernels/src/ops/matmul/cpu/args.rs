@@ -1,0 +1,104 @@
+//! Operands of a product as pointers.
+
+use half::{bf16, f16};
+use smallvec::SmallVec;
+
+use crate::buffer::{View, WeightPart};
+use crate::cpu::CpuCx;
+use crate::cpu::gemm::{Dense, GemmArgs, Operand, OperandMut, PanelSource, Part};
+use crate::ops::Matmul;
+use crate::quant::int_group::cpu::IntRows;
+use crate::spec::{DType, Format, KernelError};
+
+/// Rows of one stored tensor, in whatever format.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rows {
+    /// Floats.
+    Dense(Dense),
+    /// Grouped integers.
+    Int(IntRows),
+}
+
+impl Rows {
+    fn new(format: Format, k: usize, part: &WeightPart, cx: &CpuCx) -> Result<Self, KernelError> {
+        let words = |view: &View| Ok::<_, KernelError>((cx.input::<i32>(view)?, view.stride(0)));
+        match format {
+            Format::Dense(_) => {
+                let matrix = input(&part.planes[0], cx)?;
+                // SAFETY: `Weights` has checked that the plane holds `[n, k]` values, and it lives as long as the op.
+                Ok(Self::Dense(unsafe { Dense::new(matrix) }))
+            }
+            Format::IntGroup { bits, scale, .. } => {
+                let (packed, stride) = words(&part.planes[0])?;
+                let scales = input(&part.planes[1], cx)?;
+                let zeros = part.planes.get(2).map(words).transpose()?;
+                // A row that is one group counts as one without an end, whatever its length.
+                let group = format.group_len(k);
+                let group = if format.groups(k) <= 1 { usize::MAX & !63 } else { group };
+                Ok(Self::Int(IntRows {
+                    packed,
+                    words: stride,
+                    scales: scales.ptr,
+                    scale,
+                    scale_stride: scales.stride,
+                    zeros,
+                    bits: usize::from(bits),
+                    group,
+                }))
+            }
+        }
+    }
+
+    fn source(&self) -> &dyn PanelSource {
+        match self {
+            Self::Dense(dense) => dense,
+            Self::Int(rows) => rows,
+        }
+    }
+}
+
+/// A matrix of floats that is read; of a vector, the elements are rows.
+fn input(view: &View, cx: &CpuCx) -> Result<Operand, KernelError> {
+    Ok(Operand { ptr: view.read_bytes_ptr(cx.id)?, dtype: view.dtype(), stride: view.stride(0) })
+}
+
+fn output(view: &View, cx: &CpuCx) -> Result<OperandMut, KernelError> {
+    let ptr = match view.dtype() {
+        DType::BF16 => cx.output::<bf16>(view)?.cast(),
+        DType::F16 => cx.output::<f16>(view)?.cast(),
+        _ => cx.output::<f32>(view)?.cast(),
+    };
+    Ok(OperandMut { ptr, dtype: view.dtype(), stride: view.stride(0) })
+}
+
+/// Calls `run` with the operands of `op`, whose spec has passed, and the rows behind each part of the weights.
+///
+/// All pointers are valid for the sizes stated in the arguments, and `out` overlaps at most an identical residual: that is
+/// what the spec checks.
+pub(super) fn with_args(
+    op: &Matmul,
+    cx: &CpuCx,
+    run: impl FnOnce(&GemmArgs, &[Rows]) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    let (format, k) = (op.w.format(), op.w.k());
+    let mut rows: SmallVec<[Rows; 3]> = SmallVec::new();
+    for part in op.w.parts() {
+        rows.push(Rows::new(format, k, part, cx)?);
+    }
+    let mut parts: SmallVec<[Part; 3]> = SmallVec::new();
+    for (part, rows) in op.w.parts().iter().zip(&rows) {
+        let bias = part.bias.as_ref().map(|bias| input(bias, cx)).transpose()?;
+        parts.push(Part { rows: part.rows, source: rows.source(), bias });
+    }
+    let args = GemmArgs {
+        m: op.x.size(0),
+        k,
+        x: input(&op.x, cx)?,
+        parts: &parts,
+        act: op.act,
+        gated: op.gated,
+        residual: op.residual.as_ref().map(|view| input(view, cx)).transpose()?,
+        out: output(&op.out, cx)?,
+    };
+    run(&args, &rows)
+}

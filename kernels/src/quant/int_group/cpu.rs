@@ -1,0 +1,149 @@
+//! Decoders for Rust SIMD kernels.
+
+use half::{bf16, f16};
+
+use crate::cpu::gemm::{PanelSource, RowLoader, pack_rows};
+use crate::cpu::isa::Isa;
+use crate::cpu::simd::{MAX_LANES, Simd};
+use crate::spec::DType;
+
+/// One stored tensor of grouped integers as kernels read it: `w = (u - z) * s`, `u` the stored field and `z` the stored
+/// zero point, or `2^(bits-1)` where there is none.
+#[derive(Clone, Copy, Debug)]
+pub struct IntRows {
+    /// First word of the packed plane.
+    pub packed: *const i32,
+    /// Words from row to row.
+    pub words: usize,
+    /// First scale.
+    pub scales: *const u8,
+    /// Type of the scales.
+    pub scale: DType,
+    /// Scales from row to row.
+    pub scale_stride: usize,
+    /// First word of the zero points, and words from one row of words to the next.
+    pub zeros: Option<(*const i32, usize)>,
+    /// Bits of a weight: 4 or 8.
+    pub bits: usize,
+    /// Weights that share a scale.
+    pub group: usize,
+}
+
+// SAFETY: the pointers are only read through, as the contracts of the unsafe methods state.
+unsafe impl Send for IntRows {}
+// SAFETY: as above.
+unsafe impl Sync for IntRows {}
+
+impl IntRows {
+    /// Scale of a group.
+    ///
+    /// # Safety
+    /// The group exists in the planes.
+    #[inline(always)]
+    pub unsafe fn scale(&self, row: usize, group: usize) -> f32 {
+        let at = row * self.scale_stride + group;
+        // SAFETY: as the caller vouches.
+        unsafe {
+            match self.scale {
+                DType::BF16 => (*self.scales.cast::<bf16>().add(at)).to_f32(),
+                DType::F16 => (*self.scales.cast::<f16>().add(at)).to_f32(),
+                _ => *self.scales.cast::<f32>().add(at),
+            }
+        }
+    }
+
+    /// Stored value that stands for zero in a group.
+    ///
+    /// # Safety
+    /// The group exists in the planes.
+    #[inline(always)]
+    pub unsafe fn zero(&self, row: usize, group: usize) -> i32 {
+        match self.zeros {
+            None => 1 << (self.bits - 1),
+            Some((words, stride)) => {
+                let per_word = 32 / self.bits;
+                // SAFETY: as the caller vouches; zero points are packed along the rows.
+                let word = unsafe { *words.add(row / per_word * stride + group) } as u32;
+                (word >> (row % per_word * self.bits) & ((1 << self.bits) - 1)) as i32
+            }
+        }
+    }
+
+    /// Stored field of a weight.
+    ///
+    /// # Safety
+    /// The weight exists.
+    #[inline(always)]
+    unsafe fn field(&self, row: usize, col: usize) -> i32 {
+        let per_word = 32 / self.bits;
+        // SAFETY: as the caller vouches.
+        let word = unsafe { *self.packed.add(row * self.words + col / per_word) } as u32;
+        (word >> (col % per_word * self.bits) & ((1 << self.bits) - 1)) as i32
+    }
+
+    /// `n` weights one by one: for groups that end inside a vector.
+    ///
+    /// # Safety
+    /// The weights exist, `n <= MAX_LANES`.
+    #[inline(always)]
+    unsafe fn gather<S: Simd>(&self, s: S, row: usize, col: usize, n: usize) -> S::V {
+        let mut all = [0.0; MAX_LANES];
+        for (i, one) in all.iter_mut().enumerate().take(n) {
+            let group = (col + i) / self.group;
+            // SAFETY: as the caller vouches.
+            unsafe {
+                *one = (self.field(row, col + i) - self.zero(row, group)) as f32 * self.scale(row, group);
+            }
+        }
+        // SAFETY: `MAX_LANES` values.
+        unsafe { s.load(all.as_ptr()) }
+    }
+
+    /// A whole vector whose weights share a group.
+    ///
+    /// # Safety
+    /// The weights exist; `col` is a multiple of `LANES`, and so is the group.
+    #[inline(always)]
+    unsafe fn load_group<S: Simd>(&self, s: S, row: usize, col: usize) -> S::V {
+        let group = col / self.group;
+        // SAFETY: as the caller vouches; `LANES` fields from a multiple of `LANES` begin at a whole byte.
+        unsafe {
+            let at = self.packed.add(row * self.words).cast::<u8>().add(col * self.bits / 8);
+            let u = if self.bits == 4 { s.load_u4(at) } else { s.load_u8(at) };
+            let z = s.splat(self.zero(row, group) as f32);
+            s.mul(s.sub(u, z), s.splat(self.scale(row, group)))
+        }
+    }
+}
+
+impl RowLoader for IntRows {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, s: S, row: usize, col: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            if self.group.is_multiple_of(S::LANES) {
+                self.load_group(s, row, col)
+            } else {
+                self.gather(s, row, col, S::LANES)
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_n<S: Simd>(&self, s: S, row: usize, col: usize, n: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { self.gather(s, row, col, n) }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, row: usize, col: usize) {
+        s.prefetch(self.packed.wrapping_add(row * self.words + col * self.bits / 32));
+    }
+}
+
+impl PanelSource for IntRows {
+    unsafe fn pack(&self, isa: Isa, row: usize, rows: usize, k: usize, to: *mut f32, stride: usize) {
+        // SAFETY: as the caller vouches.
+        unsafe { pack_rows(isa, *self, row, rows, k, to, stride) }
+    }
+}
