@@ -1,0 +1,207 @@
+//! Weight matrices: which storage format a module's tensors are in.
+
+use ocelli_kernels::{Format, ShapeError, View, Weights};
+
+use super::{Scope, StoredType, WeightError};
+
+const SUPPORTED: &str =
+    "supported are F32, BF16 and F16, and compressed-tensors pack-quantized integers of 4 and 8 bits";
+
+/// Tensors beside or instead of `weight`, and the scheme that they are a sign of.
+const FOREIGN: [(&str, &str); 12] = [
+    ("qweight", "GPTQ or AWQ integers"),
+    ("weight_global_scale", "NVFP4"),
+    ("weight_scale_2", "NVFP4"),
+    ("weight_scale_inv", "block-scaled FP8"),
+    ("weight_scale", "compressed-tensors int-quantized or float-quantized values"),
+    ("weight.absmax", "bitsandbytes 4-bit values"),
+    ("SCB", "bitsandbytes LLM.int8() values"),
+    ("scales", "MLX groups"),
+    ("W_q", "HQQ integers"),
+    ("_weight_qdata", "torchao values"),
+    ("weight._data", "optimum-quanto values"),
+    ("weight._data._data", "optimum-quanto values"),
+];
+
+impl Scope<'_> {
+    /// The linear layer here, `y = x W^T + b`: W is `[n, k]` in any format that can be read, `bias` `[n]` if there is
+    /// one. Nothing is copied but planes that are not aligned.
+    ///
+    /// # Errors
+    /// If tensors are absent, have other shapes, or are stored in a way that is not built.
+    pub fn linear(&self, n: usize, k: usize) -> Result<Weights, WeightError> {
+        let bias = self.optional("bias", &[n])?;
+        self.load(n, k, bias)
+    }
+
+    /// The matrix `[rows, k]` here without a bias: a token table.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn embedding(&self, rows: usize, k: usize) -> Result<Weights, WeightError> {
+        self.load(rows, k, None)
+    }
+
+    /// The convolution here as a matrix `[n, k]`: `weight` is `[n, ...]` with `k` values for each output, such as
+    /// `[d, channels, patch, patch]`, and `bias` `[n]`.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear); a quantized convolution is not built.
+    pub fn patch_embed(&self, n: usize, k: usize) -> Result<Weights, WeightError> {
+        let name = self.path("weight");
+        let Some(info) = self.info("weight") else { return Err(self.absent(&name)) };
+        if info.shape.first() != Some(&n) || info.len() != n * k {
+            let expected = format!("shape: expected [{n}, ...] of {} values, found {:?}", n * k, info.shape);
+            return Err(WeightError::tensor(self.checkpoint().path(), &name, expected));
+        }
+        let view = self.checkpoint().tensor_as(&name, &[n, k])?;
+        let bias = self.optional("bias", &[n])?;
+        self.dense(view, bias)
+    }
+
+    fn load(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+        if self.has("weight_packed") {
+            return self.packed(n, k, bias);
+        }
+        if let Some((_, what)) = FOREIGN.iter().find(|(sign, _)| self.has(sign)) {
+            return Err(self.unsupported(format!("{what}; {SUPPORTED}")));
+        }
+        if !self.has("weight") {
+            return Err(self.absent(&self.path("weight")));
+        }
+        self.dense(self.tensor("weight", &[n, k])?, bias)
+    }
+
+    fn dense(&self, view: View, bias: Option<View>) -> Result<Weights, WeightError> {
+        if !view.dtype().is_float() {
+            return Err(self.unsupported(format!("weight of type {}; {SUPPORTED}", view.dtype())));
+        }
+        Weights::dense(view, bias).map_err(|e| self.misfit(&e))
+    }
+
+    /// compressed-tensors `pack-quantized`: the planes of [`Format::IntGroup`] as they lie in the file.
+    fn packed(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+        let checkpoint = self.checkpoint();
+        let quantization = checkpoint.quantization();
+        let scheme = quantization.and_then(|q| q.scheme(self.prefix()));
+        if quantization.is_some_and(|q| q.transforms) {
+            return Err(self.unsupported("rotated weights (transform_config of quantization_config)".into()));
+        }
+        if scheme.is_some_and(|scheme| scheme.activations) {
+            return Err(
+                self.unsupported("quantized activations (input_activations); weights alone can be".into())
+            );
+        }
+        if self.has("weight_g_idx") {
+            return Err(self.unsupported(
+                "columns in activation order (actorder `group`, weight_g_idx), whose scale changes from column to \
+                 column; re-quantize with actorder `weight` or none"
+                    .into(),
+            ));
+        }
+        let (Some(packed), Some(scale)) = (self.info("weight_packed"), self.info("weight_scale")) else {
+            return Err(self.absent(&self.path("weight_scale")));
+        };
+        if packed.dtype != StoredType::I32 {
+            return Err(self.unsupported(format!(
+                "weight_packed of type {} (NVFP4 or MXFP4); {SUPPORTED}",
+                packed.dtype
+            )));
+        }
+        if self.has("weight_shape") {
+            let stored = checkpoint.ints(&self.path("weight_shape"))?;
+            if stored != [n as i64, k as i64] {
+                let reason = format!("shape: expected [{n}, {k}], found {stored:?}");
+                return Err(WeightError::tensor(checkpoint.path(), &self.path("weight_shape"), reason));
+            }
+        }
+        let bits = self.bits(packed.shape, n, k, scheme.map(|scheme| scheme.bits))?;
+        let Some(scale_type) = scale.kernel_dtype().filter(|dtype| dtype.is_float()) else {
+            return Err(
+                self.unsupported(format!("weight_scale of type {}; F32, BF16 and F16 are", scale.dtype))
+            );
+        };
+        let &[rows, groups] = scale.shape else {
+            return Err(self.wrong_shape(&self.path("weight_scale"), &[n, 1], scale.shape));
+        };
+        if rows != n || groups == 0 && k > 0 {
+            return Err(self.wrong_shape(&self.path("weight_scale"), &[n, groups.max(1)], scale.shape));
+        }
+        let group = self.group(bits, k, groups)?;
+        // A symmetric scheme's zero points are all zero, whatever layout old writers gave them.
+        let zero = self.has("weight_zero_point") && !scheme.is_some_and(|scheme| scheme.symmetric);
+        let format = Format::IntGroup { bits, group, zero, scale: scale_type };
+        let mut planes = Vec::with_capacity(3);
+        for plane in format.planes(n, k) {
+            let name = match plane.name {
+                "packed" => "weight_packed",
+                "scales" => "weight_scale",
+                _ => "weight_zero_point",
+            };
+            let view = self.tensor(name, &[plane.rows, plane.cols])?;
+            if view.dtype() != plane.dtype {
+                let reason = format!("expected {}, found {}", plane.dtype, view.dtype());
+                return Err(WeightError::tensor(checkpoint.path(), &self.path(name), reason));
+            }
+            planes.push(view);
+        }
+        Weights::new(format, n, k, planes, bias).map_err(|e| self.misfit(&e))
+    }
+
+    /// Bits of a weight, from the words in a row. Where a row is so short that both would do, the configuration tells.
+    fn bits(&self, packed: &[usize], n: usize, k: usize, stated: Option<u64>) -> Result<u8, WeightError> {
+        let words = |bits: usize| (k * bits).div_ceil(32);
+        let fits = |bits: u8| packed == [n, words(bits.into())];
+        let likely = if stated == Some(8) { [8, 4] } else { [4, 8] };
+        if let Some(bits) = likely.into_iter().find(|&bits| fits(bits)) {
+            return Ok(bits);
+        }
+        let padded = |bits: u8| packed == [n, k.div_ceil(32 / usize::from(bits))];
+        match [2, 3, 5, 6, 7, 1].into_iter().find(|&bits| fits(bits) || padded(bits)) {
+            Some(bits) => Err(self.unsupported(format!("integers of {bits} bits; {SUPPORTED}"))),
+            None => Err(self.wrong_shape(&self.path("weight_packed"), &[n, words(likely[0].into())], packed)),
+        }
+    }
+
+    /// Weights that share a scale, from the scales in a row and what the configuration states; 0 for a whole row.
+    fn group(&self, bits: u8, k: usize, groups: usize) -> Result<u32, WeightError> {
+        let quantization = self.checkpoint().quantization();
+        let of_module = quantization.and_then(|q| q.scheme(self.prefix()));
+        if let Some(size) = of_module.and_then(|scheme| scheme.group_for(bits, k, groups)) {
+            return Ok(size as u32);
+        }
+        // Module names in the configuration may differ from those in the file: then any group that fits will do, as
+        // long as all that fit agree.
+        let mut sizes: Vec<usize> = quantization
+            .iter()
+            .flat_map(|q| &q.schemes)
+            .filter_map(|scheme| scheme.group_for(bits, k, groups))
+            .collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        match sizes[..] {
+            [size] => Ok(size as u32),
+            _ if groups <= 1 => Ok(0),
+            [] if k.is_multiple_of(groups) => Ok((k / groups) as u32),
+            _ => Err(self.unsupported(format!(
+                "{groups} groups of {k} weights: expected one group size of config.json to fit, found {sizes:?}"
+            ))),
+        }
+    }
+
+    fn absent(&self, name: &str) -> WeightError {
+        self.checkpoint().missing(name, name)
+    }
+
+    fn unsupported(&self, what: String) -> WeightError {
+        WeightError::Unsupported {
+            path: self.checkpoint().path().to_owned(),
+            module: self.prefix().to_owned(),
+            reason: format!("not supported: {what}"),
+        }
+    }
+
+    fn misfit(&self, error: &ShapeError) -> WeightError {
+        WeightError::shape(self.checkpoint().path(), self.prefix(), error)
+    }
+}

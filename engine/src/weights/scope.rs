@@ -1,0 +1,130 @@
+//! A place in a checkpoint's tree of names.
+
+use std::fmt;
+
+use ocelli_kernels::View;
+
+use super::{Checkpoint, TensorInfo, WeightError};
+
+/// A prefix of tensor names, from which a part of a model takes its tensors.
+///
+/// Cheap to make; it borrows the checkpoint.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Without a dot at its end; empty at the root.
+    prefix: String,
+}
+
+impl<'a> Scope<'a> {
+    pub(super) const fn new(checkpoint: &'a Checkpoint, prefix: String) -> Self {
+        Self { checkpoint, prefix }
+    }
+
+    /// The checkpoint.
+    #[must_use]
+    pub const fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// The prefix: `model.text_model.layers.3`.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The full name of something below.
+    #[must_use]
+    pub fn path(&self, name: impl fmt::Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// A place below: `layers.at(3)`, `layer.at("self_attn.q_proj")`.
+    #[must_use]
+    pub fn at(&self, name: impl fmt::Display) -> Self {
+        let prefix = self.path(name);
+        Self { checkpoint: self.checkpoint, prefix }
+    }
+
+    /// The first of several places below that has tensors; the first of the list if none has. An empty name is this
+    /// place itself.
+    #[must_use]
+    pub fn at_any(&self, names: &[&str]) -> Self {
+        let place = |name: &str| if name.is_empty() { self.clone() } else { self.at(name) };
+        let found = names.iter().map(|name| place(name)).find(Self::exists);
+        found.unwrap_or_else(|| names.first().map_or_else(|| self.clone(), |name| place(name)))
+    }
+
+    /// Whether any tensor lies below.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        let below = |name: &str| name.strip_prefix(&*self.prefix).is_some_and(|rest| rest.starts_with('.'));
+        self.checkpoint.names().any(|name| self.prefix.is_empty() || below(name))
+    }
+
+    /// Whether there is a tensor of this name below.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.path(name))
+    }
+
+    /// Type and shape of a tensor. Reads no data.
+    #[must_use]
+    pub fn info(&self, name: &str) -> Option<TensorInfo<'a>> {
+        self.checkpoint.info(&self.path(name))
+    }
+
+    /// A tensor of any shape.
+    ///
+    /// # Errors
+    /// If there is none of that name, or kernels know no such element type or rank.
+    pub fn any(&self, name: &str) -> Result<View, WeightError> {
+        self.checkpoint.tensor(&self.path(name))
+    }
+
+    /// A tensor of this shape.
+    ///
+    /// # Errors
+    /// As [`any`](Self::any), and if the shape is another.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<View, WeightError> {
+        self.tensor_any(&[name], shape)
+    }
+
+    /// The first that exists of several names of one tensor, of this shape.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn tensor_any(&self, names: &[&str], shape: &[usize]) -> Result<View, WeightError> {
+        let Some(name) = names.iter().find(|name| self.has(name)) else {
+            let first = names.first().copied().unwrap_or_default();
+            let shown: Vec<String> = names.iter().map(|name| self.path(name)).collect();
+            return Err(self.checkpoint.missing(&self.path(first), &shown.join("` or `")));
+        };
+        let path = self.path(name);
+        if let Some(info) = self.checkpoint.info(&path)
+            && info.shape != shape
+        {
+            return Err(self.wrong_shape(&path, shape, info.shape));
+        }
+        self.checkpoint.tensor(&path)
+    }
+
+    pub(super) fn wrong_shape(&self, name: &str, expected: &[usize], found: &[usize]) -> WeightError {
+        let reason = format!("shape: expected {expected:?}, found {found:?}");
+        WeightError::tensor(self.checkpoint.path(), name, reason)
+    }
+
+    /// A tensor of this shape, if there is one of that name.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor), less absence.
+    pub fn optional(&self, name: &str, shape: &[usize]) -> Result<Option<View>, WeightError> {
+        if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+    }
+}
+
+impl fmt::Debug for Scope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at `{}`", self.checkpoint.path(), self.prefix)
+    }
+}
