@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use ocelli_bench::roof::{self, Roofs};
 use ocelli_kernels::cpu::isa::{Isa, Level};
@@ -97,7 +98,11 @@ fn run(program: &Path, threads: usize, name: &str) -> Option<f64> {
     if text.trim() == "none" { None } else { Some(text.trim().parse().unwrap()) }
 }
 
+/// Two measurements at a time would disturb each other.
+static MACHINE: Mutex<()> = Mutex::new(());
+
 fn at_level(level: Level) {
+    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     match Isa::at(level) {
         Err(error) => skip(level.name(), &error.to_string()),
         Ok(_) if level > Isa::detect().unwrap().level() => skip(level.name(), "OCELLI_ISA caps the level"),

@@ -1,0 +1,166 @@
+#!/usr/bin/env bash
+# Runs the tests.
+#
+#   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
+#
+# Needs Rust and a C compiler; uses cargo-nextest where it is installed. What cannot run here is printed as
+# `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
+# everything). The last line is `N passed, N failed, N skipped`; the exit code is 0 only without failures.
+# The output of each stream is kept in target/test-logs/.
+set -u -o pipefail
+cd "$(dirname "$0")/.."
+
+export CARGO_TERM_COLOR=never RUST_BACKTRACE="${RUST_BACKTRACE:-0}"
+logs=${CARGO_TARGET_DIR:-target}/test-logs
+mkdir -p "$logs"
+passed=0 failed=0 skipped=0 broken=()
+
+# Test binaries of the package in tests/, and those that run once for each instruction set level.
+binaries=$(sed -n '/^\[\[test\]\]/,/^path/ s/^name = "\(.*\)"/\1/p' tests/Cargo.toml)
+by_level=" conformance golden cli "
+streams="fmt clippy docs features unit doctest $(echo $binaries) wgpu cuda"
+
+levels() {
+    echo scalar
+    case $(uname -m) in
+        x86_64 | amd64)
+            local have
+            have=" $(sed -n '/^flags/{s/.*://p;q}' /proc/cpuinfo 2>/dev/null || sysctl -n machdep.cpu.leaf7_features) "
+            have=$(echo "$have" | tr 'A-Z' 'a-z')
+            case $have in *" avx2 "*) echo avx2 ;; esac
+            case $have in *" avx512bw "*) echo avx512 ;; esac
+            ;;
+        aarch64 | arm64) echo neon ;;
+    esac
+}
+
+missing_levels() {
+    local level
+    for level in avx2 avx512 neon; do
+        levels | grep -qx $level || echo $level
+    done
+}
+
+required() {
+    case ",${OCELLI_REQUIRE:-}," in *",$1,"* | *",all,"*) return 0 ;; esac
+    return 1
+}
+
+skip() { # WHAT WHY
+    if required "$1"; then
+        echo "failed: $1: $2, and OCELLI_REQUIRE=$OCELLI_REQUIRE asks for it"
+        failed=$((failed + 1)) broken+=("$1")
+    else
+        echo "skipped: $1: $2"
+        skipped=$((skipped + 1))
+    fi
+}
+
+# Runs a command that passes or fails as a whole.
+whole() { # NAME COMMAND...
+    local name=$1 log=$logs/$1.log
+    shift
+    if "$@" >"$log" 2>&1; then
+        passed=$((passed + 1))
+    else
+        grep -vE '^ +(Compiling|Checking|Documenting|Finished|Downloaded|Downloading) ' "$log" | tail -n 60
+        failed=$((failed + 1)) broken+=("$name")
+    fi
+}
+
+# Runs tests and counts them from what the runner prints.
+counted() { # NAME COMMAND...
+    local name=$1 log=$logs/${1// /-}.log code=0 p f s
+    shift
+    "$@" >"$log" 2>&1 || code=$?
+    # nextest: `Summary [ 1.2s] 5 tests run: 4 passed (1 slow), 1 failed, 2 skipped`; its skipped ones are those not selected.
+    # cargo test: `test result: ok. 5 passed; 0 failed; ...`, once for each binary.
+    p=$(sed -nE 's/^ *Summary .* tests? run: ([0-9]+) passed.*/\1/p; s/^test result: .* ([0-9]+) passed;.*/\1/p' "$log" | paste -sd+ -)
+    f=$(sed -nE 's/^ *Summary .* ([0-9]+) failed.*/\1/p; s/^ *Summary .* ([0-9]+) timed out.*/\1/p; s/^test result: .* ([0-9]+) failed;.*/\1/p' "$log" | paste -sd+ -)
+    p=$((${p:-0})) f=$((${f:-0}))
+    s=$(grep -cE '^ *skipped: ' "$log")
+    grep -E '^ *skipped: ' "$log" | sed -E 's/^ +//' | sort | uniq
+    if [ $code -ne 0 ]; then
+        [ $f -eq 0 ] && f=1
+        grep -vE '^ +(Compiling|Finished|Running|Downloaded|PASS|Starting) |^test .* ok$' "$log" | tail -n 100
+        broken+=("$name")
+    fi
+    # A test that skips ends without a failure, so the runner counts it as passed.
+    [ $s -gt $p ] && s=$p
+    passed=$((passed + p - s)) failed=$((failed + f)) skipped=$((skipped + s))
+    echo "$name: $((p - s)) passed, $f failed, $s skipped"
+}
+
+have_nextest() { [ "${OCELLI_NEXTEST:-1}" != 0 ] && cargo nextest --version >/dev/null 2>&1; }
+nextest=no
+have_nextest && nextest=yes
+
+# Always the whole workspace and one profile, so that every stream shares its artefacts.
+tests() { # CARGO SELECTION...
+    if [ $nextest = yes ]; then
+        cargo nextest run --release --locked --workspace --color never --no-tests pass \
+            --status-level fail --final-status-level fail --success-output final "$@"
+    else
+        cargo test --release --locked --workspace --no-fail-fast "$@" -- --show-output
+    fi
+}
+
+stream() {
+    local level
+    case $1 in
+        fmt)
+            if cargo fmt --version >/dev/null 2>&1; then whole fmt cargo fmt --all --check
+            else skip fmt "rustfmt is not installed"; fi ;;
+        clippy)
+            if cargo clippy --version >/dev/null 2>&1; then
+                whole clippy cargo clippy --release --locked --workspace --all-targets -- -D warnings
+            else skip clippy "clippy is not installed"; fi ;;
+        docs)
+            RUSTDOCFLAGS="-D warnings" whole docs cargo doc --release --locked --workspace --no-deps ;;
+        features)
+            whole features cargo check --release --locked -p ocelli --no-default-features ;;
+        unit) counted unit tests --lib --bins ;;
+        doctest) counted doctest cargo test --release --locked --workspace --doc ;;
+        wgpu | cuda)
+            skip "$1" "not built yet" ;;
+        *)
+            if [ "$1" = cli ] && ! cargo build --release --locked --workspace --bins >"$logs/cli-build.log" 2>&1; then
+                tail -n 40 "$logs/cli-build.log"
+                failed=$((failed + 1)) broken+=("$1")
+                return
+            fi
+            case $by_level in
+                *" $1 "*)
+                    for level in $(levels); do
+                        OCELLI_ISA=$level counted "$1 $level" tests --test "$1"
+                    done
+                    for level in $(missing_levels); do
+                        skip "$level" "this machine does not have the level, $1 not tested with it"
+                    done ;;
+                *) counted "$1" tests --test "$1" ;;
+            esac ;;
+    esac
+}
+
+if [ "${1:-}" = --list ]; then
+    printf '%s\n' $streams
+    exit 0
+fi
+[ $# -eq 0 ] && set -- $streams
+for name in "$@"; do
+    case " $streams " in *" $name "*) ;; *)
+        echo "error: no stream $name; there are: $streams" >&2
+        exit 2 ;;
+    esac
+done
+for name in "$@"; do
+    begin=$SECONDS
+    echo "== $name"
+    stream "$name"
+    echo "== $name took $((SECONDS - begin)) s"
+done
+
+echo
+[ ${#broken[@]} -gt 0 ] && echo "failed in: ${broken[*]}; see $logs/"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]
