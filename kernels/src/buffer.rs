@@ -277,11 +277,24 @@ impl View {
         self.offset..self.offset + self.layout.extent() * self.dtype.size()
     }
 
-    /// Whether the byte ranges of both views share memory.
+    /// Whether both views may address a common byte. Column ranges of rows of one length, such as the parts of a fused
+    /// projection, are told apart; of other strided views the whole byte ranges are compared.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (self.byte_range(), other.byte_range());
-        self.storage.same(&other.storage) && a.start < b.end && b.start < a.end
+        if !self.storage.same(&other.storage) || a.start >= b.end || b.start >= a.end {
+            return false;
+        }
+        let row = |view: &Self| {
+            let bytes = view.layout.extent() - (view.size(0).max(1) - 1) * view.stride(0);
+            (view.stride(0) * view.dtype.size(), bytes * view.dtype.size())
+        };
+        let ((pitch, wide_a), (pitch_b, wide_b)) = (row(self), row(other));
+        if pitch != pitch_b || pitch == 0 {
+            return true;
+        }
+        let apart = (b.start % pitch + pitch - a.start % pitch) % pitch;
+        apart < wide_a || apart + wide_b > pitch
     }
 
     /// Whether both views address the same elements in the same order.
@@ -514,5 +527,25 @@ impl Weights {
         for part in &mut self.parts {
             part.planes.iter_mut().chain(&mut part.bias).for_each(&mut *change);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_fused_rows_do_not_overlap() -> Result<(), Box<dyn std::error::Error>> {
+        let by = StreamId::fresh();
+        let rows = View::dense(Storage::host(4 * 5 * 12, by)?, &[5, 12], DType::F32)?;
+        let (q, k, v) = (rows.narrow(1, 0, 6)?, rows.narrow(1, 6, 4)?, rows.narrow(1, 10, 2)?);
+        assert!(!q.overlaps(&k) && !k.overlaps(&q) && !k.overlaps(&v) && !v.overlaps(&q));
+        // The last columns of one row and the first of the next are apart too, and shared columns are found.
+        let (late, early) = (v.narrow(0, 0, 4)?, q.narrow(0, 1, 4)?);
+        assert!(!late.overlaps(&early) && !early.overlaps(&late));
+        assert!(q.overlaps(&rows.narrow(1, 5, 2)?) && rows.narrow(1, 5, 2)?.overlaps(&k));
+        assert!(q.reshape(&[5, 2, 3])?.overlaps(&rows.narrow(0, 2, 1)?));
+        assert!(!rows.narrow(0, 0, 2)?.overlaps(&rows.narrow(0, 2, 3)?));
+        Ok(())
     }
 }

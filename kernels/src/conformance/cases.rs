@@ -66,7 +66,8 @@ impl CaseCx {
         (self.bits() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    fn value(&mut self, fill: Fill) -> f64 {
+    /// A random number as `fill` says.
+    pub fn value(&mut self, fill: Fill) -> f64 {
         match fill {
             Fill::Uniform(low, high) => f64::from(low) + self.unit() * f64::from(high - low),
             Fill::Normal(_) | Fill::Spiky => {

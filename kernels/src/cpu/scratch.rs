@@ -85,6 +85,9 @@ impl Scratch {
     /// `len` values, aligned to [`ALIGN`].
     pub fn slice<T: bytemuck::Pod>(&mut self, len: usize) -> &mut [T] {
         assert!(align_of::<T>() <= ALIGN);
+        if len == 0 {
+            return &mut [];
+        }
         bytemuck::cast_slice_mut(self.bytes(len * size_of::<T>()))
     }
 }
@@ -117,6 +120,6 @@ mod tests {
         drop(a);
         let mut c = Scratch::new();
         assert_eq!(c.bytes(10).as_ptr(), grown);
-        assert!(Scratch::new().bytes(0).is_empty());
+        assert!(Scratch::new().bytes(0).is_empty() && Scratch::new().slice::<u64>(0).is_empty());
     }
 }

@@ -1,0 +1,184 @@
+//! What kernels read of the index buffers, checked once before any thread starts.
+
+use crate::cpu::CpuCx;
+use crate::op::Op;
+use crate::ops::attention::{Attention, AttentionKv};
+use crate::spec::KernelError;
+
+/// Strides of keys or values in elements.
+#[derive(Clone, Copy)]
+pub(super) struct Strides {
+    page: usize,
+    slot: usize,
+    head: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    Packed { starts: &'a [i32] },
+    Paged { table: &'a [i32], width: usize, page: usize, lens: &'a [i32] },
+}
+
+/// Sequences, heads and strides of an op.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<'a> {
+    q_starts: &'a [i32],
+    prefix: Option<&'a [i32]>,
+    place: Place<'a>,
+    k: Strides,
+    v: Strides,
+    /// Token and head strides of the queries.
+    pub(super) q: (usize, usize),
+    /// Token and head strides of the result.
+    pub(super) out: (usize, usize),
+    pub(super) heads_kv: usize,
+    /// Query heads of one key head.
+    pub(super) group: usize,
+    pub(super) head_dim: usize,
+    pub(super) causal: bool,
+    window: usize,
+}
+
+/// One sequence.
+#[derive(Clone, Copy)]
+pub(super) struct Seq {
+    pub(super) index: usize,
+    /// First row of its queries.
+    pub(super) row: usize,
+    pub(super) q_len: usize,
+    pub(super) kv_len: usize,
+    /// Keys that every query sees.
+    pub(super) prefix: usize,
+}
+
+/// The i32 elements of a view whose last axis is contiguous.
+fn ints<'a>(cx: &CpuCx, view: &'a crate::View) -> Result<&'a [i32], KernelError> {
+    let base = cx.input::<i32>(view)?;
+    // SAFETY: the pointer is valid for the extent of the layout, and nothing writes the buffer while the op runs.
+    Ok(unsafe { std::slice::from_raw_parts(base, view.layout().extent()) })
+}
+
+fn bad(what: &'static str, index: i32, limit: usize) -> KernelError {
+    KernelError::Index { op: Attention::NAME, what, index: i64::from(index), limit }
+}
+
+/// `starts` ascends within `0..=limit`.
+fn ascending(what: &'static str, starts: &[i32], limit: usize) -> Result<(), KernelError> {
+    let mut least = 0;
+    for &start in starts {
+        if start < least || start as usize > limit {
+            return Err(bad(what, start, limit + 1));
+        }
+        least = start;
+    }
+    Ok(())
+}
+
+impl<'a> Operands<'a> {
+    /// Errors if a value of an index buffer is out of range, or rows of `q` belong to no sequence.
+    pub(super) fn new(op: &'a Attention, cx: &CpuCx) -> Result<Self, KernelError> {
+        let tokens = op.q.size(0);
+        let q_starts = ints(cx, &op.q_starts)?;
+        ascending("q_starts", q_starts, tokens)?;
+        let (first, last) = (q_starts[0], q_starts[q_starts.len() - 1]);
+        if first != 0 || last as usize != tokens {
+            let (index, limit) = if first != 0 { (0, 0) } else { (last, last as usize) };
+            return Err(bad("row of q", index, limit));
+        }
+        let (k, v, place) = match &op.kv {
+            AttentionKv::Packed { k, v, kv_starts } => {
+                let starts = ints(cx, kv_starts)?;
+                ascending("kv_starts", starts, k.size(0))?;
+                (k, v, Place::Packed { starts })
+            }
+            AttentionKv::Paged { k, v, block_table, kv_lens } => {
+                let (table, lens) = (ints(cx, block_table)?, ints(cx, kv_lens)?);
+                let (pages, page, width) = (k.size(0), k.size(1), block_table.stride(0));
+                let most = block_table.size(1) * page;
+                for (seq, &len) in lens.iter().enumerate() {
+                    if len < 0 || len as usize > most {
+                        return Err(bad("kv_lens", len, most + 1));
+                    }
+                    let used = &table[seq * width..][..(len as usize).div_ceil(page.max(1))];
+                    if let Some(&block) = used.iter().find(|&&block| block < 0 || block as usize >= pages) {
+                        return Err(bad("page", block, pages));
+                    }
+                }
+                (k, v, Place::Paged { table, width, page, lens })
+            }
+        };
+        let last = k.layout().rank() - 2;
+        let strides = |view: &crate::View| Strides {
+            page: view.stride(0),
+            slot: view.stride(last - 1),
+            head: view.stride(last),
+        };
+        let (heads_q, heads_kv) = (op.q.size(1), k.size(last));
+        Ok(Self {
+            q_starts,
+            prefix: op.mask.prefix.as_ref().map(|view| ints(cx, view)).transpose()?,
+            place,
+            k: strides(k),
+            v: strides(v),
+            q: (op.q.stride(0), op.q.stride(1)),
+            out: (op.out.stride(0), op.out.stride(1)),
+            heads_kv,
+            group: heads_q / heads_kv,
+            head_dim: op.q.size(2),
+            causal: op.mask.causal,
+            window: op.mask.window,
+        })
+    }
+
+    pub(super) fn seqs(&self) -> usize {
+        self.q_starts.len() - 1
+    }
+
+    pub(super) fn seq(&self, index: usize) -> Seq {
+        let row = self.q_starts[index] as usize;
+        let kv_len = match self.place {
+            Place::Packed { starts } => (starts[index + 1] - starts[index]) as usize,
+            Place::Paged { lens, .. } => lens[index] as usize,
+        };
+        let prefix = self.prefix.map_or(0, |prefix| prefix[index].max(0) as usize);
+        Seq { index, row, q_len: self.q_starts[index + 1] as usize - row, kv_len, prefix: prefix.min(kv_len) }
+    }
+
+    /// Offset in elements of key `j` of a sequence.
+    #[inline(always)]
+    pub(super) fn k_at(&self, seq: &Seq, head: usize, j: usize) -> usize {
+        self.at(self.k, seq, head, j)
+    }
+
+    /// Offset in elements of value `j` of a sequence.
+    #[inline(always)]
+    pub(super) fn v_at(&self, seq: &Seq, head: usize, j: usize) -> usize {
+        self.at(self.v, seq, head, j)
+    }
+
+    #[inline(always)]
+    fn at(&self, strides: Strides, seq: &Seq, head: usize, j: usize) -> usize {
+        debug_assert!(j < seq.kv_len);
+        let row = match self.place {
+            Place::Packed { starts } => (starts[seq.index] as usize + j) * strides.slot,
+            Place::Paged { table, width, page, .. } => {
+                let (block, slot) = (j as u32 / page as u32, j as u32 % page as u32);
+                table[seq.index * width + block as usize] as usize * strides.page
+                    + slot as usize * strides.slot
+            }
+        };
+        row + head * strides.head
+    }
+
+    /// Keys that query `i` of a sequence sees besides the prefix.
+    #[inline(always)]
+    pub(super) fn visible(&self, seq: &Seq, i: usize) -> std::ops::Range<usize> {
+        if !self.causal {
+            return 0..seq.kv_len;
+        }
+        // One past the query's own position; zero where the sequence has fewer keys than queries.
+        let end = (seq.kv_len + i + 1).saturating_sub(seq.q_len);
+        let start = if self.window == 0 { 0 } else { end.saturating_sub(self.window) };
+        start..end
+    }
+}
