@@ -4,3 +4,4 @@ pub mod machine;
 pub mod record;
 pub mod roof;
 pub mod stats;
+pub mod verify;

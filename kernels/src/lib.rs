@@ -19,11 +19,11 @@ pub mod spec;
 
 pub use buffer::{HOST_ALIGN, HostBuf, Storage, StreamId, View, WeightPart, Weights};
 pub use device::{DeviceInfo, DeviceOptions, devices, open};
-pub use null::{NullRecord, NullStream};
+pub use null::{NullLog, NullRecord, NullStream};
 pub use op::{
     Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, OP_NAMES, Op, OpVisitor, Queue, Stream, for_each_op,
 };
 pub use oracle::Oracle;
-pub use reference::ReferenceStream;
+pub use reference::{ReferenceDevice, ReferenceStream};
 pub use select::{Reject, Row, Variant, explain, select};
 pub use spec::{Backend, Caps, Cost, DType, Element, Format, KernelError, Layout, ShapeError};

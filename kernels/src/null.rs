@@ -1,6 +1,7 @@
 //! The stream that checks and counts but computes nothing: dry runs and plans.
 
 use std::fmt::{self, Write};
+use std::sync::{Arc, Mutex};
 
 use crate::buffer::{Storage, View};
 use crate::op::{CpuOp, Exec, Queue};
@@ -22,42 +23,58 @@ pub struct NullRecord {
     pub cost: Cost,
 }
 
+/// What a dry run noted; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct NullLog(Arc<Mutex<Noted>>);
+
+#[derive(Debug, Default)]
+struct Noted {
+    records: Vec<NullRecord>,
+    allocated: usize,
+}
+
+impl NullLog {
+    fn noted(&self) -> std::sync::MutexGuard<'_, Noted> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Takes the ops so far, in order.
+    #[must_use]
+    pub fn take(&self) -> Vec<NullRecord> {
+        std::mem::take(&mut self.noted().records)
+    }
+
+    /// The sum over all ops so far.
+    #[must_use]
+    pub fn total(&self) -> Cost {
+        self.noted().records.iter().fold(Cost::default(), |sum, record| sum + record.cost)
+    }
+
+    /// Bytes that were asked for.
+    #[must_use]
+    pub fn allocated(&self) -> usize {
+        self.noted().allocated
+    }
+}
+
 /// Checks each op, notes its cost and the variant that would be picked. Its memory is [`Storage::Meta`].
 pub struct NullStream {
     caps: Caps,
     scope: Vec<String>,
-    records: Vec<NullRecord>,
-    allocated: usize,
+    log: NullLog,
 }
 
 impl NullStream {
     /// A dry run for a device with these capabilities.
     #[must_use]
     pub fn new(caps: Caps) -> Self {
-        Self { caps, scope: Vec::new(), records: Vec::new(), allocated: 0 }
+        Self { caps, scope: Vec::new(), log: NullLog::default() }
     }
 
-    /// The ops so far, in order.
+    /// What the run notes.
     #[must_use]
-    pub fn records(&self) -> &[NullRecord] {
-        &self.records
-    }
-
-    /// Takes the ops so far, in order.
-    pub fn take_records(&mut self) -> Vec<NullRecord> {
-        std::mem::take(&mut self.records)
-    }
-
-    /// The sum over all ops so far.
-    #[must_use]
-    pub fn total(&self) -> Cost {
-        self.records.iter().fold(Cost::default(), |sum, record| sum + record.cost)
-    }
-
-    /// Bytes that were asked for.
-    #[must_use]
-    pub const fn allocated(&self) -> usize {
-        self.allocated
+    pub fn log(&self) -> NullLog {
+        self.log.clone()
     }
 }
 
@@ -67,7 +84,7 @@ impl Queue for NullStream {
     }
 
     fn alloc(&mut self, bytes: usize) -> Result<Storage, KernelError> {
-        self.allocated += bytes;
+        self.log.noted().allocated += bytes;
         Ok(Storage::Meta(bytes))
     }
 
@@ -103,7 +120,7 @@ impl<O: CpuOp> Exec<O> for NullStream {
                 .ok_or_else(|| crate::cpu::reasons::<O>(&spec, &self.caps)),
             Backend::Wgpu | Backend::Cuda => Err("not built yet".to_owned()),
         };
-        self.records.push(NullRecord {
+        self.log.noted().records.push(NullRecord {
             scope: self.scope.last().cloned().unwrap_or_default(),
             op: O::NAME,
             spec: text::write(&spec),

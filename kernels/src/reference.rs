@@ -2,7 +2,7 @@
 
 use crate::buffer::{Storage, StreamId, View};
 use crate::cpu::isa::Level;
-use crate::op::{Exec, Op, Queue};
+use crate::op::{Device, Exec, Op, Queue, Stream};
 use crate::oracle::{Oracle, encode};
 use crate::spec::{Backend, Caps, KernelError};
 
@@ -67,5 +67,19 @@ impl<O: Op> Exec<O> for ReferenceStream {
             expected.view.fill_from(&all, self.id)?;
         }
         Ok(())
+    }
+}
+
+/// The f64 reference as a device.
+#[derive(Default)]
+pub struct ReferenceDevice(ReferenceStream);
+
+impl Device for ReferenceDevice {
+    fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    fn stream(&self) -> Result<Box<dyn Stream>, KernelError> {
+        Ok(Box::new(ReferenceStream::default()))
     }
 }

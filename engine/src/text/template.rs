@@ -34,6 +34,22 @@ pub enum Content {
     Parts(Vec<Part>),
 }
 
+impl Content {
+    /// The text as it is, with `image_token` in the place of each image.
+    pub fn plain(&self, image_token: &str) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Parts(parts) => parts
+                .iter()
+                .map(|part| match part {
+                    Part::Image => image_token,
+                    Part::Text { text } => text.as_str(),
+                })
+                .collect(),
+        }
+    }
+}
+
 /// A part of a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]

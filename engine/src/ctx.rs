@@ -1,0 +1,230 @@
+//! The context of a forward pass: a stream, the arena of its activations, and an optional observer.
+
+use std::time::Instant;
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+use ocelli_kernels::ops::{Math, Matmul};
+use ocelli_kernels::{DType, Device, Element, Exec, KernelError, NullLog, NullStream, Op, Stream, View, Weights};
+
+use crate::error::{Error, Result};
+use crate::tensor::{Arena, Tensor};
+use crate::timing::{Phase, Timings};
+
+/// A place in a model whose result can be observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Result of the vision tower, all tiles: `[patches, d_model]`.
+    Tower,
+    /// Result of the connector: what replaces the image tokens, `[image_tokens, d_model]`.
+    Connector,
+    /// Input of the first text layer: `[tokens, d_model]`.
+    Embeddings,
+    /// Result of text layer `i`, before any final norm: `[tokens, d_model]`.
+    TextLayer(usize),
+    /// Logits of the wanted rows: `[rows, vocab]`.
+    Logits,
+}
+
+/// Sees intermediate results: stage, shape, values.
+pub type Observer<'a> = Box<dyn FnMut(Stage, &[usize], &[f32]) + Send + 'a>;
+
+/// How arithmetic and activations may be rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Precision {
+    /// Type of activations and of keys and values.
+    pub dtype: DType,
+    /// Whether quantized weights may be multiplied with activations rounded to 8-bit integers.
+    pub fast_int8: bool,
+}
+
+impl Default for Precision {
+    fn default() -> Self {
+        Self { dtype: DType::F32, fast_int8: false }
+    }
+}
+
+/// Runs ops and owns their activations.
+pub struct Ctx {
+    stream: Box<dyn Stream>,
+    arena: Arena,
+    observer: Option<Observer<'static>>,
+    precision: Precision,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+impl Ctx {
+    /// A context on a new stream of a device.
+    pub fn new(device: &dyn Device, precision: Precision) -> Result<Self> {
+        Ok(Self::on(device.stream()?, precision))
+    }
+
+    /// A context on a given stream.
+    #[must_use]
+    pub fn on(stream: Box<dyn Stream>, precision: Precision) -> Self {
+        Self { stream, arena: Arena::default(), observer: None, precision, timings: Timings::default() }
+    }
+
+    /// A context that computes nothing and notes what would run on a device with these capabilities.
+    #[must_use]
+    pub fn dry(caps: ocelli_kernels::Caps, precision: Precision) -> (Self, NullLog) {
+        let stream = NullStream::new(caps);
+        let log = stream.log();
+        (Self::on(Box::new(stream), precision), log)
+    }
+
+    /// The stream.
+    pub fn stream(&mut self) -> &mut dyn Stream {
+        &mut *self.stream
+    }
+
+    /// How arithmetic and activations may be rounded.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Type of activations.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.precision.dtype
+    }
+
+    /// Most bytes of activations in use at once so far.
+    #[must_use]
+    pub fn peak_activations(&self) -> usize {
+        self.arena.peak()
+    }
+
+    /// Sets or removes the observer of intermediate results.
+    pub fn observe(&mut self, observer: Option<Observer<'static>>) {
+        self.observer = observer;
+    }
+
+    /// An activation; its content is not defined. It lives until the enclosing [`scope`](Self::scope) ends.
+    pub fn alloc(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        self.arena.alloc(&mut *self.stream, shape, dtype)
+    }
+
+    /// A zeroed tensor with memory of its own.
+    pub fn alloc_owned(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        Ok(Tensor::owned(View::dense(self.stream.alloc(bytes)?, shape, dtype)?))
+    }
+
+    /// Runs `work`; the activations that it allocates end with it.
+    pub fn scope<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let mark = self.arena.mark();
+        let result = work(self);
+        self.arena.release(mark);
+        result
+    }
+
+    /// Runs `work` and adds its time to a stage, once the device has done it.
+    pub fn measure<R>(&mut self, phase: Phase, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let start = Instant::now();
+        let result = work(self)?;
+        self.stream.sync()?;
+        self.timings.add(phase, start.elapsed());
+        Ok(result)
+    }
+
+    /// The view of a tensor that still lives.
+    pub fn view(&self, tensor: &Tensor) -> Result<View> {
+        if self.arena.holds(tensor) {
+            return Ok(tensor.view().clone());
+        }
+        Err(Error::Device(KernelError::Device("an activation was used after its scope had ended".into())))
+    }
+
+    /// Runs an op of the module at `path`.
+    pub fn exec<O: Op>(&mut self, path: &str, op: &O) -> Result<()>
+    where
+        dyn Stream: Exec<O>,
+    {
+        self.stream.scope(format_args!("{path}"));
+        let result = Exec::<O>::exec(&mut *self.stream, op);
+        self.stream.end_scope();
+        result.map_err(|source| Error::Kernel { path: path.to_owned(), source })
+    }
+
+    /// What a product with these weights may round.
+    #[must_use]
+    pub fn math(&self, w: &Weights) -> Math {
+        if self.precision.fast_int8 && w.format().dense().is_none() {
+            Math::Int8
+        } else if self.precision.dtype == DType::BF16 {
+            Math::Bf16
+        } else {
+            Math::Exact
+        }
+    }
+
+    /// `x: [m, k]  w: [n, k]  ->  [m, n]` with the activations' type; `finish` adds what is fused.
+    pub fn matmul(
+        &mut self,
+        path: &str,
+        x: &Tensor,
+        w: &Weights,
+        finish: impl FnOnce(&mut Matmul),
+    ) -> Result<Tensor> {
+        let out = self.alloc(&[x.size(0), w.n()], self.precision.dtype)?;
+        let mut op = Matmul::new(self.view(x)?, w.clone(), self.view(&out)?);
+        op.math = self.math(w);
+        finish(&mut op);
+        self.exec(path, &op)?;
+        Ok(out)
+    }
+
+    /// Copies host values into a new activation.
+    pub fn upload<T: Element + Pod>(&mut self, shape: &[usize], values: &[T]) -> Result<Tensor> {
+        let tensor = self.alloc(shape, T::DTYPE)?;
+        self.stream.write(tensor.view(), bytemuck::cast_slice(values))?;
+        Ok(tensor)
+    }
+
+    /// The values of a tensor as f32, row-major.
+    pub fn download(&mut self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let view = self.view(tensor)?;
+        let mut bytes = vec![0; view.bytes() as usize];
+        self.stream.read(&view, &mut bytes)?;
+        let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
+        Ok(match view.dtype() {
+            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            DType::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
+            DType::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
+            DType::I8 => bytes.iter().map(|&b| f32::from(b as i8)).collect(),
+            DType::U8 => bytes.iter().map(|&b| f32::from(b)).collect(),
+            DType::I32 => {
+                bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect()
+            }
+        })
+    }
+
+    /// The values of an i32 tensor.
+    pub fn download_ids(&mut self, tensor: &Tensor) -> Result<Vec<i32>> {
+        let view = self.view(tensor)?;
+        let mut values = vec![0i32; view.len()];
+        self.stream.read(&view, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Whether anyone looks at intermediate results.
+    #[must_use]
+    pub fn observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
+    /// Shows a result to the observer, if there is one.
+    pub fn stage(&mut self, stage: Stage, tensor: &Tensor) -> Result<()> {
+        if self.observer.is_none() {
+            return Ok(());
+        }
+        let values = self.download(tensor)?;
+        if let Some(observer) = &mut self.observer {
+            observer(stage, tensor.shape(), &values);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,80 @@
+//! The engine's error: every failure that a command can meet, with a hint where one helps.
+
+use ocelli_kernels::{KernelError, ShapeError};
+
+use crate::files::FileError;
+use crate::image::ImageError;
+use crate::sample::ParamError;
+use crate::text::TextError;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A kernel refused its operands or failed, in the module at `path`.
+    #[error("{path}: {source}")]
+    Kernel {
+        /// Path of the module in the model.
+        path: String,
+        /// The reason.
+        source: KernelError,
+    },
+    /// A device cannot be used.
+    #[error(transparent)]
+    Device(#[from] KernelError),
+    /// A file of the model cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Weights cannot be used.
+    #[error(transparent)]
+    Weights(#[from] crate::weights::WeightError),
+    /// A picture cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// Tokenizer or chat template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A parameter of generation is out of range.
+    #[error(transparent)]
+    Param(#[from] ParamError),
+    /// A configuration that no model code here can run.
+    #[error("{path}: {reason}")]
+    Config {
+        /// The file.
+        path: String,
+        /// What is wrong or missing.
+        reason: String,
+    },
+    /// A request that the model cannot take.
+    #[error("{0}")]
+    Request(String),
+    /// The request was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl From<ShapeError> for Error {
+    fn from(error: ShapeError) -> Self {
+        Self::Device(error.into())
+    }
+}
+
+impl Error {
+    /// What the user can do about it, in one line.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Image(error) => error.hint().map(str::to_owned),
+            Self::Kernel { source, .. } | Self::Device(source) => match source {
+                KernelError::OutOfMemory { .. } => {
+                    Some("a smaller picture, `--processor do_image_splitting=false` or fewer tokens need less".into())
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Result of engine functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

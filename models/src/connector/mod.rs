@@ -1,0 +1,3 @@
+//! Connectors between tower and decoder.
+
+pub mod pixel_shuffle;

@@ -1,0 +1,52 @@
+//! Idefics3's connector: blocks of patches become one token, which is projected to the decoder's width.
+//!
+//! After `Idefics3Connector` of transformers.
+
+use ocelli_engine::weights::Scope;
+use ocelli_engine::{Ctx, Result, Tensor};
+use ocelli_kernels::Weights;
+use ocelli_kernels::ops::{MergeOrder, MergePatches};
+
+use crate::layers::Linear;
+
+/// Pixel shuffle and projection.
+pub struct PixelShuffle {
+    factor: usize,
+    proj: Linear,
+}
+
+impl PixelShuffle {
+    /// Loads the projection `[d_text, factor^2 * d_vision]`.
+    pub fn load(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        factor: usize,
+        d_vision: usize,
+        d_text: usize,
+    ) -> Result<Self> {
+        let proj =
+            Linear::load(cx, &scope.at("modality_projection.proj"), d_text, factor * factor * d_vision)?;
+        Ok(Self { factor, proj })
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> impl Iterator<Item = &Weights> {
+        std::iter::once(self.proj.weights())
+    }
+
+    /// `x: [tiles * grid_h * grid_w, d_vision]  ->  out: [tiles * grid_h * grid_w / factor^2, d_text]`.
+    pub fn forward(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()> {
+        let block = self.factor * self.factor;
+        let merged = cx.alloc(&[x.size(0) / block, x.size(1) * block], cx.dtype())?;
+        let op = MergePatches {
+            x: cx.view(x)?,
+            grid_h: grid.0,
+            grid_w: grid.1,
+            factor: self.factor,
+            order: MergeOrder::RowFirst,
+            out: cx.view(&merged)?,
+        };
+        cx.exec("connector", &op)?;
+        self.proj.write_to(cx, &merged, out)
+    }
+}

@@ -1,0 +1,36 @@
+//! Token embeddings.
+
+use ocelli_engine::weights::Scope;
+use ocelli_engine::{Ctx, Result, Tensor};
+use ocelli_kernels::Weights;
+use ocelli_kernels::ops::GatherRows;
+
+/// A table of token embeddings.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    path: String,
+    table: Weights,
+}
+
+impl Embedding {
+    /// Loads the table at `scope`, `[vocab, d]`.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, vocab: usize, d: usize) -> Result<Self> {
+        let table = cx.stream().place(&scope.embedding(vocab, d)?)?;
+        Ok(Self { path: scope.prefix().to_owned(), table })
+    }
+
+    /// The table.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.table
+    }
+
+    /// `ids: [tokens]  ->  [tokens, d]`.
+    pub fn forward(&self, cx: &mut Ctx, ids: &Tensor) -> Result<Tensor> {
+        let out = cx.alloc(&[ids.size(0), self.table.k()], cx.dtype())?;
+        let op =
+            GatherRows { table: self.table.clone(), ids: cx.view(ids)?, scale: 1.0, out: cx.view(&out)? };
+        cx.exec(&self.path, &op)?;
+        Ok(out)
+    }
+}

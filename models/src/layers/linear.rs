@@ -1,0 +1,130 @@
+//! Matrix products with a checkpoint's weights.
+
+use ocelli_engine::weights::Scope;
+use ocelli_engine::{Ctx, Result, Tensor};
+use ocelli_kernels::ops::{Activation, Matmul};
+use ocelli_kernels::{DType, Weights};
+
+/// One linear layer.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    path: String,
+    w: Weights,
+}
+
+impl Linear {
+    /// Loads the layer at `scope`, `[n, k]`, with its bias if the checkpoint has one.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, n: usize, k: usize) -> Result<Self> {
+        let w = cx.stream().place(&scope.linear(n, k)?)?;
+        Ok(Self { path: scope.prefix().to_owned(), w })
+    }
+
+    /// A layer on weights that something else owns too: a tied head.
+    #[must_use]
+    pub fn tied(path: impl Into<String>, w: Weights) -> Self {
+        Self { path: path.into(), w }
+    }
+
+    /// The weights.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.w
+    }
+
+    /// `x: [m, k]  ->  [m, n]`.
+    pub fn forward(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+        cx.matmul(&self.path, x, &self.w, |_| {})
+    }
+
+    /// `act(x w^T + bias)`.
+    pub fn forward_act(&self, cx: &mut Ctx, x: &Tensor, act: Activation) -> Result<Tensor> {
+        cx.matmul(&self.path, x, &self.w, |op| op.act = act)
+    }
+
+    /// `h += x w^T + bias`, in place.
+    pub fn add_to(&self, cx: &mut Ctx, x: &Tensor, h: &Tensor) -> Result<()> {
+        self.write(cx, x, h, true)
+    }
+
+    /// `out = x w^T + bias`; `out` may be of any float type.
+    pub fn write_to(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor) -> Result<()> {
+        self.write(cx, x, out, false)
+    }
+
+    fn write(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor, add: bool) -> Result<()> {
+        let mut op = Matmul::new(cx.view(x)?, self.w.clone(), cx.view(out)?);
+        op.math = cx.math(&self.w);
+        op.residual = add.then(|| op.out.clone());
+        cx.exec(&self.path, &op)
+    }
+
+    /// `x: [m, k]  ->  f32 [m, n]`, whatever the type of activations.
+    pub fn forward_f32(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+        let out = cx.alloc(&[x.size(0), self.w.n()], DType::F32)?;
+        self.write_to(cx, x, &out)?;
+        Ok(out)
+    }
+}
+
+/// Linear layers of one input whose results lie side by side: query, key and value; gate and up. Layers of one format
+/// are one product.
+#[derive(Clone, Debug)]
+pub struct Stacked {
+    path: String,
+    groups: Vec<Weights>,
+    n: usize,
+}
+
+impl Stacked {
+    /// Stacks layers; the path is that of their common parent.
+    pub fn new(path: &str, layers: impl IntoIterator<Item = Linear>) -> Result<Self> {
+        let mut groups: Vec<Weights> = Vec::new();
+        for layer in layers {
+            match groups.pop() {
+                Some(last) if last.format() == layer.w.format() => {
+                    groups.push(Weights::stack([last, layer.w])?)
+                }
+                Some(last) => groups.extend([last, layer.w]),
+                None => groups.push(layer.w),
+            }
+        }
+        let n = groups.iter().map(Weights::n).sum();
+        Ok(Self { path: path.to_owned(), groups, n })
+    }
+
+    /// The weights, one matrix for each run of layers of one format.
+    pub fn weights(&self) -> impl Iterator<Item = &Weights> {
+        self.groups.iter()
+    }
+
+    /// `x: [m, k]  ->  [m, n]`, the layers' results side by side.
+    pub fn forward(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+        let out = cx.alloc(&[x.size(0), self.n], cx.dtype())?;
+        let mut first = 0;
+        for w in &self.groups {
+            let part = out.narrow(1, first, w.n())?;
+            let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(&part)?);
+            op.math = cx.math(w);
+            cx.exec(&self.path, &op)?;
+            first += w.n();
+        }
+        Ok(out)
+    }
+
+    /// `act(x gate^T) * (x up^T)` of two layers of one format: `[m, k]  ->  [m, n / 2]`.
+    pub fn forward_gated(&self, cx: &mut Ctx, x: &Tensor, act: Activation) -> Result<Tensor> {
+        let [w] = &self.groups[..] else {
+            return Err(ocelli_engine::Error::Config {
+                path: self.path.clone(),
+                reason: "gate and up projections: expected one format, found two".into(),
+            });
+        };
+        let out = cx.alloc(&[x.size(0), self.n / 2], cx.dtype())?;
+        let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(&out)?);
+        op.math = cx.math(w);
+        op.act = act;
+        op.gated = true;
+        cx.exec(&self.path, &op)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,3 @@
+//! Text decoders.
+
+pub mod llama;
