@@ -120,7 +120,7 @@ fn pictures_and_places_must_agree() {
 
 #[test]
 fn published_layouts() {
-    // SmolVLM-256M: 512-pixel tiles, longest side 2048. Grids as transformers' get_number_of_image_patches gives them.
+    // SmolVLM-256M: 512-pixel tiles, longest side 2048.
     let mut processor =
         Processor { max_image_size: 512, size: Size::LongestEdge(2048), ..Processor::default() };
     let grid = |p: &Processor, w, h| {
@@ -140,6 +140,22 @@ fn published_layouts() {
     assert_eq!(grid(&processor, 1920, 1080), (0, 0));
     processor.set_text("size.longest_edge", "16384").unwrap();
     assert_eq!(processor.layout(1920, 1080).resized, (4096, 2304));
+}
+
+#[test]
+fn layouts_of_many_sizes() {
+    let rows = json(&crate::golden("layouts.json"));
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 500);
+    for row in rows {
+        let row: Vec<usize> = row.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
+        let [edge, tile, width, height, ref want @ ..] = row[..] else { panic!("{row:?}") };
+        let processor =
+            Processor { max_image_size: tile, size: Size::LongestEdge(edge), ..Processor::default() };
+        let got = processor.layout(width, height);
+        assert_eq!([got.resized.0, got.resized.1, got.rows, got.cols], want, "{row:?}");
+        assert!(got.rows == 0 || got.canvas == (got.cols * tile, got.rows * tile), "{row:?}");
+    }
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub enum Alpha {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecodeOptions {
     /// Most pixels (width times height) that are decoded; the header is checked before anything is allocated.
+    /// Decoding takes at most 12 bytes per pixel (a progressive JPEG without subsampling; 3 to 6 are usual) besides
+    /// the file itself, and the result 3.
     pub max_pixels: u64,
     /// What becomes of transparency.
     pub alpha: Alpha,
