@@ -3,9 +3,11 @@
 pub mod gemm;
 pub mod isa;
 pub mod pool;
+pub(crate) mod rows;
 pub mod scratch;
 pub mod simd;
 mod stream;
+pub(crate) mod table;
 
 pub(crate) use stream::reasons;
 pub use stream::{CpuCx, CpuDevice, CpuStream, caps};

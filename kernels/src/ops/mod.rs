@@ -4,6 +4,7 @@
 mod attention;
 mod check;
 mod gather_rows;
+mod index;
 mod matmul;
 mod merge_patches;
 mod norm;

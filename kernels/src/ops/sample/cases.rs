@@ -1,8 +1,123 @@
 //! Conformance cases.
 
-use super::Sample;
-use crate::conformance::{Case, CaseCx};
+use super::{Sample, params};
+use crate::View;
+use crate::conformance::{Case, CaseCx, Fill};
+use crate::spec::DType;
 
-pub(super) fn cases(_cx: &mut CaseCx) -> Vec<Case<Sample>> {
-    Vec::new()
+/// Settings of a row: temperature, top-k, top-p, min-p, repetition penalty.
+type Settings = [f32; 5];
+
+const GREEDY: Settings = [0.0, 0.0, 1.0, 0.0, 1.0];
+
+fn settings(cx: &mut CaseCx, rows: usize, each: &[Settings]) -> View {
+    let mut all = Vec::new();
+    for row in 0..rows {
+        all.extend(each[row % each.len()].map(f64::from));
+        all.push((cx.unit() as f32).min(0.999).into());
+    }
+    cx.values(&[rows, params::COUNT], DType::F32, &all)
+}
+
+/// Tokens of the vocabulary, some twice, and padding in between.
+fn history(cx: &mut CaseCx, rows: usize, width: usize, vocab: usize) -> View {
+    let ids: Vec<i32> = (0..rows * width)
+        .map(|at| match at % 4 {
+            3 => -1 - cx.below(5) as i32,
+            2 => (at % vocab) as i32,
+            _ => cx.below(vocab) as i32,
+        })
+        .collect();
+    cx.ints(&[rows, width], &ids)
+}
+
+pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
+    use DType::{BF16, F16, F32};
+    let mut all = Vec::new();
+    let mut push = |name: String, op: Sample| all.push(Case { name, op });
+    let sizes =
+        [(0, 5), (1, 1), (3, 2), (2, 7), (5, 15), (4, 16), (3, 17), (2, 63), (3, 65), (2, 1023), (2, 1025)];
+    let sampled: [(&str, Settings); 9] = [
+        ("temperature", [0.7, 0.0, 1.0, 0.0, 1.0]),
+        ("hot", [1e4, 0.0, 1.0, 0.0, 1.0]),
+        ("cold", [0.02, 0.0, 1.0, 0.0, 1.0]),
+        ("top-k", [1.0, 5.0, 1.0, 0.0, 1.0]),
+        ("top-k beyond", [1.0, 1e9, 1.0, 0.0, 1.0]),
+        ("top-p", [1.3, 0.0, 0.8, 0.0, 1.0]),
+        ("top-p none", [1.0, 0.0, 0.0, 0.0, 1.0]),
+        ("min-p", [1.0, 0.0, 1.0, 0.05, 1.0]),
+        ("all", [0.9, 40.0, 0.95, 0.02, 1.2]),
+    ];
+    for x in [F32, BF16, F16] {
+        for (rows, vocab) in sizes {
+            let op = Sample {
+                logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), rows),
+                params: settings(cx, rows, &[GREEDY]),
+                history: None,
+                out: cx.output(&[rows], DType::I32),
+            };
+            push(format!("greedy {rows}x{vocab} {x}"), op);
+        }
+        for (name, set) in sampled {
+            for (rows, vocab) in [(1, 1), (4, 30), (3, 1031)] {
+                let op = Sample {
+                    logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), 3),
+                    params: settings(cx, rows, &[set]),
+                    history: Some(history(cx, rows, 9, vocab)),
+                    out: cx.output(&[rows], DType::I32),
+                };
+                push(format!("{name} {rows}x{vocab} {x}"), op);
+            }
+        }
+    }
+    // Ties: the lowest id wins, whichever lane or block it is in; NaN never does, and both zeros are one value.
+    let nan = f64::NAN;
+    let rows: [(&str, Vec<f64>); 6] = [
+        ("all equal", vec![2.5; 2100]),
+        ("ties", (0..3000).map(|i| f64::from(i32::from(i == 1700 || i == 1031 || i == 2999))).collect()),
+        ("nan", (0..70).map(|i| if i % 3 == 0 { nan } else { -f64::from(i % 7) }).collect()),
+        ("all nan", vec![nan; 40]),
+        ("all minus infinity", vec![f64::NEG_INFINITY; 40]),
+        ("zeros of both signs", (0..50).map(|i| if i < 20 { -0.0 } else { 0.0 }).collect()),
+    ];
+    for (name, values) in rows {
+        for x in [F32, BF16] {
+            for set in [GREEDY, [1.0, 1.0, 1.0, 0.0, 1.0], [0.5, 0.0, 1.0, 0.0, 1.0]] {
+                let op = Sample {
+                    logits: cx.values(&[1, values.len()], x, &values),
+                    params: settings(cx, 1, &[set]),
+                    history: None,
+                    out: cx.output(&[1], DType::I32),
+                };
+                push(format!("{name}, {x}, temperature {}", set[params::TEMPERATURE]), op);
+            }
+        }
+    }
+    let op = Sample {
+        logits: cx.random(&[4, 99], F32, Fill::Normal(1.0)),
+        params: settings(cx, 4, &[[0.0, 0.0, 1.0, 0.0, 1.7]]),
+        history: Some(history(cx, 4, 60, 99)),
+        out: cx.output(&[4], DType::I32),
+    };
+    push("greedy with a penalty".into(), op);
+    let op = Sample {
+        logits: cx.random(&[2, 20], F32, Fill::Normal(1.0)),
+        params: settings(cx, 2, &[GREEDY]),
+        history: Some(cx.ints(&[2, 0], &[])),
+        out: cx.output(&[2], DType::I32),
+    };
+    push("empty history".into(), op);
+    // SmolVLM-256M: a batch whose rows have settings of their own.
+    let op = Sample {
+        logits: cx.random(&[7, 49280], F32, Fill::Normal(4.0)),
+        params: settings(
+            cx,
+            7,
+            &[GREEDY, sampled[0].1, sampled[3].1, sampled[5].1, sampled[7].1, sampled[8].1, sampled[1].1],
+        ),
+        history: Some(history(cx, 7, 64, 49280)),
+        out: cx.output(&[7], DType::I32),
+    };
+    push("a real vocabulary".into(), op);
+    all
 }

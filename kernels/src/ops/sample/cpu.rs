@@ -1,11 +1,287 @@
 //! CPU kernels.
+//!
+//! A row is one thread's work, so the number of threads does not change a token. Greedy rows are one vectorized pass over
+//! the logits as they lie. Others become 64-bit keys, `descending logit, ascending id`, in scratch memory; only as much of
+//! their order is established as the answer needs.
 
-use super::Sample;
+use super::{Sample, SampleSpec, params};
+use crate::cpu::CpuCx;
+use crate::cpu::rows::{InRow, InRows};
+use crate::cpu::simd::math;
 use crate::op::{CpuLaunch, CpuOp, Op};
 use crate::select::Variant;
+use crate::spec::KernelError;
 
 impl CpuOp for Sample {
-    fn cpu_variants() -> &'static [Variant<<Self as Op>::Spec, CpuLaunch<Self>>] {
-        &[]
+    fn cpu_variants() -> &'static [Variant<SampleSpec, CpuLaunch<Self>>] {
+        &[Variant { name: "keys", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+    }
+}
+
+/// Pointers to i32 rows.
+#[derive(Clone, Copy)]
+struct Ints<P> {
+    base: P,
+    stride: usize,
+}
+
+// SAFETY: pointers into memory that the op's views keep alive; each row is one thread's.
+unsafe impl<P> Send for Ints<P> {}
+// SAFETY: as above.
+unsafe impl<P> Sync for Ints<P> {}
+
+impl Ints<*const i32> {
+    /// Value `at` of a row.
+    ///
+    /// # Safety
+    /// It exists.
+    unsafe fn get(self, row: usize, at: usize) -> i32 {
+        // SAFETY: as the caller vouches.
+        unsafe { *self.base.add(row * self.stride + at) }
+    }
+}
+
+impl Ints<*mut i32> {
+    /// Sets the value of a row.
+    ///
+    /// # Safety
+    /// It exists, and is this thread's alone.
+    unsafe fn set(self, row: usize, value: i32) {
+        // SAFETY: as the caller vouches.
+        unsafe { *self.base.add(row * self.stride) = value }
+    }
+}
+
+fn launch(op: &Sample, cx: &CpuCx) -> Result<(), KernelError> {
+    let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
+    let (logits, settings) = (InRows::new(cx, &op.logits)?, InRows::new(cx, &op.params)?);
+    let out = Ints { base: cx.output::<i32>(&op.out)?, stride: op.out.stride(0) };
+    let history = op
+        .history
+        .as_ref()
+        .map(|view| cx.input::<i32>(view).map(|base| (Ints { base, stride: view.stride(0) }, view.size(1))));
+    let history = history.transpose()?;
+    if let Some((history, width)) = history {
+        for row in 0..rows {
+            for at in 0..width {
+                // SAFETY: `spec` checked the shape.
+                let index = unsafe { history.get(row, at) };
+                if index >= 0 && index as usize >= vocab {
+                    let (what, limit) = ("history token", vocab);
+                    return Err(KernelError::Index { op: Sample::NAME, what, index: index.into(), limit });
+                }
+            }
+        }
+    }
+    cx.pool.run(rows, |row, worker| {
+        // SAFETY: `spec` checked that each operand has the row.
+        let (logits, set) = unsafe { (logits.row(row), settings.row(row)) };
+        let set: [f32; params::COUNT] = std::array::from_fn(|column| set.get(column));
+        let penalty = set[params::REPETITION_PENALTY];
+        let penalized = history.filter(|&(_, width)| penalty != 1.0 && width > 0);
+        let token = if set[params::TEMPERATURE] > 0.0 || penalized.is_some() {
+            let (keys, weights) = split(worker.scratch.slice::<u64>(vocab + vocab.div_ceil(2)), vocab);
+            load(cx.isa, logits, weights);
+            if let Some((history, width)) = penalized {
+                for at in 0..width {
+                    // SAFETY: `spec` checked the shape.
+                    let id = unsafe { history.get(row, at) };
+                    if id >= 0 {
+                        // From the logit itself, so that a token seen twice is penalized once.
+                        let logit = clean(logits.get(id as usize));
+                        weights[id as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                    }
+                }
+            }
+            if set[params::TEMPERATURE] > 0.0 {
+                draw(cx, &set, weights, keys)
+            } else {
+                first_largest(weights.iter().copied())
+            }
+        } else {
+            argmax(cx.isa, logits)
+        };
+        // SAFETY: the row exists and is this thread's alone.
+        unsafe { out.set(row, token as i32) };
+    });
+    Ok(())
+}
+
+/// `vocab` keys and as many floats out of one scratch slice.
+fn split(scratch: &mut [u64], vocab: usize) -> (&mut [u64], &mut [f32]) {
+    let (keys, rest) = scratch.split_at_mut(vocab);
+    (keys, &mut bytemuck::cast_slice_mut(rest)[..vocab])
+}
+
+/// NaN is minus infinity, and there is one zero.
+fn clean(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
+}
+
+/// Index of the first of the largest values; NaN is never larger.
+fn first_largest(values: impl Iterator<Item = f32>) -> usize {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (id, value) in values.enumerate() {
+        if value > best.0 {
+            best = (value, id);
+        }
+    }
+    best.1
+}
+
+/// Sorts descending by logit, ascending by id.
+fn key(logit: f32, id: usize) -> u64 {
+    let bits = logit.to_bits();
+    let ascending = bits ^ if bits >> 31 == 0 { 1 << 31 } else { u32::MAX };
+    u64::from(!ascending) << 32 | id as u64
+}
+
+/// Token of a key.
+fn id_of(key: u64) -> usize {
+    (key & u64::from(u32::MAX)) as usize
+}
+
+crate::simd_fn! {
+    /// Widens a row; NaN becomes minus infinity.
+    fn load<S>(s: S, from: InRow<'_>, to: &mut [f32]) {
+        let len = from.len().min(to.len());
+        for at in (0..len).step_by(S::LANES) {
+            let n = S::LANES.min(len - at);
+            // SAFETY: `at + n <= len`, within both rows.
+            unsafe {
+                let v = s.add(from.load(s, at, n), s.zero());
+                let number = s.le(s.splat(f32::NEG_INFINITY), v);
+                s.store_n(to.as_mut_ptr().add(at), s.select(number, v, s.splat(f32::NEG_INFINITY)), n);
+            }
+        }
+    }
+}
+
+/// Logits whose largest is noted as one.
+const BLOCK: usize = 1024;
+
+crate::simd_fn! {
+    /// Index of the first of the largest logits; NaN is never larger.
+    fn argmax<S>(s: S, row: InRow<'_>) -> usize {
+        let (mut best, mut place) = (f32::NEG_INFINITY, 0);
+        for start in (0..row.len()).step_by(BLOCK) {
+            let end = row.len().min(start + BLOCK);
+            let low = s.splat(f32::NEG_INFINITY);
+            let mut most = [low; 4];
+            for (i, at) in (start..end).step_by(S::LANES).enumerate() {
+                let n = S::LANES.min(end - at);
+                // SAFETY: `at + n <= len`.
+                let mut v = unsafe { row.load(s, at, n) };
+                if n < S::LANES {
+                    v = s.select(s.first(n), v, low);
+                }
+                most[i % 4] = s.select(s.lt(most[i % 4], v), v, most[i % 4]);
+            }
+            let most = s.max_lane(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])));
+            if most > best {
+                (best, place) = (most, start);
+            }
+        }
+        let end = row.len().min(place + BLOCK);
+        (place..end).find(|&at| row.get(at) == best).unwrap_or(0)
+    }
+}
+
+crate::simd_fn! {
+    /// `x = e^((x - most) / temperature)`; gives their sum.
+    fn exponentials<S>(s: S, x: &mut [f32], most: f32, temperature: f32) -> f64 {
+        let (most, temperature) = (s.splat(most), s.splat(temperature));
+        let mut sum = 0.0;
+        for block in x.chunks_mut(BLOCK) {
+            let mut part = s.zero();
+            for at in (0..block.len()).step_by(S::LANES) {
+                let n = S::LANES.min(block.len() - at);
+                // SAFETY: `at + n <= len`.
+                unsafe {
+                    let p = block.as_mut_ptr().add(at);
+                    let w = math::exp(s, s.div(s.sub(s.load_n(p, n), most), temperature));
+                    let w = s.select(s.first(n), w, s.zero());
+                    s.store_n(p, w, n);
+                    part = s.add(part, w);
+                }
+            }
+            sum += f64::from(s.sum(part));
+        }
+        sum
+    }
+}
+
+/// Draws a token of the row whose penalized logits are in `weights`.
+fn draw(cx: &CpuCx, set: &[f32; params::COUNT], weights: &mut [f32], keys: &mut [u64]) -> usize {
+    let vocab = weights.len();
+    let largest = first_largest(weights.iter().copied());
+    let most = weights[largest];
+    if !most.is_finite() {
+        return largest;
+    }
+    for ((id, &logit), key_) in weights.iter().enumerate().zip(&mut *keys) {
+        *key_ = key(logit, id);
+    }
+    let mut kept = vocab;
+    if set[params::TOP_K] >= 1.0 && (set[params::TOP_K] as usize) < vocab {
+        kept = set[params::TOP_K] as usize;
+        let last = *keys.select_nth_unstable(kept - 1).1 >> 32;
+        // Ties with the last token kept stay.
+        for at in kept..vocab {
+            if keys[at] >> 32 == last {
+                keys.swap(at, kept);
+                kept += 1;
+            }
+        }
+    }
+    let all = exponentials(cx.isa, weights, most, set[params::TEMPERATURE]);
+    let weight = |key: u64| f64::from(weights[id_of(key)]);
+    let mut ranked = Ranked { keys: &mut keys[..kept], sorted: 0 };
+    let mut total = if kept == vocab { all } else { ranked.keys.iter().map(|&key| weight(key)).sum() };
+
+    let (top_p, min_p) = (f64::from(set[params::TOP_P]), f64::from(set[params::MIN_P]));
+    if top_p < 1.0 || min_p > 0.0 {
+        let (mut before, mut count) = (0.0, 0);
+        while count < kept {
+            let w = weight(ranked.get(count));
+            if count > 0 && ((top_p < 1.0 && before / total >= top_p) || w < min_p) {
+                break;
+            }
+            before += w;
+            count += 1;
+        }
+        (kept, total) = (count.max(1), before);
+    }
+    let cut = f64::from(set[params::UNIFORM]) * total;
+    let mut sum = 0.0;
+    for rank in 0..kept {
+        let key = ranked.get(rank);
+        sum += weight(key);
+        if sum > cut {
+            return id_of(key);
+        }
+    }
+    id_of(ranked.get(kept - 1))
+}
+
+/// Keys that are sorted from the front as far as they are asked for.
+struct Ranked<'a> {
+    keys: &'a mut [u64],
+    sorted: usize,
+}
+
+impl Ranked<'_> {
+    /// The key of rank `rank`.
+    fn get(&mut self, rank: usize) -> u64 {
+        while rank >= self.sorted {
+            let rest = &mut self.keys[self.sorted..];
+            let more = (self.sorted * 3).max(64).min(rest.len());
+            if more < rest.len() {
+                rest.select_nth_unstable(more);
+            }
+            rest[..more].sort_unstable();
+            self.sorted += more;
+        }
+        self.keys[rank]
     }
 }

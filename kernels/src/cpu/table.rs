@@ -1,0 +1,135 @@
+//! Single rows of a weight matrix of any format, decoded.
+
+use smallvec::SmallVec;
+
+use super::CpuCx;
+use super::isa::Isa;
+use super::rows::{InRows, OutRow, copy_row};
+use super::simd::{MAX_LANES, Simd};
+use crate::buffer::{View, WeightPart, Weights};
+use crate::quant::int_group::field;
+use crate::spec::{Format, KernelError};
+
+/// The rows of a stacked weight matrix.
+pub(crate) struct Table<'a> {
+    parts: SmallVec<[(usize, Part<'a>); 3]>,
+    k: usize,
+}
+
+enum Part<'a> {
+    Dense(InRows<'a>),
+    Ints(Ints<'a>),
+}
+
+/// A plane of packed words.
+#[derive(Clone, Copy)]
+struct Words {
+    base: *const i32,
+    stride: usize,
+}
+
+struct Ints<'a> {
+    bits: u8,
+    group: usize,
+    words: Words,
+    scales: InRows<'a>,
+    zeros: Option<Words>,
+}
+
+// SAFETY: pointers into memory that the views of the matrix keep alive and that ops only read.
+unsafe impl Send for Ints<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Ints<'_> {}
+
+fn words(cx: &CpuCx, view: &View) -> Result<Words, KernelError> {
+    Ok(Words { base: cx.input(view)?, stride: view.stride(0) })
+}
+
+impl<'a> Table<'a> {
+    /// The rows of `weights`.
+    pub(crate) fn new(cx: &CpuCx, weights: &'a Weights) -> Result<Self, KernelError> {
+        let k = weights.k();
+        let part = |part: &'a WeightPart| {
+            let rows = match weights.format() {
+                Format::Dense(_) => Part::Dense(InRows::new(cx, &part.planes[0])?),
+                format @ Format::IntGroup { bits, .. } => Part::Ints(Ints {
+                    bits,
+                    group: format.group_len(k).max(1),
+                    words: words(cx, &part.planes[0])?,
+                    scales: InRows::new(cx, &part.planes[1])?,
+                    zeros: part.planes.get(2).map(|view| words(cx, view)).transpose()?,
+                }),
+            };
+            Ok((part.rows, rows))
+        };
+        let parts = weights.parts().iter().map(part).collect::<Result<_, KernelError>>()?;
+        Ok(Self { parts, k })
+    }
+
+    /// Writes `scale` times row `row` to `out`, as many elements as both have.
+    ///
+    /// # Safety
+    /// The matrix has more than `row` rows.
+    pub(crate) unsafe fn decode(&self, isa: Isa, mut row: usize, scale: f32, out: OutRow<'_>) {
+        for (rows, part) in &self.parts {
+            if row < *rows {
+                match part {
+                    // SAFETY: the part has the row, and nobody writes weights.
+                    Part::Dense(dense) => copy_row(isa, unsafe { dense.row(row) }, out, scale),
+                    Part::Ints(ints) => decode_ints(isa, ints, row, out.part(0, self.k), scale),
+                }
+                return;
+            }
+            row -= rows;
+        }
+    }
+}
+
+/// Fields `at..at + n` of a packed row, as they are stored: without their offset.
+///
+/// # Safety
+/// The row has these fields; `n <= LANES`.
+#[inline(always)]
+unsafe fn fields<S: Simd>(s: S, row: *const i32, bits: u8, at: usize, n: usize) -> S::V {
+    let bytes = row.cast::<u8>();
+    // SAFETY: the bytes of the fields lie within the row, as the caller vouches.
+    unsafe {
+        if n == S::LANES && bits == 8 {
+            return s.load_u8(bytes.add(at));
+        }
+        if n == S::LANES && at.is_multiple_of(2) {
+            return s.load_u4(bytes.add(at / 2));
+        }
+        let mut lanes = [0.0; MAX_LANES];
+        for (lane, place) in lanes[..n].iter_mut().zip(at..) {
+            let byte = *bytes.add(place * bits as usize / 8);
+            *lane = f32::from(if bits == 8 { byte } else { byte >> (place % 2 * 4) & 15 });
+        }
+        s.load(lanes.as_ptr())
+    }
+}
+
+crate::simd_fn! {
+    /// Decodes the first elements of a row that the matrix has, as many as `out` takes.
+    fn decode_ints<S>(s: S, ints: &Ints<'_>, row: usize, out: OutRow<'_>, scale: f32) {
+        // SAFETY: callers vouch for the row, and `Weights::new` checked the planes against it; nobody writes weights.
+        unsafe {
+            let packed = ints.words.base.add(row * ints.words.stride);
+            let scales = ints.scales.row(row);
+            for (group, start) in (0..out.len()).step_by(ints.group).enumerate() {
+                let zero = ints.zeros.map_or(0, |zeros| {
+                    let word = *zeros.base.add(row * ints.bits as usize / 32 * zeros.stride + group);
+                    field(word.into(), row, ints.bits)
+                });
+                let zero = s.splat((zero + (1 << (ints.bits - 1))) as f32);
+                let factor = s.splat(scales.get(group) * scale);
+                let end = out.len().min(start + ints.group);
+                for at in (start..end).step_by(S::LANES) {
+                    let n = S::LANES.min(end - at);
+                    let v = fields(s, packed, ints.bits, at, n);
+                    out.store(s, at, s.mul(s.sub(v, zero), factor), n);
+                }
+            }
+        }
+    }
+}
