@@ -224,10 +224,11 @@ fn draw(cx: &CpuCx, set: &[f32; params::COUNT], weights: &mut [f32], keys: &mut 
     }
     let mut kept = vocab;
     if set[params::TOP_K] >= 1.0 && (set[params::TOP_K] as usize) < vocab {
-        kept = set[params::TOP_K] as usize;
-        let last = *keys.select_nth_unstable(kept - 1).1 >> 32;
+        let wanted = set[params::TOP_K] as usize;
+        let last = *keys.select_nth_unstable(wanted - 1).1 >> 32;
+        kept = wanted;
         // Ties with the last token kept stay.
-        for at in kept..vocab {
+        for at in wanted..vocab {
             if keys[at] >> 32 == last {
                 keys.swap(at, kept);
                 kept += 1;

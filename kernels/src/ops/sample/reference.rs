@@ -16,9 +16,10 @@ pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError>
     let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
     let (mut values, mut errors) = (Vec::new(), Vec::new());
     for row in 0..rows {
+        // Adding zero makes both zeros one value.
         let mut row_logits: Vec<f64> = logits[row * vocab..][..vocab]
             .iter()
-            .map(|&v| if v.is_nan() { f64::NEG_INFINITY } else { v })
+            .map(|&v| if v.is_nan() { f64::NEG_INFINITY } else { v + 0.0 })
             .collect();
         let set = &settings[row * params::COUNT..][..params::COUNT];
         if let Some(history) = &history {
@@ -38,7 +39,7 @@ pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError>
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
             }
         }
-        let (token, sure) = pick(&row_logits, set);
+        let (token, sure) = pick(&row_logits, set, history.is_some());
         values.push(token as f64);
         errors.push(if sure { 0.0 } else { f64::INFINITY });
     }
@@ -47,15 +48,19 @@ pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError>
 }
 
 /// The token, and whether rounding cannot change it.
-fn pick(logits: &[f64], set: &[f64]) -> (usize, bool) {
+fn pick(logits: &[f64], set: &[f64], penalized: bool) -> (usize, bool) {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+    let near = |a: f64, b: f64| (a - b).abs() <= AMBIGUOUS * (a.abs() + b.abs());
     if set[params::TEMPERATURE] <= 0.0 {
-        return (order[0], true);
+        // Logits are compared exactly, but a penalty is rounded.
+        let tie = penalized
+            && set[params::REPETITION_PENALTY] != 1.0
+            && order.get(1).is_some_and(|&next| near(logits[order[0]], logits[next]));
+        return (order[0], !tie);
     }
     let scaled = |id: usize| logits[id] / set[params::TEMPERATURE];
     let mut sure = true;
-    let near = |a: f64, b: f64| (a - b).abs() <= AMBIGUOUS * (a.abs() + b.abs());
     if set[params::TOP_K] >= 1.0 {
         // Ties with the last token kept stay, as in transformers.
         let last = logits[order[(set[params::TOP_K] as usize).min(order.len()) - 1]];
