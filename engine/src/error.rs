@@ -3,6 +3,7 @@
 use ocelli_kernels::{KernelError, ShapeError};
 
 use crate::files::FileError;
+use crate::hub::HubError;
 use crate::image::ImageError;
 use crate::sample::ParamError;
 use crate::text::TextError;
@@ -28,6 +29,9 @@ pub enum Error {
     /// Weights cannot be used.
     #[error(transparent)]
     Weights(#[from] crate::weights::WeightError),
+    /// A model cannot be found or downloaded.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A picture cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -65,6 +69,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Image(error) => error.hint().map(str::to_owned),
+            Self::Hub(error) => error.hint(),
             Self::Kernel { source, .. } | Self::Device(source) => match source {
                 KernelError::OutOfMemory { .. } => {
                     Some("a smaller picture, `--processor do_image_splitting=false` or fewer tokens need less".into())

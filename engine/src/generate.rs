@@ -401,10 +401,8 @@ pub fn generate(
             match event {
                 Event::Text { request, text } => {
                     if on_text(request, &text).is_break() {
-                        for number in 0..count {
-                            if let Some(answer) = scheduler.cancel(number) {
-                                answers[number] = Some(answer);
-                            }
+                        for (number, slot) in answers.iter_mut().enumerate() {
+                            *slot = scheduler.cancel(number).or(slot.take());
                         }
                     }
                 }

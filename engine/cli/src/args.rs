@@ -1,0 +1,236 @@
+//! What the command line accepts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ocelli_kernels::{Backend, DType};
+
+/// Run vision language models: pictures and text in, answers out.
+#[derive(Debug, Parser)]
+#[command(name = "ocelli", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// Say more on stderr; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer a prompt about pictures.
+    Run(RunArgs),
+    /// Compare a model stage by stage with a reference made by transformers.
+    Verify(VerifyArgs),
+    /// List devices, usable or not.
+    Devices(DevicesArgs),
+    /// List kernel variants, or explain which one runs.
+    Kernels(KernelsArgs),
+}
+
+/// Which model.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
+    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub processor: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".into()),
+    }
+}
+
+/// Where and how to compute.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceArgs {
+    /// Backend to compute on.
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+    /// Number of the device within the backend.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: usize,
+    /// Type of activations, keys and values; weights stay as stored.
+    #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
+    pub dtype: DTypeArg,
+    /// Threads of the CPU backend; without it every core that the process may use.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Multiply quantized weights with activations rounded to 8-bit integers: faster, less exact.
+    #[arg(long)]
+    pub fast_int8: bool,
+}
+
+/// `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendArg {
+    /// The best that this machine has.
+    Auto,
+    /// Rust SIMD on the host.
+    Cpu,
+    /// WGSL through wgpu.
+    Wgpu,
+    /// CUDA.
+    Cuda,
+}
+
+impl BackendArg {
+    /// The backend, `None` for auto.
+    pub fn backend(self) -> Option<Backend> {
+        match self {
+            Self::Auto => None,
+            Self::Cpu => Some(Backend::Cpu),
+            Self::Wgpu => Some(Backend::Wgpu),
+            Self::Cuda => Some(Backend::Cuda),
+        }
+    }
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DTypeArg {
+    /// f32 on the CPU.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+}
+
+impl DTypeArg {
+    /// The type on a backend.
+    pub fn on(self, _backend: Backend) -> DType {
+        match self {
+            Self::Auto | Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+/// How to choose tokens.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// Randomness: 0 always takes the most likely token.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Sample among this many most likely tokens; 0 is all.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub top_k: u32,
+    /// Sample among the most likely tokens that reach this probability together.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Sample among tokens with at least this part of the largest probability.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Above 1, tokens that occurred become less likely.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Seed of the random numbers.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End the answer at this text, which is left out; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// End the answer at this token id; may be given several times.
+    #[arg(long, value_name = "ID")]
+    pub stop_token: Vec<u32>,
+    /// Most tokens of the answer.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: usize,
+    /// Go on after the model's own end tokens.
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// `ocelli run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A picture: PNG, JPEG, WebP, GIF or BMP; may be given several times.
+    #[arg(long = "image", value_name = "FILE")]
+    pub images: Vec<PathBuf>,
+    /// The prompt; `-` reads it from standard input.
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// A system message before the prompt.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Most pixels of a picture, checked before it is decoded.
+    #[arg(long, value_name = "N", default_value_t = 100_000_000)]
+    pub max_pixels: u64,
+    /// Print one JSON object in place of the text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ocelli verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Directory with inputs.json and golden.safetensors.
+    #[arg(long, value_name = "DIR")]
+    pub reference: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ocelli devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ocelli kernels`.
+#[derive(Debug, Args)]
+pub struct KernelsArgs {
+    #[command(subcommand)]
+    pub command: KernelsCommand,
+}
+
+/// What to show of the kernels.
+#[derive(Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// List the variants of each op.
+    List {
+        /// One op only.
+        op: Option<String>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Explain which variant runs a spec, and why the others do not: `ocelli kernels why matmul m=1 n=576 k=576 w=bf16`.
+    Why {
+        /// The op.
+        op: String,
+        /// Fields of its spec, FIELD=VALUE; the others are at their default.
+        spec: Vec<String>,
+        /// The backend.
+        #[arg(long, value_enum, default_value_t = BackendArg::Cpu)]
+        backend: BackendArg,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}

@@ -1,0 +1,150 @@
+//! How commands end: one `error:` line, at most one `hint:` line, and the exit code.
+
+use std::process::ExitCode;
+
+use ocelli_engine::Error;
+
+/// Done, but what was asked for does not hold: a verification that failed.
+pub const FAILED: u8 = 1;
+/// Wrong arguments.
+const USAGE: u8 = 2;
+/// Interrupted by Ctrl-C.
+pub const INTERRUPTED: u8 = 130;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+    code: u8,
+}
+
+/// Result of a command: the exit code, or a failure to report.
+pub type Outcome = Result<ExitCode, Failure>;
+
+impl Failure {
+    /// A failure of the work itself.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: FAILED }
+    }
+
+    /// Wrong arguments that only show once they are used.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: USAGE }
+    }
+
+    /// With a line on what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Prints it and gives the exit code.
+    pub fn report(self) -> ExitCode {
+        eprintln!("error: {}", one_line(&self.message));
+        if let Some(hint) = self.hint {
+            eprintln!("hint: {}", one_line(&hint));
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+/// Line breaks and control characters of file names and of other programs' messages become visible.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.trim_end().chars() {
+        match c {
+            '\n' => line.push_str("; "),
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Param(_) => USAGE,
+            Error::Cancelled => INTERRUPTED,
+            _ => FAILED,
+        };
+        Self { hint: error.hint(), message: error.to_string(), code }
+    }
+}
+
+impl From<ocelli_engine::hub::HubError> for Failure {
+    fn from(error: ocelli_engine::hub::HubError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<ocelli_engine::image::ImageError> for Failure {
+    fn from(error: ocelli_engine::image::ImageError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<ocelli_kernels::KernelError> for Failure {
+    fn from(error: ocelli_kernels::KernelError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl From<serde_json::Error> for Failure {
+    fn from(error: serde_json::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// Prints a usage error in the common form, or the help that was asked for.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) };
+    }
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("wrong arguments");
+    let rest: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
+    let mut message = first.trim_start_matches("error: ").to_owned();
+    let mut hint = "`ocelli --help` and `ocelli COMMAND --help` list what is accepted".to_owned();
+    for line in rest {
+        match line.strip_prefix("tip: ") {
+            Some(tip) => hint = tip.to_owned(),
+            None => message = format!("{message} {line}"),
+        }
+    }
+    Failure::usage(message).hint(hint).report()
+}
+
+/// Sends logs to stderr, by `-v` or `RUST_LOG`.
+pub fn logging(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    // A second subscriber cannot come: this is the only place that sets one.
+    let _ = logs.with_target(false).try_init();
+}
+
+/// Writes a line to stdout. A reader that has gone away ends the program quietly.
+pub fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => Ok(other?),
+    }
+}
+
+/// Writes one JSON object and a line break to stdout.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    print(&format!("{}\n", serde_json::to_string(value)?))
+}

@@ -1,0 +1,92 @@
+//! Progress on stderr, only where that is a terminal.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use ocelli_engine::hub::DownloadProgress;
+
+/// Whether stderr is a terminal.
+pub fn visible() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+/// A spinner with a text, until it is dropped. Nothing where stderr is no terminal.
+pub struct Spinner(Option<ProgressBar>);
+
+impl Spinner {
+    /// Starts to spin.
+    pub fn new(text: &str) -> Self {
+        Self(visible().then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.set_message(text.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        }))
+    }
+
+    /// Changes the text.
+    pub fn say(&self, text: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text.to_owned());
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A bar of the bytes of a download.
+#[derive(Default)]
+pub struct Download(Option<ProgressBar>);
+
+impl DownloadProgress for Download {
+    fn begin(&mut self, files: usize, bytes: Option<u64>) {
+        if !visible() {
+            return;
+        }
+        let bar = bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
+        let style = ProgressStyle::with_template(
+            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        );
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message(format!("{files} files"));
+        self.0 = Some(bar);
+    }
+
+    fn file(&mut self, name: &str, size: u64, present: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(name.to_owned());
+            bar.inc(present);
+            if bar.length().is_none() {
+                bar.set_length(bar.position() + size - present.min(size));
+            }
+        }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(bytes);
+        }
+    }
+
+    fn notice(&mut self, text: &str) {
+        match &self.0 {
+            Some(bar) => bar.println(text),
+            None => tracing::warn!("{text}"),
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

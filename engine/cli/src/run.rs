@@ -1,0 +1,170 @@
+//! `ocelli run`: answers a prompt.
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ocelli_engine::generate::{FinishReason, generate};
+use ocelli_engine::image::{DecodeOptions, decode_file};
+use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::text::Message;
+use ocelli_engine::{Phase, Timings};
+use serde::Serialize;
+
+use crate::args::{RunArgs, SamplingArgs};
+use crate::fail::{Failure, INTERRUPTED, Outcome, print, print_json};
+use crate::open;
+use crate::progress::Spinner;
+
+/// Most bytes of a prompt from standard input.
+const MAX_PROMPT: u64 = 16 << 20;
+
+#[derive(Serialize)]
+struct Output<'a> {
+    schema: &'static str,
+    model: String,
+    text: &'a str,
+    token_ids: &'a [u32],
+    prompt_tokens: usize,
+    finish_reason: FinishReason,
+    backend: ocelli_kernels::Backend,
+    device: &'a str,
+    isa: &'static str,
+    threads: usize,
+    dtype: ocelli_kernels::DType,
+    timings: Rates,
+    peak_memory_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Rates {
+    load_ms: f64,
+    #[serde(flatten)]
+    stages: Timings,
+    total_ms: f64,
+    prefill_tokens_per_s: f64,
+    decode_tokens_per_s: f64,
+}
+
+impl SamplingArgs {
+    /// The engine's parameters.
+    pub fn params(&self) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            stop_token_ids: self.stop_token.clone(),
+            stop: self.stop.clone(),
+            max_tokens: self.max_tokens,
+            ignore_eos: self.ignore_eos,
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &RunArgs) -> Outcome {
+    let start = Instant::now();
+    let params = args.sampling.params();
+    params.validate().map_err(ocelli_engine::Error::from)?;
+    let prompt = read_prompt(&args.prompt)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    on_interrupt(interrupted.clone())?;
+
+    let (device, precision) = open::device(&args.device)?;
+    let spinner = Spinner::new("loading the model");
+    let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
+    let load_ms = start.elapsed().as_secs_f64() * 1e3;
+
+    let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
+    spinner.say("reading pictures");
+    let mut pictures = Vec::with_capacity(args.images.len());
+    for path in &args.images {
+        pictures.push(cx.timings.measure(Phase::DecodeImage, || decode_file(path, &options))?);
+    }
+    spinner.say("looking at pictures");
+    let system = args.system.iter().map(|text| Message::text("system", text.clone()));
+    let messages: Vec<Message> = system.chain([Message::user(pictures.len(), prompt)]).collect();
+    let request = pipeline.request(&mut cx, &messages, &pictures, params)?;
+    drop(pictures);
+
+    spinner.say("reading the prompt");
+    let mut spinner = Some(spinner);
+    let mut written = Ok(());
+    let stop = || interrupted.load(Ordering::Relaxed);
+    let answers = generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, text| {
+        if !text.is_empty() {
+            spinner = None;
+            if !args.json {
+                written = print(text);
+            }
+        }
+        if stop() || written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    drop(spinner);
+    written?;
+    let Some(answer) = answers.first() else { return Err(Failure::new("no answer")) };
+
+    if args.json {
+        let caps = device.caps();
+        let timings = Rates {
+            load_ms,
+            stages: cx.timings,
+            total_ms: start.elapsed().as_secs_f64() * 1e3,
+            prefill_tokens_per_s: cx.timings.prefill_rate(),
+            decode_tokens_per_s: cx.timings.decode_rate(),
+        };
+        print_json(&Output {
+            schema: "ocelli.run.v1",
+            model: args.model.model.clone().unwrap_or_else(|| "demo".into()),
+            text: &answer.text,
+            token_ids: &answer.token_ids,
+            prompt_tokens: answer.prompt_tokens,
+            finish_reason: answer.finish_reason,
+            backend: caps.backend,
+            device: &caps.device,
+            isa: caps.isa.name(),
+            threads: caps.units,
+            dtype: precision.dtype,
+            timings,
+            peak_memory_bytes: peak_memory(),
+        })?;
+    } else if !answer.text.ends_with('\n') {
+        print("\n")?;
+    }
+    Ok(if stop() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+fn read_prompt(text: &str) -> Result<String, Failure> {
+    if text != "-" {
+        return Ok(text.to_owned());
+    }
+    let mut prompt = String::new();
+    std::io::stdin()
+        .take(MAX_PROMPT)
+        .read_to_string(&mut prompt)
+        .map_err(|error| Failure::new(format!("standard input: {error}")))?;
+    Ok(prompt.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+/// The first Ctrl-C ends the answer after the present step, a second one, or one outside of generation, at once.
+fn on_interrupt(flag: Arc<AtomicBool>) -> Result<(), Failure> {
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    })
+    .map_err(|error| Failure::new(format!("Ctrl-C handler: {error}")))
+}
+
+/// Most memory that the process held at once, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb << 10)
+}

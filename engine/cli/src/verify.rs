@@ -1,0 +1,51 @@
+//! `ocelli verify`: stage-by-stage parity with transformers.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use ocelli_bench::verify::Report;
+
+use crate::args::VerifyArgs;
+use crate::fail::{FAILED, Outcome, print, print_json};
+use crate::open;
+
+/// Runs the command: exit code 1 if anything is out of tolerance.
+pub fn verify(args: &VerifyArgs) -> Outcome {
+    let files = open::files(Some(&args.model))?;
+    let (device, precision) = open::device(&args.device)?;
+    let report = ocelli_bench::verify::verify(&files, &args.reference, &*device, precision)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&table(&report))?;
+    }
+    Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+fn table(report: &Report) -> String {
+    let mut text = format!("{} on {} in {}\n", report.model, report.backend, report.dtype);
+    let word = |pass: bool| if pass { "ok" } else { "FAILED" };
+    for case in &report.cases {
+        let _ = writeln!(text, "\n{}: {}", case.name, word(case.pass));
+        for stage in &case.stages {
+            let note = stage.note.as_deref().map(|note| format!("  ({note})")).unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "  {:<18} {:>10.2e} of {:.1e}  {}{note}",
+                stage.name,
+                stage.max_abs,
+                stage.tolerance,
+                word(stage.pass)
+            );
+        }
+        let same = case.greedy.expected.iter().zip(&case.greedy.got).take_while(|(a, b)| a == b).count();
+        let all = case.greedy.expected.len();
+        let _ = writeln!(text, "  {:<18} {same} of {all} tokens equal", "greedy");
+        if let Some(stage) = case.first_divergence() {
+            let _ = writeln!(text, "  diverges first at {stage}");
+        }
+    }
+    let passed = report.cases.iter().filter(|case| case.pass).count();
+    let _ = writeln!(text, "\n{passed} of {} cases passed", report.cases.len());
+    text
+}
