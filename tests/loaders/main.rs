@@ -1,14 +1,24 @@
 //! Loading weights: valid files of every shape, hostile and mutated files, shards, quantized layers.
 
+mod alloc;
 mod build;
+mod fuzz;
 mod hostile;
 mod layout;
+mod linear;
+mod quantize;
 mod shards;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use ocelli_kernels::{Element, StreamId, View};
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::weights::Checkpoint;
+use ocelli_kernels::ops::GatherRows;
+use ocelli_kernels::{DType, Element, Exec, Queue, ReferenceStream, StreamId, View, Weights};
+
+#[global_allocator]
+static ALLOCATOR: alloc::Counting = alloc::Counting;
 
 /// A file or folder of the golden data.
 fn golden(path: &str) -> PathBuf {
@@ -50,4 +60,28 @@ fn elements<T: Element>(view: &View) -> Vec<T> {
     let from = view.read_ptr::<T>(StreamId::fresh()).expect("host memory of this type");
     // SAFETY: the pointer is valid for as many elements, which nobody writes.
     unsafe { std::slice::from_raw_parts(from, view.len()) }.to_vec()
+}
+
+/// A model of these weights and this `config.json`.
+fn model_of(weights: &[u8], config: &str) -> (TempDir, Checkpoint) {
+    let dir = TempDir::new();
+    dir.write("model.safetensors", weights);
+    dir.write("config.json", config);
+    let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir.0)).expect("a valid model");
+    (dir, checkpoint)
+}
+
+/// All values of a matrix, as the kernels' reference decodes them.
+fn decoded(weights: &Weights) -> Vec<f32> {
+    let (n, k) = (weights.n(), weights.k());
+    let mut stream = ReferenceStream::default();
+    let mut view = |bytes: usize, shape: &[usize], dtype| {
+        View::dense(stream.alloc(bytes).expect("memory"), shape, dtype).expect("a view")
+    };
+    let (ids, out) = (view(4 * n, &[n], DType::I32), view(4 * n * k, &[n, k], DType::F32));
+    stream.write(&ids, &build::i32s(&(0..n as i32).collect::<Vec<_>>())).expect("ids");
+    stream.exec(&GatherRows { table: weights.clone(), ids, scale: 1.0, out: out.clone() }).expect("rows");
+    let mut bytes = vec![0; 4 * n * k];
+    stream.read(&out, &mut bytes).expect("values");
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }

@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod header;
 mod linear;
+mod quantize;
 mod scope;
 
 pub use checkpoint::Checkpoint;
@@ -17,6 +18,7 @@ pub use compressed::{Quantization, Scheme};
 pub use error::WeightError;
 pub use file::{Aligned, Copied, TensorFile, TensorInfo};
 pub use header::{MAX_AXES, MAX_HEADER};
+pub use quantize::{MAX_SHARD, Progress, QuantizeError, QuantizeOptions, Quantized, Role, quantize};
 pub use safetensors::Dtype as StoredType;
 pub use scope::Scope;
 

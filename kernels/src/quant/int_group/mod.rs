@@ -2,6 +2,9 @@
 //! [`Format::IntGroup`](crate::Format::IntGroup) for the planes.
 
 pub mod cpu;
+mod encode;
+
+pub use encode::{decode, encode};
 
 /// The signed value of field `index` in the 32-bit word that holds it: offset binary, low bits first.
 #[must_use]

@@ -1,0 +1,43 @@
+"""Writes round.safetensors: weights rounded and packed by compressed-tensors (0.20.0), for the encoder's test.
+
+Usage: python make.py OUT_DIR        needs torch, safetensors, compressed-tensors
+
+The folders ct_* beside it were written by llm-compressor 0.14 with compressed-tensors 0.20 from random weights
+(`model.safetensors`, module `proj`); their `golden.safetensors` hold inputs x, the outputs y = x W^T in f64 rounded to
+f32, and rows of the dequantized weight.
+"""
+
+import sys
+
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import quantize
+from compressed_tensors.quantization.utils import calculate_qparams
+from safetensors.torch import save_file
+
+torch.manual_seed(0)
+n, k = 22, 96
+w = torch.randn(n, k) * torch.rand(n, 1)
+w[3, 32:64] *= 100
+w[4, :32] = w[4, :32].abs()
+out = {"w": w}
+for bits in (4, 8):
+    for group in (32, 0):
+        for symmetric in (True, False):
+            args = QuantizationArgs(
+                num_bits=bits,
+                type="int",
+                symmetric=symmetric,
+                strategy="group" if group else "channel",
+                group_size=group or None,
+            )
+            blocks = w.reshape(n, -1, group or k)
+            scale, zero = calculate_qparams(blocks.amin(-1), blocks.amax(-1), args)
+            codes = quantize(w, scale, zero, args, dtype=torch.int8)
+            name = f"int{bits}{f'g{group}' if group else 'row'}{'' if symmetric else 'z'}.f32"
+            out[f"{name}/packed"] = pack_to_int32(codes, bits)
+            out[f"{name}/scales"] = scale.contiguous()
+            if not symmetric:
+                out[f"{name}/zeros"] = pack_to_int32(zero.to(torch.int8), bits, packed_dim=0)
+save_file(out, f"{sys.argv[1]}/round.safetensors")

@@ -1,0 +1,203 @@
+//! Quantized copies: what is written decodes to what rounding to nearest gives, and loads again.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::weights::{Checkpoint, QuantizeError, QuantizeOptions, Quantized, Role, quantize};
+use ocelli_kernels::quant::int_group;
+use ocelli_kernels::{DType, Format};
+
+use super::build::{f32s, valid};
+use super::{TempDir, decoded, golden};
+
+/// Which matrix is what, in the names of SmolVLM.
+fn role(module: &str) -> Option<Role> {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    match module {
+        "lm_head" => Some(Role::Head),
+        _ if last == "embed_tokens" => Some(Role::Embedding),
+        _ if module.contains("text_model.layers.") && last.ends_with("_proj") => Some(Role::Decoder),
+        _ if module.contains("vision_model.encoder.layers.") => Some(Role::Tower),
+        _ if module.contains("connector") => Some(Role::Connector),
+        _ => None,
+    }
+}
+
+fn run(source: &Path, out: &Path, options: &QuantizeOptions) -> Result<Quantized, QuantizeError> {
+    let mut last = 0;
+    let done = quantize(&ModelFiles::dir(source), out, &role, options, &mut |progress| {
+        assert!(progress.done >= last && progress.done <= progress.total, "{progress:?}");
+        last = progress.done;
+        ControlFlow::Continue(())
+    })?;
+    assert_eq!(last, done.bytes_before);
+    Ok(done)
+}
+
+fn demo() -> PathBuf {
+    ocelli_tests::root().join("models/demo/model")
+}
+
+/// Every module of the copy decodes to the rounded original, every other tensor is the same bytes.
+fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
+    let original = Checkpoint::open(&ModelFiles::dir(source)).expect("the source");
+    let copy = Checkpoint::open(&ModelFiles::dir(out)).expect("the copy");
+    let mut modules = 0;
+    for (name, info) in original.infos() {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let bits = match role(module) {
+            Some(Role::Decoder) => Some(options.bits),
+            Some(Role::Head | Role::Embedding) => options.head.then_some(8),
+            Some(Role::Tower) => options.tower.then_some(options.bits),
+            Some(Role::Connector) => options.connector.then_some(options.bits),
+            None => None,
+        };
+        let (Some(bits), &[n, k]) = (bits, info.shape) else {
+            assert_eq!(copy.raw(name).expect(name), original.raw(name).expect(name), "{name}");
+            assert_eq!(copy.info(name), Some(info), "{name}");
+            continue;
+        };
+        modules += 1;
+        let scale = options.scales.or(info.kernel_dtype()).expect("a float type");
+        let group = if k.is_multiple_of(options.group.max(1) as usize) { options.group } else { 32 };
+        let format = Format::IntGroup { bits, group, zero: options.zero_points, scale };
+        let weights = copy.at(module).linear(n, k).expect(module);
+        assert_eq!(weights.format(), format, "{module}");
+        let planes = int_group::encode(format, n, k, &original.floats(name).expect(name)).expect(name);
+        let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+        let expected = int_group::decode(format, n, k, &planes).expect(name);
+        assert_eq!(decoded(&weights), expected, "{module}");
+        assert_eq!(copy.ints(&format!("{module}.weight_shape")).expect("a shape"), [n as i64, k as i64]);
+    }
+    assert_eq!(copy.copied().tensors, 0, "all that is written is aligned");
+    modules
+}
+
+#[test]
+fn copies_decode_to_the_rounded_original() {
+    let dir = TempDir::new();
+    let golden = golden("smolvlm");
+    for (index, (source, options)) in [
+        (&golden, QuantizeOptions::new(4)),
+        (&golden, QuantizeOptions { zero_points: true, scales: Some(DType::F16), ..QuantizeOptions::new(8) }),
+        (&demo(), QuantizeOptions { group: 128, ..QuantizeOptions::new(4) }),
+        (&demo(), QuantizeOptions { zero_points: true, ..QuantizeOptions::new(4) }),
+        (&demo(), QuantizeOptions { tower: true, connector: true, group: 0, ..QuantizeOptions::new(8) }),
+        (&golden, QuantizeOptions { max_shard: 100_000, tower: true, group: 64, ..QuantizeOptions::new(4) }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = dir.join(&format!("out{index}"));
+        let done = run(source, &out, &options).expect("a copy");
+        let modules = check(source, &out, &options);
+        assert_eq!(done.formats.iter().map(|(_, count)| count).sum::<usize>(), modules);
+        assert!(done.bytes_after < done.bytes_before);
+        assert_eq!(done.files.len() > 1, options.max_shard < 1 << 20, "{:?}", done.files);
+        for name in
+            ["tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"]
+        {
+            assert_eq!(std::fs::read(out.join(name)).ok(), std::fs::read(source.join(name)).ok(), "{name}");
+        }
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(&dir.0).expect("the folder").flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left.len(), 6, "{left:?}");
+}
+
+#[test]
+fn a_tied_head_stays_tied_and_the_configuration_says_what_is_what() {
+    let dir = TempDir::new();
+    let out = dir.join("int4");
+    let done = run(&demo(), &out, &QuantizeOptions::new(4)).expect("a copy");
+    let formats: Vec<String> =
+        done.formats.iter().map(|(format, count)| format!("{format} {count}")).collect();
+    assert_eq!(formats, ["int4g32 35", "int8g32 1"]);
+    let copy = Checkpoint::open(&ModelFiles::dir(&out)).expect("the copy");
+    assert!(!copy.names().any(|name| name.contains("lm_head")));
+    let quantization = copy.quantization().expect("a configuration");
+    let bits = |module: &str| quantization.scheme(module).map(|scheme| scheme.bits);
+    assert_eq!(bits("model.text_model.embed_tokens"), Some(8));
+    assert_eq!(bits("model.text_model.layers.3.mlp.up_proj"), Some(4));
+    assert_eq!(bits("model.vision_model.encoder.layers.0.mlp.fc1"), None);
+    assert_eq!(bits("model.connector.modality_projection.proj"), None);
+    let config =
+        |dir: &Path| ModelFiles::dir(dir).require_json::<serde_json::Value>("config.json").expect("config");
+    let mut written = config(&out);
+    let block = written.as_object_mut().and_then(|map| map.remove("quantization_config")).expect("a block");
+    assert_eq!(written, config(&demo()), "the rest of config.json is the source's");
+    assert_eq!(block["config_groups"].as_object().map(serde_json::Map::len), Some(2));
+    let again = run(&out, &dir.join("again"), &QuantizeOptions::new(4)).expect_err("refused").to_string();
+    assert!(
+        again.contains("already quantized (compressed-tensors pack-quantized: group_0 int4 group 32"),
+        "{again}"
+    );
+    assert!(!dir.join("again").exists());
+}
+
+#[test]
+fn refusals_leave_nothing_behind() {
+    let dir = TempDir::new();
+    let source = golden("smolvlm");
+    let refused = |source: &Path, out: &Path, options: QuantizeOptions| {
+        run(source, out, &options).expect_err("refused").to_string()
+    };
+    let new = || QuantizeOptions::new(4);
+    let text = refused(&source, &dir.join("a"), QuantizeOptions { bits: 3, ..new() });
+    assert_eq!(text, "bits: expected 4 or 8, found 3");
+    let text = refused(&source, &dir.join("a"), QuantizeOptions { group: 33, ..new() });
+    assert_eq!(text, "group: expected 32, 64, 128 or 0 for whole rows, found 33");
+    let text = refused(&source, &dir.join("a"), QuantizeOptions { scales: Some(DType::I8), ..new() });
+    assert_eq!(text, "scales: expected f32, bf16 or f16, found i8");
+    assert!(refused(&dir.join("absent"), &dir.join("a"), new()).contains("found neither"));
+    let nothing = quantize(&ModelFiles::dir(&source), &dir.join("a"), &|_| None, &new(), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    assert!(
+        nothing
+            .expect_err("refused")
+            .to_string()
+            .ends_with("none of 75 tensors is a linear layer of the decoder")
+    );
+    let stopped =
+        quantize(&ModelFiles::dir(&source), &dir.join("a"), &role, &new(), &mut |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(QuantizeError::Cancelled)));
+
+    let other = TempDir::new();
+    let weight =
+        ("model.text_model.layers.0.mlp.up_proj.weight", "F32", &[1usize, 2][..], f32s(&[f32::NAN, 1.0]));
+    other.write("model.safetensors", valid(&[weight], 0));
+    other.write("config.json", "{}");
+    let text = refused(&other.0, &dir.join("a"), new());
+    assert!(
+        text.contains("`model.text_model.layers.0.mlp.up_proj, rows from 0`: ") && text.contains("finite"),
+        "{text}"
+    );
+    assert_eq!(std::fs::read_dir(&dir.0).expect("the folder").count(), 0, "nothing may be left");
+}
+
+#[test]
+fn what_is_there_is_replaced_only_when_asked_and_safe() {
+    let dir = TempDir::new();
+    let out = dir.join("out");
+    let force = QuantizeOptions { force: true, ..QuantizeOptions::new(4) };
+    run(&golden("smolvlm"), &out, &QuantizeOptions::new(8)).expect("a copy");
+    let before = std::fs::read(out.join("config.json")).expect("config");
+    let text = run(&golden("smolvlm"), &out, &QuantizeOptions::new(4)).expect_err("refused").to_string();
+    assert!(text.ends_with("out: already exists"), "{text}");
+    assert_eq!(std::fs::read(out.join("config.json")).expect("config"), before);
+    run(&golden("smolvlm"), &out, &force).expect("a copy in its place");
+    assert_ne!(std::fs::read(out.join("config.json")).expect("config"), before);
+
+    let file = dir.write("file", b"x");
+    let text = run(&golden("smolvlm"), &file, &force).expect_err("refused").to_string();
+    assert!(text.ends_with("will not be replaced: it is not a directory"), "{text}");
+    std::fs::create_dir_all(dir.join("home/models")).expect("a folder");
+    let text = run(&golden("smolvlm"), &dir.join("home"), &force).expect_err("refused").to_string();
+    assert!(text.contains("neither empty nor a model"), "{text}");
+    let text = run(&out, &out, &force).expect_err("refused").to_string();
+    assert!(text.ends_with("the source lies in it"), "{text}");
+    assert!(out.join("config.json").is_file());
+    run(&golden("smolvlm"), &dir.join("home/models"), &force).expect("an empty directory is replaced");
+}
