@@ -243,3 +243,38 @@ fn templates_raise_their_own_errors() {
     let reason = "Conversation roles must alternate user/assistant/user/assistant/... (line 15)";
     assert!(e.ends_with(&format!("chat_template.jinja: chat template: {reason}")), "{e}");
 }
+
+/// Templates in published models' styles, rendered by transformers (`golden/text/templates.py`).
+#[test]
+fn templates_render_as_in_python() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/text");
+    let data: Value = serde_json::from_slice(&std::fs::read(dir.join("templates.json")).unwrap()).unwrap();
+    // Its BOS and EOS are those of the data: `<s>` and `</s>`.
+    let tokenizer = tokenizer(&dir.join("llava"));
+    let mut rendered = 0;
+    for row in data["rows"].as_array().unwrap() {
+        let name = row["template"].as_str().unwrap();
+        let source = data["templates"][name].as_str().unwrap();
+        let template = ChatTemplate::new(source, name, &tokenizer).unwrap();
+        let conversation = data["conversations"][row["messages"].as_str().unwrap()].clone();
+        let messages: Vec<Message> = serde_json::from_value(conversation).unwrap();
+        let mut options = RenderOptions {
+            add_generation_prompt: row["add_generation_prompt"].as_bool().unwrap(),
+            ..RenderOptions::default()
+        };
+        if row["tools"].as_bool().unwrap() {
+            options.extra.insert("tools".into(), data["tools"].clone());
+        }
+        let text = match template.render(&messages, &options) {
+            Err(TextError::NoImages { .. }) if row["messages"] == "parts" => continue,
+            result => result.unwrap_or_else(|e| panic!("{e}")),
+        };
+        let expected = row["text"].as_str().unwrap();
+        for (ours, theirs) in text.lines().zip(expected.lines()) {
+            assert_eq!(ours, theirs, "{name} {}", row["messages"]);
+        }
+        assert_eq!(text, expected, "{name} {}", row["messages"]);
+        rendered += 1;
+    }
+    assert!(rendered > 50, "{rendered}");
+}

@@ -1,10 +1,15 @@
+use std::path::Path;
+
 use ocelli_engine::text::{StopMatcher, Tokenizer};
 use proptest::prelude::*;
 
 use crate::{demo_dir, golden_dirs, tokenizer};
 
 fn all() -> Vec<Tokenizer> {
-    golden_dirs().iter().chain([&demo_dir()]).map(|dir| tokenizer(dir)).collect()
+    // WordPiece, BPE with `</w>`, Unigram: decoders that treat the first or last token differently.
+    let others = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/tokenizers");
+    let others = ["blip", "clip", "siglip", "siglip2"].map(|name| others.join(name));
+    golden_dirs().iter().chain(&others).chain([&demo_dir()]).map(|dir| tokenizer(dir)).collect()
 }
 
 thread_local! {

@@ -55,7 +55,7 @@ impl Detokenizer {
                     // A run of byte tokens is valid or invalid as a whole: wait for its end.
                     return Ok(String::new());
                 }
-                self.advance()
+                self.advance(false)
             }
         }
     }
@@ -79,27 +79,29 @@ impl Detokenizer {
     pub fn finish(&mut self) -> Result<String, TextError> {
         let text = match &mut self.state {
             State::Bytes(bytes) => String::from_utf8_lossy(&std::mem::take(bytes)).into_owned(),
-            State::Window { .. } => self.advance()?,
+            State::Window { .. } => self.advance(true)?,
         };
         *self = Self::new(self.tokenizer.clone(), self.skip_special);
         Ok(text)
     }
 
-    fn advance(&mut self) -> Result<String, TextError> {
+    /// Returns the text of the waiting tokens, if it only adds to what was returned; at the `end` in any case.
+    fn advance(&mut self, end: bool) -> Result<String, TextError> {
         let State::Window { ids, shown } = &mut self.state else { return Ok(String::new()) };
         if *shown == ids.len() {
             return Ok(String::new());
         }
         let before = self.tokenizer.decode(&ids[..*shown], false)?;
         let now = self.tokenizer.decode(ids, false)?;
-        let Some(new) = now.strip_prefix(&before).filter(|new| !new.is_empty()) else {
+        let common: usize =
+            now.chars().zip(before.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a.len_utf8()).sum();
+        if now.len() == common || (common < before.len() && !end) {
             return Ok(String::new());
-        };
-        let new = new.to_owned();
+        }
         // The tokens just shown stay as context: decoders treat the first token of a text differently.
         ids.drain(..*shown);
         *shown = ids.len();
-        Ok(new)
+        Ok(now[common..].to_owned())
     }
 }
 

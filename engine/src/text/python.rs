@@ -1,5 +1,6 @@
 //! Values written as Python writes them, for templates that were made for Python.
 
+use minijinja::value::ValueKind;
 use serde_json::Value;
 
 /// Options of Python's `json.dumps`, always with `ensure_ascii=False`.
@@ -79,20 +80,30 @@ impl Dumps {
     }
 }
 
-/// `repr(value)`.
-pub(super) fn repr(value: &Value) -> String {
-    match value {
-        Value::Null => "None".into(),
-        Value::Bool(true) => "True".into(),
-        Value::Bool(false) => "False".into(),
-        Value::Number(n) => number(n),
-        Value::String(s) => quote(s),
-        Value::Array(items) => format!("[{}]", items.iter().map(repr).collect::<Vec<_>>().join(", ")),
-        Value::Object(map) => {
-            let entries: Vec<_> = map.iter().map(|(k, v)| format!("{}: {}", quote(k), repr(v))).collect();
+/// `repr(value)`; `None` for a value that Python's templates do not have.
+pub(super) fn repr(value: &minijinja::Value) -> Option<String> {
+    let items = || value.try_iter().ok()?.map(|item| repr(&item)).collect::<Option<Vec<_>>>();
+    Some(match value.kind() {
+        ValueKind::None => "None".into(),
+        ValueKind::Bool => if value.is_true() { "True" } else { "False" }.into(),
+        ValueKind::Number if value.is_integer() => value.to_string(),
+        ValueKind::Number => float(f64::try_from(value.clone()).ok()?),
+        ValueKind::String => quote(value.as_str()?),
+        ValueKind::Seq if value.is_tuple() => match items()?.as_slice() {
+            [one] => format!("({one},)"),
+            items => format!("({})", items.join(", ")),
+        },
+        ValueKind::Seq => format!("[{}]", items()?.join(", ")),
+        ValueKind::Map => {
+            let entries = value
+                .try_iter()
+                .ok()?
+                .map(|key| Some(format!("{}: {}", repr(&key)?, repr(&value.get_item(&key).ok()?)?)))
+                .collect::<Option<Vec<_>>>()?;
             format!("{{{}}}", entries.join(", "))
         }
-    }
+        _ => return None,
+    })
 }
 
 fn quote(s: &str) -> String {
@@ -153,7 +164,8 @@ mod tests {
     #[test]
     fn python_repr() {
         let value = json!([{"type": "text", "ok": true}, null, "it's", "a\"b'c\\", 1]);
-        assert_eq!(repr(&value), r#"[{'type': 'text', 'ok': True}, None, "it's", 'a"b\'c\\', 1]"#);
+        let value = minijinja::Value::from(minijinja::value::Serde(value));
+        assert_eq!(repr(&value).unwrap(), r#"[{'type': 'text', 'ok': True}, None, "it's", 'a"b\'c\\', 1]"#);
         for (f, text) in [
             (1.0, "1.0"),
             (1e16, "1e+16"),

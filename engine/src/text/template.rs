@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
@@ -267,13 +267,9 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
 }
 
 fn python_formatter(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
-    use minijinja::value::ValueKind;
-    match value.kind() {
-        ValueKind::None | ValueKind::Bool | ValueKind::Seq | ValueKind::Map => {
-            let json = serde_json::to_value(value).map_err(|e| invalid(e.to_string()))?;
-            out.write_str(&repr(&json)).map_err(Error::from)
-        }
-        _ => minijinja::escape_formatter(out, state, value),
+    match repr(value).filter(|_| value.kind() != ValueKind::String) {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
     }
 }
 
