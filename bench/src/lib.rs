@@ -1,5 +1,6 @@
 //! Roofs, kernel and model benchmarks.
 
+pub mod eval;
 pub mod machine;
 pub mod record;
 pub mod roof;

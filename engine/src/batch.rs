@@ -87,10 +87,14 @@ impl Batch<'_> {
         for (index, seq) in self.seqs.iter().enumerate() {
             let (first, past, new) = (ids.len(), kv.len(seq.seq), seq.tokens.len());
             if new == 0 {
-                return Err(Error::Request(format!("sequence {index}: expected at least one token, found none")));
+                return Err(Error::Request(format!(
+                    "sequence {index}: expected at least one token, found none"
+                )));
             }
             if let Some(id) = seq.tokens.iter().find(|&&id| id as usize >= vocab) {
-                return Err(Error::Request(format!("sequence {index}: token id: expected below {vocab}, found {id}")));
+                return Err(Error::Request(format!(
+                    "sequence {index}: token id: expected below {vocab}, found {id}"
+                )));
             }
             slots.extend(kv.extend(seq.seq, new)?);
             ids.extend(seq.tokens.iter().map(|&id| id as i32));
@@ -102,7 +106,9 @@ impl Batch<'_> {
             }
             for image in seq.images {
                 if image.at.iter().any(|&at| at >= new) {
-                    return Err(Error::Request(format!("sequence {index}: an image row lies beyond its {new} tokens")));
+                    return Err(Error::Request(format!(
+                        "sequence {index}: an image row lies beyond its {new} tokens"
+                    )));
                 }
                 let rows: Vec<i32> = image.at.iter().map(|&at| (first + at) as i32).collect();
                 images.push((image.features.clone(), cx.upload(&[rows.len()], &rows)?));

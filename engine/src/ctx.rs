@@ -5,7 +5,9 @@ use std::time::Instant;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use ocelli_kernels::ops::{Math, Matmul};
-use ocelli_kernels::{DType, Device, Element, Exec, KernelError, NullLog, NullStream, Op, Stream, View, Weights};
+use ocelli_kernels::{
+    DType, Device, Element, Exec, KernelError, NullLog, NullStream, Op, Stream, View, Weights,
+};
 
 use crate::error::{Error, Result};
 use crate::tensor::{Arena, Tensor};
@@ -191,7 +193,9 @@ impl Ctx {
         self.stream.read(&view, &mut bytes)?;
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         Ok(match view.dtype() {
-            DType::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            DType::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+            }
             DType::BF16 => pairs().map(|pair| bf16::from_le_bytes(pair).to_f32()).collect(),
             DType::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
             DType::I8 => bytes.iter().map(|&b| f32::from(b as i8)).collect(),

@@ -71,9 +71,10 @@ impl Error {
             Self::Image(error) => error.hint().map(str::to_owned),
             Self::Hub(error) => error.hint(),
             Self::Kernel { source, .. } | Self::Device(source) => match source {
-                KernelError::OutOfMemory { .. } => {
-                    Some("a smaller picture, `--processor do_image_splitting=false` or fewer tokens need less".into())
-                }
+                KernelError::OutOfMemory { .. } => Some(
+                    "a smaller picture, `--processor do_image_splitting=false` or fewer tokens need less"
+                        .into(),
+                ),
                 _ => None,
             },
             _ => None,

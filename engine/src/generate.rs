@@ -44,7 +44,7 @@ pub enum FinishReason {
 /// An answer.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
-    /// The text, stop texts and special tokens left out.
+    /// The text, without white space before it, stop texts and special tokens.
     pub text: String,
     /// Token ids, the stop token included.
     pub token_ids: Vec<u32>,
@@ -311,6 +311,10 @@ impl<'m> Scheduler<'m> {
             text.push_str(&running.stops.finish());
             stopped |= matched.stopped.is_some();
         }
+        if running.text.is_empty() {
+            // Templates end before the space that the model begins with.
+            text.drain(..text.len() - text.trim_start().len());
+        }
         running.text.push_str(&text);
         let request = running.number;
         if stopped || length {
@@ -340,7 +344,10 @@ fn images_between(images: &[ImageRows], start: usize, end: usize) -> Result<Vec<
         let last = image.at.partition_point(|&at| at < end);
         if first < last {
             let features = image.features.narrow(0, first, last - first)?;
-            found.push(ImageRows { features, at: image.at[first..last].iter().map(|at| at - start).collect() });
+            found.push(ImageRows {
+                features,
+                at: image.at[first..last].iter().map(|at| at - start).collect(),
+            });
         }
     }
     Ok(found)

@@ -107,7 +107,8 @@ impl KvCache {
     pub fn extend(&mut self, id: SeqId, tokens: usize) -> Result<Vec<i32>> {
         let pages = self.pages;
         let seq = self.seqs.get_mut(id.0).filter(|seq| seq.used);
-        let seq = seq.ok_or_else(|| Error::Request("KV cache: a sequence was used after it had been closed".into()))?;
+        let seq = seq
+            .ok_or_else(|| Error::Request("KV cache: a sequence was used after it had been closed".into()))?;
         let need = (seq.len + tokens).div_ceil(PAGE).saturating_sub(seq.pages.len());
         if need > self.free.len() {
             return Err(Error::Request(format!(
@@ -117,7 +118,8 @@ impl KvCache {
             )));
         }
         seq.pages.extend(self.free.drain(self.free.len() - need..).rev());
-        let slots = (seq.len..seq.len + tokens).map(|t| (seq.pages[t / PAGE] as usize * PAGE + t % PAGE) as i32);
+        let slots =
+            (seq.len..seq.len + tokens).map(|t| (seq.pages[t / PAGE] as usize * PAGE + t % PAGE) as i32);
         let slots = slots.collect();
         seq.len += tokens;
         Ok(slots)

@@ -28,7 +28,11 @@ impl Pipeline {
         let tokenizer = Tokenizer::load(files)?;
         let vocab = model.info().vocab;
         if tokenizer.vocab_size() > vocab {
-            tracing::debug!(tokenizer = tokenizer.vocab_size(), model = vocab, "the tokenizer knows more tokens");
+            tracing::debug!(
+                tokenizer = tokenizer.vocab_size(),
+                model = vocab,
+                "the tokenizer knows more tokens"
+            );
         }
         let template = ChatTemplate::load(files, &tokenizer)?;
         Ok(Self { model, tokenizer, template, threads })
@@ -71,13 +75,20 @@ impl Pipeline {
         params.validate()?;
         let places: usize = messages.iter().map(Message::images).sum();
         if places != images.len() {
-            return Err(Error::Request(format!("messages: expected places for {} pictures, found {places}", images.len())));
+            return Err(Error::Request(format!(
+                "messages: expected places for {} pictures, found {places}",
+                images.len()
+            )));
         }
         let prepared = self.prepare(cx, images)?;
         let prompt = self.tokenize(&self.render(messages)?, &prepared)?;
         let limit = self.model.info().max_positions;
         if prompt.len() >= limit {
-            return Err(Error::Request(format!("prompt: expected at most {} tokens, found {}", limit - 1, prompt.len())));
+            return Err(Error::Request(format!(
+                "prompt: expected at most {} tokens, found {}",
+                limit - 1,
+                prompt.len()
+            )));
         }
         let images = self.model.encode_images(cx, &prepared)?;
         Ok(Request { prompt, images, params })

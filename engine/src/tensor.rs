@@ -90,7 +90,12 @@ impl Arena {
         self.live.truncate(mark.live);
     }
 
-    pub fn alloc(&mut self, queue: &mut (impl Queue + ?Sized), shape: &[usize], dtype: DType) -> Result<Tensor> {
+    pub fn alloc(
+        &mut self,
+        queue: &mut (impl Queue + ?Sized),
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor> {
         let elements = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
         let bytes = elements.and_then(|elements| elements.checked_mul(dtype.size())).ok_or_else(|| {
             Error::Device(KernelError::OutOfMemory { bytes: usize::MAX, device: queue.caps().device.clone() })
@@ -101,7 +106,12 @@ impl Arena {
                 Some(block) if self.top.1 + bytes <= block.len() => break,
                 Some(_) => self.top = (self.top.0 + 1, 0),
                 None => {
-                    let size = self.blocks.last().map_or(FIRST_BLOCK, |last| 2 * last.len()).min(64 << 20).max(bytes);
+                    let size = self
+                        .blocks
+                        .last()
+                        .map_or(FIRST_BLOCK, |last| 2 * last.len())
+                        .min(64 << 20)
+                        .max(bytes);
                     self.blocks.push(queue.alloc(size)?);
                 }
             }

@@ -1,5 +1,8 @@
 //! Golden parity of model families with transformers.
 
+mod batch;
+mod demo;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

@@ -1,0 +1,135 @@
+//! Requests answered together give the tokens that each gives alone.
+
+use std::ops::ControlFlow;
+
+use ocelli_engine::generate::{Answer, Request, Scheduler, generate};
+use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::text::Message;
+use ocelli_engine::{Ctx, Pipeline, Precision};
+use ocelli_kernels::{Backend, DeviceOptions};
+
+fn demo() -> (Pipeline, Ctx) {
+    let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+    let mut cx = Ctx::new(&*device, Precision::default()).expect("a stream");
+    let model = ocelli_models::load(&ocelli_models::demo::FILES, &mut cx).expect("the demo model");
+    (Pipeline::new(&ocelli_models::demo::FILES, model, 2).expect("its tokenizer"), cx)
+}
+
+/// A picture of two colours that depends on `seed`.
+fn picture(seed: usize) -> Rgb8Image {
+    let (width, height) = (40 + 13 * seed % 90, 30 + 29 * seed % 120);
+    let colour = |x: usize, y: usize| match (x * 3 + seed * 7) / 40 + (y + seed) / 30 {
+        n if n % 2 == 0 => [200, 30 + (seed * 40 % 200) as u8, 20],
+        _ => [20, 60, (seed * 90 % 255) as u8],
+    };
+    let data = (0..width * height).flat_map(|i| colour(i % width, i / width)).collect();
+    Rgb8Image::from_raw(width, height, data).expect("as many bytes as pixels")
+}
+
+/// Ragged: none to two pictures, prompts and answers of different lengths, greedy and sampled.
+fn requests(pipeline: &Pipeline, cx: &mut Ctx, count: usize) -> Vec<Request> {
+    (0..count)
+        .map(|i| {
+            let pictures: Vec<Rgb8Image> = (0..i % 3).map(|p| picture(i + p)).collect();
+            let question = "How many red things are there? ".repeat(1 + i % 4);
+            let params = SamplingParams {
+                max_tokens: 3 + 5 * i % 23,
+                ignore_eos: true,
+                temperature: if i % 5 == 4 { 0.8 } else { 0.0 },
+                top_k: if i % 2 == 0 { 12 } else { 0 },
+                repetition_penalty: if i % 7 == 3 { 1.2 } else { 1.0 },
+                seed: i as u64,
+                ..SamplingParams::default()
+            };
+            let messages = [Message::user(pictures.len(), question)];
+            pipeline.request(cx, &messages, &pictures, params).expect("a request")
+        })
+        .collect()
+}
+
+fn ids(answers: &[Answer]) -> Vec<Vec<u32>> {
+    answers.iter().map(|answer| answer.token_ids.clone()).collect()
+}
+
+#[test]
+fn together_as_apart() {
+    let (pipeline, mut cx) = demo();
+    for count in [1, 3, 17] {
+        let requests = requests(&pipeline, &mut cx, count);
+        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        let model = &*pipeline.model;
+        let together =
+            generate(&mut cx, model, &pipeline.tokenizer, requests.clone(), go_on).expect("answers");
+        let mut apart = Vec::new();
+        for request in requests {
+            apart.extend(
+                generate(&mut cx, model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
+            );
+        }
+        assert_eq!(ids(&together), ids(&apart), "{count} requests");
+    }
+}
+
+/// A cache too small for all requests makes some of them wait; long prompts go through in pieces.
+#[test]
+fn scarce_cache_and_long_prompts() {
+    let (pipeline, mut cx) = demo();
+    let mut all = requests(&pipeline, &mut cx, 9);
+    let words = pipeline.tokenizer.encode("a small green ring and ").expect("tokens");
+    let long: Vec<u32> = words.iter().copied().cycle().take(1500).collect();
+    let params = SamplingParams { max_tokens: 6, ignore_eos: true, ..SamplingParams::default() };
+    all.push(Request { prompt: long, images: Vec::new(), params });
+    let mut apart = Vec::new();
+    for request in all.clone() {
+        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        apart.extend(
+            generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], go_on)
+                .expect("an answer"),
+        );
+    }
+
+    let tokenizer = pipeline.tokenizer.clone();
+    let mut scheduler = Scheduler::new(&mut cx, &*pipeline.model, tokenizer, 1600).expect("a scheduler");
+    let numbers: Vec<usize> =
+        all.into_iter().map(|request| scheduler.submit(request).expect("room")).collect();
+    let mut done = vec![None; numbers.len()];
+    while !scheduler.is_idle() {
+        for event in scheduler.step(&mut cx).expect("a step") {
+            if let ocelli_engine::generate::Event::Done { request, answer } = event {
+                done[request] = Some(answer.token_ids);
+            }
+        }
+    }
+    let done: Vec<Vec<u32>> = done.into_iter().map(|ids| ids.expect("an answer")).collect();
+    assert_eq!(done, ids(&apart));
+}
+
+#[test]
+fn requests_that_cannot_run_are_refused() {
+    let (pipeline, mut cx) = demo();
+    let image_token = pipeline.model.info().image_token;
+    let mut scheduler =
+        Scheduler::new(&mut cx, &*pipeline.model, pipeline.tokenizer.clone(), 64).expect("a scheduler");
+    let mut refuse = |prompt: Vec<u32>, params: SamplingParams, why: &str| {
+        let refused = scheduler.submit(Request { prompt, images: Vec::new(), params });
+        let text = refused.expect_err("a refusal").to_string();
+        assert!(text.contains(why), "{text}");
+    };
+    let params = SamplingParams { max_tokens: 8, ..SamplingParams::default() };
+    refuse(vec![], params.clone(), "expected 1 to 2047 tokens, found 0");
+    refuse(vec![5; 2048], params.clone(), "found 2048");
+    refuse(vec![5, image_token], params.clone(), "expected 0 image tokens");
+    refuse(vec![5; 60], params.clone(), "do not fit");
+    refuse(vec![5; 6], SamplingParams { top_p: 0.0, ..params }, "top_p");
+}
+
+/// A tensor used after its scope is an error, not a wrong answer.
+#[test]
+fn stale_tensors_are_refused() {
+    let (_, mut cx) = demo();
+    let inner = cx.scope(|cx| cx.upload(&[2], &[1.0f32, 2.0])).expect("a tensor");
+    let after = cx.upload(&[2], &[3.0f32, 4.0]).expect("a tensor");
+    assert!(cx.download(&inner).expect_err("stale").to_string().contains("scope had ended"));
+    assert_eq!(cx.download(&after).expect("values"), [3.0, 4.0]);
+}
