@@ -1,5 +1,7 @@
 //! Every CPU kernel of every op against its f64 reference, at every instruction-set level of the machine.
 
+mod quant;
+
 use std::sync::Arc;
 
 use ocelli_kernels::conformance::run_cpu;
