@@ -1,53 +1,64 @@
-//! CPU kernels.
+//! CPU kernels: `flash` for many queries of a sequence, `split` for few.
 
+mod flash;
 mod operands;
-mod plain;
+mod pack;
+mod softmax;
+mod split;
+mod tasks;
 
-use half::{bf16, f16};
-
-use super::{Attention, AttentionKv, AttentionSpec};
-use crate::cpu::CpuCx;
-use crate::cpu::simd::StoreElem;
-use crate::op::{CpuLaunch, CpuOp, Op};
-use crate::select::Variant;
-use crate::spec::{DType, Element, KernelError};
+use super::{Attention, AttentionSpec};
+use crate::cpu::isa::Level;
+use crate::op::{CpuLaunch, CpuOp};
+use crate::select::{Reject, Variant};
+use crate::spec::Caps;
 
 impl CpuOp for Attention {
-    fn cpu_variants() -> &'static [Variant<<Self as Op>::Spec, CpuLaunch<Self>>] {
-        const ROWS: &[Variant<AttentionSpec, CpuLaunch<Attention>>] =
-            &[Variant { name: "plain", reject: |_, _| None, est_us: |_, _| 1e9, launch: plain }];
+    fn cpu_variants() -> &'static [Variant<AttentionSpec, CpuLaunch<Self>>] {
+        const ROWS: &[Variant<AttentionSpec, CpuLaunch<Attention>>] = &[
+            Variant { name: "flash", reject: |_, _| None, est_us: flash_us, launch: flash::launch },
+            Variant { name: "split", reject: split_reject, est_us: split_us, launch: split::launch },
+        ];
         ROWS
     }
 }
 
-/// Pointers for the threads of one op.
-struct Shared<T>(T);
+/// Query rows of one key head of one sequence.
+fn rows(spec: &AttentionSpec) -> u32 {
+    spec.q * (spec.heads_q / spec.heads_kv.max(1))
+}
 
-// SAFETY: tasks write disjoint heads of the result and only read the rest.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// Closures capture the wrapper, not the pointers in it.
-    fn get(&self) -> &T {
-        &self.0
+fn lanes(caps: &Caps) -> f32 {
+    match caps.isa {
+        Level::Scalar | Level::Avx2 => 8.0,
+        Level::Avx512 => 16.0,
+        Level::Neon => 4.0,
     }
 }
 
-fn plain(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
-    match op.q.dtype() {
-        DType::BF16 => plain_on::<bf16>(op, cx),
-        DType::F16 => plain_on::<f16>(op, cx),
-        _ => plain_on::<f32>(op, cx),
-    }
+/// Time of `per_key` vector operations for each key, on as many threads as there are tasks for.
+fn estimate(spec: &AttentionSpec, caps: &Caps, per_key: f32, tasks: f32) -> f32 {
+    let keys = (spec.seqs * spec.heads_kv) as f32 * spec.kv as f32;
+    // Two vector operations a cycle at 2.5 GHz.
+    1.0 + keys * per_key / (5000.0 * tasks.clamp(1.0, caps.units as f32))
 }
 
-fn plain_on<X: StoreElem + Element>(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
-    let (AttentionKv::Packed { k, v, .. } | AttentionKv::Paged { k, v, .. }) = &op.kv;
-    match k.dtype() {
-        DType::BF16 => plain::run::<X, bf16>(op, cx, cx.input(k)?, cx.input(v)?),
-        DType::F16 => plain::run::<X, f16>(op, cx, cx.input(k)?, cx.input(v)?),
-        _ => plain::run::<X, f32>(op, cx, cx.input(k)?, cx.input(v)?),
-    }
+fn flash_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    let (hd, vectors) = (spec.head_dim as f32, (rows(spec) as f32 / lanes(caps)).ceil());
+    // Products and softmax, and for each task packing.
+    let per_key = vectors * (2.0 * hd + 20.0) + (vectors / 24.0).ceil() * hd;
+    estimate(spec, caps, per_key, (spec.seqs * spec.heads_kv) as f32 * (vectors / 3.0).ceil())
+}
+
+fn split_reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
+    let rows = rows(spec) as usize;
+    (rows > split::MOST_ROWS)
+        .then(|| format!("at most {} query rows of a key head, found up to {rows}", split::MOST_ROWS).into())
+}
+
+fn split_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    let per_key = (rows(spec) as f32 + 1.0) * (2.0 * spec.head_dim as f32 / lanes(caps) + 6.0);
+    estimate(spec, caps, per_key, spec.seqs as f32 * spec.heads_kv as f32 * (spec.kv as f32 / 256.0).ceil())
 }
 
 #[cfg(all(test, feature = "conformance"))]

@@ -1,0 +1,392 @@
+//! Flash attention as blocked matrix products, for many queries.
+//!
+//! A task has rows of one key head: queries of one sequence, the query heads of the group side by side. They are packed
+//! once into tiles of three vectors, rows along the lanes. For each block of keys, packed once for all tiles:
+//!
+//! ```text
+//! scores [keys, rows]  = K [keys, d] * Q [d, rows]
+//! P = exp(scores - running maximum), rescale, sum
+//! O [d, rows]          = O * rescale + V^T [d, keys] * P [keys, rows]
+//! ```
+//!
+//! Both products are the same micro-kernel, which broadcasts elements of K or V. As rows lie along the lanes, the
+//! softmax needs no operation across lanes. A row's result depends on its own keys only, not on its neighbours.
+
+use super::softmax::exp2;
+use super::tasks::{Call, Rows, Task, micro_rows, panel};
+use crate::cpu::CpuCx;
+use crate::cpu::scratch::Scratch;
+use crate::cpu::simd::{Kernel, Simd, math};
+use crate::ops::attention::Attention;
+use crate::spec::KernelError;
+
+/// Keys of one block: its scores stay in the first-level cache.
+const BLOCK: usize = 128;
+/// Most tiles of one task: their queries and results stay in the second-level cache.
+const TILES: usize = 8;
+/// Tasks that each thread should get at least, where there are enough tiles.
+const TASKS_PER_THREAD: usize = 6;
+/// f32 values per row of a tile besides queries and results: maximum, sum, rescaling factor, first and last key.
+const STATE: usize = 5;
+
+pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
+    let call = Call::new(op, cx)?;
+    let (operands, tile) = (&call.operands, call.geometry.tile);
+    let tiles_of = |seq: usize| (operands.seq(seq).q_len * operands.group).div_ceil(tile);
+    let tiles: usize = (0..operands.seqs()).map(tiles_of).sum::<usize>() * operands.heads_kv;
+    let grain = tiles.div_ceil(TASKS_PER_THREAD * cx.pool.threads()).clamp(1, TILES);
+    let count: usize =
+        (0..operands.seqs()).map(|seq| tiles_of(seq).div_ceil(grain)).sum::<usize>() * operands.heads_kv;
+
+    let mut scratch = Scratch::new();
+    let tasks = scratch.slice::<Task>(count);
+    let mut next = tasks.iter_mut();
+    for index in 0..operands.seqs() {
+        let seq = operands.seq(index);
+        let all = seq.q_len * operands.group;
+        for head in 0..operands.heads_kv {
+            for start in (0..all).step_by(grain * tile) {
+                let rows = Rows { seq, head, first: start, count: (all - start).min(grain * tile) };
+                let span = rows.visible(operands, rows.count - 1).end - rows.visible(operands, 0).start;
+                if let Some(task) = next.next() {
+                    let cost = (span.max(seq.prefix) * rows.count) as u64;
+                    *task = Task {
+                        cost,
+                        seq: index as u32,
+                        head: head as u32,
+                        start: start as u32,
+                        part: 0,
+                        parts: 1,
+                        base: 0,
+                    };
+                }
+            }
+        }
+    }
+    // The longest first, so that threads end together.
+    tasks.sort_unstable_by_key(|task| std::cmp::Reverse(task.cost));
+    let tasks = &*tasks;
+    cx.pool.run(tasks.len(), |index, worker| {
+        let task = &tasks[index];
+        let seq = call.operands.seq(task.seq as usize);
+        let (first, all) = (task.start as usize, seq.q_len * call.operands.group);
+        let rows = Rows { seq, head: task.head as usize, first, count: (all - first).min(grain * tile) };
+        attend(&call, &rows, &mut worker.scratch);
+    });
+    Ok(())
+}
+
+/// Parts of the scratch of one task, in f32 values. All are multiples of a vector.
+struct Parts {
+    /// Of one tile: queries, results, state.
+    tile: usize,
+    results: usize,
+    state: usize,
+    keys: usize,
+    values: usize,
+    scores: usize,
+}
+
+impl Parts {
+    fn new(call: &Call) -> Self {
+        let (geometry, hd) = (&call.geometry, call.operands.head_dim);
+        let results = hd * geometry.tile;
+        let state = results + geometry.padded * geometry.tile;
+        let keys = BLOCK.next_multiple_of(geometry.panel) * hd.next_multiple_of(16);
+        let values = BLOCK * geometry.padded;
+        let scores = BLOCK.next_multiple_of(geometry.panel) * geometry.tile;
+        Self { tile: state + STATE * geometry.tile, results, state, keys, values, scores }
+    }
+}
+
+fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
+    let (operands, tile) = (&call.operands, call.geometry.tile);
+    let parts = Parts::new(call);
+    let tiles = rows.count.div_ceil(tile);
+    let memory = scratch
+        .slice::<f32>(tiles * parts.tile.next_multiple_of(16) + parts.keys + parts.values + parts.scores);
+    let (of_tiles, blocks) = memory.split_at_mut(tiles * parts.tile.next_multiple_of(16));
+    let (keys, blocks) = blocks.split_at_mut(parts.keys);
+    let (values, scores) = blocks.split_at_mut(parts.values);
+    let part = |index: usize| {
+        let first = rows.first + index * tile;
+        Rows { first, count: (rows.first + rows.count - first).min(tile), ..*rows }
+    };
+
+    for (index, memory) in of_tiles.chunks_exact_mut(parts.tile.next_multiple_of(16)).enumerate() {
+        let rows = part(index);
+        let (queries, rest) = memory.split_at_mut(parts.results);
+        let (results, state) = rest.split_at_mut(parts.state - parts.results);
+        // SAFETY: the rows are rows of the op, and a tile has `head_dim` rows.
+        unsafe { (call.io.queries)(call, &rows, queries.as_mut_ptr()) };
+        results.fill(0.0);
+        let (most, rest) = state.split_at_mut(tile);
+        most.fill(f32::MIN);
+        let (sum, rest) = rest.split_at_mut(2 * tile);
+        sum.fill(0.0);
+        let (from, to) = rest.split_at_mut(tile);
+        let bounds = from.iter_mut().zip(to);
+        for (r, (from, to)) in bounds.enumerate() {
+            // Lanes without a row do what the last row does.
+            let seen = rows.visible(operands, r.min(rows.count - 1));
+            *from = f32::from_bits(seen.start as u32);
+            *to = f32::from_bits(seen.end as u32);
+        }
+    }
+
+    // Bounds grow with the row.
+    let (start, end) = (rows.visible(operands, 0).start, rows.visible(operands, rows.count - 1).end);
+    let prefix = rows.seq.prefix;
+    for first in (0..end.max(prefix)).step_by(BLOCK) {
+        if first >= prefix && first + BLOCK <= start {
+            continue;
+        }
+        let count = (end.max(prefix) - first).min(BLOCK);
+        // SAFETY: the keys are keys of the sequence, and the buffers hold a block of them.
+        unsafe {
+            (call.io.keys)(call, rows, first, count, keys.as_mut_ptr());
+            (call.io.values)(call, rows, first, count, values.as_mut_ptr());
+        }
+        for (index, memory) in of_tiles.chunks_exact_mut(parts.tile.next_multiple_of(16)).enumerate() {
+            let rows = part(index);
+            let (least, most) = (rows.visible(operands, 0), rows.visible(operands, rows.count - 1));
+            // Keys behind the last that any row of this tile sees are left out.
+            let count = most.end.max(prefix).saturating_sub(first).min(count);
+            if count == 0 || (first >= prefix && first + count <= least.start) {
+                continue;
+            }
+            let all_seen = first + count <= prefix || (most.start <= first && first + count <= least.end);
+            let base = memory.as_mut_ptr();
+            // SAFETY: offsets within the tile's memory.
+            let (results, state) = unsafe { (base.add(parts.results), base.add(parts.state)) };
+            call.isa.run(Block {
+                call,
+                queries: base,
+                keys: keys.as_ptr(),
+                values: values.as_ptr(),
+                scores: scores.as_mut_ptr(),
+                results,
+                state,
+                rows: rows.count,
+                count,
+                masked: (!all_seen).then_some((first, prefix)),
+            });
+        }
+    }
+
+    for (index, memory) in of_tiles.chunks_exact_mut(parts.tile.next_multiple_of(16)).enumerate() {
+        let (results, state) = memory[parts.results..].split_at_mut(parts.state - parts.results);
+        let sum = &mut state[tile..2 * tile];
+        for sum in sum.iter_mut() {
+            // A row that sees no key is zero.
+            *sum = if *sum > 0.0 || sum.is_nan() { 1.0 / *sum } else { 0.0 };
+        }
+        // SAFETY: the rows are rows of the op that this task alone has; the buffers are those of a tile.
+        unsafe { (call.io.store)(call, &part(index), results.as_ptr(), sum.as_ptr()) };
+    }
+}
+
+/// One tile of queries against one block of keys.
+struct Block<'a> {
+    call: &'a Call<'a>,
+    queries: *const f32,
+    keys: *const f32,
+    values: *const f32,
+    scores: *mut f32,
+    results: *mut f32,
+    state: *mut f32,
+    rows: usize,
+    count: usize,
+    /// The first key and the prefix, if not every row sees every key of the block.
+    masked: Option<(usize, usize)>,
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: the pointers are those of a task's scratch, laid out by `Parts` for this level.
+        unsafe {
+            match (S::REGISTERS >= 32, self.rows.div_ceil(S::LANES)) {
+                (true, 1) => self.vectors::<S, 8, 1>(s),
+                (true, 2) => self.vectors::<S, 8, 2>(s),
+                (true, _) => self.vectors::<S, 8, 3>(s),
+                (false, 1) => self.vectors::<S, 4, 1>(s),
+                (false, 2) => self.vectors::<S, 4, 2>(s),
+                (false, _) => self.vectors::<S, 4, 3>(s),
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    /// # Safety
+    /// The pointers are valid for the parts of a task's scratch; `MR` is [`micro_rows`].
+    #[inline(always)]
+    unsafe fn vectors<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
+        debug_assert_eq!(MR, micro_rows::<S>());
+        let (hd, geometry) = (self.call.operands.head_dim, &self.call.geometry);
+        let (tile, panel) = (3 * S::LANES, panel::<S>());
+        let vector = |row: usize, v: usize| row * tile + v * S::LANES;
+        // SAFETY: as the caller vouches; each offset is within its part.
+        unsafe {
+            for j in (0..self.count).step_by(MR) {
+                let keys = self.keys.add(j / panel * (hd * panel) + j % panel);
+                let to = self.scores.add(j * tile);
+                product::<S, MR, NV>(s, hd, keys, panel, self.queries, to, None);
+            }
+            if self.call.cap > 0.0 {
+                let cap = s.splat(self.call.cap);
+                for j in 0..self.count {
+                    for v in 0..NV {
+                        let at = self.scores.add(vector(j, v));
+                        s.store(at, s.mul(math::tanh(s, s.load(at)), cap));
+                    }
+                }
+            }
+            if let Some((first, prefix)) = self.masked {
+                self.hide::<S, NV>(s, first, prefix);
+            }
+
+            let (most, sum, rescale) = (self.state, self.state.add(tile), self.state.add(2 * tile));
+            let mut peaks = [[s.splat(f32::MIN); NV]; 2];
+            for (v, peak) in peaks[0].iter_mut().enumerate() {
+                *peak = s.load(most.add(vector(0, v)));
+            }
+            for j in 0..self.count {
+                for (v, peak) in peaks[j % 2].iter_mut().enumerate() {
+                    *peak = s.max(s.load(self.scores.add(vector(j, v))), *peak);
+                }
+            }
+            let mut peak = [s.zero(); NV];
+            let mut sums = [s.zero(); NV];
+            for v in 0..NV {
+                peak[v] = s.max(peaks[0][v], peaks[1][v]);
+                let factor = exp2(s, s.sub(s.load(most.add(vector(0, v))), peak[v]));
+                s.store(most.add(vector(0, v)), peak[v]);
+                s.store(rescale.add(vector(0, v)), factor);
+                sums[v] = s.mul(s.load(sum.add(vector(0, v))), factor);
+            }
+            for j in 0..self.count {
+                for v in 0..NV {
+                    let at = self.scores.add(vector(j, v));
+                    let p = exp2(s, s.sub(s.load(at), peak[v]));
+                    sums[v] = s.add(sums[v], p);
+                    s.store(at, p);
+                }
+            }
+            for (v, total) in sums.iter().enumerate() {
+                s.store(sum.add(vector(0, v)), *total);
+            }
+            for d in (0..hd).step_by(MR) {
+                let to = self.results.add(d * tile);
+                let values = self.values.add(d);
+                product::<S, MR, NV>(s, self.count, values, geometry.padded, self.scores, to, Some(rescale));
+            }
+        }
+    }
+
+    /// Sets the scores of keys that a row does not see to minus infinity.
+    ///
+    /// # Safety
+    /// As for [`Block::vectors`].
+    #[inline(always)]
+    unsafe fn hide<S: Simd, const NV: usize>(&self, s: S, first: usize, prefix: usize) {
+        let tile = 3 * S::LANES;
+        let (mut from, mut to) = ([s.zero(); NV], [s.zero(); NV]);
+        // SAFETY: the bounds are the last two rows of the state.
+        unsafe {
+            let origin = s.splat_i(first as i32);
+            let bounds = self.state.add(3 * tile).cast::<i32>();
+            for v in 0..NV {
+                let at = bounds.add(v * S::LANES);
+                from[v] = s.to_float(s.sub_i(s.load_i(at), origin));
+                to[v] = s.to_float(s.sub_i(s.load_i(at.add(tile)), origin));
+            }
+            let hidden = s.splat(f32::NEG_INFINITY);
+            for j in prefix.saturating_sub(first)..self.count {
+                let key = s.splat(j as f32);
+                for v in 0..NV {
+                    let at = self.scores.add(j * tile + v * S::LANES);
+                    let score = s.select(s.le(from[v], key), s.load(at), hidden);
+                    s.store(at, s.select(s.lt(key, to[v]), score, hidden));
+                }
+            }
+        }
+    }
+}
+
+/// `c[m, n] = sum_k a[k, m] * b[k, n]`, added to `c[m, n] * scale[n]` where there is a scale; `MR` values of `m`, `NV`
+/// vectors of `n`; rows of `b` and `c` are a tile long.
+///
+/// # Safety
+/// `a` is readable for `k` rows of `lda`, `b` for `k` rows and `c` writable for `MR` rows of a tile.
+#[inline(always)]
+unsafe fn product<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    k: usize,
+    mut a: *const f32,
+    lda: usize,
+    mut b: *const f32,
+    c: *mut f32,
+    scale: Option<*const f32>,
+) {
+    let tile = 3 * S::LANES;
+    let mut sums = [[s.zero(); NV]; MR];
+    // SAFETY: as the caller vouches.
+    unsafe {
+        if let Some(scale) = scale {
+            let mut factors = [s.zero(); NV];
+            for (v, factor) in factors.iter_mut().enumerate() {
+                *factor = s.load(scale.add(v * S::LANES));
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.mul(s.load(c.add(m * tile + v * S::LANES)), factors[v]);
+                }
+            }
+        }
+        for _ in 0..k / 4 {
+            for _ in 0..4 {
+                step::<S, MR, NV>(s, a, b, &mut sums);
+                a = a.add(lda);
+                b = b.add(tile);
+            }
+        }
+        for _ in 0..k % 4 {
+            step::<S, MR, NV>(s, a, b, &mut sums);
+            a = a.wrapping_add(lda);
+            b = b.wrapping_add(tile);
+        }
+        for (m, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                s.store(c.add(m * tile + v * S::LANES), *sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `a` is readable for `MR` elements, `b` for `NV` vectors.
+#[inline(always)]
+unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: *const f32,
+    b: *const f32,
+    sums: &mut [[S::V; NV]; MR],
+) {
+    let mut row = [s.zero(); NV];
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for (v, x) in row.iter_mut().enumerate() {
+            *x = s.load(b.add(v * S::LANES));
+        }
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let x = s.splat(*a.add(m));
+            for (sum, y) in sums.iter_mut().zip(&row) {
+                *sum = s.fma(x, *y, *sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the threads of one op share, and how its work is cut into tasks.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::operands::{Operands, Seq};
+use super::pack::Io;
+use crate::cpu::CpuCx;
+use crate::cpu::isa::Isa;
+use crate::cpu::simd::{Kernel, MAX_LANES, Simd};
+use crate::ops::attention::{Attention, AttentionKv};
+use crate::spec::{DType, KernelError};
+
+/// One op, resolved: what every task reads.
+pub(super) struct Call<'a> {
+    pub(super) isa: Isa,
+    pub(super) operands: Operands<'a>,
+    pub(super) geometry: Geometry,
+    pub(super) io: Io,
+    /// First elements; their types are those that `io` was made for.
+    pub(super) q: *const u8,
+    pub(super) k: *const u8,
+    pub(super) v: *const u8,
+    pub(super) out: *mut u8,
+    /// Factor of the queries: scores come out in powers of two, or as arguments of the tanh of a softcap.
+    pub(super) factor: f32,
+    /// Factor of that tanh, in powers of two; 0 without a softcap.
+    pub(super) cap: f32,
+}
+
+// SAFETY: tasks write disjoint heads of the result and only read the rest.
+unsafe impl Sync for Call<'_> {}
+
+impl<'a> Call<'a> {
+    pub(super) fn new(op: &'a Attention, cx: &CpuCx) -> Result<Self, KernelError> {
+        let (AttentionKv::Packed { k, v, .. } | AttentionKv::Paged { k, v, .. }) = &op.kv;
+        let operands = Operands::new(op, cx)?;
+        let out = match op.out.dtype() {
+            DType::BF16 => cx.output::<half::bf16>(&op.out)?.cast(),
+            DType::F16 => cx.output::<half::f16>(&op.out)?.cast(),
+            _ => cx.output::<f32>(&op.out)?.cast(),
+        };
+        let log2_e = std::f32::consts::LOG2_E;
+        let (factor, cap) = match op.softcap > 0.0 {
+            true => (op.scale / op.softcap, op.softcap * log2_e),
+            false => (op.scale * log2_e, 0.0),
+        };
+        Ok(Self {
+            isa: cx.isa,
+            geometry: cx.isa.run(Measure { head_dim: operands.head_dim }),
+            operands,
+            io: Io::new(op.q.dtype(), k.dtype()),
+            q: op.q.read_bytes_ptr(cx.id)?,
+            k: k.read_bytes_ptr(cx.id)?,
+            v: v.read_bytes_ptr(cx.id)?,
+            out,
+            factor,
+            cap,
+        })
+    }
+}
+
+/// Sizes that follow from the vectors of the level.
+#[derive(Clone, Copy)]
+pub(super) struct Geometry {
+    /// Query rows of one tile: three vectors.
+    pub(super) tile: usize,
+    /// Keys that lie side by side in a packed panel.
+    pub(super) panel: usize,
+    /// Head dimension padded to whole vectors and micro-tiles.
+    pub(super) padded: usize,
+}
+
+/// Rows of the matrix whose elements are broadcast, of one micro-tile: with three vectors of the other, the
+/// accumulators leave just enough registers for operands.
+pub(super) const fn micro_rows<S: Simd>() -> usize {
+    if S::REGISTERS >= 32 { 8 } else { 4 }
+}
+
+pub(super) const fn panel<S: Simd>() -> usize {
+    if S::LANES > micro_rows::<S>() { S::LANES } else { micro_rows::<S>() }
+}
+
+struct Measure {
+    head_dim: usize,
+}
+
+impl Kernel for Measure {
+    type Output = Geometry;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Geometry {
+        Geometry {
+            tile: 3 * S::LANES,
+            panel: panel::<S>(),
+            padded: self.head_dim.next_multiple_of(panel::<S>().max(MAX_LANES)),
+        }
+    }
+}
+
+/// Query rows of one key head of one sequence: row `r` is query `r / group`, head `r % group` of the group.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) seq: Seq,
+    pub(super) head: usize,
+    pub(super) first: usize,
+    pub(super) count: usize,
+}
+
+impl Rows {
+    /// Offset of row `r` of these in a view with these token and head strides.
+    #[inline(always)]
+    pub(super) fn at(&self, operands: &Operands, strides: (usize, usize), r: usize) -> usize {
+        let (query, head) = ((self.first + r) / operands.group, (self.first + r) % operands.group);
+        (self.seq.row + query) * strides.0 + (self.head * operands.group + head) * strides.1
+    }
+
+    /// Keys that row `r` of these sees besides the prefix.
+    #[inline(always)]
+    pub(super) fn visible(&self, operands: &Operands, r: usize) -> std::ops::Range<usize> {
+        operands.visible(&self.seq, (self.first + r) / operands.group)
+    }
+}
+
+/// A part of the work that one thread does at a time.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Task {
+    pub(super) cost: u64,
+    pub(super) seq: u32,
+    pub(super) head: u32,
+    /// First row, or first key.
+    pub(super) start: u32,
+    /// Index among the tasks of the same sequence and head, and how many of them there are.
+    pub(super) part: u32,
+    pub(super) parts: u32,
+    /// Index of the first of them among all parts.
+    pub(super) base: u32,
+}
