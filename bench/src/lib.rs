@@ -2,6 +2,7 @@
 
 pub mod eval;
 pub mod machine;
+pub mod model;
 pub mod record;
 pub mod roof;
 pub mod stats;

@@ -21,6 +21,8 @@ pub struct NullRecord {
     pub variant: Result<&'static str, String>,
     /// Arithmetic and traffic.
     pub cost: Cost,
+    /// Bytes of operands that are in memory even in a dry run: weights.
+    pub weights: u64,
 }
 
 /// What a dry run noted; clones share it.
@@ -120,12 +122,19 @@ impl<O: CpuOp> Exec<O> for NullStream {
                 .ok_or_else(|| crate::cpu::reasons::<O>(&spec, &self.caps)),
             Backend::Wgpu | Backend::Cuda => Err("not built yet".to_owned()),
         };
+        let mut weights = 0;
+        op.clone().visit(&mut |_, view| {
+            if !matches!(view.storage(), Storage::Meta(_)) {
+                weights += view.bytes();
+            }
+        });
         self.log.noted().records.push(NullRecord {
             scope: self.scope.last().cloned().unwrap_or_default(),
             op: O::NAME,
             spec: text::write(&spec),
             variant,
             cost: op.cost(),
+            weights,
         });
         Ok(())
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use ocelli_kernels::{Backend, DType};
 
 /// Run vision language models: pictures and text in, answers out.
@@ -24,10 +25,25 @@ pub enum Command {
     Run(RunArgs),
     /// Compare a model stage by stage with a reference made by transformers.
     Verify(VerifyArgs),
+    /// Show what a model is, how it would run and with how much memory, without reading its weights.
+    Inspect(InspectArgs),
+    /// Measure kernels or a model.
+    Bench(BenchArgs),
     /// List devices, usable or not.
     Devices(DevicesArgs),
     /// List kernel variants, or explain which one runs.
     Kernels(KernelsArgs),
+    /// Print a completion script, such as `ocelli completions bash > ~/.local/share/bash-completion/completions/ocelli`.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the man page, or write those of all commands to a directory.
+    Man {
+        /// Directory for one page each of `ocelli` and its commands; made if absent.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+    },
 }
 
 /// Which model.
@@ -233,4 +249,94 @@ pub enum KernelsCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// `ocelli inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
+    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub processor: Vec<(String, String)>,
+    /// Size of a picture of the planned request; may be given several times. Without it 512x512.
+    #[arg(long = "image-size", value_name = "WIDTHxHEIGHT", value_parser = size)]
+    pub image_sizes: Vec<(usize, usize)>,
+    /// Pictures of the planned request, those beyond the given sizes being of the last one.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub images: Option<u16>,
+    /// Tokens of text in the planned request, besides pictures and chat template.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub prompt_tokens: usize,
+    /// Most tokens of the answer, for which keys and values are kept.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
+    pub max_tokens: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Most pixels of a picture that is only planned with, as `run` has by default.
+const MAX_PIXELS: usize = 100_000_000;
+
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let (width, height) = text.split_once(['x', 'X']).ok_or("expected WIDTHxHEIGHT, such as 512x512")?;
+    let side = |text: &str| text.parse::<usize>().ok().filter(|&side| side > 0);
+    match (side(width), side(height)) {
+        (Some(width), Some(height))
+            if width.checked_mul(height).is_some_and(|pixels| pixels <= MAX_PIXELS) =>
+        {
+            Ok((width, height))
+        }
+        (Some(_), Some(_)) => Err(format!("more than {MAX_PIXELS} pixels")),
+        _ => Err("expected WIDTHxHEIGHT, such as 512x512".into()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
+}
+
+/// `ocelli bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub command: BenchCommand,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Measure a model: time to encode a picture, tokens a second of prompt and of answer, as medians.
+    Model(BenchModelArgs),
+}
+
+/// `ocelli bench model`.
+#[derive(Debug, Args)]
+pub struct BenchModelArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A picture; without it noise of the size given by --image-size.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// Size of the picture of noise.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size, default_value = "512x512", conflicts_with = "image")]
+    pub image_size: (usize, usize),
+    /// The prompt.
+    #[arg(long, value_name = "TEXT", default_value = "Describe this picture.")]
+    pub prompt: String,
+    /// Tokens of the answer that are measured.
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub max_tokens: usize,
+    /// Runs that count, after one that does not.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub runs: usize,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }

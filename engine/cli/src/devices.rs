@@ -15,7 +15,10 @@ pub fn devices(args: &DevicesArgs) -> Outcome {
     }
     let mut text = String::new();
     for device in &all {
-        let state = device.unavailable.as_ref().map_or_else(|| device.name.clone(), |why| format!("unavailable: {why}"));
+        let state = device
+            .unavailable
+            .as_ref()
+            .map_or_else(|| device.name.clone(), |why| format!("unavailable: {why}"));
         let _ = writeln!(text, "{:<5} {}  {state}", device.backend, device.index);
     }
     print(&text)?;

@@ -1,7 +1,9 @@
 //! How commands end: one `error:` line, at most one `hint:` line, and the exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use ocelli_engine::Error;
 
 /// Done, but what was asked for does not hold: a verification that failed.
@@ -40,14 +42,39 @@ impl Failure {
         self
     }
 
+    /// The error line without its `error: `.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints it and gives the exit code.
     pub fn report(self) -> ExitCode {
-        eprintln!("error: {}", one_line(&self.message));
-        if let Some(hint) = self.hint {
-            eprintln!("hint: {}", one_line(&hint));
-        }
+        say(&self.message, self.hint.as_deref());
         ExitCode::from(self.code)
     }
+}
+
+/// Writes the lines of an error. A stderr that is closed is no further failure.
+fn say(message: &str, hint: Option<&str>) {
+    let mut err = std::io::stderr().lock();
+    let _ = writeln!(err, "error: {}", one_line(message));
+    if let Some(hint) = hint {
+        let _ = writeln!(err, "hint: {}", one_line(hint));
+    }
+}
+
+/// Makes a panic of any thread one error line and the end of the process.
+pub fn catch_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.payload_as_str().unwrap_or("panic");
+        let place =
+            info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
+        say(&format!("internal: {text}{place}"), Some("this is a bug of ocelli; please report it"));
+        if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+            let _ = writeln!(std::io::stderr(), "{}", std::backtrace::Backtrace::force_capture());
+        }
+        std::process::exit(i32::from(FAILED));
+    }));
 }
 
 /// Line breaks and control characters of file names and of other programs' messages become visible.
@@ -107,12 +134,18 @@ impl From<std::io::Error> for Failure {
 /// Prints a usage error in the common form, or the help that was asked for.
 pub fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) };
+        let printed = print(&error.render().to_string());
+        return printed.map_or_else(Failure::report, |()| ExitCode::SUCCESS);
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let hint = "`ocelli --help` and `ocelli COMMAND --help` list what is accepted";
+        return Failure::usage("no command given").hint(hint).report();
     }
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("wrong arguments");
-    let rest: Vec<&str> = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
+    let rest: Vec<&str> =
+        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
     let mut message = first.trim_start_matches("error: ").to_owned();
     let mut hint = "`ocelli --help` and `ocelli COMMAND --help` list what is accepted".to_owned();
     for line in rest {
@@ -136,7 +169,6 @@ pub fn logging(verbose: u8) {
 
 /// Writes a line to stdout. A reader that has gone away ends the program quietly.
 pub fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),

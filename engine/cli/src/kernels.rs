@@ -55,7 +55,9 @@ fn list(only: Option<&str>, as_json: bool) -> Result<(), Failure> {
         let rows: Vec<Value> = all
             .ops
             .iter()
-            .flat_map(|(op, rows)| rows.iter().map(move |row| json!({"op": op, "backend": "cpu", "variant": row})))
+            .flat_map(|(op, rows)| {
+                rows.iter().map(move |row| json!({"op": op, "backend": "cpu", "variant": row}))
+            })
             .collect();
         return print_json(&json!({ "schema": "ocelli.kernels.list.v1", "rows": rows }));
     }
@@ -78,7 +80,8 @@ impl OpVisitor for Why<'_> {
     fn visit<O: BackendOp>(&mut self) {
         if O::NAME == self.op {
             let read = spec::text::read::<O::Spec>(self.text);
-            self.found = Some(read.map(|spec| (spec::text::write(&spec), O::explain(self.backend, &spec, self.caps))));
+            self.found =
+                Some(read.map(|spec| (spec::text::write(&spec), O::explain(self.backend, &spec, self.caps))));
         }
     }
 }

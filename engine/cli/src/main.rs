@@ -1,12 +1,17 @@
 //! The `ocelli` command.
 
 mod args;
+mod bench;
 mod devices;
 mod fail;
+mod inspect;
+mod interrupt;
 mod kernels;
+mod manual;
 mod open;
 mod progress;
 mod run;
+mod units;
 mod verify;
 
 use std::process::ExitCode;
@@ -16,19 +21,27 @@ use clap::Parser;
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    fail::catch_panics();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return fail::usage(&error),
     };
     fail::logging(cli.verbose);
-    let done = match cli.command {
-        Command::Run(args) => run::run(&args),
-        Command::Verify(args) => verify::verify(&args),
-        Command::Devices(args) => devices::devices(&args),
-        Command::Kernels(args) => kernels::kernels(&args),
-    };
-    match done {
+    match interrupt::install().and_then(|()| execute(&cli.command)) {
         Ok(code) => code,
         Err(failure) => failure.report(),
+    }
+}
+
+fn execute(command: &Command) -> fail::Outcome {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Verify(args) => verify::verify(args),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Bench(args) => bench::bench(args),
+        Command::Devices(args) => devices::devices(args),
+        Command::Kernels(args) => kernels::kernels(args),
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { out } => manual::man(out.as_deref()),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
-use ocelli_engine::{Ctx, Pipeline, Precision};
+use ocelli_engine::{Ctx, Pipeline, Precision, Vlm};
 use ocelli_kernels::{Backend, Device, DeviceOptions};
 
 use crate::args::{DeviceArgs, ModelArgs};
@@ -15,9 +15,8 @@ use crate::progress::Download;
 pub fn device(args: &DeviceArgs) -> Result<(Arc<dyn Device>, Precision), Failure> {
     let options = DeviceOptions { index: args.device, threads: args.threads.map(usize::from) };
     let opened = match args.backend.backend() {
-        Some(backend) => ocelli_kernels::open(backend, &options).map_err(|error| {
-            Failure::from(error).hint("`ocelli devices` lists what this machine has")
-        })?,
+        Some(backend) => ocelli_kernels::open(backend, &options)
+            .map_err(|error| Failure::from(error).hint("`ocelli devices` lists what this machine has"))?,
         None => auto(&options)?,
     };
     let precision = Precision { dtype: args.dtype.on(opened.caps().backend), fast_int8: args.fast_int8 };
@@ -46,13 +45,23 @@ pub fn files(model: Option<&str>) -> Result<ModelFiles, Failure> {
 }
 
 /// A model with its tokenizer, and a context to run it in.
-pub fn pipeline(args: &ModelArgs, device: &dyn Device, precision: Precision) -> Result<(Pipeline, Ctx), Failure> {
+pub fn pipeline(
+    args: &ModelArgs,
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(Pipeline, Ctx), Failure> {
     let files = files(args.model.as_deref())?;
     let mut cx = Ctx::new(device, precision)?;
     let mut model = ocelli_models::load(&files, &mut cx)?;
-    for (key, value) in &args.processor {
-        model.set_processor(key, value).map_err(|error| Failure::usage(error.to_string()))?;
-    }
+    set_processor(&mut *model, &args.processor)?;
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     Ok((Pipeline::new(&files, model, threads)?, cx))
+}
+
+/// Overrides fields of the image processor.
+pub fn set_processor(model: &mut dyn Vlm, fields: &[(String, String)]) -> Result<(), Failure> {
+    for (key, value) in fields {
+        model.set_processor(key, value).map_err(|error| Failure::usage(error.to_string()))?;
+    }
+    Ok(())
 }

@@ -51,9 +51,8 @@ impl DownloadProgress for Download {
             return;
         }
         let bar = bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
-        let style = ProgressStyle::with_template(
-            "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
-        );
+        let style =
+            ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message(format!("{files} files"));
         self.0 = Some(bar);

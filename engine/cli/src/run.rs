@@ -3,8 +3,6 @@
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ocelli_engine::generate::{FinishReason, generate};
@@ -16,6 +14,7 @@ use serde::Serialize;
 
 use crate::args::{RunArgs, SamplingArgs};
 use crate::fail::{Failure, INTERRUPTED, Outcome, print, print_json};
+use crate::interrupt::Gentle;
 use crate::open;
 use crate::progress::Spinner;
 
@@ -73,13 +72,22 @@ pub fn run(args: &RunArgs) -> Outcome {
     let params = args.sampling.params();
     params.validate().map_err(ocelli_engine::Error::from)?;
     let prompt = read_prompt(&args.prompt)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    on_interrupt(interrupted.clone())?;
+    if prompt.trim().is_empty() && args.images.is_empty() {
+        return Err(Failure::usage("the prompt is empty and there is no picture")
+            .hint("say something, or give --image FILE"));
+    }
 
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
     let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    let token = pipeline.tokenizer.id_to_token(pipeline.model.info().image_token).unwrap_or_default();
+    if !token.is_empty() && args.system.iter().chain([&prompt]).any(|text| text.contains(&token)) {
+        return Err(Failure::usage(format!(
+            "the prompt contains `{token}`, which stands for a picture in this model"
+        ))
+        .hint("give pictures with --image FILE; they come before the prompt, in the order given"));
+    }
 
     let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
     spinner.say("reading pictures");
@@ -96,18 +104,21 @@ pub fn run(args: &RunArgs) -> Outcome {
     spinner.say("reading the prompt");
     let mut spinner = Some(spinner);
     let mut written = Ok(());
-    let stop = || interrupted.load(Ordering::Relaxed);
+    // From the first token on there is something to keep.
+    let mut gentle: Option<Gentle> = None;
     let answers = generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, text| {
+        let gentle = gentle.get_or_insert_with(Gentle::begin);
         if !text.is_empty() {
             spinner = None;
             if !args.json {
                 written = print(text);
             }
         }
-        if stop() || written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if gentle.asked() || written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     drop(spinner);
     written?;
+    let interrupted = gentle.is_some_and(|gentle| gentle.asked());
     let Some(answer) = answers.first() else { return Err(Failure::new("no answer")) };
 
     if args.json {
@@ -137,7 +148,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     } else if !answer.text.ends_with('\n') {
         print("\n")?;
     }
-    Ok(if stop() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
 fn read_prompt(text: &str) -> Result<String, Failure> {
@@ -150,16 +161,6 @@ fn read_prompt(text: &str) -> Result<String, Failure> {
         .read_to_string(&mut prompt)
         .map_err(|error| Failure::new(format!("standard input: {error}")))?;
     Ok(prompt.trim_end_matches(['\n', '\r']).to_owned())
-}
-
-/// The first Ctrl-C ends the answer after the present step, a second one, or one outside of generation, at once.
-fn on_interrupt(flag: Arc<AtomicBool>) -> Result<(), Failure> {
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(INTERRUPTED));
-        }
-    })
-    .map_err(|error| Failure::new(format!("Ctrl-C handler: {error}")))
 }
 
 /// Most memory that the process held at once, in bytes.

@@ -1,0 +1,124 @@
+//! Benchmark of a whole model: time to encode a picture, tokens a second of prompt and of answer.
+
+use std::ops::ControlFlow;
+
+use ocelli_engine::generate::generate;
+use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::text::Message;
+use ocelli_engine::{Ctx, Error, Pipeline, Result, Timings};
+use serde::Serialize;
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The prompt.
+    pub prompt: String,
+    /// Tokens of the answer; the model's own end tokens do not end it.
+    pub max_tokens: usize,
+    /// Runs that count, after one that does not.
+    pub runs: usize,
+}
+
+/// Half of the runs, a fifth and four fifths of them gave no more than this.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Quantiles {
+    /// The median.
+    pub median: f64,
+    /// The 20th percentile.
+    pub p20: f64,
+    /// The 80th percentile.
+    pub p80: f64,
+}
+
+impl Quantiles {
+    /// Of these values, in any order; zeros without any.
+    #[must_use]
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let index = (share * values.len().saturating_sub(1) as f64).round() as usize;
+            values.get(index).copied().unwrap_or(0.0)
+        };
+        Self { median: at(0.5), p20: at(0.2), p80: at(0.8) }
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// Runs that count.
+    pub runs: usize,
+    /// Tiles of the picture.
+    pub tiles: usize,
+    /// Tokens of the prompt, those of the picture included.
+    pub prompt_tokens: usize,
+    /// Tokens made by decode steps.
+    pub decode_tokens: usize,
+    /// Milliseconds to resize and tile the picture.
+    pub resize_ms: Quantiles,
+    /// Milliseconds of tower and connector.
+    pub encode_ms: Quantiles,
+    /// Milliseconds until the first token: resize, encode and prefill.
+    pub first_token_ms: Quantiles,
+    /// Tokens of the prompt a second, the tower's time left out.
+    pub prefill_tokens_per_s: Quantiles,
+    /// Tokens of the answer a second, after the first.
+    pub decode_tokens_per_s: Quantiles,
+}
+
+/// Answers the prompt about the picture again and again. `progress` is told the number of each run as it is done, and
+/// may end the benchmark.
+///
+/// # Errors
+/// As a run of the model, and [`Error::Cancelled`].
+pub fn measure(
+    cx: &mut Ctx,
+    pipeline: &Pipeline,
+    image: &Rgb8Image,
+    options: &Options,
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+) -> Result<ModelReport> {
+    let params =
+        SamplingParams { max_tokens: options.max_tokens, ignore_eos: true, ..SamplingParams::default() };
+    let messages = [Message::user(1, options.prompt.clone())];
+    let mut all = Vec::with_capacity(options.runs);
+    for run in 0..=options.runs {
+        cx.timings = Timings::default();
+        let request = pipeline.request(cx, &messages, std::slice::from_ref(image), params.clone())?;
+        generate(cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, _| ControlFlow::Continue(()))?;
+        if run > 0 {
+            all.push(cx.timings);
+        }
+        if progress(run).is_break() {
+            return Err(Error::Cancelled);
+        }
+    }
+    let last = all.last().copied().unwrap_or_default();
+    let over = |value: fn(&Timings) -> f64| Quantiles::of(all.iter().map(value).collect());
+    Ok(ModelReport {
+        runs: options.runs,
+        tiles: last.tiles,
+        prompt_tokens: last.prefill_tokens,
+        decode_tokens: last.decode_tokens,
+        resize_ms: over(|t| t.resize_ms),
+        encode_ms: over(|t| t.tower_ms + t.connector_ms),
+        first_token_ms: over(|t| t.resize_ms + t.tower_ms + t.connector_ms + t.prefill_ms),
+        prefill_tokens_per_s: over(Timings::prefill_rate),
+        decode_tokens_per_s: over(Timings::decode_rate),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Quantiles;
+
+    #[test]
+    fn quantiles_of_few_values() {
+        assert_eq!(Quantiles::of(vec![]), Quantiles::default());
+        let q = Quantiles::of(vec![5.0, 1.0, 3.0, 4.0, 2.0]);
+        assert_eq!((q.p20, q.median, q.p80), (2.0, 3.0, 4.0));
+        let one = Quantiles::of(vec![7.0]);
+        assert_eq!((one.p20, one.median, one.p80), (7.0, 7.0, 7.0));
+    }
+}

@@ -1,0 +1,186 @@
+//! `ocelli inspect`: what a model is, how it would run, and what it would take.
+//!
+//! Nothing is computed and no weights are read: the request is planned by the very code that would run it, on a stream
+//! that only notes what it is given.
+
+mod plan;
+mod table;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::vlm::PartInfo;
+use ocelli_engine::weights::{Checkpoint, Copied};
+use ocelli_engine::{Ctx, Error, Precision};
+use ocelli_kernels::{Backend, Caps, DType};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::args::InspectArgs;
+use crate::fail::{Failure, Outcome, print, print_json};
+use crate::open;
+use plan::Plan;
+
+/// What is known of a model. Fields from `parts` on are empty if it is refused before they are known.
+#[derive(Debug, Serialize)]
+struct Report {
+    schema: &'static str,
+    model: String,
+    model_type: Option<String>,
+    architectures: Vec<String>,
+    family: Option<&'static str>,
+    backend: Backend,
+    device: String,
+    isa: &'static str,
+    threads: usize,
+    dtype: DType,
+    tensors: Tensors,
+    /// `quantization_config` in words.
+    quantization: Option<String>,
+    /// Parameters of all parts.
+    parameters: u64,
+    parts: Vec<Part>,
+    /// Tensors of the file that the model does not read.
+    unused: Vec<String>,
+    /// Tensors that are copied because the file does not align them.
+    copied: Copies,
+    plan: Option<Plan>,
+    /// Why the model cannot run; empty if it can.
+    refused: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tensors {
+    path: String,
+    files: usize,
+    count: usize,
+    bytes: u64,
+    /// Number of tensors of each stored type.
+    types: BTreeMap<String, usize>,
+}
+
+#[derive(Debug, Serialize)]
+struct Part {
+    name: &'static str,
+    parameters: u64,
+    bytes: u64,
+    /// Number of matrices in each format.
+    formats: BTreeMap<String, usize>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Copies {
+    tensors: usize,
+    bytes: u64,
+}
+
+impl From<PartInfo> for Part {
+    fn from(part: PartInfo) -> Self {
+        let PartInfo { name, parameters, bytes, formats } = part;
+        Self { name, parameters, bytes, formats: formats.into_iter().collect() }
+    }
+}
+
+impl From<Copied> for Copies {
+    fn from(copied: Copied) -> Self {
+        Self { tensors: copied.tensors, bytes: copied.bytes }
+    }
+}
+
+/// Runs the command: exit code 1 if the model cannot run.
+pub fn inspect(args: &InspectArgs) -> Outcome {
+    let files = open::files(args.model.as_deref())?;
+    let (device, precision) = open::device(&args.device)?;
+    let config: Value = files.require_json("config.json").map_err(Error::from)?;
+    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
+    let mut report = Report::new(args, &config, &checkpoint, device.caps(), precision);
+    let failure = match report.plan(args, &files, &checkpoint, device.caps(), precision) {
+        Ok(()) => None,
+        Err(failure) => {
+            report.refused.push(failure.message().to_owned());
+            Some(failure)
+        }
+    };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&report.table())?;
+    }
+    match (failure, report.refused.first()) {
+        (Some(failure), _) => Err(failure),
+        (None, Some(reason)) => Err(Failure::new(format!("{}: cannot run: {reason}", report.model))),
+        (None, None) => Ok(ExitCode::SUCCESS),
+    }
+}
+
+impl Report {
+    /// What configuration and headers alone tell.
+    fn new(
+        args: &InspectArgs,
+        config: &Value,
+        checkpoint: &Checkpoint,
+        caps: &Caps,
+        precision: Precision,
+    ) -> Self {
+        let mut types: BTreeMap<String, usize> = BTreeMap::new();
+        for (_, info) in checkpoint.infos() {
+            *types.entry(info.dtype.to_string()).or_default() += 1;
+        }
+        let architectures = config["architectures"].as_array().into_iter().flatten();
+        let quantization = checkpoint.quantization().map(|quantization| {
+            let how = [quantization.method.as_str(), quantization.format.as_str()];
+            how.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")
+        });
+        Self {
+            schema: "ocelli.inspect.v1",
+            model: args.model.clone().unwrap_or_else(|| "demo".into()),
+            model_type: config["model_type"].as_str().map(str::to_owned),
+            architectures: architectures.filter_map(Value::as_str).map(str::to_owned).collect(),
+            family: None,
+            backend: caps.backend,
+            device: caps.device.clone(),
+            isa: caps.isa.name(),
+            threads: caps.units,
+            dtype: precision.dtype,
+            tensors: Tensors {
+                path: checkpoint.path().to_owned(),
+                files: checkpoint.files().len(),
+                count: checkpoint.names().count(),
+                bytes: checkpoint.bytes(),
+                types,
+            },
+            quantization,
+            parameters: 0,
+            parts: Vec::new(),
+            unused: Vec::new(),
+            copied: Copies::default(),
+            plan: None,
+            refused: Vec::new(),
+        }
+    }
+
+    /// Loads the model without a device and plans the request. Errors are the reason why it cannot run.
+    fn plan(
+        &mut self,
+        args: &InspectArgs,
+        files: &ModelFiles,
+        checkpoint: &Checkpoint,
+        caps: &Caps,
+        precision: Precision,
+    ) -> Result<(), Failure> {
+        let family = ocelli_models::family(files)?;
+        self.family = Some(family.name);
+        let (mut cx, log) = Ctx::dry(caps.clone(), precision);
+        let mut model = (family.load)(files, checkpoint, &mut cx)?;
+        self.parts = model.parts().into_iter().map(Part::from).collect();
+        self.parameters = self.parts.iter().map(|part| part.parameters).sum();
+        self.unused = checkpoint.unused().map(str::to_owned).collect();
+        self.copied = checkpoint.copied().into();
+        open::set_processor(&mut *model, &args.processor)?;
+        let plan = Plan::make(args, files, model, &mut cx, &log, checkpoint.used_bytes())?;
+        self.refused.extend(plan.refusals());
+        self.plan = Some(plan);
+        Ok(())
+    }
+}

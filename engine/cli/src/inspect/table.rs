@@ -1,0 +1,136 @@
+//! A report for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::Report;
+use super::plan::{Plan, Step};
+use crate::units::{bytes, count};
+
+/// Most unused tensors and refusals that are named; JSON names all.
+const NAMED: usize = 5;
+
+impl Report {
+    /// The report as text.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        let family = self.family.map(|family| format!(", family {family}")).unwrap_or_default();
+        let model_type = self.model_type.as_deref().unwrap_or("not stated");
+        let _ = writeln!(text, "{}: model type {model_type}{family}", self.model);
+        if !self.architectures.is_empty() {
+            let _ = writeln!(text, "architecture  {}", self.architectures.join(", "));
+        }
+        let tensors = &self.tensors;
+        let files = if tensors.files == 1 { String::new() } else { format!(" in {} files", tensors.files) };
+        let _ = writeln!(
+            text,
+            "weights       {} tensors{files}, {}: {}",
+            tensors.count,
+            bytes(tensors.bytes),
+            listed(&tensors.types)
+        );
+        if let Some(how) = &self.quantization {
+            let _ = writeln!(text, "quantized     {how}");
+        }
+        let _ = writeln!(
+            text,
+            "device        {} {}, {} with {} threads, activations {}",
+            self.backend, self.device, self.isa, self.threads, self.dtype
+        );
+        self.parts(&mut text);
+        if let Some(plan) = &self.plan {
+            plan.write(&mut text);
+        }
+        for reason in self.refused.iter().take(NAMED) {
+            let _ = writeln!(text, "refused       {reason}");
+        }
+        if self.refused.len() > NAMED {
+            let _ = writeln!(text, "refused       {} more", self.refused.len() - NAMED);
+        }
+        text
+    }
+
+    fn parts(&self, text: &mut String) {
+        if self.parts.is_empty() {
+            return;
+        }
+        let _ = writeln!(text, "\n{:<20} {:>12} {:>11}  matrices", "part", "parameters", "bytes");
+        for part in &self.parts {
+            let _ = writeln!(
+                text,
+                "{:<20} {:>12} {:>11}  {}",
+                part.name,
+                count(part.parameters),
+                bytes(part.bytes),
+                listed(&part.formats)
+            );
+        }
+        let total: u64 = self.parts.iter().map(|part| part.bytes).sum();
+        let _ = writeln!(text, "{:<20} {:>12} {:>11}", "all", count(self.parameters), bytes(total));
+        if !self.unused.is_empty() {
+            let named = self.unused.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if self.unused.len() > NAMED { ", ..." } else { "" };
+            let _ = writeln!(text, "{} tensors are not used: {named}{more}", self.unused.len());
+        }
+        if self.copied.tensors > 0 {
+            let _ = writeln!(
+                text,
+                "{} tensors are not aligned in their file and are copied, {}",
+                self.copied.tensors,
+                bytes(self.copied.bytes)
+            );
+        }
+    }
+}
+
+impl Plan {
+    fn write(&self, text: &mut String) {
+        let request = &self.request;
+        let sizes: Vec<String> =
+            request.images.iter().map(|(width, height)| format!("{width}x{height}")).collect();
+        let pictures = match &sizes[..] {
+            [] => "no picture".to_owned(),
+            [one] => format!("one picture of {one}"),
+            all => format!("{} pictures of {}", all.len(), all.join(", ")),
+        };
+        let _ = writeln!(
+            text,
+            "\nplan for {pictures}: {} tiles, {} image tokens in a prompt of {}, an answer of at most {}",
+            request.tiles, request.image_tokens, request.prompt_tokens, request.max_tokens
+        );
+        let memory = &self.memory;
+        let _ = writeln!(
+            text,
+            "memory {}: weights {}, keys and values {} ({} a token), image features {}, activations {}",
+            bytes(memory.total),
+            bytes(memory.weights),
+            bytes(memory.kv_cache),
+            bytes(memory.kv_per_token),
+            bytes(memory.image_features),
+            bytes(memory.activations)
+        );
+        for phase in &self.phases {
+            let _ =
+                writeln!(text, "\n{}: {} flop, {} moved", phase.name, count(phase.flops), bytes(phase.bytes));
+            let width = |of: fn(&Step) -> usize| phase.steps.iter().map(of).max().unwrap_or(0);
+            let (module, op) = (width(|step| step.module.len()), width(|step| step.op.len()));
+            let variant = width(|step| step.variant.unwrap_or("none").len());
+            for step in &phase.steps {
+                let _ = writeln!(
+                    text,
+                    "  {:<module$}  {:<op$}  {:<variant$}  x{:<4} {:>10}  {}",
+                    step.module,
+                    step.op,
+                    step.variant.unwrap_or("none"),
+                    step.count,
+                    bytes(step.weight_bytes),
+                    step.spec,
+                );
+            }
+        }
+    }
+}
+
+fn listed(counts: &BTreeMap<String, usize>) -> String {
+    counts.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", ")
+}
