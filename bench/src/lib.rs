@@ -1,9 +1,10 @@
 //! Roofs, kernel and model benchmarks.
 
 pub mod eval;
+pub mod kernels;
 pub mod machine;
 pub mod model;
 pub mod record;
 pub mod roof;
+pub mod shapes;
 pub mod stats;
-pub mod verify;

@@ -1,0 +1,188 @@
+//! The whole vision tower of SmolVLM-256M on one tile, with random weights.
+
+use std::sync::Arc;
+
+use half::bf16;
+use ocelli_engine::weights::{Checkpoint, TensorFile};
+use ocelli_engine::{Ctx, Precision, Result, Tensor};
+use ocelli_kernels::cpu::{CpuCx, CpuDevice, caps};
+use ocelli_kernels::{Cost, DType, KernelError, ReferenceStream};
+use ocelli_models::vision::siglip::{Pixels, Siglip, SiglipConfig};
+use serde_json::{Map, Value, json};
+
+use super::{BenchError, Ready};
+
+/// Largest distance from the reference that a value may have, as for every stage of a model in f32.
+const TOLERANCE: f32 = 2e-4;
+
+/// The tower with one tile.
+pub struct Tower {
+    cx: Ctx,
+    model: Siglip,
+    pixels: Pixels,
+    grid: (usize, usize),
+    cost: Cost,
+}
+
+fn config() -> SiglipConfig {
+    SiglipConfig {
+        hidden_size: 768,
+        intermediate_size: 3072,
+        num_hidden_layers: 12,
+        num_attention_heads: 12,
+        image_size: 512,
+        patch_size: 16,
+        num_channels: 3,
+        layer_norm_eps: 1e-6,
+        hidden_act: "gelu_pytorch_tanh".into(),
+    }
+}
+
+impl Tower {
+    /// Its spec in the text form.
+    pub const SPEC: &str =
+        "images=1 height=512 width=512 patch=16 d=768 layers=12 heads=12 mlp=3072 pixels=u8 x=f32 w=bf16";
+
+    /// Makes the tower, and checks one layer of it on a small tile against the f64 reference.
+    pub fn new(cpu: &CpuCx) -> std::result::Result<Tower, BenchError> {
+        Self::make(cpu).map_err(|error| BenchError::Tower(error.to_string()))?
+    }
+
+    fn make(cpu: &CpuCx) -> Result<std::result::Result<Tower, BenchError>> {
+        let config = config();
+        let checkpoint = Checkpoint::of_file(TensorFile::in_memory("random tower", weights(&config))?);
+        let device = CpuDevice::at(cpu.isa, cpu.pool.clone());
+
+        let shallow = SiglipConfig { num_hidden_layers: 1, ..config.clone() };
+        let forward = |mut cx: Ctx| -> Result<Vec<f32>> {
+            let model = Siglip::load(&mut cx, &checkpoint.root(), &shallow, "random tower")?;
+            let pixels = tile(&mut cx, 64)?;
+            cx.scope(|cx| {
+                let out = model.forward(cx, &pixels, 1, (4, 4))?;
+                cx.download(&out)
+            })
+        };
+        let got = forward(Ctx::new(&device, Precision::default())?)?;
+        let want = forward(Ctx::on(Box::<ReferenceStream>::default(), Precision::default()))?;
+        let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        if got.len() != want.len()
+            || worst.is_nan()
+            || worst > TOLERANCE
+            || got.iter().any(|v| !v.is_finite())
+        {
+            return Ok(Err(BenchError::Wrong {
+                what: "tower of one layer".into(),
+                detail: format!("expected every value within {TOLERANCE:e}, found one {worst:e} off"),
+            }));
+        }
+
+        let grid = (config.side(), config.side());
+        let (mut dry, log) = Ctx::dry(caps(cpu.isa, cpu.pool.threads()), Precision::default());
+        let model = Siglip::load(&mut dry, &checkpoint.root(), &config, "random tower")?;
+        let pixels = tile(&mut dry, config.image_size)?;
+        dry.scope(|cx| model.forward(cx, &pixels, 1, grid).map(|_| ()))?;
+        let cost = log.total();
+
+        let mut cx = Ctx::new(&device, Precision::default())?;
+        let model = Siglip::load(&mut cx, &checkpoint.root(), &config, "random tower")?;
+        let pixels = tile(&mut cx, config.image_size)?;
+        Ok(Ok(Tower { cx, model, pixels, grid, cost }))
+    }
+
+    /// One tile through the tower.
+    pub fn forward(&mut self) -> Result<()> {
+        let Tower { cx, model, pixels, grid, .. } = self;
+        cx.scope(|cx| model.forward(cx, pixels, 1, *grid).map(|_| ()))
+    }
+
+    /// The tower as something to time.
+    pub fn ready(mut self) -> Ready {
+        Ready {
+            variant: "f32".to_owned(),
+            picked: true,
+            spec: fields(Self::SPEC),
+            cost: self.cost,
+            run: Box::new(move |_| self.forward().map_err(|error| KernelError::Device(error.to_string()))),
+        }
+    }
+}
+
+/// The words of a spec as fields, numbers as numbers.
+fn fields(spec: &str) -> Map<String, Value> {
+    let words = spec.split_whitespace().filter_map(|word| word.split_once('='));
+    words.map(|(k, v)| (k.to_owned(), v.parse::<u64>().map_or_else(|_| json!(v), |n| json!(n)))).collect()
+}
+
+/// A square tile of smooth and noisy grey levels.
+fn tile(cx: &mut Ctx, side: usize) -> Result<Pixels> {
+    let level = |i: usize| {
+        let (y, x) = (i / 3 / side, i / 3 % side);
+        (((x * 5) ^ (y * 3)) as u8).wrapping_add((i * 7919 % 31) as u8)
+    };
+    let levels: Vec<u8> = (0..side * side * 3).map(level).collect();
+    let values: Tensor = cx.alloc_owned(&[1, side, side, 3], DType::U8)?;
+    cx.stream().write(values.view(), &levels)?;
+    Ok(Pixels { values, mean: [127.5; 3], std: [127.5; 3] })
+}
+
+/// A safetensors file with the tower's tensors in bf16: matrices of deviation 0.02, norms of scale one.
+fn weights(config: &SiglipConfig) -> Arc<[u8]> {
+    let (d, mlp, patch) = (config.hidden_size, config.intermediate_size, config.patch_size);
+    let mut tensors: Vec<(String, Vec<usize>)> = vec![
+        ("embeddings.patch_embedding.weight".into(), vec![d, 3, patch, patch]),
+        ("embeddings.patch_embedding.bias".into(), vec![d]),
+        ("embeddings.position_embedding.weight".into(), vec![config.side() * config.side(), d]),
+        ("post_layernorm.weight".into(), vec![d]),
+        ("post_layernorm.bias".into(), vec![d]),
+    ];
+    for layer in 0..config.num_hidden_layers {
+        let matrices = [
+            ("self_attn.q_proj", d, d),
+            ("self_attn.k_proj", d, d),
+            ("self_attn.v_proj", d, d),
+            ("self_attn.out_proj", d, d),
+            ("mlp.fc1", mlp, d),
+            ("mlp.fc2", d, mlp),
+        ];
+        for (name, n, k) in matrices {
+            tensors.push((format!("encoder.layers.{layer}.{name}.weight"), vec![n, k]));
+            tensors.push((format!("encoder.layers.{layer}.{name}.bias"), vec![n]));
+        }
+        for name in ["layer_norm1", "layer_norm2"] {
+            tensors.push((format!("encoder.layers.{layer}.{name}.weight"), vec![d]));
+            tensors.push((format!("encoder.layers.{layer}.{name}.bias"), vec![d]));
+        }
+    }
+    let mut header = Map::new();
+    let mut data: Vec<u8> = vec![];
+    let mut state = 1_u64;
+    for (name, shape) in tensors {
+        let start = data.len();
+        let scale = name.contains("norm") && name.ends_with("weight");
+        for _ in 0..shape.iter().product::<usize>() {
+            // Four uniform values make a nearly normal one.
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let sum: u64 = (0..4).map(|i| (state >> (16 * i)) & 0xffff).sum();
+            let value = if scale { 1.0 } else { 0.02 * (sum as f32 / 37_837.0 - 3.464) };
+            data.extend_from_slice(&bf16::from_f32(value).to_le_bytes());
+        }
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}));
+    }
+    let mut header = Value::Object(header).to_string();
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.append(&mut data);
+    file.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_the_spec() {
+        let fields = fields(Tower::SPEC);
+        assert_eq!((fields["d"].clone(), fields["w"].clone()), (json!(768), json!("bf16")));
+    }
+}
