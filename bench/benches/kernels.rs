@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use ocelli_bench::kernels::{Cx, Tower};
 use ocelli_bench::shapes::{Shape, Shapes};
 
@@ -13,7 +13,10 @@ fn kernels(criterion: &mut Criterion) {
     let lists = Shapes::embedded().expect("the lists of the crate are tested");
     for shape in lists.iter().flat_map(|list| &list.shapes).chain([&tower]) {
         let mut group = criterion.benchmark_group(&shape.what);
-        group.sample_size(10).warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_secs(1));
+        group
+            .sample_size(10)
+            .warm_up_time(Duration::from_millis(100))
+            .measurement_time(Duration::from_secs(1));
         let (ready, notes) = cx.prepare(shape, true).unwrap_or_else(|error| panic!("{error}"));
         for note in notes {
             println!("skipped: {note}");
@@ -38,5 +41,8 @@ fn kernels(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    kernels(&mut criterion);
+    criterion.final_summary();
+}
