@@ -1,6 +1,7 @@
 //! Rust SIMD on the host: instruction sets, vectors, threads, and the stream that runs CPU kernels.
 
 pub mod gemm;
+pub mod gemv;
 pub mod isa;
 pub mod pool;
 pub(crate) mod rows;

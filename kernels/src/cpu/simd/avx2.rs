@@ -304,6 +304,47 @@ impl Simd for Avx2 {
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(a)) }
     }
     #[inline(always)]
+    fn permute(self, a: __m256, index: __m256i) -> __m256 {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { _mm256_permutevar8x32_ps(a, index) }
+    }
+    /// Low and high halves of each byte, moved to the byte's top, so that one byte shuffle brings a field to the top of
+    /// its word: shuffles run beside the conversions, shifts compete with them. Bytes stay as they are.
+    #[inline(always)]
+    fn fields<const BITS: usize>(self, words: __m256i) -> (__m256i, __m256i) {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe {
+            if BITS == 4 {
+                let w = _mm256_xor_si256(words, _mm256_set1_epi8(0x88_u8 as i8));
+                let top = _mm256_set1_epi8(0xf0_u8 as i8);
+                let low = _mm256_sll_epi32(w, _mm_cvtsi32_si128(4));
+                return (_mm256_and_si256(low, top), _mm256_and_si256(w, top));
+            }
+            let w = _mm256_xor_si256(words, _mm256_set1_epi8(0x80_u8 as i8));
+            (w, w)
+        }
+    }
+    #[inline(always)]
+    fn field<const BITS: usize, const J: usize>(self, fields: (__m256i, __m256i)) -> __m256 {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe {
+            let (half, byte) = match BITS {
+                4 => (if J.is_multiple_of(2) { fields.0 } else { fields.1 }, J / 2),
+                _ => (fields.0, J),
+            };
+            let top = if byte == 3 {
+                _mm256_and_si256(half, _mm256_set1_epi32(0xff00_0000_u32 as i32))
+            } else {
+                let z = 0x80_u32;
+                let base = z | z << 8 | z << 16;
+                let at = |word: u32| (base | (word * 4 + byte as u32) << 24) as i32;
+                let lane = _mm_setr_epi32(at(0), at(1), at(2), at(3));
+                _mm256_shuffle_epi8(half, _mm256_broadcastsi128_si256(lane))
+            };
+            _mm256_cvtepi32_ps(top)
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(self, rows: *mut __m256) {
         // SAFETY: the caller vouches for 8 vectors; a token exists, so the instructions do.
         unsafe {

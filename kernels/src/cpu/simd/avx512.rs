@@ -293,6 +293,48 @@ impl Simd for Avx512 {
         ((1u32 << n.min(16)) - 1) as __mmask16
     }
     #[inline(always)]
+    fn permute(self, a: __m512, index: __m512i) -> __m512 {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { _mm512_permutexvar_ps(index, a) }
+    }
+    #[inline(always)]
+    fn fields<const BITS: usize>(self, words: __m512i) -> (__m512i, __m512i) {
+        // Fields of 4 bits index a table as they are.
+        let flip = if BITS == 4 { 0 } else { 0x8080_8080_u32 as i32 };
+        let signed = self.xor_i(words, self.splat_i(flip));
+        (signed, signed)
+    }
+    #[inline(always)]
+    fn field<const BITS: usize, const J: usize>(self, fields: (__m512i, __m512i)) -> __m512 {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe {
+            if BITS == 4 {
+                const ONE: f32 = (1u32 << 28) as f32;
+                let table = _mm512_mul_ps(
+                    _mm512_setr_ps(
+                        -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0,
+                        7.0,
+                    ),
+                    _mm512_set1_ps(ONE),
+                );
+                // The permutation looks at the low 4 bits of each index.
+                let index = _mm512_srl_epi32(fields.0, _mm_cvtsi32_si128(4 * J as i32));
+                return _mm512_permutexvar_ps(index, table);
+            }
+            let top = if J == 3 {
+                _mm512_and_si512(fields.0, _mm512_set1_epi32(0xff00_0000_u32 as i32))
+            } else {
+                // Byte J of each word to its top, zeros below.
+                let z = 0x80_u32;
+                let base = z | z << 8 | z << 16;
+                let at = |word: u32| (base | (word * 4 + J as u32) << 24) as i32;
+                let lane = _mm_setr_epi32(at(0), at(1), at(2), at(3));
+                _mm512_shuffle_epi8(fields.0, _mm512_broadcast_i32x4(lane))
+            };
+            _mm512_cvtepi32_ps(top)
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(self, rows: *mut __m512) {
         // SAFETY: the caller vouches for 16 vectors; a token exists, so the instructions do.
         unsafe {

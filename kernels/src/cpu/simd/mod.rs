@@ -213,6 +213,35 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `p` is writable for `LANES` values; alignment is not needed.
     unsafe fn store_f16(self, p: *mut f16, a: Self::V);
 
+    /// Lane i is lane `index[i]` of `a`; `0 <= index < LANES`.
+    fn permute(self, a: Self::V, index: Self::I) -> Self::V;
+    /// What [`field`](Self::field) takes: packed words of offset-binary fields of `BITS` (4 or 8) bits.
+    #[inline(always)]
+    fn fields<const BITS: usize>(self, words: Self::I) -> (Self::I, Self::I) {
+        let signed = self.xor_i(
+            words,
+            self.splat_i(if BITS == 4 { 0x8888_8888_u32 as i32 } else { 0x8080_8080_u32 as i32 }),
+        );
+        (signed, signed)
+    }
+    /// Field `J` of each word, counted from the low end, times `2^(32 - BITS)`: a field `u` stands for
+    /// `u - 2^(BITS - 1)`.
+    #[inline(always)]
+    fn field<const BITS: usize, const J: usize>(self, fields: (Self::I, Self::I)) -> Self::V {
+        let w = fields.0;
+        let top = match 32 - BITS - BITS * J {
+            0 => w,
+            4 => self.shl_i::<4>(w),
+            8 => self.shl_i::<8>(w),
+            12 => self.shl_i::<12>(w),
+            16 => self.shl_i::<16>(w),
+            20 => self.shl_i::<20>(w),
+            24 => self.shl_i::<24>(w),
+            _ => self.shl_i::<28>(w),
+        };
+        self.to_float(self.and_i(top, self.splat_i(i32::MIN >> (BITS - 1))))
+    }
+
     /// `LANES` x `LANES` transposition in place: lane j of vector i goes to lane i of vector j.
     ///
     /// # Safety

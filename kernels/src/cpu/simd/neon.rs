@@ -287,6 +287,16 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    fn permute(self, a: float32x4_t, index: int32x4_t) -> float32x4_t {
+        // SAFETY: a token exists, so the instructions do; both arrays hold four lanes.
+        unsafe {
+            let (mut from, mut at) = ([0.0f32; 4], [0i32; 4]);
+            vst1q_f32(from.as_mut_ptr(), a);
+            vst1q_s32(at.as_mut_ptr(), index);
+            vld1q_f32(at.map(|i| from[i as usize % 4]).as_ptr())
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(self, rows: *mut float32x4_t) {
         // SAFETY: the caller vouches for 4 vectors; a token exists, so the instructions do.
         unsafe {

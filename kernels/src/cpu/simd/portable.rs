@@ -259,6 +259,14 @@ impl<const N: usize> Simd for Portable<N> {
         })
     }
     #[inline(always)]
+    fn permute(self, a: [f32; N], index: [i32; N]) -> [f32; N] {
+        map(
+            index,
+            #[inline(always)]
+            |i| a[i as usize % N],
+        )
+    }
+    #[inline(always)]
     unsafe fn transpose(self, rows: *mut [f32; N]) {
         // SAFETY: the caller vouches for N vectors of N lanes.
         let m = unsafe { std::slice::from_raw_parts_mut(rows, N) };

@@ -263,3 +263,67 @@ impl Kernel for Lanes {
 fn lane_operations_equal_scalar_ones() {
     each_level(Lanes);
 }
+
+#[derive(Clone, Copy)]
+struct Fields;
+impl Kernel for Fields {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let words: [i32; MAX_LANES] =
+            std::array::from_fn(|i| (i as u32 + 1).wrapping_mul(0x9E37_79B9) as i32);
+        let check = |v: S::V, bits: usize, j: usize| {
+            let mut got = [0.0f32; MAX_LANES];
+            // SAFETY: MAX_LANES values.
+            unsafe { s.store(got.as_mut_ptr(), v) };
+            for (got, word) in got.iter().zip(words).take(S::LANES) {
+                let field = (word as u32) >> (bits * j) & ((1 << bits) - 1);
+                let want = (field as f32 - (1 << (bits - 1)) as f32) * (1u64 << (32 - bits)) as f32;
+                assert_eq!(*got, want, "{} field {j} of {bits} bits of {word:x}", S::LEVEL);
+            }
+        };
+        // SAFETY: MAX_LANES values.
+        let w = unsafe { s.load_i(words.as_ptr()) };
+        let f = s.fields::<4>(w);
+        check(s.field::<4, 0>(f), 4, 0);
+        check(s.field::<4, 1>(f), 4, 1);
+        check(s.field::<4, 2>(f), 4, 2);
+        check(s.field::<4, 3>(f), 4, 3);
+        check(s.field::<4, 4>(f), 4, 4);
+        check(s.field::<4, 5>(f), 4, 5);
+        check(s.field::<4, 6>(f), 4, 6);
+        check(s.field::<4, 7>(f), 4, 7);
+        let f = s.fields::<8>(w);
+        check(s.field::<8, 0>(f), 8, 0);
+        check(s.field::<8, 1>(f), 8, 1);
+        check(s.field::<8, 2>(f), 8, 2);
+        check(s.field::<8, 3>(f), 8, 3);
+    }
+}
+
+#[test]
+fn packed_fields() {
+    each_level(Fields);
+}
+
+#[derive(Clone, Copy)]
+struct Permute;
+impl Kernel for Permute {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let from: [f32; MAX_LANES] = std::array::from_fn(|i| i as f32 + 0.5);
+        let index: [i32; MAX_LANES] = std::array::from_fn(|i| ((i * 7 + 3) % S::LANES) as i32);
+        let mut got = [0.0f32; MAX_LANES];
+        // SAFETY: MAX_LANES values each.
+        unsafe { s.store(got.as_mut_ptr(), s.permute(s.load(from.as_ptr()), s.load_i(index.as_ptr()))) };
+        for (got, at) in got.iter().zip(index).take(S::LANES) {
+            assert_eq!(*got, from[at as usize]);
+        }
+    }
+}
+
+#[test]
+fn lanes_by_index() {
+    each_level(Permute);
+}

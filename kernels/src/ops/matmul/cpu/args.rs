@@ -13,8 +13,8 @@ use crate::spec::{DType, Format, KernelError};
 /// Rows of one stored tensor, in whatever format.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rows {
-    /// Floats.
-    Dense(Dense),
+    /// Floats, and where they lie.
+    Dense(Dense, Operand),
     /// Grouped integers.
     Int(IntRows),
 }
@@ -26,7 +26,7 @@ impl Rows {
             Format::Dense(_) => {
                 let matrix = input(&part.planes[0], cx)?;
                 // SAFETY: `Weights` has checked that the plane holds `[n, k]` values, and it lives as long as the op.
-                Ok(Self::Dense(unsafe { Dense::new(matrix) }))
+                Ok(Self::Dense(unsafe { Dense::new(matrix) }, matrix))
             }
             Format::IntGroup { bits, scale, .. } => {
                 let (packed, stride) = words(&part.planes[0])?;
@@ -51,7 +51,7 @@ impl Rows {
 
     fn source(&self) -> &dyn PanelSource {
         match self {
-            Self::Dense(dense) => dense,
+            Self::Dense(dense, _) => dense,
             Self::Int(rows) => rows,
         }
     }

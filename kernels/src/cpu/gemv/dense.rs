@@ -1,0 +1,95 @@
+//! Weights that are floats.
+
+use super::super::simd::{Elem, Simd};
+use super::Dots;
+use super::x::{Layout, X};
+
+/// A row-major matrix of floats.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseDots<T> {
+    /// First element.
+    pub ptr: *const T,
+    /// Elements from row to row.
+    pub stride: usize,
+}
+
+// SAFETY: the matrix is only read.
+unsafe impl<T> Sync for DenseDots<T> {}
+
+/// Vectors of a row in flight, each with its own accumulator: an FMA takes 4 cycles.
+const UNROLL: usize = 2;
+/// Bytes that a row is asked for ahead of its use.
+const AHEAD: usize = 1024;
+
+impl<T: Elem> Dots for DenseDots<T> {
+    fn layout(&self, _: usize) -> Layout {
+        Layout { fields: 1, sums: 0 }
+    }
+
+    fn row_bytes(&self, k: usize) -> usize {
+        k * size_of::<T>()
+    }
+
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const R: usize, const M: usize>(
+        &self,
+        s: S,
+        row: usize,
+        x: &X,
+        m0: usize,
+        _: *mut f32,
+    ) -> [[f32; M]; R] {
+        let mut acc = [[[s.zero(); M]; R]; UNROLL];
+        let mut w = [self.ptr; R];
+        for (r, w) in w.iter_mut().enumerate() {
+            *w = self.ptr.wrapping_add((row + r) * self.stride);
+        }
+        let mut xs = [x.row(m0); M];
+        for (i, xs) in xs.iter_mut().enumerate() {
+            *xs = x.row(m0 + i);
+        }
+        let k = x.k;
+        let mut at = 0;
+        // SAFETY: rows of `w` and `x` hold `k` values.
+        unsafe {
+            while at + UNROLL * S::LANES <= k {
+                for (u, acc) in acc.iter_mut().enumerate() {
+                    let at = at + u * S::LANES;
+                    let mut v = [s.zero(); M];
+                    for i in 0..M {
+                        v[i] = s.load(xs[i].add(at));
+                    }
+                    for r in 0..R {
+                        if u == 0 {
+                            s.prefetch(w[r].wrapping_add(at).cast::<u8>().wrapping_add(AHEAD));
+                        }
+                        let b = T::load(s, w[r].add(at));
+                        for i in 0..M {
+                            acc[r][i] = s.fma(b, v[i], acc[r][i]);
+                        }
+                    }
+                }
+                at += UNROLL * S::LANES;
+            }
+            let mut u = 0;
+            while at < k {
+                let n = S::LANES.min(k - at);
+                for r in 0..R {
+                    let b = T::load_n(s, w[r].add(at), n);
+                    for i in 0..M {
+                        acc[u][r][i] = s.fma(b, s.load_n(xs[i].add(at), n), acc[u][r][i]);
+                    }
+                }
+                at += n;
+                u = (u + 1) % UNROLL;
+            }
+        }
+        let mut out = [[0.0; M]; R];
+        for r in 0..R {
+            for i in 0..M {
+                out[r][i] = s.sum(s.add(acc[0][r][i], acc[1][r][i]));
+            }
+        }
+        out
+    }
+}

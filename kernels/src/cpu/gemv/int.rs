@@ -1,0 +1,254 @@
+//! Weights that are grouped integers.
+//!
+//! A vector of words holds 4 or 8 fields a lane. Each field is brought to the top of its lane and converted, which gives
+//! `2^(32 - bits)` times its value; the scales take that factor back. Zero points are applied to sums:
+//! `sum (q - z) s x = s sum q x - z s sum x`.
+
+use super::super::gemm::epilogue;
+use super::super::simd::{MAX_LANES, Simd};
+use super::Dots;
+use super::x::{Layout, X};
+use crate::quant::int_group::cpu::IntRows;
+
+/// One stored tensor of fields of `BITS` bits. Groups are whole words, and whole vectors of words or a power of two of
+/// words below that; see [`fits`].
+#[derive(Clone, Copy, Debug)]
+pub struct IntDots<const BITS: usize>(pub IntRows);
+
+/// Bytes that a row is asked for ahead of its use.
+const AHEAD: usize = 1024;
+
+/// Whether [`IntDots`] takes groups of `group` weights of `bits` bits; 0 is the whole row.
+pub fn fits(bits: usize, group: usize) -> bool {
+    let words = group * bits / 32;
+    group == 0
+        || (group * bits).is_multiple_of(32) && (words.is_power_of_two() || words.is_multiple_of(MAX_LANES))
+}
+
+impl<const BITS: usize> IntDots<BITS> {
+    fn groups(&self, k: usize) -> usize {
+        k.div_ceil(self.0.group)
+    }
+
+    /// Values of one row of scales: vectors may begin at any group.
+    fn scale_len(&self, k: usize, lanes: usize) -> usize {
+        self.groups(k).next_multiple_of(lanes) + lanes
+    }
+}
+
+impl<const BITS: usize> Dots for IntDots<BITS> {
+    fn layout(&self, k: usize) -> Layout {
+        let sums = if self.0.zeros.is_some() { self.0.group.min(k.max(1)) } else { 0 };
+        Layout { fields: 32 / BITS, sums }
+    }
+
+    fn row_bytes(&self, k: usize) -> usize {
+        (k * BITS).div_ceil(32) * 4
+    }
+
+    #[inline(always)]
+    fn work(&self, rows: usize, k: usize, lanes: usize) -> usize {
+        rows * self.scale_len(k, lanes) * if self.0.zeros.is_some() { 2 } else { 1 }
+    }
+
+    #[inline(always)]
+    unsafe fn dots<S: Simd, const R: usize, const M: usize>(
+        &self,
+        s: S,
+        row: usize,
+        x: &X,
+        m0: usize,
+        work: *mut f32,
+    ) -> [[f32; M]; R] {
+        let Self(rows) = self;
+        let (words, groups) = ((x.k * BITS).div_ceil(32), self.groups(x.k));
+        let scale_len = self.scale_len(x.k, S::LANES);
+        let mut at = [rows.packed; R];
+        for (r, at) in at.iter_mut().enumerate() {
+            *at = rows.packed.wrapping_add((row + r) * rows.words);
+        }
+        let mut xs = [x.row(m0); M];
+        for (i, xs) in xs.iter_mut().enumerate() {
+            *xs = x.row(m0 + i);
+        }
+        let group_words =
+            if groups <= 1 { words.next_multiple_of(S::LANES).max(S::LANES) } else { rows.group * BITS / 32 };
+        let mut acc = [[s.zero(); M]; R];
+        // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
+        unsafe {
+            for r in 0..R {
+                self.scales(s, row + r, groups, work.add(r * scale_len));
+            }
+            let mut v = 0;
+            if group_words >= S::LANES {
+                for g in 0..groups {
+                    let end = words.min((g + 1) * group_words);
+                    let mut sub = [[s.zero(); M]; R];
+                    while v < end {
+                        block::<S, R, M, BITS>(s, &at, &xs, v, end, &mut sub);
+                        v += S::LANES;
+                    }
+                    for r in 0..R {
+                        let scale = s.splat(*work.add(r * scale_len + g));
+                        for i in 0..M {
+                            acc[r][i] = s.fma(sub[r][i], scale, acc[r][i]);
+                        }
+                    }
+                }
+            } else {
+                let mut lanes = [0i32; MAX_LANES];
+                for (lane, group) in lanes.iter_mut().enumerate() {
+                    *group = (lane / group_words) as i32;
+                }
+                let index = s.load_i(lanes.as_ptr());
+                while v < words {
+                    let mut sub = [[s.zero(); M]; R];
+                    block::<S, R, M, BITS>(s, &at, &xs, v, words, &mut sub);
+                    for r in 0..R {
+                        let scale = s.permute(s.load(work.add(r * scale_len + v / group_words)), index);
+                        for i in 0..M {
+                            acc[r][i] = s.fma(sub[r][i], scale, acc[r][i]);
+                        }
+                    }
+                    v += S::LANES;
+                }
+            }
+        }
+        let mut out = [[0.0; M]; R];
+        for r in 0..R {
+            for i in 0..M {
+                out[r][i] = s.sum(acc[r][i]);
+            }
+        }
+        if rows.zeros.is_some() {
+            for r in 0..R {
+                // SAFETY: as above; sums of `x` are padded to whole vectors.
+                unsafe {
+                    let (scales, zeros) = (work.add(r * scale_len), work.add((R + r) * scale_len));
+                    self.zeros(s, row + r, groups, scales, zeros);
+                    for (i, out) in out[r].iter_mut().enumerate() {
+                        let mut sum = s.zero();
+                        for g in (0..groups).step_by(S::LANES) {
+                            sum = s.fma(s.load(zeros.add(g)), s.load(x.sums(m0 + i).add(g)), sum);
+                        }
+                        *out -= s.sum(sum);
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+impl<const BITS: usize> IntDots<BITS> {
+    /// Scales of a row times `2^-(32 - BITS)`; zeros after the last.
+    ///
+    /// # Safety
+    /// The row exists with `groups` groups; `to` is writable for `scale_len` values.
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(&self, s: S, row: usize, groups: usize, to: *mut f32) {
+        let unit = s.splat(1.0 / (1u64 << (32 - BITS)) as f32);
+        let Self(rows) = self;
+        let mut g = 0;
+        // SAFETY: as the caller vouches.
+        unsafe {
+            while g < groups {
+                let n = S::LANES.min(groups - g);
+                let v = epilogue::load_any(s, rows.scale, rows.scales, row * rows.scale_stride + g, n);
+                s.store(to.add(g), s.mul(v, unit));
+                g += S::LANES;
+            }
+            s.store(to.add(g), s.zero());
+        }
+    }
+
+    /// Zero points of a row times scales; zeros where the scales are.
+    ///
+    /// # Safety
+    /// The row exists with `groups` groups and zero points; `scales` were written by [`scales`](Self::scales), `to` is
+    /// writable for as many values.
+    #[inline(always)]
+    unsafe fn zeros<S: Simd>(&self, s: S, row: usize, groups: usize, scales: *const f32, to: *mut f32) {
+        let Some((words, stride)) = self.0.zeros else {
+            return;
+        };
+        let per_word = 32 / BITS;
+        let shift = s.splat_i((row % per_word * BITS) as i32);
+        let mask = s.splat_i((1 << BITS) - 1);
+        let half = s.splat((1u32 << (BITS - 1)) as f32);
+        let unit = s.splat((1u64 << (32 - BITS)) as f32);
+        for g in (0..groups).step_by(S::LANES) {
+            let n = S::LANES.min(groups - g);
+            // SAFETY: as the caller vouches.
+            unsafe {
+                let word = s.to_bits(s.load_n(words.add(row / per_word * stride + g).cast(), n));
+                let z = s.sub(s.to_float(s.and_i(s.shr_lanes_i(word, shift), mask)), half);
+                s.store(to.add(g), s.mul(s.mul(z, unit), s.load(scales.add(g))));
+            }
+        }
+    }
+}
+
+/// Adds the products of words `v..min(v + LANES, end)` of each row.
+///
+/// # Safety
+/// The words exist before `end`; rows of `x` hold the fields of a whole vector of words from `v` on.
+#[inline(always)]
+unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
+    s: S,
+    w: &[*const i32; R],
+    x: &[*const f32; M],
+    v: usize,
+    end: usize,
+    sub: &mut [[S::V; M]; R],
+) {
+    let whole = v + S::LANES <= end;
+    let mut fields = [(s.splat_i(0), s.splat_i(0)); R];
+    let mut xs = [x[0]; M];
+    // SAFETY: as the caller vouches.
+    unsafe {
+        for (r, fields) in fields.iter_mut().enumerate() {
+            let at = w[r].add(v);
+            s.prefetch(at.cast::<u8>().wrapping_add(AHEAD));
+            let words = if whole { s.load_i(at) } else { s.to_bits(s.load_n(at.cast(), end - v)) };
+            *fields = s.fields::<BITS>(words);
+        }
+        for (i, xs) in xs.iter_mut().enumerate() {
+            *xs = x[i].add(v * (32 / BITS));
+        }
+        step::<S, R, M, BITS, 0>(s, &fields, &xs, sub);
+        step::<S, R, M, BITS, 1>(s, &fields, &xs, sub);
+        step::<S, R, M, BITS, 2>(s, &fields, &xs, sub);
+        step::<S, R, M, BITS, 3>(s, &fields, &xs, sub);
+        if BITS == 4 {
+            step::<S, R, M, BITS, 4>(s, &fields, &xs, sub);
+            step::<S, R, M, BITS, 5>(s, &fields, &xs, sub);
+            step::<S, R, M, BITS, 6>(s, &fields, &xs, sub);
+            step::<S, R, M, BITS, 7>(s, &fields, &xs, sub);
+        }
+    }
+}
+
+/// Field `J` of every word.
+///
+/// # Safety
+/// Rows of `x` hold a vector for each field.
+#[inline(always)]
+unsafe fn step<S: Simd, const R: usize, const M: usize, const BITS: usize, const J: usize>(
+    s: S,
+    fields: &[(S::I, S::I); R],
+    x: &[*const f32; M],
+    sub: &mut [[S::V; M]; R],
+) {
+    let mut v = [s.zero(); M];
+    for (i, v) in v.iter_mut().enumerate() {
+        // SAFETY: as the caller vouches.
+        *v = unsafe { s.load(x[i].add(J * S::LANES)) };
+    }
+    for r in 0..R {
+        let q = s.field::<BITS, J>(fields[r]);
+        for i in 0..M {
+            sub[r][i] = s.fma(q, v[i], sub[r][i]);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Products for few rows: weights streamed once.
+
+use half::{bf16, f16};
+use smallvec::SmallVec;
+
+use super::args::{Rows, with_args};
+use crate::cpu::CpuCx;
+use crate::cpu::gemm::GemmArgs;
+use crate::cpu::gemv::{DenseDots, Dots, IntDots, fits, gemv};
+use crate::ops::Matmul;
+use crate::ops::matmul::MatmulSpec;
+use crate::select::Reject;
+use crate::spec::{Caps, DType, Format, KernelError};
+
+/// Rows of `x` up to which these kernels are offered.
+const MAX_M: u32 = 32;
+
+fn reject_m(spec: &MatmulSpec) -> Option<Reject> {
+    (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into())
+}
+
+pub(super) fn reject_dense(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    if spec.w.dense().is_none() {
+        return Some("for float weights".into());
+    }
+    reject_m(spec)
+}
+
+pub(super) fn reject_int<const BITS: u8>(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    match spec.w {
+        Format::IntGroup { bits, group, .. } if bits == BITS => {
+            // A group as long as the row is the whole row.
+            let group = if group >= spec.k { 0 } else { group };
+            if !fits(usize::from(bits), group as usize) {
+                return Some("for groups of whole words, a power of two of them or a multiple of 16".into());
+            }
+            reject_m(spec)
+        }
+        _ => Some(format!("for int{BITS} weights").into()),
+    }
+}
+
+/// Reading the weights, or multiplying: whichever takes longer.
+pub(super) fn est(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    let bytes = spec.w.bytes(spec.n as usize, spec.k as usize) as f32;
+    let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
+    let units = caps.units as f32;
+    (bytes / (10_000.0 * units)).max(macs / (12_000.0 * units))
+}
+
+fn run<D: Dots>(op: &Matmul, cx: &CpuCx, of: impl Fn(&Rows) -> Option<D>) -> Result<(), KernelError> {
+    with_args(op, cx, |args: &GemmArgs, rows| {
+        let all: SmallVec<[D; 3]> = rows.iter().filter_map(of).collect();
+        if all.len() == rows.len() {
+            // SAFETY: `with_args` gives operands that satisfy the contract.
+            unsafe { gemv(cx.isa, &cx.pool, args, &all) }
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    fn of<T>(rows: &Rows) -> Option<DenseDots<T>> {
+        match rows {
+            Rows::Dense(_, matrix) => Some(DenseDots { ptr: matrix.ptr.cast(), stride: matrix.stride }),
+            Rows::Int(_) => None,
+        }
+    }
+    match op.w.format().dense() {
+        Some(DType::BF16) => run(op, cx, of::<bf16>),
+        Some(DType::F16) => run(op, cx, of::<f16>),
+        _ => run(op, cx, of::<f32>),
+    }
+}
+
+pub(super) fn int<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    run(op, cx, |rows| match rows {
+        Rows::Int(rows) => Some(IntDots::<BITS>(*rows)),
+        Rows::Dense(..) => None,
+    })
+}
