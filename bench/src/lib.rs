@@ -8,3 +8,4 @@ pub mod record;
 pub mod roof;
 pub mod shapes;
 pub mod stats;
+pub mod verify;
