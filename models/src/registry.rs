@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::vlm::PartInfo;
-use ocelli_engine::weights::Checkpoint;
+use ocelli_engine::weights::{Checkpoint, Role};
 use ocelli_engine::{Ctx, Error, Result, Vlm};
 use ocelli_kernels::{View, Weights};
 use serde::Deserialize;
@@ -19,6 +19,8 @@ pub struct Family {
     pub model_types: &'static [&'static str],
     /// Loads a checkpoint.
     pub load: fn(&ModelFiles, &Checkpoint, &mut Ctx) -> Result<Box<dyn Vlm>>,
+    /// What the module of a name is to the model, where it is a matrix that can be quantized.
+    pub role: fn(&str) -> Option<Role>,
 }
 
 /// Every family.

@@ -29,6 +29,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Measure kernels or a model.
     Bench(BenchArgs),
+    /// Write a copy of a model with weights rounded to 8 or 4 bits, which other engines load too.
+    Quantize(QuantizeArgs),
     /// List devices, usable or not.
     Devices(DevicesArgs),
     /// List kernel variants, or explain which one runs.
@@ -339,4 +341,69 @@ pub struct BenchModelArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `ocelli quantize`.
+#[derive(Debug, Args)]
+pub struct QuantizeArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Directory to write; it appears when all is done.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Format of the decoder's linear layers; with int4, head and token embedding become int8.
+    #[arg(long, value_enum)]
+    pub format: FormatArg,
+    /// Weights that share a scale: 32, 64 or 128, or 0 for a whole row.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub group: u32,
+    /// Give each group a zero point besides its scale.
+    #[arg(long, visible_alias = "asymmetric")]
+    pub zero_point: bool,
+    /// Type of the scales.
+    #[arg(long, value_enum, default_value_t = ScalesArg::Stored)]
+    pub scales: ScalesArg,
+    /// Further parts to quantize, with commas between.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    pub include: Vec<IncludeArg>,
+    /// Replace a model that is at the destination.
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--format` of `quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// Integers of 8 bits.
+    Int8,
+    /// Integers of 4 bits.
+    Int4,
+}
+
+/// `--scales` of `quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScalesArg {
+    /// The type of the stored weights.
+    Stored,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+    /// 32-bit floats.
+    F32,
+}
+
+/// `--include` of `quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IncludeArg {
+    /// Linear layers of the vision tower.
+    Tower,
+    /// The connector.
+    Connector,
+    /// Head and token embedding, in 8 bits.
+    Head,
 }

@@ -35,6 +35,11 @@ impl Failure {
         Self { message: message.into(), hint: None, code: USAGE }
     }
 
+    /// Ended by Ctrl-C.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, code: INTERRUPTED }
+    }
+
     /// With a line on what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -10,6 +10,7 @@ mod kernels;
 mod manual;
 mod open;
 mod progress;
+mod quantize;
 mod run;
 mod units;
 mod verify;
@@ -39,6 +40,7 @@ fn execute(command: &Command) -> fail::Outcome {
         Command::Verify(args) => verify::verify(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Quantize(args) => quantize::quantize(args),
         Command::Devices(args) => devices::devices(args),
         Command::Kernels(args) => kernels::kernels(args),
         Command::Completions { shell } => manual::completions(*shell),

@@ -54,7 +54,11 @@ pub fn pipeline(
     let mut cx = Ctx::new(device, precision)?;
     let mut model = ocelli_models::load(&files, &mut cx)?;
     set_processor(&mut *model, &args.processor)?;
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let caps = device.caps();
+    let threads = match caps.backend {
+        Backend::Cpu => caps.units,
+        _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
     Ok((Pipeline::new(&files, model, threads)?, cx))
 }
 

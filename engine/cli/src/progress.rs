@@ -89,3 +89,32 @@ impl Drop for Download {
         }
     }
 }
+
+/// A bar of bytes that are worked through.
+pub struct Bytes(Option<ProgressBar>);
+
+impl Bytes {
+    /// An empty bar. Nothing where stderr is no terminal.
+    pub fn new() -> Self {
+        let style = ProgressStyle::with_template("[{bar:30}] {bytes}/{total_bytes} {wide_msg}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(visible().then(|| ProgressBar::no_length().with_style(style)))
+    }
+
+    /// Shows what is in work and how far it is.
+    pub fn at(&mut self, name: &str, done: u64, total: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(name.to_owned());
+        }
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

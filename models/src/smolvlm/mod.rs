@@ -11,7 +11,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Pixels, PreparedImage, Rgb8Image, Tile};
 use ocelli_engine::kv::KvCache;
 use ocelli_engine::vlm::{ModelInfo, PartInfo};
-use ocelli_engine::weights::Checkpoint;
+use ocelli_engine::weights::{Checkpoint, Role};
 use ocelli_engine::{Ctx, Error, Phase, Result, Stage, Tensor, Vlm};
 
 pub use config::SmolVlmConfig;
@@ -31,7 +31,30 @@ pub const FAMILY: Family = Family {
     name: "smolvlm",
     model_types: &["smolvlm", "idefics3"],
     load: |files, checkpoint, cx| Ok(Box::new(SmolVlm::load(files, checkpoint, cx)?)),
+    role,
 };
+
+/// What a module is, by its name, which may begin with `model.`.
+fn role(module: &str) -> Option<Role> {
+    let name = module.trim_start_matches("model.");
+    let (parent, last) = name.rsplit_once('.').unwrap_or(("", name));
+    if name == "lm_head" {
+        return Some(Role::Head);
+    }
+    if name == "text_model.embed_tokens" {
+        return Some(Role::Embedding);
+    }
+    if parent.starts_with("text_model.layers.") {
+        const DECODER: [&str; 7] =
+            ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        return DECODER.contains(&last).then_some(Role::Decoder);
+    }
+    if parent.starts_with("vision_model.encoder.layers.") {
+        const TOWER: [&str; 6] = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
+        return TOWER.contains(&last).then_some(Role::Tower);
+    }
+    (name == "connector.modality_projection.proj").then_some(Role::Connector)
+}
 
 /// A loaded model.
 pub struct SmolVlm {
@@ -199,5 +222,26 @@ impl Vlm for SmolVlm {
     fn forward(&self, cx: &mut Ctx, batch: &Batch<'_>, kv: &mut KvCache) -> Result<Tensor> {
         let packed = batch.pack(cx, kv, self.info.vocab)?;
         self.decoder.forward(cx, &packed, kv)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_of_modules() {
+        for prefix in ["", "model.", "model.model."] {
+            let of = |name: &str| role(&format!("{prefix}{name}"));
+            assert_eq!(of("text_model.layers.3.self_attn.q_proj"), Some(Role::Decoder));
+            assert_eq!(of("text_model.layers.3.mlp.down_proj"), Some(Role::Decoder));
+            assert_eq!(of("text_model.layers.3.input_layernorm"), None);
+            assert_eq!(of("text_model.embed_tokens"), Some(Role::Embedding));
+            assert_eq!(of("vision_model.encoder.layers.0.mlp.fc1"), Some(Role::Tower));
+            assert_eq!(of("vision_model.embeddings.patch_embedding"), None);
+            assert_eq!(of("vision_model.embeddings.position_embedding"), None);
+            assert_eq!(of("connector.modality_projection.proj"), Some(Role::Connector));
+        }
+        assert_eq!(role("lm_head"), Some(Role::Head));
     }
 }

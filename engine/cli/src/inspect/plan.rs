@@ -100,7 +100,7 @@ impl Plan {
         // The model's own end tokens must not end what is planned: every value of a dry run is zero.
         let params =
             SamplingParams { max_tokens: args.max_tokens, ignore_eos: true, ..SamplingParams::default() };
-        drop(log.take());
+        let _ = log.take();
         let mut request =
             pipeline.request(cx, &[Message::user(images.len(), String::new())], &images, params)?;
         drop(images);

@@ -95,8 +95,12 @@ impl Plan {
         };
         let _ = writeln!(
             text,
-            "\nplan for {pictures}: {} tiles, {} image tokens in a prompt of {}, an answer of at most {}",
-            request.tiles, request.image_tokens, request.prompt_tokens, request.max_tokens
+            "\nplan for {pictures}: {} tile{}, {} image tokens in a prompt of {}, an answer of at most {}",
+            request.tiles,
+            if request.tiles == 1 { "" } else { "s" },
+            request.image_tokens,
+            request.prompt_tokens,
+            request.max_tokens
         );
         let memory = &self.memory;
         let _ = writeln!(

@@ -1,0 +1,80 @@
+//! `ocelli quantize`.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::{Temp, example, golden, ocelli};
+
+fn parts(report: &Value, name: &str) -> Value {
+    let parts = report["parts"].as_array().unwrap();
+    parts.iter().find(|part| part["name"] == name).unwrap()["formats"].clone()
+}
+
+#[test]
+fn quantized_models_answer() {
+    for (format, group, decoder) in [("int8", "64", "int8g64"), ("int4", "32", "int4g32")] {
+        let temp = Temp::new();
+        let out = temp.path(format);
+        let out = out.to_str().unwrap();
+        let args = ["quantize", "--out", out, "--format", format, "--group", group, "--json"];
+        let done = ocelli(&args).json();
+        assert_eq!((&done["schema"], &done["model"]), (&"ocelli.quantize.v1".into(), &"demo".into()));
+        assert!(done["bytes_after"].as_u64() < done["bytes_before"].as_u64());
+        assert!(!done["formats"].as_object().unwrap().is_empty());
+
+        let report = ocelli(&["inspect", out, "--json"]).json();
+        let formats = parts(&report, "decoder");
+        let stored: Vec<&str> = formats.as_object().unwrap().keys().map(String::as_str).collect();
+        assert!(stored.len() == 1 && stored[0].starts_with(decoder), "{stored:?}");
+        let outer = parts(&report, "embedding and head");
+        let quantized = outer.as_object().unwrap().keys().all(|format| format.starts_with("int8"));
+        assert_eq!(quantized, format == "int4", "{outer}");
+        assert_eq!(parts(&report, "tower").as_object().unwrap().keys().next().unwrap(), "bf16");
+        assert!(report["quantization"].as_str().unwrap().contains("compressed-tensors"));
+
+        let picture = example("01.png");
+        for more in [&[][..], &["--fast-int8"]] {
+            let args = ["run", "--model", out, "--image", picture.to_str().unwrap()];
+            let question = ["How many objects are there?"];
+            assert_eq!(ocelli(&[&args[..], more, &question].concat()).well(), "two\n");
+        }
+    }
+}
+
+#[test]
+fn everything_with_zero_points() {
+    let temp = Temp::new();
+    let (out, model) = (temp.path("out"), golden("smolvlm"));
+    let args = ["quantize", model.to_str().unwrap(), "--out", out.to_str().unwrap(), "--format", "int8"];
+    let more = ["--asymmetric", "--scales", "f16", "--include", "tower,connector", "--include", "head"];
+    let text = ocelli(&[&args[..], &more].concat()).well();
+    assert!(text.contains("instead of") && text.contains("int8"), "{text}");
+    let report = ocelli(&["inspect", out.to_str().unwrap(), "--json"]).json();
+    for name in ["tower", "connector", "decoder", "embedding and head"] {
+        assert!(parts(&report, name).to_string().contains("int8"), "{name}: {report}");
+    }
+}
+
+#[test]
+fn destinations() {
+    let temp = Temp::new();
+    let quantize =
+        |out: &str, more: &[&str]| ocelli(&[&["quantize", "--out", out, "--format", "int8"], more].concat());
+    let out = temp.path("out");
+    let out = out.to_str().unwrap();
+    quantize(out, &[]).well();
+    quantize(out, &[]).fails(1, &["already exists"]);
+    quantize(out, &["--force"]).well();
+    let precious = temp.path("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("letter.txt"), "Dear").unwrap();
+    quantize(precious.to_str().unwrap(), &["--force"]).fails(1, &["precious"]);
+    assert!(precious.join("letter.txt").is_file());
+    quantize(temp.path("odd").to_str().unwrap(), &["--group", "48"]).fails(2, &["group", "48"]);
+    let again = temp.path("again");
+    ocelli(&["quantize", out, "--out", again.to_str().unwrap(), "--format", "int4"])
+        .fails(1, &["already quantized"]);
+    assert!(!again.exists());
+    ocelli(&["quantize", "/nowhere/model", "--out", out, "--format", "int4"]).fails(1, &["/nowhere/model"]);
+}

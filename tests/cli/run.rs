@@ -1,0 +1,136 @@
+//! `ocelli run`.
+
+use std::process::Stdio;
+
+use crate::{Temp, command, demo, ended, example, json, ocelli, read_some, with_stdin};
+
+const QUESTION: &str = "How many objects are there?";
+
+fn picture() -> String {
+    example("01.png").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn answers_as_the_examples_say() {
+    let examples = json(&std::fs::read_to_string(example("examples.json")).unwrap());
+    let first = &examples[0];
+    assert_eq!(first["image"], "01.png");
+    for pair in first["pairs"].as_array().unwrap() {
+        let answer = ocelli(&["run", "--image", &picture(), pair["question"].as_str().unwrap()]).well();
+        assert_eq!(answer, format!("{}\n", pair["answer"].as_str().unwrap()), "{}", pair["question"]);
+    }
+    let from_stdin = with_stdin(&["run", "--image", &picture(), "-"], format!("{QUESTION}\n").as_bytes());
+    assert_eq!(from_stdin.well(), "two\n");
+}
+
+#[test]
+fn one_object_with_everything() {
+    let value = ocelli(&["run", "--image", &picture(), "--json", "--threads", "2", QUESTION]).json();
+    assert_eq!(value["text"], "two");
+    assert_eq!(value["finish_reason"], "stop");
+    assert_eq!(value["backend"], "cpu");
+    assert_eq!(value["dtype"], "f32");
+    assert_eq!(value["model"], "demo");
+    assert_eq!(value["threads"], 2);
+    if let Ok(level) = std::env::var("OCELLI_ISA") {
+        assert_eq!(value["isa"], level.as_str());
+    }
+    assert!(!value["token_ids"].as_array().unwrap().is_empty());
+    assert!(value["prompt_tokens"].as_u64().unwrap() > 10);
+    let stages = ["load", "decode_image", "resize", "tower", "connector", "prefill", "decode", "total"];
+    for stage in stages {
+        assert!(value["timings"][format!("{stage}_ms")].as_f64().unwrap() >= 0.0, "{stage}: {value}");
+    }
+    assert!(value["timings"]["total_ms"].as_f64() > value["timings"]["prefill_ms"].as_f64());
+    if cfg!(target_os = "linux") {
+        assert!(value["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+}
+
+#[test]
+fn types_of_activations() {
+    for dtype in ["f32", "bf16"] {
+        let value = ocelli(&["run", "--image", &picture(), "--dtype", dtype, "--json", QUESTION]).json();
+        assert_eq!((&value["text"], &value["dtype"]), (&"two".into(), &dtype.into()));
+    }
+}
+
+#[test]
+fn where_answers_end() {
+    let question = "Describe the picture.";
+    let value = ocelli(&["run", "--image", &picture(), "--max-tokens", "3", "--json", question]).json();
+    assert_eq!(value["finish_reason"], "length");
+    assert_eq!(value["token_ids"].as_array().unwrap().len(), 3);
+    let value = ocelli(&["run", "--image", &picture(), "--stop", " cross", "--json", question]).json();
+    assert_eq!((&value["text"], &value["finish_reason"]), (&"a large orange".into(), &"stop".into()));
+}
+
+#[test]
+fn equal_seeds_give_equal_answers() {
+    let answer = |seed: &str| {
+        let args =
+            ["run", "--temperature", "3", "--seed", seed, "--max-tokens", "24", "--ignore-eos", "Hello"];
+        ocelli(&args).well()
+    };
+    assert_eq!(answer("7"), answer("7"));
+    assert_ne!(answer("7"), answer("8"));
+}
+
+#[test]
+fn several_pictures_and_none() {
+    assert!(!ocelli(&["run", "--max-tokens", "4", QUESTION]).well().is_empty());
+    let (first, second) = (picture(), example("02.png").to_str().unwrap().to_owned());
+    let one = ocelli(&["run", "--image", &first, "--max-tokens", "4", "--json", QUESTION]).json();
+    let both =
+        ocelli(&["run", "--image", &first, "--image", &second, "--max-tokens", "4", "--json", QUESTION])
+            .json();
+    assert!(both["prompt_tokens"].as_u64() > one["prompt_tokens"].as_u64());
+}
+
+#[test]
+fn prompts_that_cannot_be() {
+    for args in [&["run", "a <image> b"][..], &["run", "--image", &picture(), "<image>"]] {
+        ocelli(args).fails(2, &["<image>"]);
+    }
+    ocelli(&["run", "--system", "<image>", "Hello"]).fails(2, &["<image>"]);
+    let long = "word ".repeat(5000);
+    with_stdin(&["run", "-"], long.as_bytes()).fails(1, &["prompt", "2047"]);
+    with_stdin(&["run", "-"], b"caf\xe9").fails(1, &["standard input"]);
+    with_stdin(&["run", "-"], b"\n").fails(2, &["empty"]);
+}
+
+#[test]
+fn readers_that_go_away_end_it_quietly() {
+    for args in [
+        &["run", "--ignore-eos", "--temperature", "1", "Hello"][..],
+        &["completions", "bash"],
+        &["man"],
+        &["run", "--help"],
+        &["inspect"],
+        &["kernels", "list"],
+    ] {
+        let mut child = command(args).spawn().unwrap();
+        drop(child.stdout.take());
+        let done = ended(child);
+        assert_eq!((done.code, &*done.stderr), (Some(0), ""), "{args:?}");
+    }
+    let mut child = command(&["run", "--ignore-eos", "--temperature", "1", "Hello"]).spawn().unwrap();
+    read_some(child.stdout.as_mut().unwrap(), 1);
+    drop(child.stdout.take());
+    let done = ended(child);
+    assert_eq!((done.code, &*done.stderr), (Some(0), ""));
+}
+
+#[test]
+fn errors_survive_a_closed_stderr() {
+    let mut child = command(&["run", "--nothing"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(ended(child).code, Some(2));
+}
+
+#[test]
+fn a_directory_runs_as_the_embedded_model_does() {
+    let model = Temp::copy_of(&demo());
+    let args = ["run", "--model", model.0.to_str().unwrap(), "--image", &picture(), QUESTION];
+    assert_eq!(ocelli(&args).well(), "two\n");
+}

@@ -1,0 +1,76 @@
+//! `ocelli kernels`, `devices`, `bench`, `completions` and `man`.
+
+use crate::{Temp, example, ocelli};
+
+#[test]
+fn kernels() {
+    let text = ocelli(&["kernels", "list"]).well();
+    let value = ocelli(&["kernels", "list", "--json"]).json();
+    for op in ["matmul", "attention", "patch_embed", "norm", "rope", "gather_rows", "merge_patches", "sample"]
+    {
+        assert!(text.lines().any(|line| line.starts_with(op)), "{op}: {text}");
+        assert!(value["rows"].as_array().unwrap().iter().any(|row| row["op"] == op), "{op}: {value}");
+    }
+    let why = ["kernels", "why", "matmul", "m=1", "n=576", "k=576", "w=bf16"];
+    let value = ocelli(&[&why[..], &["--json"]].concat()).json();
+    let rows = value["rows"].as_array().unwrap();
+    assert_eq!(rows.iter().filter(|row| row["picked"] == true).count(), 1, "{value}");
+    for row in rows {
+        assert!(row["rejected"].is_string() != row["est_us"].is_number(), "{row}");
+    }
+    let text = ocelli(&why).well();
+    assert!(text.contains("m=1 n=576 k=576") && text.contains("->"), "{text}");
+}
+
+#[test]
+fn devices() {
+    let value = ocelli(&["devices", "--json"]).json();
+    let devices = value["devices"].as_array().unwrap();
+    let cpu = devices.iter().find(|device| device["backend"] == "cpu").unwrap();
+    assert!(cpu["unavailable"].is_null(), "{cpu}");
+    assert!(ocelli(&["devices"]).well().lines().count() >= devices.len());
+}
+
+#[test]
+fn model_bench() {
+    let picture = example("02.png");
+    let args = ["bench", "model", "--runs", "2", "--max-tokens", "4", "--image", picture.to_str().unwrap()];
+    let value = ocelli(&[&args[..], &["--json"]].concat()).json();
+    assert_eq!((&value["schema"], &value["runs"]), (&"ocelli.bench.model.v1".into(), &2.into()));
+    assert_eq!(value["decode_tokens"], 3, "the first comes from the prefill");
+    for figure in ["encode_ms", "first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s"] {
+        let of = |quantile: &str| value[figure][quantile].as_f64().unwrap();
+        assert!(
+            0.0 < of("p20") && of("p20") <= of("median") && of("median") <= of("p80"),
+            "{figure}: {value}"
+        );
+    }
+    let text =
+        ocelli(&["bench", "model", "--runs", "1", "--max-tokens", "2", "--image-size", "64x48"]).well();
+    assert!(text.contains("picture 64x48") && text.contains("decode"), "{text}");
+}
+
+#[test]
+fn completions() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = ocelli(&["completions", shell]).well();
+        for word in ["ocelli", "inspect", "max-tokens"] {
+            assert!(script.contains(word), "{shell} {word}");
+        }
+    }
+}
+
+#[test]
+fn manual_pages() {
+    let page = ocelli(&["man"]).well();
+    assert!(page.contains(".TH ocelli 1") && page.contains("quantize"), "{page}");
+    let temp = Temp::new();
+    let dir = temp.path("share/man1");
+    assert_eq!(ocelli(&["man", "--out", dir.to_str().unwrap()]).well(), "");
+    for (page, word) in [("ocelli", "inspect"), ("ocelli-run", "temperature"), ("ocelli-kernels-why", "spec")]
+    {
+        let text = std::fs::read_to_string(dir.join(format!("{page}.1"))).expect(page);
+        assert!(text.contains(&format!(".TH {page} 1")) && text.contains(word), "{text}");
+    }
+    ocelli(&["man", "--out", "/dev/null/no"]).fails(1, &["/dev/null/no"]);
+}

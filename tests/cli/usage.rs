@@ -1,0 +1,96 @@
+//! Wrong arguments: exit code 2 (or 1 where the machine lacks what is asked for) before anything is loaded.
+
+use crate::{command, demo, ended, example, ocelli};
+
+#[test]
+fn wrong_arguments() {
+    let cases: &[(&[&str], &str)] = &[
+        (&[], "no command"),
+        (&["kernels"], "no command"),
+        (&["runn"], "runn"),
+        (&["run"], "PROMPT"),
+        (&["run", "--nothing", "x"], "--nothing"),
+        (&["run", "a", "b"], "'b'"),
+        (&["run", "--threads", "0", "x"], "--threads"),
+        (&["run", "--threads", "many", "x"], "--threads"),
+        (&["run", "--backend", "tpu", "x"], "tpu"),
+        (&["run", "--dtype", "int3", "x"], "int3"),
+        (&["run", "--processor", "do_image_splitting", "x"], "KEY=VALUE"),
+        (&["run", "--temperature", "-1", "x"], "temperature"),
+        (&["run", "--temperature=-1", "x"], "temperature"),
+        (&["run", "--temperature", "nan", "x"], "temperature"),
+        (&["run", "--top-p", "0", "x"], "top_p"),
+        (&["run", "--max-tokens", "0", "x"], "max_tokens"),
+        (&["run", "--stop", "", "x"], "stop"),
+        (&["run", "--image"], "--image"),
+        (&["run", ""], "prompt is empty"),
+        (&["run", "  \n"], "prompt is empty"),
+        (&["inspect", "--image-size", "512"], "WIDTHxHEIGHT"),
+        (&["inspect", "--image-size", "0x9"], "WIDTHxHEIGHT"),
+        (&["inspect", "--image-size", "99999999999x9"], "pixels"),
+        (&["inspect", "--image-size", "9x9", "--image-size", "8x8", "--images", "1"], "--images"),
+        (&["inspect", "--max-tokens", "0"], "--max-tokens"),
+        (&["quantize", "--format", "int4"], "--out"),
+        (&["quantize", "--out", "x"], "--format"),
+        (&["quantize", "--out", "x", "--format", "int3"], "int3"),
+        (&["bench"], "no command"),
+        (&["bench", "model", "--runs", "0"], "--runs"),
+        (&["completions", "cmd"], "cmd"),
+        (&["kernels", "list", "matmull"], "matmull"),
+        (&["kernels", "why", "matmul", "q=1"], "`q`"),
+        (&["kernels", "why", "matmul", "m=x"], "m=x"),
+    ];
+    for (args, part) in cases {
+        ocelli(args).fails(2, &[part]);
+    }
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    let prompt = ["What is this?"];
+    let run = |flags: &[&str]| ocelli(&[&["run"], flags, &prompt[..]].concat());
+    run(&["--device", "99"]).fails(1, &["device 99"]);
+    run(&["--backend", "cpu", "--device", "99"]).fails(1, &["device 99"]);
+    for backend in ["cuda", "wgpu"] {
+        let done = run(&["--backend", backend]);
+        if done.code != Some(0) {
+            done.fails(1, &[backend]);
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_that_are_not_there() {
+    let level = |name: &str, args: &[&str]| ended(command(args).env("OCELLI_ISA", name).spawn().unwrap());
+    let absent = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+    for args in [&["run", "x"][..], &["kernels", "why", "matmul"], &["inspect"]] {
+        level("foo", args).fails(1, &["OCELLI_ISA", "foo"]);
+        level(absent, args).fails(1, &[absent]);
+    }
+}
+
+#[test]
+fn wrong_processor_fields() {
+    let picture = example("01.png");
+    let run = |field: &str| {
+        ocelli(&["run", "--processor", field, "--image", picture.to_str().unwrap(), "What is this?"])
+    };
+    run("no_such_field=1").fails(2, &["no_such_field"]);
+    run("do_image_splitting=perhaps").fails(2, &["do_image_splitting", "perhaps"]);
+    run("do_image_splitting=false").well();
+}
+
+#[test]
+fn help_and_version() {
+    let help = ocelli(&["--help"]).well();
+    for command in
+        ["run", "verify", "inspect", "bench", "quantize", "devices", "kernels", "completions", "man"]
+    {
+        assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {help}");
+        let own = ocelli(&[command, "--help"]).well();
+        assert!(own.contains("Usage: ocelli"), "{own}");
+    }
+    assert!(ocelli(&["--version"]).well().starts_with("ocelli "));
+    assert!(ocelli(&["run", "--help"]).well().contains("--max-tokens"));
+    assert!(demo().is_dir());
+}
