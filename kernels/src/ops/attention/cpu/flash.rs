@@ -1,7 +1,7 @@
 //! Flash attention as blocked matrix products, for many queries.
 //!
 //! A task has rows of one key head: queries of one sequence, the query heads of the group side by side. They are packed
-//! once into tiles of three vectors, rows along the lanes. For each block of keys, packed once for all tiles:
+//! once into tiles of a few vectors, rows along the lanes. For each block of keys, packed once for all tiles:
 //!
 //! ```text
 //! scores [keys, rows]  = K [keys, d] * Q [d, rows]
@@ -13,7 +13,7 @@
 //! softmax needs no operation across lanes. A row's result depends on its own keys only, not on its neighbours.
 
 use super::softmax::exp2;
-use super::tasks::{Call, Rows, Task, micro_rows, panel};
+use super::tasks::{Call, Rows, Task, panel, tile};
 use crate::cpu::CpuCx;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::{Kernel, Simd, math};
@@ -21,48 +21,52 @@ use crate::ops::attention::Attention;
 use crate::spec::KernelError;
 
 /// Keys of one block: its scores stay in the first-level cache.
-const BLOCK: usize = 128;
-/// Most tiles of one task: their queries and results stay in the second-level cache.
-const TILES: usize = 8;
+const BLOCK: usize = 144;
+/// Most f32 values of the tiles of one task: their queries and results stay in the second-level cache.
+const TILES: usize = 96 << 10;
 /// Tasks that each thread should get at least, where there are enough tiles.
 const TASKS_PER_THREAD: usize = 6;
+/// Steps of a product in a row.
+const UNROLL: usize = 4;
 /// f32 values per row of a tile besides queries and results: maximum, sum, rescaling factor, first and last key.
 const STATE: usize = 5;
 
 pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
     let call = Call::new(op, cx)?;
     let (operands, tile) = (&call.operands, call.geometry.tile);
-    let tiles_of = |seq: usize| (operands.seq(seq).q_len * operands.group).div_ceil(tile);
+    let tiles_of = |index: usize| (operands.seq(index).q_len * operands.group).div_ceil(tile);
     let tiles: usize = (0..operands.seqs()).map(tiles_of).sum::<usize>() * operands.heads_kv;
-    let grain = tiles.div_ceil(TASKS_PER_THREAD * cx.pool.threads()).clamp(1, TILES);
-    let count: usize =
-        (0..operands.seqs()).map(|seq| tiles_of(seq).div_ceil(grain)).sum::<usize>() * operands.heads_kv;
+    let most = (TILES / Parts::new(&call).tile).max(1);
+    let grain = tiles.div_ceil(TASKS_PER_THREAD * cx.pool.threads()).clamp(1, most);
+    let parts_of = |index: usize| tiles_of(index).div_ceil(grain);
+    // Rows of each task of a sequence.
+    let rows_of = |index: usize| tiles_of(index).div_ceil(parts_of(index).max(1)) * tile;
+    let count: usize = (0..operands.seqs()).map(parts_of).sum::<usize>() * operands.heads_kv;
 
     let mut scratch = Scratch::new();
     let tasks = scratch.slice::<Task>(count);
-    let mut next = tasks.iter_mut();
+    let mut used = 0;
     for index in 0..operands.seqs() {
         let seq = operands.seq(index);
-        let all = seq.q_len * operands.group;
+        let (all, each) = (seq.q_len * operands.group, rows_of(index));
         for head in 0..operands.heads_kv {
-            for start in (0..all).step_by(grain * tile) {
-                let rows = Rows { seq, head, first: start, count: (all - start).min(grain * tile) };
+            for first in (0..all).step_by(each.max(1)) {
+                let rows = Rows { seq, head, first, count: (all - first).min(each) };
                 let span = rows.visible(operands, rows.count - 1).end - rows.visible(operands, 0).start;
-                if let Some(task) = next.next() {
-                    let cost = (span.max(seq.prefix) * rows.count) as u64;
-                    *task = Task {
-                        cost,
-                        seq: index as u32,
-                        head: head as u32,
-                        start: start as u32,
-                        part: 0,
-                        parts: 1,
-                        base: 0,
-                    };
-                }
+                tasks[used] = Task {
+                    cost: (span.max(seq.prefix) * rows.count) as u64,
+                    seq: index as u32,
+                    head: head as u32,
+                    start: first as u32,
+                    part: 0,
+                    parts: 1,
+                    base: 0,
+                };
+                used += 1;
             }
         }
     }
+    let tasks = &mut tasks[..used];
     // The longest first, so that threads end together.
     tasks.sort_unstable_by_key(|task| std::cmp::Reverse(task.cost));
     let tasks = &*tasks;
@@ -70,7 +74,8 @@ pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
         let task = &tasks[index];
         let seq = call.operands.seq(task.seq as usize);
         let (first, all) = (task.start as usize, seq.q_len * call.operands.group);
-        let rows = Rows { seq, head: task.head as usize, first, count: (all - first).min(grain * tile) };
+        let count = (all - first).min(rows_of(task.seq as usize));
+        let rows = Rows { seq, head: task.head as usize, first, count };
         attend(&call, &rows, &mut worker.scratch);
     });
     Ok(())
@@ -95,7 +100,14 @@ impl Parts {
         let keys = BLOCK.next_multiple_of(geometry.panel) * hd.next_multiple_of(16);
         let values = BLOCK * geometry.padded;
         let scores = BLOCK.next_multiple_of(geometry.panel) * geometry.tile;
-        Self { tile: state + STATE * geometry.tile, results, state, keys, values, scores }
+        Self {
+            tile: (state + STATE * geometry.tile).next_multiple_of(16),
+            results,
+            state,
+            keys,
+            values,
+            scores,
+        }
     }
 }
 
@@ -103,9 +115,8 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
     let (operands, tile) = (&call.operands, call.geometry.tile);
     let parts = Parts::new(call);
     let tiles = rows.count.div_ceil(tile);
-    let memory = scratch
-        .slice::<f32>(tiles * parts.tile.next_multiple_of(16) + parts.keys + parts.values + parts.scores);
-    let (of_tiles, blocks) = memory.split_at_mut(tiles * parts.tile.next_multiple_of(16));
+    let memory = scratch.slice::<f32>(tiles * parts.tile + parts.keys + parts.values + parts.scores);
+    let (of_tiles, blocks) = memory.split_at_mut(tiles * parts.tile);
     let (keys, blocks) = blocks.split_at_mut(parts.keys);
     let (values, scores) = blocks.split_at_mut(parts.values);
     let part = |index: usize| {
@@ -113,12 +124,9 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
         Rows { first, count: (rows.first + rows.count - first).min(tile), ..*rows }
     };
 
-    for (index, memory) in of_tiles.chunks_exact_mut(parts.tile.next_multiple_of(16)).enumerate() {
+    for (index, memory) in of_tiles.chunks_exact_mut(parts.tile).enumerate() {
         let rows = part(index);
-        let (queries, rest) = memory.split_at_mut(parts.results);
-        let (results, state) = rest.split_at_mut(parts.state - parts.results);
-        // SAFETY: the rows are rows of the op, and a tile has `head_dim` rows.
-        unsafe { (call.io.queries)(call, &rows, queries.as_mut_ptr()) };
+        let (results, state) = memory[parts.results..].split_at_mut(parts.state - parts.results);
         results.fill(0.0);
         let (most, rest) = state.split_at_mut(tile);
         most.fill(f32::MIN);
@@ -137,18 +145,32 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
     // Bounds grow with the row.
     let (start, end) = (rows.visible(operands, 0).start, rows.visible(operands, rows.count - 1).end);
     let prefix = rows.seq.prefix;
-    for first in (0..end.max(prefix)).step_by(BLOCK) {
+    let end = end.max(prefix);
+    let mut packed = false;
+    for first in (0..end).step_by(BLOCK) {
         if first >= prefix && first + BLOCK <= start {
             continue;
         }
-        let count = (end.max(prefix) - first).min(BLOCK);
+        let count = (end - first).min(BLOCK);
         // SAFETY: the keys are keys of the sequence, and the buffers hold a block of them.
         unsafe {
             (call.io.keys)(call, rows, first, count, keys.as_mut_ptr());
             (call.io.values)(call, rows, first, count, values.as_mut_ptr());
         }
-        for (index, memory) in of_tiles.chunks_exact_mut(parts.tile.next_multiple_of(16)).enumerate() {
+        for (index, memory) in of_tiles.chunks_exact_mut(parts.tile).enumerate() {
             let rows = part(index);
+            if !packed {
+                // SAFETY: the rows are rows of the op, and a tile has `head_dim` rows.
+                unsafe { (call.io.queries)(call, &rows, memory.as_mut_ptr()) };
+            }
+            // What is needed next travels through the caches while this tile is computed: this tile's share of the
+            // next block, its place in the result, the next tile's queries.
+            let share = BLOCK.div_ceil(tiles);
+            let next = (first + BLOCK + index * share).min(end);
+            (call.io.ahead)(call, &rows, next, (end - next).min(share), first + BLOCK >= end);
+            if !packed && index + 1 < tiles {
+                (call.io.ahead_queries)(call, &part(index + 1));
+            }
             let (least, most) = (rows.visible(operands, 0), rows.visible(operands, rows.count - 1));
             // Keys behind the last that any row of this tile sees are left out.
             let count = most.end.max(prefix).saturating_sub(first).min(count);
@@ -172,9 +194,10 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
                 masked: (!all_seen).then_some((first, prefix)),
             });
         }
+        packed = true;
     }
 
-    for (index, memory) in of_tiles.chunks_exact_mut(parts.tile.next_multiple_of(16)).enumerate() {
+    for (index, memory) in of_tiles.chunks_exact_mut(parts.tile).enumerate() {
         let (results, state) = memory[parts.results..].split_at_mut(parts.state - parts.results);
         let sum = &mut state[tile..2 * tile];
         for sum in sum.iter_mut() {
@@ -212,9 +235,8 @@ impl Kernel for Block<'_> {
                 (true, 1) => self.vectors::<S, 8, 1>(s),
                 (true, 2) => self.vectors::<S, 8, 2>(s),
                 (true, _) => self.vectors::<S, 8, 3>(s),
-                (false, 1) => self.vectors::<S, 4, 1>(s),
-                (false, 2) => self.vectors::<S, 4, 2>(s),
-                (false, _) => self.vectors::<S, 4, 3>(s),
+                (false, 1) => self.vectors::<S, 6, 1>(s),
+                (false, _) => self.vectors::<S, 6, 2>(s),
             }
         }
     }
@@ -222,12 +244,11 @@ impl Kernel for Block<'_> {
 
 impl Block<'_> {
     /// # Safety
-    /// The pointers are valid for the parts of a task's scratch; `MR` is [`micro_rows`].
+    /// The pointers are valid for the parts of a task's scratch; the micro-tile is the level's.
     #[inline(always)]
     unsafe fn vectors<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
-        debug_assert_eq!(MR, micro_rows::<S>());
         let (hd, geometry) = (self.call.operands.head_dim, &self.call.geometry);
-        let (tile, panel) = (3 * S::LANES, panel::<S>());
+        let (tile, panel) = (tile::<S>(), panel::<S>());
         let vector = |row: usize, v: usize| row * tile + v * S::LANES;
         // SAFETY: as the caller vouches; each offset is within its part.
         unsafe {
@@ -250,19 +271,22 @@ impl Block<'_> {
             }
 
             let (most, sum, rescale) = (self.state, self.state.add(tile), self.state.add(2 * tile));
-            let mut peaks = [[s.splat(f32::MIN); NV]; 2];
-            for (v, peak) in peaks[0].iter_mut().enumerate() {
+            // Two chains of maxima: the last key, if their number is odd, counts twice.
+            let (mut peaks, mut others) = ([s.splat(f32::MIN); NV], [s.splat(f32::MIN); NV]);
+            for (v, peak) in peaks.iter_mut().enumerate() {
                 *peak = s.load(most.add(vector(0, v)));
             }
-            for j in 0..self.count {
-                for (v, peak) in peaks[j % 2].iter_mut().enumerate() {
-                    *peak = s.max(s.load(self.scores.add(vector(j, v))), *peak);
+            for j in (0..self.count).step_by(2) {
+                let other = (j + 1).min(self.count - 1);
+                for v in 0..NV {
+                    peaks[v] = s.max(s.load(self.scores.add(vector(j, v))), peaks[v]);
+                    others[v] = s.max(s.load(self.scores.add(vector(other, v))), others[v]);
                 }
             }
             let mut peak = [s.zero(); NV];
             let mut sums = [s.zero(); NV];
             for v in 0..NV {
-                peak[v] = s.max(peaks[0][v], peaks[1][v]);
+                peak[v] = s.max(peaks[v], others[v]);
                 let factor = exp2(s, s.sub(s.load(most.add(vector(0, v))), peak[v]));
                 s.store(most.add(vector(0, v)), peak[v]);
                 s.store(rescale.add(vector(0, v)), factor);
@@ -293,7 +317,7 @@ impl Block<'_> {
     /// As for [`Block::vectors`].
     #[inline(always)]
     unsafe fn hide<S: Simd, const NV: usize>(&self, s: S, first: usize, prefix: usize) {
-        let tile = 3 * S::LANES;
+        let tile = tile::<S>();
         let (mut from, mut to) = ([s.zero(); NV], [s.zero(); NV]);
         // SAFETY: the bounds are the last two rows of the state.
         unsafe {
@@ -332,7 +356,7 @@ unsafe fn product<S: Simd, const MR: usize, const NV: usize>(
     c: *mut f32,
     scale: Option<*const f32>,
 ) {
-    let tile = 3 * S::LANES;
+    let tile = tile::<S>();
     let mut sums = [[s.zero(); NV]; MR];
     // SAFETY: as the caller vouches.
     unsafe {
@@ -347,14 +371,14 @@ unsafe fn product<S: Simd, const MR: usize, const NV: usize>(
                 }
             }
         }
-        for _ in 0..k / 4 {
-            for _ in 0..4 {
+        for _ in 0..k / UNROLL {
+            for _ in 0..UNROLL {
                 step::<S, MR, NV>(s, a, b, &mut sums);
-                a = a.add(lda);
-                b = b.add(tile);
+                a = a.wrapping_add(lda);
+                b = b.wrapping_add(tile);
             }
         }
-        for _ in 0..k % 4 {
+        for _ in 0..k % UNROLL {
             step::<S, MR, NV>(s, a, b, &mut sums);
             a = a.wrapping_add(lda);
             b = b.wrapping_add(tile);

@@ -19,6 +19,10 @@ pub(super) struct Io {
     pub(super) values: unsafe fn(&Call, &Rows, usize, usize, *mut f32),
     /// Results `[padded, tile]`, rows along the vectors, times a factor for each row.
     pub(super) store: unsafe fn(&Call, &Rows, *const f32, *const f32),
+    /// Asks for so many keys and values from the given one on, and, if told so, for the places of the results.
+    pub(super) ahead: fn(&Call, &Rows, usize, usize, bool),
+    /// Asks for queries.
+    pub(super) ahead_queries: fn(&Call, &Rows),
 }
 
 impl Io {
@@ -31,11 +35,21 @@ impl Io {
     }
 
     fn of<X: StoreElem>(kv: DType) -> Self {
-        let (queries, store) = (queries::<X>, store::<X>);
         match kv {
-            DType::BF16 => Self { queries, keys: keys::<bf16>, values: values::<bf16>, store },
-            DType::F16 => Self { queries, keys: keys::<f16>, values: values::<f16>, store },
-            _ => Self { queries, keys: keys::<f32>, values: values::<f32>, store },
+            DType::BF16 => Self::on::<X, bf16>(),
+            DType::F16 => Self::on::<X, f16>(),
+            _ => Self::on::<X, f32>(),
+        }
+    }
+
+    fn on<X: StoreElem, K: Elem>() -> Self {
+        Self {
+            queries: queries::<X>,
+            keys: keys::<K>,
+            values: values::<K>,
+            store: store::<X>,
+            ahead: ahead::<X, K>,
+            ahead_queries: ahead_queries::<X>,
         }
     }
 }
@@ -48,6 +62,41 @@ impl Io {
 unsafe fn load_up_to<S: Simd, T: Elem>(s: S, p: *const T, n: usize) -> S::V {
     // SAFETY: at most `n` elements are read.
     unsafe { if n >= S::LANES { T::load(s, p) } else { T::load_n(s, p, n) } }
+}
+
+/// Asks for the cache lines of the elements at each of the places that the function gives for `0..count`.
+struct Ahead<F>(usize, F);
+
+impl<T, F: Fn(usize) -> (*const T, usize)> Kernel for Ahead<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for i in 0..self.0 {
+            let (from, n) = (self.1)(i);
+            for at in (0..n * size_of::<T>()).step_by(64) {
+                s.prefetch(from.cast::<u8>().wrapping_add(at));
+            }
+        }
+    }
+}
+
+fn ahead<X, K>(call: &Call, rows: &Rows, first: usize, count: usize, results: bool) {
+    let (operands, hd) = (&call.operands, call.operands.head_dim);
+    let (k, v, out) = (call.k.cast::<K>(), call.v.cast::<K>(), call.out.cast_const().cast::<X>());
+    let key = |j| (k.wrapping_add(operands.k_at(&rows.seq, rows.head, first + j)), hd);
+    let value = |j| (v.wrapping_add(operands.v_at(&rows.seq, rows.head, first + j)), hd);
+    call.isa.run(Ahead(count, key));
+    call.isa.run(Ahead(count, value));
+    if results {
+        call.isa.run(Ahead(rows.count, |r| (out.wrapping_add(rows.at(operands, operands.out, r)), hd)));
+    }
+}
+
+fn ahead_queries<X>(call: &Call, rows: &Rows) {
+    let (operands, q) = (&call.operands, call.q.cast::<X>());
+    call.isa
+        .run(Ahead(rows.count, |r| (q.wrapping_add(rows.at(operands, operands.q, r)), operands.head_dim)));
 }
 
 struct Queries<'a, X> {
@@ -163,6 +212,10 @@ impl<K: Elem> Kernel for Values<'_, K> {
                 let to = to.add(j * padded);
                 for d in (0..hd).step_by(S::LANES) {
                     s.store(to.add(d), load_up_to(s, from.add(d), hd - d));
+                }
+                // Whole micro-tiles are multiplied: what lies behind the head must not be slow numbers.
+                for d in (hd.next_multiple_of(S::LANES)..padded).step_by(S::LANES) {
+                    s.store(to.add(d), s.zero());
                 }
             }
         }

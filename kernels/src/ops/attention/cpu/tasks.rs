@@ -62,7 +62,7 @@ impl<'a> Call<'a> {
 /// Sizes that follow from the vectors of the level.
 #[derive(Clone, Copy)]
 pub(super) struct Geometry {
-    /// Query rows of one tile: three vectors.
+    /// Query rows of one tile.
     pub(super) tile: usize,
     /// Keys that lie side by side in a packed panel.
     pub(super) panel: usize,
@@ -70,14 +70,27 @@ pub(super) struct Geometry {
     pub(super) padded: usize,
 }
 
-/// Rows of the matrix whose elements are broadcast, of one micro-tile: with three vectors of the other, the
-/// accumulators leave just enough registers for operands.
-pub(super) const fn micro_rows<S: Simd>() -> usize {
-    if S::REGISTERS >= 32 { 8 } else { 4 }
+/// Vectors of query rows and broadcast elements of one micro-tile. Its sums leave enough registers for operands: with
+/// 16 registers, 3 x 4 would take them all, and the compiler then spills sums.
+const fn micro_tile<S: Simd>() -> (usize, usize) {
+    if S::REGISTERS >= 32 { (3, 8) } else { (2, 6) }
 }
 
+/// Query rows of one tile.
+pub(super) const fn tile<S: Simd>() -> usize {
+    micro_tile::<S>().0 * S::LANES
+}
+
+/// Keys that lie side by side in a packed panel: whole vectors and whole micro-tiles.
 pub(super) const fn panel<S: Simd>() -> usize {
-    if S::LANES > micro_rows::<S>() { S::LANES } else { micro_rows::<S>() }
+    let (lanes, rows) = (S::LANES, micro_tile::<S>().1);
+    if lanes.is_multiple_of(rows) {
+        lanes
+    } else if rows.is_multiple_of(lanes) {
+        rows
+    } else {
+        lanes * rows / 2
+    }
 }
 
 struct Measure {
@@ -90,9 +103,9 @@ impl Kernel for Measure {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Geometry {
         Geometry {
-            tile: 3 * S::LANES,
+            tile: tile::<S>(),
             panel: panel::<S>(),
-            padded: self.head_dim.next_multiple_of(panel::<S>().max(MAX_LANES)),
+            padded: self.head_dim.next_multiple_of(micro_tile::<S>().1).next_multiple_of(MAX_LANES),
         }
     }
 }
