@@ -26,12 +26,12 @@ pub fn fits(bits: usize, group: usize) -> bool {
 }
 
 impl<const BITS: usize> IntDots<BITS> {
-    fn groups(&self, k: usize) -> usize {
+    pub(super) fn groups(&self, k: usize) -> usize {
         k.div_ceil(self.0.group)
     }
 
     /// Values of one row of scales: vectors may begin at any group.
-    fn scale_len(&self, k: usize, lanes: usize) -> usize {
+    pub(super) fn scale_len(&self, k: usize, lanes: usize) -> usize {
         self.groups(k).next_multiple_of(lanes) + lanes
     }
 }
@@ -71,13 +71,12 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
         for (i, xs) in xs.iter_mut().enumerate() {
             *xs = x.row(m0 + i);
         }
-        let group_words =
-            if groups <= 1 { words.next_multiple_of(S::LANES).max(S::LANES) } else { rows.group * BITS / 32 };
+        let group_words = self.group_words(x.k, S::LANES);
         let mut acc = [[s.zero(); M]; R];
         // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
         unsafe {
             for r in 0..R {
-                self.scales(s, row + r, groups, work.add(r * scale_len));
+                self.scales(s, row + r, groups, 1.0 / Self::TOP, work.add(r * scale_len));
             }
             let mut v = 0;
             if group_words >= S::LANES {
@@ -96,11 +95,7 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                     }
                 }
             } else {
-                let mut lanes = [0i32; MAX_LANES];
-                for (lane, group) in lanes.iter_mut().enumerate() {
-                    *group = (lane / group_words) as i32;
-                }
-                let index = s.load_i(lanes.as_ptr());
+                let index = group_of_lane(s, group_words);
                 while v < words {
                     let mut sub = [[s.zero(); M]; R];
                     block::<S, R, M, BITS>(s, &at, &xs, v, words, &mut sub);
@@ -120,34 +115,66 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                 out[r][i] = s.sum(acc[r][i]);
             }
         }
-        if rows.zeros.is_some() {
-            for r in 0..R {
-                // SAFETY: as above; sums of `x` are padded to whole vectors.
-                unsafe {
-                    let (scales, zeros) = (work.add(r * scale_len), work.add((R + r) * scale_len));
-                    self.zeros(s, row + r, groups, scales, zeros);
-                    for (i, out) in out[r].iter_mut().enumerate() {
-                        let mut sum = s.zero();
-                        for g in (0..groups).step_by(S::LANES) {
-                            sum = s.fma(s.load(zeros.add(g)), s.load(x.sums(m0 + i).add(g)), sum);
-                        }
-                        *out -= s.sum(sum);
-                    }
-                }
-            }
-        }
+        // SAFETY: as above; the scales were written above.
+        unsafe { self.less_zeros(s, row, x, m0, 1.0 / Self::TOP, work, &mut out) };
         out
     }
 }
 
 impl<const BITS: usize> IntDots<BITS> {
-    /// Scales of a row times `2^-(32 - BITS)`; zeros after the last.
+    /// What a field at the top of a word is multiplied by.
+    const TOP: f32 = (1u64 << (32 - BITS)) as f32;
+
+    /// Words of a group, or of the padded row if it is one group.
+    pub(super) fn group_words(&self, k: usize, lanes: usize) -> usize {
+        match self.groups(k) {
+            0 | 1 => (k * BITS).div_ceil(32).next_multiple_of(lanes).max(lanes),
+            _ => self.0.group * BITS / 32,
+        }
+    }
+
+    /// Subtracts what the zero points add to sums of rows `row..row + R`.
+    ///
+    /// # Safety
+    /// The rows exist; `work` begins with their scales, written with this `unit`, and holds as much as `work` says.
+    #[inline(always)]
+    pub(super) unsafe fn less_zeros<S: Simd, const R: usize, const M: usize>(
+        &self,
+        s: S,
+        row: usize,
+        x: &X,
+        m0: usize,
+        unit: f32,
+        work: *mut f32,
+        out: &mut [[f32; M]; R],
+    ) {
+        if self.0.zeros.is_none() {
+            return;
+        }
+        let (groups, scale_len) = (self.groups(x.k), self.scale_len(x.k, S::LANES));
+        for (r, out) in out.iter_mut().enumerate() {
+            // SAFETY: as the caller vouches; sums of `x` are padded to whole vectors.
+            unsafe {
+                let (scales, zeros) = (work.add(r * scale_len), work.add((R + r) * scale_len));
+                self.zeros(s, row + r, groups, unit, scales, zeros);
+                for (i, out) in out.iter_mut().enumerate() {
+                    let mut sum = s.zero();
+                    for g in (0..groups).step_by(S::LANES) {
+                        sum = s.fma(s.load(zeros.add(g)), s.load(x.sums(m0 + i).add(g)), sum);
+                    }
+                    *out -= s.sum(sum);
+                }
+            }
+        }
+    }
+
+    /// Scales of a row times `unit`; zeros after the last.
     ///
     /// # Safety
     /// The row exists with `groups` groups; `to` is writable for `scale_len` values.
     #[inline(always)]
-    unsafe fn scales<S: Simd>(&self, s: S, row: usize, groups: usize, to: *mut f32) {
-        let unit = s.splat(1.0 / (1u64 << (32 - BITS)) as f32);
+    pub(super) unsafe fn scales<S: Simd>(&self, s: S, row: usize, groups: usize, unit: f32, to: *mut f32) {
+        let unit = s.splat(unit);
         let Self(rows) = self;
         let mut g = 0;
         // SAFETY: as the caller vouches.
@@ -165,10 +192,18 @@ impl<const BITS: usize> IntDots<BITS> {
     /// Zero points of a row times scales; zeros where the scales are.
     ///
     /// # Safety
-    /// The row exists with `groups` groups and zero points; `scales` were written by [`scales`](Self::scales), `to` is
+    /// The row exists with `groups` groups and zero points; `scales` were written by [`scales`](Self::scales) with `unit`, `to` is
     /// writable for as many values.
     #[inline(always)]
-    unsafe fn zeros<S: Simd>(&self, s: S, row: usize, groups: usize, scales: *const f32, to: *mut f32) {
+    unsafe fn zeros<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        groups: usize,
+        unit: f32,
+        scales: *const f32,
+        to: *mut f32,
+    ) {
         let Some((words, stride)) = self.0.zeros else {
             return;
         };
@@ -176,7 +211,7 @@ impl<const BITS: usize> IntDots<BITS> {
         let shift = s.splat_i((row % per_word * BITS) as i32);
         let mask = s.splat_i((1 << BITS) - 1);
         let half = s.splat((1u32 << (BITS - 1)) as f32);
-        let unit = s.splat((1u64 << (32 - BITS)) as f32);
+        let unit = s.splat(1.0 / unit);
         for g in (0..groups).step_by(S::LANES) {
             let n = S::LANES.min(groups - g);
             // SAFETY: as the caller vouches.
@@ -187,6 +222,17 @@ impl<const BITS: usize> IntDots<BITS> {
             }
         }
     }
+}
+
+/// Which of the groups of a vector a lane belongs to, if groups are `group_words` words long.
+#[inline(always)]
+pub(super) fn group_of_lane<S: Simd>(s: S, group_words: usize) -> S::I {
+    let mut lanes = [0i32; MAX_LANES];
+    for (lane, group) in lanes.iter_mut().enumerate() {
+        *group = (lane / group_words) as i32;
+    }
+    // SAFETY: MAX_LANES values.
+    unsafe { s.load_i(lanes.as_ptr()) }
 }
 
 /// Adds the products of words `v..min(v + LANES, end)` of each row.

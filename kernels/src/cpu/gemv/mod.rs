@@ -9,10 +9,12 @@
 
 mod dense;
 mod int;
+mod int8;
 pub mod x;
 
 pub use dense::DenseDots;
 pub use int::{IntDots, fits};
+pub use int8::{Int8Dots, Plain, Vnni};
 use x::{Layout, X};
 
 use super::gemm::{GemmArgs, Operand, epilogue};
@@ -28,6 +30,20 @@ pub trait Dots: Copy + Sync {
 
     /// Bytes of a row of `k` weights, scales left out.
     fn row_bytes(&self, k: usize) -> usize;
+
+    /// `x` in that layout.
+    ///
+    /// # Safety
+    /// `x` is readable for `m` rows of `k` as long as the result is used.
+    unsafe fn prepare(&self, isa: Isa, x: Operand, m: usize, k: usize, scratch: &mut Scratch) -> X {
+        // SAFETY: as the caller vouches.
+        unsafe { X::prepare(isa, x, m, k, self.layout(k), scratch) }
+    }
+
+    /// Starts a kernel with the instructions that [`dots`](Self::dots) uses.
+    fn start<K: Kernel>(&self, isa: Isa, kernel: K) -> K::Output {
+        isa.run(kernel)
+    }
 
     /// Values of working memory for `rows` rows, at a level of `lanes` lanes.
     fn work(&self, rows: usize, k: usize, lanes: usize) -> usize {
@@ -56,7 +72,7 @@ const JOB_BYTES: usize = 32 << 10;
 /// Columns of one job at most: the buffer of sums stays in L1.
 const JOB_COLS: usize = 256;
 
-/// `out = epilogue(x w^T)` with exact products of the operands as stored, accumulated in f32. `rows[i]` are the weights of
+/// `out = epilogue(x w^T)`, products as `D` makes them, accumulated in f32. `rows[i]` are the weights of
 /// `args.parts[i]`, whose source is not used.
 ///
 /// # Safety
@@ -68,12 +84,12 @@ pub unsafe fn gemv<D: Dots>(isa: Isa, pool: &Pool, args: &GemmArgs, rows: &[D]) 
     };
     let mut scratch = Scratch::new();
     // SAFETY: `x` is readable for `m` rows of `k`, says the caller.
-    let x = unsafe { X::prepare(isa, args.x, m, args.k, first.layout(args.k), &mut scratch) };
+    let x = unsafe { first.prepare(isa, args.x, m, args.k, &mut scratch) };
     let col_bytes = first.row_bytes(args.k).max(1) * if args.gated { 2 } else { 1 };
     let cols = job_cols(n_out, col_bytes, pool.threads());
     pool.run(n_out.div_ceil(cols), |job, worker| {
         let col = job * cols;
-        isa.run(Job { args, rows, x: &x, col, cols: cols.min(n_out - col), worker });
+        first.start(isa, Job { args, rows, x: &x, col, cols: cols.min(n_out - col), worker });
     });
 }
 
@@ -182,7 +198,7 @@ unsafe fn rows_sums<S: Simd, D: Dots, const R: usize>(
     while i < x.m {
         // SAFETY: as the caller vouches.
         unsafe {
-            match x.m - i {
+            match if R == 1 { 1 } else { x.m - i } {
                 1 => {
                     let sums = d.dots::<S, R, 1>(s, row, x, i, work);
                     put(&sums, &add, &mut to[i * stride..], stride);

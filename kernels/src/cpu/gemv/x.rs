@@ -28,6 +28,15 @@ pub struct X {
     stride: usize,
     sums: *const f32,
     sum_stride: usize,
+    blocks: Blocks,
+}
+
+/// What else there is to a row whose values are rounded to bytes.
+#[derive(Clone, Copy)]
+struct Blocks {
+    scales: *const f32,
+    lane_sums: *const i32,
+    stride: usize,
 }
 
 // SAFETY: the values are only read once prepared.
@@ -59,14 +68,73 @@ impl X {
         scratch: &mut Scratch,
     ) -> X {
         if layout.fields == 1 && layout.sums == 0 && x.dtype == DType::F32 {
-            let sums = std::ptr::null();
-            return X { m, k, values: x.ptr.cast(), stride: x.stride, sums, sum_stride: 0 };
+            return X::new(m, k, x.ptr.cast(), x.stride, std::ptr::null(), 0);
         }
         let stride = k.next_multiple_of(layout.fields * MAX_LANES);
         let groups = if layout.sums == 0 { 0 } else { k.div_ceil(layout.sums).next_multiple_of(MAX_LANES) };
         let (values, sums) = scratch.slice::<f32>(m * (stride + groups)).split_at_mut(m * stride);
         isa.run(Prepare { x, k, layout, values, stride, sums, groups, m });
-        X { m, k, values: values.as_ptr(), stride, sums: sums.as_ptr(), sum_stride: groups }
+        X::new(m, k, values.as_ptr(), stride, sums.as_ptr(), groups)
+    }
+
+    fn new(m: usize, k: usize, values: *const f32, stride: usize, sums: *const f32, sum_stride: usize) -> X {
+        let none = Blocks { scales: std::ptr::null(), lane_sums: std::ptr::null(), stride: 0 };
+        X { m, k, values, stride, sums, sum_stride, blocks: none }
+    }
+
+    /// Rounds `m` rows of `k` to bytes. A vector of words, `layout.fields` values a word, shares a scale: the largest value
+    /// over 127. Its bytes lie as [`Int8Dots`](super::Int8Dots) takes words apart: those that meet fields 0, 2, 4, 6 of each
+    /// word, then those that meet 1, 3, 5, 7; or, for words of four fields, in order.
+    ///
+    /// # Safety
+    /// The operand is readable for these rows.
+    pub unsafe fn prepare_bytes(
+        isa: Isa,
+        x: Operand,
+        m: usize,
+        k: usize,
+        layout: Layout,
+        scratch: &mut Scratch,
+    ) -> X {
+        let padded = k.next_multiple_of(layout.fields * MAX_LANES);
+        let (codes, words) = (padded / 4, padded / layout.fields);
+        let groups = if layout.sums == 0 { 0 } else { k.div_ceil(layout.sums).next_multiple_of(MAX_LANES) };
+        let all = scratch.slice::<f32>(m * (codes + groups + 2 * words));
+        let (values, rest) = all.split_at_mut(m * codes);
+        let (sums, rest) = rest.split_at_mut(m * groups);
+        let (scales, lane_sums) = rest.split_at_mut(m * words);
+        let lane_sums: &mut [i32] = bytemuck::cast_slice_mut(lane_sums);
+        isa.run(Round {
+            x,
+            m,
+            k,
+            layout,
+            codes: bytemuck::cast_slice_mut(values),
+            sums,
+            groups,
+            scales,
+            lane_sums,
+        });
+        let blocks = Blocks { scales: scales.as_ptr(), lane_sums: lane_sums.as_ptr(), stride: words };
+        X { blocks, ..X::new(m, k, values.as_ptr(), codes, sums.as_ptr(), groups) }
+    }
+
+    /// Bytes of a rounded row, four to a value.
+    #[inline(always)]
+    pub(super) fn codes(&self, i: usize) -> *const i32 {
+        self.row(i).cast()
+    }
+
+    /// Scale of each vector of words of a rounded row.
+    #[inline(always)]
+    pub(super) fn scales(&self, i: usize) -> *const f32 {
+        self.blocks.scales.wrapping_add(i * self.blocks.stride)
+    }
+
+    /// Sum of the bytes that meet each word of a rounded row.
+    #[inline(always)]
+    pub(super) fn lane_sums(&self, i: usize) -> *const i32 {
+        self.blocks.lane_sums.wrapping_add(i * self.blocks.stride)
     }
 }
 
@@ -155,6 +223,72 @@ unsafe fn row<S: Simd, T: Elem>(s: S, from: *const T, k: usize, fields: usize, t
                 }
             }
             j += n;
+        }
+    }
+}
+
+struct Round<'a> {
+    x: Operand,
+    m: usize,
+    k: usize,
+    layout: Layout,
+    codes: &'a mut [i8],
+    sums: &'a mut [f32],
+    groups: usize,
+    scales: &'a mut [f32],
+    lane_sums: &'a mut [i32],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Round { x, m, k, layout, codes, sums, groups, scales, lane_sums } = self;
+        let fields = layout.fields;
+        let block = fields * S::LANES;
+        let row_codes = codes.len() / m.max(1);
+        let row_words = scales.len() / m.max(1);
+        sums.fill(0.0);
+        for i in 0..m {
+            let from = x.ptr.wrapping_add(i * x.stride * x.dtype.size());
+            let codes = &mut codes[i * row_codes..][..row_codes];
+            for v in 0..row_codes / block {
+                let mut value = [s.zero(); 8];
+                let mut most = s.zero();
+                for (j, value) in value.iter_mut().enumerate().take(fields) {
+                    let at = v * block + j * S::LANES;
+                    let n = S::LANES.min(k.saturating_sub(at));
+                    if n > 0 {
+                        // SAFETY: the values exist.
+                        *value = unsafe { epilogue::load_any(s, x.dtype, from, at, n) };
+                    }
+                    most = s.max(most, s.abs(*value));
+                }
+                let scale = s.max_lane(most) / 127.0;
+                let by = s.splat(if scale > 0.0 { scale } else { 1.0 });
+                let mut rounded = [0i32; 8 * MAX_LANES];
+                for (j, value) in value.iter().enumerate().take(fields) {
+                    // SAFETY: there is room for 8 vectors.
+                    unsafe { s.store_i(rounded.as_mut_ptr().add(j * S::LANES), s.to_int(s.div(*value, by))) };
+                }
+                scales[i * row_words + v] = scale;
+                for lane in 0..S::LANES {
+                    let mut sum = 0;
+                    for j in 0..fields {
+                        let q = rounded[lane * fields + j];
+                        sum += i32::from(q as i8);
+                        let at =
+                            if fields == 8 { j % 2 * S::LANES * 4 + lane * 4 + j / 2 } else { lane * 4 + j };
+                        codes[v * block + at] = q as i8;
+                    }
+                    lane_sums[i * row_words + v * S::LANES + lane] = sum;
+                }
+                if groups > 0 {
+                    for (j, q) in rounded.iter().enumerate().take(block.min(k.saturating_sub(v * block))) {
+                        sums[i * groups + (v * block + j) / layout.sums] += scale * *q as f32;
+                    }
+                }
+            }
         }
     }
 }

@@ -6,9 +6,9 @@ use smallvec::SmallVec;
 use super::args::{Rows, with_args};
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::GemmArgs;
-use crate::cpu::gemv::{DenseDots, Dots, IntDots, fits, gemv};
+use crate::cpu::gemv::{DenseDots, Dots, Int8Dots, IntDots, Plain, fits, gemv};
 use crate::ops::Matmul;
-use crate::ops::matmul::MatmulSpec;
+use crate::ops::matmul::{Math, MatmulSpec};
 use crate::select::Reject;
 use crate::spec::{Caps, DType, Format, KernelError};
 
@@ -40,12 +40,27 @@ pub(super) fn reject_int<const BITS: u8>(spec: &MatmulSpec, _: &Caps) -> Option<
     }
 }
 
+pub(super) fn reject_bytes<const BITS: u8>(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if spec.math != Math::Int8 {
+        return Some("rounds x to 8 bits, which math=int8 allows".into());
+    }
+    reject_int::<BITS>(spec, caps)
+}
+
 /// Reading the weights, or multiplying: whichever takes longer.
 pub(super) fn est(spec: &MatmulSpec, caps: &Caps) -> f32 {
     let bytes = spec.w.bytes(spec.n as usize, spec.k as usize) as f32;
     let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
     let units = caps.units as f32;
     (bytes / (10_000.0 * units)).max(macs / (12_000.0 * units))
+}
+
+/// As [`est`], with products of bytes.
+pub(super) fn est_bytes(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    let bytes = spec.w.bytes(spec.n as usize, spec.k as usize) as f32;
+    let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
+    let units = caps.units as f32;
+    0.9 * (bytes / (10_000.0 * units)).max(macs / (40_000.0 * units))
 }
 
 fn run<D: Dots>(op: &Matmul, cx: &CpuCx, of: impl Fn(&Rows) -> Option<D>) -> Result<(), KernelError> {
@@ -78,4 +93,16 @@ pub(super) fn int<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), Kern
         Rows::Int(rows) => Some(IntDots::<BITS>(*rows)),
         Rows::Dense(..) => None,
     })
+}
+
+pub(super) fn bytes<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    let int = |rows: &Rows| match rows {
+        Rows::Int(rows) => Some(IntDots::<BITS>(*rows)),
+        Rows::Dense(..) => None,
+    };
+    #[cfg(target_arch = "x86_64")]
+    if let Some(vnni) = crate::cpu::gemv::Vnni::of(cx.isa) {
+        return run(op, cx, |rows| int(rows).map(|rows| Int8Dots(rows, vnni)));
+    }
+    run(op, cx, |rows| int(rows).map(|rows| Int8Dots(rows, Plain)))
 }
