@@ -142,7 +142,7 @@ pub fn verify(
     }
     Ok(Report {
         schema: SCHEMA,
-        model: files.describe(""),
+        model: files.describe("").trim_end_matches(['/', ':']).to_owned(),
         backend,
         dtype: precision.dtype,
         pass: cases.iter().all(|case| case.pass),

@@ -106,12 +106,12 @@ fn broken_configurations() {
     }
     let edits: [(&str, serde_json::Value, &str); 8] = [
         ("/text_config/hidden_size", 100.into(), "100"),
-        ("/text_config/num_attention_heads", 0.into(), "num_attention_heads"),
+        ("/text_config/num_attention_heads", 0.into(), "q_proj"),
         ("/text_config/num_hidden_layers", 9.into(), "layers.5"),
         ("/text_config/hidden_act", "relu".into(), "relu"),
         ("/text_config/rope_parameters/rope_type", "spiral".into(), "spiral"),
         ("/vision_config/patch_size", 0.into(), "patch_size"),
-        ("/vision_config/image_size", 0.into(), ""),
+        ("/vision_config/image_size", 0.into(), "image_size"),
         ("/scale_factor", 0.into(), "scale_factor"),
     ];
     for (pointer, value, part) in edits {

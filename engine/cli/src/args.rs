@@ -139,19 +139,19 @@ impl DTypeArg {
 #[derive(Debug, Args)]
 pub struct SamplingArgs {
     /// Randomness: 0 always takes the most likely token.
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
     /// Sample among this many most likely tokens; 0 is all.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub top_k: u32,
     /// Sample among the most likely tokens that reach this probability together.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
     pub top_p: f32,
     /// Sample among tokens with at least this part of the largest probability.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 0.0)]
     pub min_p: f32,
     /// Above 1, tokens that occurred become less likely.
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 1.0)]
     pub repetition_penalty: f32,
     /// Seed of the random numbers.
     #[arg(long, value_name = "N", default_value_t = 0)]

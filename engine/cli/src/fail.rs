@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use ocelli_engine::Error;
+use ocelli_engine::files::FileError;
+use ocelli_engine::text::TextError;
+use ocelli_engine::weights::WeightError;
 
 /// Done, but what was asked for does not hold: a verification that failed.
 pub const FAILED: u8 = 1;
@@ -102,7 +105,40 @@ impl From<Error> for Failure {
             Error::Cancelled => INTERRUPTED,
             _ => FAILED,
         };
-        Self { hint: error.hint(), message: error.to_string(), code }
+        let hint = error.hint().or_else(|| way_out(&error).map(str::to_owned));
+        Self { hint, message: error.to_string(), code }
+    }
+}
+
+/// What to do about errors of a kind, in the words of the command line.
+fn way_out(error: &Error) -> Option<&'static str> {
+    const DAMAGED: &str = "the file may be damaged or only partly downloaded; get it again";
+    const DIRECTORY: &str = "a model is a directory with config.json, tokenizer.json and model.safetensors (or shards with their index)";
+    const LOOK: &str = "`ocelli inspect MODEL` shows what is known of a model; `ocelli run` without --model has one built in";
+    let of_file = |error: &FileError| match error {
+        FileError::Missing(_) => Some(DIRECTORY),
+        FileError::Json { .. } | FileError::Utf8 { .. } => Some(DAMAGED),
+        _ => None,
+    };
+    match error {
+        Error::File(error) | Error::Weights(WeightError::File(error)) => of_file(error),
+        Error::Weights(WeightError::Invalid { .. }) => Some(DAMAGED),
+        Error::Weights(WeightError::Tensor { .. }) => {
+            Some("the file may be damaged, only partly downloaded, or of another model than config.json")
+        }
+        Error::Weights(WeightError::Unsupported { .. }) => {
+            Some("`ocelli quantize` makes int8 and int4 copies of an unquantized checkpoint")
+        }
+        Error::Weights(WeightError::Missing { .. }) => {
+            Some("config.json and the weights may belong to different models")
+        }
+        Error::Config { .. } => Some(LOOK),
+        Error::Text(TextError::File(error)) => of_file(error),
+        Error::Text(_) => {
+            Some("tokenizer and chat template have to be those of the model; get its files again")
+        }
+        Error::Param(_) => Some("`ocelli run --help` lists the parameters with their ranges"),
+        _ => None,
     }
 }
 
