@@ -30,6 +30,7 @@ fn wrong_arguments() {
         (&["inspect", "--image-size", "99999999999x9"], "pixels"),
         (&["inspect", "--image-size", "9x9", "--image-size", "8x8", "--images", "1"], "--images"),
         (&["inspect", "--max-tokens", "0"], "--max-tokens"),
+        (&["inspect", "--processor", "no_such_field=1"], "no_such_field"),
         (&["quantize", "--format", "int4"], "--out"),
         (&["quantize", "--out", "x"], "--format"),
         (&["quantize", "--out", "x", "--format", "int3"], "int3"),

@@ -50,6 +50,11 @@ impl Failure {
         self
     }
 
+    /// Whether the arguments are wrong, not what they name.
+    pub fn is_usage(&self) -> bool {
+        self.code == USAGE
+    }
+
     /// The error line without its `error: `.
     pub fn message(&self) -> &str {
         &self.message
@@ -185,13 +190,15 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or("wrong arguments");
-    let rest: Vec<&str> =
-        lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
     let mut message = first.trim_start_matches("error: ").to_owned();
     let mut hint = "`ocelli --help` and `ocelli COMMAND --help` list what is accepted".to_owned();
-    for line in rest {
-        match line.strip_prefix("tip: ") {
-            Some(tip) => hint = tip.to_owned(),
+    for line in lines.take_while(|line| !line.starts_with("For more")) {
+        if let Some(tip) = line.strip_prefix("tip: ") {
+            hint = tip.to_owned();
+            break;
+        }
+        match line.strip_prefix("Usage: ") {
+            Some(usage) => hint = format!("usage: {usage} (`--help` says more)"),
             None => message = format!("{message} {line}"),
         }
     }

@@ -97,6 +97,7 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     let mut report = Report::new(args, &config, &checkpoint, device.caps(), precision);
     let failure = match report.plan(args, &files, &checkpoint, device.caps(), precision) {
         Ok(()) => None,
+        Err(failure) if failure.is_usage() => return Err(failure),
         Err(failure) => {
             report.refused.push(failure.message().to_owned());
             Some(failure)
