@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::roof::Roofs;
 
 /// The version of [`Record`]'s form.
-pub const SCHEMA: &str = "ocelli.bench.kernels/1";
+pub const SCHEMA: &str = "ocelli.bench.kernels.v1";
 
 /// All rows of one run on one machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,7 +237,7 @@ mod tests {
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(Record::parse(&text).unwrap(), record);
         assert!(text.contains("\"roof\":\"read_gbps\""));
-        assert!(Record::parse(&text.replace("kernels/1", "kernels/0")).unwrap_err().contains("schema"));
+        assert!(Record::parse(&text.replace("kernels.v1", "kernels.v0")).unwrap_err().contains("schema"));
         assert!(
             Record::parse(&text.replace("\"p20_us\":1.0", "\"p20_us\":9.0")).unwrap_err().contains("p20")
         );

@@ -314,6 +314,28 @@ pub struct BenchArgs {
 pub enum BenchCommand {
     /// Measure a model: time to encode a picture, tokens a second of prompt and of answer, as medians.
     Model(BenchModelArgs),
+    /// Measure this machine's roofs and each kernel's fraction of them, at the shapes of real models.
+    Kernels(BenchKernelsArgs),
+}
+
+/// `ocelli bench kernels`.
+#[derive(Debug, Args)]
+pub struct BenchKernelsArgs {
+    /// Backend to measure.
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    pub backend: BackendArg,
+    /// Threads; without it every core that the process may use.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Only shapes whose op, description or spec contains this text.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+    /// Every variant that runs a spec, not just the one that is picked.
+    #[arg(long)]
+    pub all: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ocelli bench model`.

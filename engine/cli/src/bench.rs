@@ -7,7 +7,7 @@ use ocelli_bench::model::{ModelReport, Options, Quantiles, measure};
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
 use serde::Serialize;
 
-use crate::args::{BenchArgs, BenchCommand, BenchModelArgs};
+use crate::args::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs};
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
@@ -16,7 +16,33 @@ use crate::progress::Spinner;
 pub fn bench(args: &BenchArgs) -> Outcome {
     match &args.command {
         BenchCommand::Model(args) => model(args),
+        BenchCommand::Kernels(args) => kernels(args),
     }
+}
+
+fn kernels(args: &BenchKernelsArgs) -> Outcome {
+    let options = ocelli_bench::kernels::Options {
+        backend: args.backend.backend().unwrap_or_default(),
+        threads: args.threads.map(usize::from),
+        only: args.only.clone(),
+        all_variants: args.all,
+        ..ocelli_bench::kernels::Options::default()
+    };
+    let spinner = Spinner::new("measuring roofs");
+    let outcome = ocelli_bench::kernels::run(&options, &mut |row| {
+        spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
+    })
+    .map_err(|error| Failure::new(error.to_string()))?;
+    drop(spinner);
+    for note in &outcome.notes {
+        eprintln!("left out: {note}");
+    }
+    if args.json {
+        print_json(&outcome.record)?;
+    } else {
+        print(&outcome.record.table())?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]
