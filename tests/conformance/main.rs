@@ -1,6 +1,9 @@
 //! Every CPU kernel of every op against its f64 reference, at every instruction-set level of the machine.
 
+mod harness;
 mod quant;
+mod streams;
+mod views;
 
 use std::sync::Arc;
 

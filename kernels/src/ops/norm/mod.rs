@@ -111,6 +111,9 @@ impl Op for Norm {
             }
             check::shape("sum", sum, x.shape())?;
             check::dtype("sum", sum, x.dtype())?;
+            for (name, view) in [("weight", weight), ("bias", bias)] {
+                check::output("sum", sum, view.as_ref().map(|view| (name, view)))?;
+            }
             writes("sum", sum)?;
             check::output("out", out, [("sum", sum)])?;
         }

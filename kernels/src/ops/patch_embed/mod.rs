@@ -130,6 +130,10 @@ impl Op for PatchEmbed {
         if let Some(ids) = pos_ids {
             check::dtype("pos_ids", ids, DType::I32)?;
             check::shape("pos_ids", ids, &[patches])?;
+            inputs.push(("pos_ids", ids));
+        }
+        for part in w.parts() {
+            inputs.extend(part.planes.iter().chain(&part.bias).map(|view| ("w", view)));
         }
         check::output("out", out, inputs)?;
         Ok(PatchEmbedSpec {

@@ -93,6 +93,7 @@ impl Op for Pool {
             PoolOver::Segments(ref starts) => {
                 check::rank("segments", starts, 1)?;
                 check::dtype("segments", starts, DType::I32)?;
+                check::output("out", out, [("segments", starts)])?;
                 if starts.is_empty() {
                     return Err(ShapeError::mismatch("segments", "at least one element", 0));
                 }

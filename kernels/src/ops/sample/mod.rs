@@ -84,12 +84,13 @@ impl Op for Sample {
         }
         check::dtype("out", out, DType::I32)?;
         check::shape("out", out, &[rows])?;
-        check::output("out", out, [("logits", logits), ("params", params)])?;
+        let history = history.as_ref().map(|view| ("history", view));
+        check::output("out", out, [("logits", logits), ("params", params)].into_iter().chain(history))?;
         Ok(SampleSpec {
             rows: bucket(rows),
             vocab: vocab as u32,
             x: logits.dtype(),
-            history: history.is_some(),
+            history: self.history.is_some(),
         })
     }
 
