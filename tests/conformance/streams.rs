@@ -45,11 +45,12 @@ fn the_null_stream_records_spec_variant_and_cost() {
     stream.exec(&Norm { kind: NormKind::Layer, ..op.clone() }).unwrap();
     stream.end_scope();
 
-    assert_eq!(stream.allocated(), (2 * 3 * 64 + 64) * 4);
+    let log = stream.log();
+    assert_eq!(log.allocated(), (2 * 3 * 64 + 64) * 4);
     let bytes = 3 * 64 * 4;
-    let total = stream.total();
+    let total = log.total();
     assert_eq!((total.read, total.written), (2 * (bytes + 256), 2 * bytes));
-    let records = stream.take_records();
+    let records = log.take();
     assert_eq!(records.len(), 2);
     assert_eq!(records[0].scope, "text.layers.4");
     assert_eq!(records[1].scope, "text");
@@ -57,7 +58,7 @@ fn the_null_stream_records_spec_variant_and_cost() {
     assert_eq!(records[1].spec, "rows=4 d=64 kind=layer");
     assert_eq!(records[0].variant.as_deref(), Ok("rows-f32"));
     assert_eq!(records[0].cost, op.cost());
-    assert!(stream.records().is_empty());
+    assert!(log.take().is_empty());
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn backends_without_kernels_say_so() {
     let mut stream = NullStream::new(Caps { backend: Backend::Cuda, ..here() });
     let op = norm(&mut stream, 3, 64);
     stream.exec(&op).unwrap();
-    assert_eq!(stream.records()[0].variant, Err("not built yet".into()));
+    assert_eq!(stream.log().take()[0].variant, Err("not built yet".into()));
     assert!(Norm::explain(Backend::Wgpu, &op.spec().unwrap(), &here()).is_empty());
 }
 
@@ -228,7 +229,7 @@ fn shape_errors_name_operand_axis_and_both_sides() {
         refusal(s, &embed),
         "patch_embed: pos axis 0: expected 4 patches of a picture or more, found 3"
     );
-    assert!(stream.records().is_empty(), "refused ops are not recorded");
+    assert!(stream.log().take().is_empty(), "refused ops are not recorded");
 }
 
 #[test]

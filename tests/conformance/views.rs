@@ -6,8 +6,7 @@ use half::bf16;
 use ocelli_kernels::cpu::CpuDevice;
 use ocelli_kernels::ops::{Norm, NormKind};
 use ocelli_kernels::{
-    DType, Device, Exec, Format, HOST_ALIGN, KernelError, Layout, Op, Storage, Stream, StreamId, View,
-    Weights,
+    DType, Device, Format, HOST_ALIGN, KernelError, Layout, Op, Storage, Stream, StreamId, View, Weights,
 };
 
 fn stream() -> Box<dyn Stream> {
