@@ -164,13 +164,6 @@ pub(crate) struct OutRow<'a> {
     view: PhantomData<&'a View>,
 }
 
-impl<'a> OutRow<'a> {
-    /// A row of working memory.
-    pub(crate) fn of(row: &'a mut [f32]) -> Self {
-        Self { base: Base::F32(row.as_mut_ptr()), len: row.len(), view: PhantomData }
-    }
-}
-
 impl OutRow<'_> {
     /// Elements.
     #[inline(always)]

@@ -122,7 +122,10 @@ impl Finish<'_> {
                     }
                     let row = row + i;
                     if let Some(r) = &args.residual {
-                        y = s.add(y, load_any(s, r.dtype, r.ptr, row * r.stride + col, n));
+                        y = s.add(
+                            y,
+                            load_any(s, r.dtype, r.ptr, args.residual_row.of(row) * r.stride + col, n),
+                        );
                     }
                     store_any(s, args.out.dtype, args.out.ptr, row * args.out.stride + col, y, n);
                 }

@@ -51,6 +51,42 @@ pub struct OperandMut {
     pub stride: usize,
 }
 
+/// Rows of `x` that are computed while they are packed.
+pub trait RowSource: Sync {
+    /// Writes columns `col..col + n` of rows `row..row + rows` to rows of `stride` values.
+    ///
+    /// # Safety
+    /// The rows and columns exist; `to` is writable at those places.
+    unsafe fn pack(&self, row: usize, rows: usize, col: usize, n: usize, to: *mut f32, stride: usize);
+}
+
+/// Which row of the residual is added to a row of `out`.
+#[derive(Clone, Copy, Debug)]
+pub enum ResidualRow {
+    /// The row of the same number.
+    Same,
+    /// The row of the same number within blocks of so many rows.
+    Repeat(usize),
+    /// The row that the list names for each row of `out`.
+    At(*const i32),
+}
+
+impl ResidualRow {
+    /// The row for row `row` of `out`.
+    ///
+    /// # Safety
+    /// A list has the entry.
+    #[inline(always)]
+    unsafe fn of(self, row: usize) -> usize {
+        match self {
+            Self::Same => row,
+            Self::Repeat(rows) => row % rows,
+            // SAFETY: as the caller vouches.
+            Self::At(list) => unsafe { *list.add(row) as usize },
+        }
+    }
+}
+
 /// Rows of `w` that are stored together.
 #[derive(Clone, Copy)]
 pub struct Part<'a> {
@@ -71,6 +107,8 @@ pub struct GemmArgs<'a> {
     pub k: usize,
     /// `[m, k]`
     pub x: Operand,
+    /// Computes `x` in the place of a stored one: f32 arithmetic only.
+    pub rows: Option<&'a dyn RowSource>,
     /// `w`, stacked by rows.
     pub parts: &'a [Part<'a>],
     /// Applied after the bias; if gated, to the gate.
@@ -79,6 +117,8 @@ pub struct GemmArgs<'a> {
     pub gated: bool,
     /// Added last: `[m, n_out]`; may be `out` itself.
     pub residual: Option<Operand>,
+    /// Row of the residual for a row of `out`.
+    pub residual_row: ResidualRow,
     /// `[m, n_out]`
     pub out: OperandMut,
 }
@@ -242,6 +282,10 @@ impl Arithmetic for F32 {
         words: usize,
         to: *mut u32,
     ) {
+        if let Some(source) = args.rows {
+            // SAFETY: as the caller vouches.
+            return unsafe { source.pack(row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) };
+        }
         // SAFETY: as the caller vouches.
         unsafe { pack::x_f32(s, args.x, row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) }
     }

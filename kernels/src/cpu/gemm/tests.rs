@@ -131,10 +131,12 @@ pub(super) fn check(case: &Case, round_x: f64, what: &str, run: &dyn Fn(&GemmArg
         m: case.m,
         k: case.k,
         x: x.operand(),
+        rows: None,
         parts: &parts,
         act: case.act,
         gated: case.gated,
         residual: residual.as_ref().map(Matrix::operand),
+        residual_row: ResidualRow::Same,
         out: out.operand_mut(),
     });
     assert!(out.padding_is_untouched(), "{what} {case:?}: wrote between rows");
@@ -254,10 +256,12 @@ fn residual_may_be_the_output() {
         m: 20,
         k: 30,
         x: x.operand(),
+        rows: None,
         parts: &parts,
         act: Activation::None,
         gated: false,
         residual: Some(Operand { ptr: o.ptr, dtype: o.dtype, stride: o.stride }),
+        residual_row: ResidualRow::Same,
         out: o,
     };
     // SAFETY: as above.

@@ -8,7 +8,7 @@ mod reference;
 
 #[cfg(feature = "conformance")]
 mod cases;
-mod cpu;
+pub(in crate::ops) mod cpu;
 
 use serde::{Deserialize, Serialize};
 

@@ -3,16 +3,16 @@
 use half::{bf16, f16};
 use smallvec::SmallVec;
 
-use crate::buffer::{View, WeightPart};
+use crate::buffer::{View, WeightPart, Weights};
 use crate::cpu::CpuCx;
-use crate::cpu::gemm::{Dense, GemmArgs, Operand, OperandMut, PanelSource, Part};
+use crate::cpu::gemm::{Dense, GemmArgs, Operand, OperandMut, PanelSource, Part, ResidualRow};
 use crate::ops::Matmul;
 use crate::quant::int_group::cpu::IntRows;
 use crate::spec::{DType, Format, KernelError};
 
 /// Rows of one stored tensor, in whatever format.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Rows {
+pub(in crate::ops) enum Rows {
     /// Floats, and where they lie.
     Dense(Dense, Operand),
     /// Grouped integers.
@@ -58,17 +58,35 @@ impl Rows {
 }
 
 /// A matrix of floats that is read; of a vector, the elements are rows.
-fn input(view: &View, cx: &CpuCx) -> Result<Operand, KernelError> {
+pub(in crate::ops) fn input(view: &View, cx: &CpuCx) -> Result<Operand, KernelError> {
     Ok(Operand { ptr: view.read_bytes_ptr(cx.id)?, dtype: view.dtype(), stride: view.stride(0) })
 }
 
-fn output(view: &View, cx: &CpuCx) -> Result<OperandMut, KernelError> {
+pub(in crate::ops) fn output(view: &View, cx: &CpuCx) -> Result<OperandMut, KernelError> {
     let ptr = match view.dtype() {
         DType::BF16 => cx.output::<bf16>(view)?.cast(),
         DType::F16 => cx.output::<f16>(view)?.cast(),
         _ => cx.output::<f32>(view)?.cast(),
     };
     Ok(OperandMut { ptr, dtype: view.dtype(), stride: view.stride(0) })
+}
+
+/// Calls `run` with the parts of a matrix, and the rows behind each of them.
+pub(in crate::ops) fn with_parts(
+    w: &Weights,
+    cx: &CpuCx,
+    run: impl FnOnce(&[Part], &[Rows]) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    let mut rows: SmallVec<[Rows; 3]> = SmallVec::new();
+    for part in w.parts() {
+        rows.push(Rows::new(w.format(), w.k(), part, cx)?);
+    }
+    let mut parts: SmallVec<[Part; 3]> = SmallVec::new();
+    for (part, rows) in w.parts().iter().zip(&rows) {
+        let bias = part.bias.as_ref().map(|bias| input(bias, cx)).transpose()?;
+        parts.push(Part { rows: part.rows, source: rows.source(), bias });
+    }
+    run(&parts, &rows)
 }
 
 /// Calls `run` with the operands of `op`, whose spec has passed, and the rows behind each part of the weights.
@@ -80,25 +98,19 @@ pub(super) fn with_args(
     cx: &CpuCx,
     run: impl FnOnce(&GemmArgs, &[Rows]) -> Result<(), KernelError>,
 ) -> Result<(), KernelError> {
-    let (format, k) = (op.w.format(), op.w.k());
-    let mut rows: SmallVec<[Rows; 3]> = SmallVec::new();
-    for part in op.w.parts() {
-        rows.push(Rows::new(format, k, part, cx)?);
-    }
-    let mut parts: SmallVec<[Part; 3]> = SmallVec::new();
-    for (part, rows) in op.w.parts().iter().zip(&rows) {
-        let bias = part.bias.as_ref().map(|bias| input(bias, cx)).transpose()?;
-        parts.push(Part { rows: part.rows, source: rows.source(), bias });
-    }
-    let args = GemmArgs {
-        m: op.x.size(0),
-        k,
-        x: input(&op.x, cx)?,
-        parts: &parts,
-        act: op.act,
-        gated: op.gated,
-        residual: op.residual.as_ref().map(|view| input(view, cx)).transpose()?,
-        out: output(&op.out, cx)?,
-    };
-    run(&args, &rows)
+    with_parts(&op.w, cx, |parts, rows| {
+        let args = GemmArgs {
+            m: op.x.size(0),
+            k: op.w.k(),
+            x: input(&op.x, cx)?,
+            rows: None,
+            parts,
+            act: op.act,
+            gated: op.gated,
+            residual: op.residual.as_ref().map(|view| input(view, cx)).transpose()?,
+            residual_row: ResidualRow::Same,
+            out: output(&op.out, cx)?,
+        };
+        run(&args, rows)
+    })
 }

@@ -1,6 +1,6 @@
 //! CPU kernels.
 
-mod args;
+pub(in crate::ops) mod args;
 mod gemm;
 mod gemv;
 
