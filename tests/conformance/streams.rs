@@ -54,8 +54,8 @@ fn the_null_stream_records_spec_variant_and_cost() {
     assert_eq!(records.len(), 2);
     assert_eq!(records[0].scope, "text.layers.4");
     assert_eq!(records[1].scope, "text");
-    assert_eq!((records[0].op, records[0].spec.as_str()), ("norm", "rows=4 d=64"));
-    assert_eq!(records[1].spec, "rows=4 d=64 kind=layer");
+    assert_eq!((records[0].op, records[0].spec.as_str()), ("norm", "rows=3 d=64"));
+    assert_eq!(records[1].spec, "rows=3 d=64 kind=layer");
     assert_eq!(records[0].variant.as_deref(), Ok("rows-f32"));
     assert_eq!(records[0].cost, op.cost());
     assert!(log.take().is_empty());
