@@ -63,14 +63,20 @@ impl Oracle {
 
     /// A weight matrix `[n, k]`, decoded.
     pub fn weights(&self, weights: &Weights) -> Result<Vec<f64>, KernelError> {
-        let mut all = Vec::with_capacity(weights.n() * weights.k());
+        self.weights_and_zeros(weights).map(|(all, _)| all)
+    }
+
+    /// A weight matrix `[n, k]`, decoded, and what was subtracted from each weight for its zero point: nothing where the
+    /// format has none.
+    pub fn weights_and_zeros(&self, weights: &Weights) -> Result<(Vec<f64>, Vec<f64>), KernelError> {
+        let (mut all, mut zeros) = (Vec::with_capacity(weights.n() * weights.k()), Vec::new());
         for part in weights.parts() {
             match weights.format().dense() {
                 Some(_) => all.extend(self.read(&part.planes[0])?),
-                None => quant::decode(weights.format(), weights.k(), part, self, &mut all)?,
+                None => quant::decode(weights.format(), weights.k(), part, self, &mut all, &mut zeros)?,
             }
         }
-        Ok(all)
+        Ok((all, zeros))
     }
 
     /// The biases of a stacked matrix `[n]`, zero where a part has none.

@@ -7,30 +7,35 @@ use crate::buffer::WeightPart;
 use crate::oracle::Oracle;
 use crate::spec::{Format, KernelError};
 
-/// Appends the rows of one stored tensor, decoded to f64.
+/// Appends the rows of one stored tensor, decoded to f64, to `rows`; and to `zeros` what was subtracted for the zero point
+/// of each weight, nothing for formats without.
 pub(crate) fn decode(
     format: Format,
     k: usize,
     part: &WeightPart,
     oracle: &Oracle,
     rows: &mut Vec<f64>,
+    zeros: &mut Vec<f64>,
 ) -> Result<(), KernelError> {
     match format {
         Format::Dense(_) => rows.extend(oracle.read(&part.planes[0])?),
         Format::IntGroup { bits, .. } => {
             let words = oracle.ints(&part.planes[0])?;
             let scales = oracle.read(&part.planes[1])?;
-            let zeros = part.planes.get(2).map(|plane| oracle.ints(plane)).transpose()?;
+            let points = part.planes.get(2).map(|plane| oracle.ints(plane)).transpose()?;
             let groups = format.groups(k);
             let per_row = part.planes[0].size(1);
             for row in 0..part.rows {
                 for col in 0..k {
                     let group = col / format.group_len(k);
+                    let scale = scales[row * groups + group];
                     let q = int_group::field(words[row * per_row + col * bits as usize / 32], col, bits);
-                    let zero = zeros.as_ref().map_or(0, |zeros| {
-                        int_group::field(zeros[row * bits as usize / 32 * groups + group], row, bits)
-                    });
-                    rows.push((q - zero) as f64 * scales[row * groups + group]);
+                    let mut zero = 0;
+                    if let Some(points) = &points {
+                        zero = int_group::field(points[row * bits as usize / 32 * groups + group], row, bits);
+                        zeros.push(zero as f64 * scale);
+                    }
+                    rows.push((q - zero) as f64 * scale);
                 }
             }
         }

@@ -39,7 +39,8 @@ impl Activation {
 
 pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError> {
     let (m, k, n_out) = (op.x.size(0), op.w.k(), op.n_out());
-    let (x, w, bias) = (io.read(&op.x)?, io.weights(&op.w)?, io.biases(&op.w)?);
+    let (x, bias) = (io.read(&op.x)?, io.biases(&op.w)?);
+    let (w, zeros) = io.weights_and_zeros(&op.w)?;
     let residual = op.residual.as_ref().map(|view| io.read(view)).transpose()?;
 
     // Absolute error of one activation after the rounding that `math` allows, by row.
@@ -56,6 +57,11 @@ pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError>
             sum += a * b;
             magnitude += (a * b).abs();
             weight += b.abs();
+        }
+        // Kernels may sum `x q` and `x zero` apart: `|q| + |zero| <= |q - zero| + 2 |zero|`.
+        if let Some(zeros) = zeros.get(col * k..(col + 1) * k) {
+            magnitude +=
+                x[row * k..][..k].iter().zip(zeros).map(|(a, zero)| 2.0 * (a * zero).abs()).sum::<f64>();
         }
         let error = match op.math {
             Math::Exact => tolerance::dot(k, magnitude + bias[col].abs()),

@@ -3,6 +3,8 @@
 use super::{Sample, params};
 use crate::View;
 use crate::conformance::{Case, CaseCx, Fill};
+use crate::op::Op;
+use crate::oracle::Oracle;
 use crate::spec::DType;
 
 /// Settings of a row: temperature, top-k, top-p, min-p, repetition penalty.
@@ -31,6 +33,20 @@ fn history(cx: &mut CaseCx, rows: usize, width: usize, vocab: usize) -> View {
     cx.ints(&[rows, width], &ids)
 }
 
+/// The first of a few random ops whose tokens rounding cannot change, or the last of them.
+fn sure(cx: &mut CaseCx, make: impl Fn(&mut CaseCx) -> Sample) -> Sample {
+    let mut op = make(cx);
+    for _ in 0..8 {
+        let mut oracle = Oracle::new(cx.id(), false);
+        let known = op.reference(&mut oracle).is_ok();
+        if known && oracle.into_expected().iter().flat_map(|e| &e.bounds).all(|&bound| bound == 0.0) {
+            break;
+        }
+        op = make(cx);
+    }
+    op
+}
+
 pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
     use DType::{BF16, F16, F32};
     let mut all = Vec::new();
@@ -50,22 +66,22 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
     ];
     for x in [F32, BF16, F16] {
         for (rows, vocab) in sizes {
-            let op = Sample {
+            let op = sure(cx, |cx| Sample {
                 logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), rows),
                 params: settings(cx, rows, &[GREEDY]),
                 history: None,
                 out: cx.output(&[rows], DType::I32),
-            };
+            });
             push(format!("greedy {rows}x{vocab} {x}"), op);
         }
         for (name, set) in sampled {
             for (rows, vocab) in [(1, 1), (4, 30), (3, 1031)] {
-                let op = Sample {
+                let op = sure(cx, |cx| Sample {
                     logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), 3),
                     params: settings(cx, rows, &[set]),
                     history: Some(history(cx, rows, 9, vocab)),
                     out: cx.output(&[rows], DType::I32),
-                };
+                });
                 push(format!("{name} {rows}x{vocab} {x}"), op);
             }
         }
@@ -83,41 +99,41 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
     for (name, values) in rows {
         for x in [F32, BF16] {
             for set in [GREEDY, [1.0, 1.0, 1.0, 0.0, 1.0], [0.5, 0.0, 1.0, 0.0, 1.0]] {
-                let op = Sample {
+                let op = sure(cx, |cx| Sample {
                     logits: cx.values(&[1, values.len()], x, &values),
                     params: settings(cx, 1, &[set]),
                     history: None,
                     out: cx.output(&[1], DType::I32),
-                };
+                });
                 push(format!("{name}, {x}, temperature {}", set[params::TEMPERATURE]), op);
             }
         }
     }
-    let op = Sample {
+    let op = sure(cx, |cx| Sample {
         logits: cx.random(&[4, 99], F32, Fill::Normal(1.0)),
         params: settings(cx, 4, &[[0.0, 0.0, 1.0, 0.0, 1.7]]),
         history: Some(history(cx, 4, 60, 99)),
         out: cx.output(&[4], DType::I32),
-    };
+    });
     push("greedy with a penalty".into(), op);
-    let op = Sample {
+    let op = sure(cx, |cx| Sample {
         logits: cx.random(&[2, 20], F32, Fill::Normal(1.0)),
         params: settings(cx, 2, &[GREEDY]),
         history: Some(cx.ints(&[2, 0], &[])),
         out: cx.output(&[2], DType::I32),
-    };
+    });
     push("empty history".into(), op);
     // SmolVLM-256M: a batch whose rows have settings of their own.
-    let op = Sample {
+    let op = sure(cx, |cx| Sample {
         logits: cx.random(&[7, 49280], F32, Fill::Normal(4.0)),
         params: settings(
             cx,
             7,
-            &[GREEDY, sampled[0].1, sampled[3].1, sampled[5].1, sampled[7].1, sampled[8].1, sampled[1].1],
+            &[GREEDY, sampled[0].1, sampled[3].1, sampled[5].1, sampled[7].1, sampled[8].1, sampled[2].1],
         ),
         history: Some(history(cx, 7, 64, 49280)),
         out: cx.output(&[7], DType::I32),
-    };
+    });
     push("a real vocabulary".into(), op);
     all
 }

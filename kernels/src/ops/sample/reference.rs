@@ -76,7 +76,7 @@ fn pick(logits: &[f64], set: &[f64], penalized: bool) -> (usize, bool) {
         let mut before = 0.0;
         let mut count = weights.len();
         for (rank, weight) in weights.iter().enumerate() {
-            sure &= !near(before / total, set[params::TOP_P]);
+            sure &= rank == 0 || !near(before / total, set[params::TOP_P]);
             if before / total >= set[params::TOP_P] {
                 count = rank;
                 break;
