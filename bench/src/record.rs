@@ -35,7 +35,7 @@ pub struct Row {
     pub variant: String,
     /// Whether selection picks this variant for this spec.
     pub picked: bool,
-    /// The spec's fields that differ from their default.
+    /// The spec's fields that differ from their default, and types of the operands.
     pub spec: Map<String, Value>,
     /// Bytes that have to be read and written.
     pub bytes: u64,

@@ -88,6 +88,9 @@ impl Default for Options {
     }
 }
 
+/// Fields of a spec that a row always has: sizes, and the types of the operands even where they are the usual ones.
+const KEPT: &[&str] = &["m", "n", "k", "x", "w"];
+
 /// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -218,7 +221,7 @@ impl Cx {
             ready.push(Ready {
                 variant: row.name.to_owned(),
                 picked: row.name == picked,
-                spec: text::fields(&spec),
+                spec: text::fields_with(&spec, KEPT),
                 cost,
                 run: Box::new(move |turn| launch(&sets[turn % sets.len()], &cpu)),
             });

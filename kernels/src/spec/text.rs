@@ -25,9 +25,14 @@ pub fn write<S: Serialize + Default>(spec: &S) -> String {
 
 /// The fields of a spec that differ from the default, in the order of declaration.
 pub fn fields<S: Serialize + Default>(spec: &S) -> Map<String, Value> {
+    fields_with(spec, &[])
+}
+
+/// As [`fields`], with those named in `keep` whatever their value.
+pub fn fields_with<S: Serialize + Default>(spec: &S, keep: &[&str]) -> Map<String, Value> {
     let defaults = object(&S::default());
     let mut all = object(spec);
-    all.retain(|name, value| defaults.get(name) != Some(value));
+    all.retain(|name, value| keep.contains(&name.as_str()) || defaults.get(name) != Some(value));
     all
 }
 
