@@ -32,6 +32,37 @@ fn devices() {
 }
 
 #[test]
+fn kernel_bench() {
+    let value = ocelli(&["bench", "kernels", "--backend", "cpu", "--only", "step head", "--json"]).json();
+    assert!(value["schema"].as_str().unwrap().contains("bench.kernels"), "{value}");
+    for field in ["cpu", "isa", "threads"] {
+        assert!(!value["machine"][field].is_null(), "{field}: {}", value["machine"]);
+    }
+    for roof in ["fma_f32_gflops", "int8_gops", "read_gbps"] {
+        assert!(value["roofs"][roof].as_f64().unwrap() > 0.0, "{roof}: {}", value["roofs"]);
+    }
+    let rows = value["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2, "in bf16 and in int8: {value}");
+    for row in rows {
+        assert_eq!((&row["backend"], &row["picked"]), (&"cpu".into(), &true.into()), "{row}");
+        assert!(row["variant"].is_string() && row["roof"].is_string(), "{row}");
+        let figure = |name: &str| row[name].as_f64().unwrap_or_else(|| panic!("{name}: {row}"));
+        assert!(figure("bytes") > 0.0 && figure("flops") >= 0.0 && figure("fraction") > 0.0, "{row}");
+        assert!(figure("p20_us") <= figure("median_us") && figure("median_us") <= figure("p80_us"), "{row}");
+        assert_eq!(
+            (&row["op"], &row["spec"]["m"], &row["spec"]["x"]),
+            (&"matmul".into(), &1.into(), &"f32".into())
+        );
+        assert!(
+            row["spec"]["w"].is_string() && row["spec"]["n"].is_u64() && row["spec"]["k"].is_u64(),
+            "{row}"
+        );
+    }
+    ocelli(&["bench", "kernels", "--backend", "cpu", "--only", "no such shape"]).fails(2, &["no such shape"]);
+    ocelli(&["bench", "kernels", "--threads", "0"]).fails(2, &["--threads"]);
+}
+
+#[test]
 fn model_bench() {
     let picture = example("02.png");
     let args = ["bench", "model", "--runs", "2", "--max-tokens", "4", "--image", picture.to_str().unwrap()];

@@ -40,6 +40,9 @@ pub enum BenchError {
     /// A list of shapes does not fit the ops.
     #[error("shapes: {0}")]
     Shapes(String),
+    /// No shape is chosen.
+    #[error("no shape has `{0}` in its op, description or spec")]
+    Nothing(String),
     /// A kernel failed.
     #[error("{what}: {source}")]
     Kernel {
@@ -106,11 +109,6 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&Row)) -> Result<Outcome,
     if options.backend != Backend::Cpu {
         return Err(BenchError::Backend { backend: options.backend, reason: "not built yet".into() });
     }
-    let mut cx = Cx::open(options.threads)?;
-    let machine = Machine::describe(cx.cpu.isa, cx.cpu.pool.threads());
-    let roofs = roof::measure(cx.cpu.isa, cx.cpu.pool.threads());
-    let mut record = Record::new(machine, roofs);
-    let mut notes = vec![];
     let chosen = |shape: &Shape| match &options.only {
         None => true,
         Some(part) => [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part.as_str())),
@@ -120,7 +118,16 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&Row)) -> Result<Outcome,
     let mut lists = Shapes::embedded().map_err(BenchError::Shapes)?;
     lists.reverse();
     let shapes = lists.iter().flat_map(|list| &list.shapes);
-    for shape in std::iter::once(&tower).chain(shapes).filter(|shape| chosen(shape)) {
+    let shapes: Vec<&Shape> = std::iter::once(&tower).chain(shapes).filter(|shape| chosen(shape)).collect();
+    if shapes.is_empty() {
+        return Err(BenchError::Nothing(options.only.clone().unwrap_or_default()));
+    }
+    let mut cx = Cx::open(options.threads)?;
+    let machine = Machine::describe(cx.cpu.isa, cx.cpu.pool.threads());
+    let roofs = roof::measure(cx.cpu.isa, cx.cpu.pool.threads());
+    let mut record = Record::new(machine, roofs);
+    let mut notes = vec![];
+    for shape in shapes {
         if begin.elapsed() > options.limit {
             notes.push(format!("{} {}: left out, the time is over", shape.op, shape.spec));
             continue;

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
+use ocelli_bench::kernels::BenchError;
 use ocelli_bench::model::{ModelReport, Options, Quantiles, measure};
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
 use serde::Serialize;
@@ -32,10 +33,13 @@ fn kernels(args: &BenchKernelsArgs) -> Outcome {
     let outcome = ocelli_bench::kernels::run(&options, &mut |row| {
         spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
     })
-    .map_err(|error| Failure::new(error.to_string()))?;
+    .map_err(|error| match error {
+        BenchError::Nothing(_) => Failure::usage(format!("--only: {error}")),
+        _ => Failure::new(error.to_string()),
+    })?;
     drop(spinner);
     for note in &outcome.notes {
-        eprintln!("left out: {note}");
+        tracing::warn!("left out: {note}");
     }
     if args.json {
         print_json(&outcome.record)?;
