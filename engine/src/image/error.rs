@@ -86,7 +86,9 @@ impl ImageError {
             Self::NotAPicture { .. } => {
                 Some("the format is taken from the content, not from the file's name")
             }
-            Self::TooManyPixels { .. } => Some("make the picture smaller, or raise the limit with --max-pixels"),
+            Self::TooManyPixels { .. } => {
+                Some("make the picture smaller, or raise the limit with --max-pixels")
+            }
             Self::Decode { .. } => {
                 Some("the file may be truncated or damaged; open it in a viewer and save it again")
             }

@@ -255,21 +255,27 @@ unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
     unsafe {
         for (r, fields) in fields.iter_mut().enumerate() {
             let at = w[r].add(v);
-            s.prefetch(at.cast::<u8>().wrapping_add(AHEAD));
+            // Fields of 4 bits are bound by arithmetic, and 4 streams of whole rows are found by the hardware.
+            if const { BITS == 8 } {
+                s.prefetch(at.cast::<u8>().wrapping_add(AHEAD));
+            }
             let words = if whole { s.load_i(at) } else { s.to_bits(s.load_n(at.cast(), end - v)) };
             *fields = s.fields::<BITS>(words);
         }
         for (i, xs) in xs.iter_mut().enumerate() {
             *xs = x[i].add(v * (32 / BITS));
         }
+        // Even fields of 4 bits first: at levels that take words apart, the other half waits as a word.
         step::<S, R, M, BITS, 0>(s, &fields, &xs, sub);
-        step::<S, R, M, BITS, 1>(s, &fields, &xs, sub);
         step::<S, R, M, BITS, 2>(s, &fields, &xs, sub);
-        step::<S, R, M, BITS, 3>(s, &fields, &xs, sub);
-        if BITS == 4 {
+        if const { BITS == 4 } {
             step::<S, R, M, BITS, 4>(s, &fields, &xs, sub);
-            step::<S, R, M, BITS, 5>(s, &fields, &xs, sub);
             step::<S, R, M, BITS, 6>(s, &fields, &xs, sub);
+        }
+        step::<S, R, M, BITS, 1>(s, &fields, &xs, sub);
+        step::<S, R, M, BITS, 3>(s, &fields, &xs, sub);
+        if const { BITS == 4 } {
+            step::<S, R, M, BITS, 5>(s, &fields, &xs, sub);
             step::<S, R, M, BITS, 7>(s, &fields, &xs, sub);
         }
     }

@@ -12,8 +12,8 @@ use super::{Dots, IntDots};
 pub trait Bytes: Copy + Sync {
     /// `sum u x` over the four bytes of each lane, `u` unsigned and below 16.
     fn dot_small<S: Simd>(self, s: S, u: [S::I; 2], x: [S::I; 2]) -> S::I;
-    /// `sum (u - 128) x` over the four bytes of each lane, `u` unsigned; `sum` is `sum x`.
-    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, sum: S::I) -> S::I;
+    /// `sum (u - 128) x` over the four bytes of each lane, `u` unsigned; `less` is `sum 128 x`.
+    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, less: S::I) -> S::I;
     /// Starts a kernel that uses these instructions.
     fn start<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output;
 }
@@ -26,6 +26,8 @@ pub struct Int8Dots<const BITS: usize, B>(pub IntDots<BITS>, pub B);
 const AHEAD: usize = 1024;
 
 impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
+    const WIDE: bool = true;
+
     fn layout(&self, k: usize) -> Layout {
         self.0.layout(k)
     }
@@ -83,7 +85,8 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
                     } else {
                         xs[i][0] = s.load_i(codes.add(v));
                     }
-                    sums[i] = s.load_i(x.lane_sums(m0 + i).add(v));
+                    let sum = s.load_i(x.lane_sums(m0 + i).add(v));
+                    sums[i] = if BITS == 4 { s.shl_i::<3>(sum) } else { s.shl_i::<7>(sum) };
                     scales[i] = s.splat(*x.scales(m0 + i).add(v / S::LANES));
                 }
                 for (r, acc) in acc.iter_mut().enumerate() {
@@ -102,7 +105,7 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
                     let halves = [s.and_i(w, low), s.and_i(s.shr_i::<4>(w), low)];
                     for i in 0..M {
                         let dot = if BITS == 4 {
-                            s.sub_i(bytes.dot_small(s, halves, xs[i]), s.shl_i::<3>(sums[i]))
+                            s.sub_i(bytes.dot_small(s, halves, xs[i]), sums[i])
                         } else {
                             bytes.dot(s, w, xs[i][0], sums[i])
                         };
@@ -269,8 +272,8 @@ impl Bytes for Vnni {
     }
 
     #[inline(always)]
-    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, sum: S::I) -> S::I {
-        s.sub_i(busd(s, s.splat_i(0), u, x), s.shl_i::<7>(sum))
+    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, less: S::I) -> S::I {
+        s.sub_i(busd(s, s.splat_i(0), u, x), less)
     }
 
     fn start<K: Kernel>(self, _: Isa, kernel: K) -> K::Output {

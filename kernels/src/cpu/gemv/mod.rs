@@ -18,13 +18,16 @@ pub use int8::{Int8Dots, Plain, Vnni};
 use x::{Layout, X};
 
 use super::gemm::{GemmArgs, Operand, epilogue};
-use super::isa::Isa;
+use super::isa::{Isa, Level};
 use super::pool::{Pool, Worker};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
 
 /// Rows of stored weights that can be multiplied with prepared rows of `x`. One per family of storage formats.
 pub trait Dots: Copy + Sync {
+    /// Whether a row needs so few registers that 8 are taken together, not 4.
+    const WIDE: bool = false;
+
     /// How `x` has to lie, for rows of `k` weights.
     fn layout(&self, k: usize) -> Layout;
 
@@ -65,8 +68,8 @@ pub trait Dots: Copy + Sync {
     ) -> [[f32; M]; R];
 }
 
-/// Rows of `w` taken together.
-const ROWS: usize = 4;
+/// Rows of `w` taken together at most.
+const MAX_ROWS: usize = 8;
 /// Bytes of weights that are worth waking a thread for.
 const JOB_BYTES: usize = 32 << 10;
 /// Columns of one job at most: the buffer of sums stays in L1.
@@ -118,7 +121,7 @@ impl<D: Dots> Kernel for Job<'_, D> {
         let halves = if args.gated { 2 } else { 1 };
         let stride = cols.next_multiple_of(super::simd::MAX_LANES);
         let half = args.m * stride;
-        let work_len = rows.iter().map(|d| d.work(ROWS, x.k, S::LANES)).max().unwrap_or(0);
+        let work_len = rows.iter().map(|d| d.work(MAX_ROWS, x.k, S::LANES)).max().unwrap_or(0);
         let buffer = worker.scratch.slice::<f32>(halves * half + work_len);
         let (sums, work) = buffer.split_at_mut(halves * half);
         for h in 0..halves {
@@ -159,60 +162,41 @@ unsafe fn part_sums<S: Simd, D: Dots>(
     work: *mut f32,
 ) {
     let mut r = 0;
-    // SAFETY: as the caller vouches.
+    // SAFETY: as the caller vouches. Instances are few because each is a kernel of its own for the compiler.
     unsafe {
-        while r + ROWS <= count {
-            rows_sums::<S, D, ROWS>(s, d, bias, x, row + r, &mut to[r..], stride, work);
-            r += ROWS;
-        }
-        while r < count {
-            rows_sums::<S, D, 1>(s, d, bias, x, row + r, &mut to[r..], stride, work);
-            r += 1;
-        }
-    }
-}
-
-/// As [`part_sums`], for `R` rows and all of `x`.
-///
-/// # Safety
-/// As [`part_sums`].
-#[inline(always)]
-unsafe fn rows_sums<S: Simd, D: Dots, const R: usize>(
-    s: S,
-    d: &D,
-    bias: Option<Operand>,
-    x: &X,
-    row: usize,
-    to: &mut [f32],
-    stride: usize,
-    work: *mut f32,
-) {
-    let mut add = [0.0; R];
-    if let Some(b) = bias {
-        for (r, add) in add.iter_mut().enumerate() {
-            // SAFETY: the bias has a value for each row.
-            *add = unsafe { epilogue::read(b.dtype, b.ptr, (row + r) * b.stride) };
-        }
-    }
-    let mut i = 0;
-    while i < x.m {
-        // SAFETY: as the caller vouches.
-        unsafe {
-            match if R == 1 { 1 } else { x.m - i } {
-                1 => {
-                    let sums = d.dots::<S, R, 1>(s, row, x, i, work);
-                    put(&sums, &add, &mut to[i * stride..], stride);
+        if const { !matches!(S::LEVEL, Level::Scalar) } {
+            let block = if const { D::WIDE } { MAX_ROWS } else { MAX_ROWS / 2 };
+            while r + block <= count {
+                let mut i = 0;
+                while i + 4 <= x.m {
+                    for at in (r..r + block).step_by(2) {
+                        put(d.dots::<S, 2, 4>(s, row + at, x, i, work), &mut to[i * stride + at..], stride);
+                    }
+                    i += 4;
+                }
+                while i < x.m {
+                    let to = &mut to[i * stride + r..];
+                    if const { D::WIDE } {
+                        put(d.dots::<S, MAX_ROWS, 1>(s, row + r, x, i, work), to, stride);
+                    } else {
+                        put(d.dots::<S, { MAX_ROWS / 2 }, 1>(s, row + r, x, i, work), to, stride);
+                    }
                     i += 1;
                 }
-                2 | 3 => {
-                    let sums = d.dots::<S, R, 2>(s, row, x, i, work);
-                    put(&sums, &add, &mut to[i * stride..], stride);
-                    i += 2;
-                }
-                _ => {
-                    let sums = d.dots::<S, R, 4>(s, row, x, i, work);
-                    put(&sums, &add, &mut to[i * stride..], stride);
-                    i += 4;
+                r += block;
+            }
+        }
+        while r < count {
+            for i in 0..x.m {
+                put(d.dots::<S, 1, 1>(s, row + r, x, i, work), &mut to[i * stride + r..], stride);
+            }
+            r += 1;
+        }
+        if let Some(b) = bias {
+            for r in 0..count {
+                let add = epilogue::read(b.dtype, b.ptr, (row + r) * b.stride);
+                for i in 0..x.m {
+                    to[i * stride + r] += add;
                 }
             }
         }
@@ -220,10 +204,10 @@ unsafe fn rows_sums<S: Simd, D: Dots, const R: usize>(
 }
 
 #[inline(always)]
-fn put<const R: usize, const M: usize>(sums: &[[f32; M]; R], add: &[f32; R], to: &mut [f32], stride: usize) {
+fn put<const R: usize, const M: usize>(sums: [[f32; M]; R], to: &mut [f32], stride: usize) {
     for i in 0..M {
         for r in 0..R {
-            to[i * stride + r] = sums[r][i] + add[r];
+            to[i * stride + r] = sums[r][i];
         }
     }
 }

@@ -12,9 +12,14 @@ pub(super) fn reject_f32(_: &MatmulSpec, _: &Caps) -> Option<Reject> {
     None
 }
 
+/// Multiplying at `rate` products per microsecond, and decoding the weights once.
+fn est(spec: &MatmulSpec, caps: &Caps, rate: f32) -> f32 {
+    let weights = spec.n as f32 * spec.k as f32;
+    (spec.m as f32 * weights / rate + weights / 2_000.0) / caps.units as f32
+}
+
 pub(super) fn est_f32(spec: &MatmulSpec, caps: &Caps) -> f32 {
-    let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
-    macs / (30_000.0 * caps.units as f32)
+    est(spec, caps, 30_000.0)
 }
 
 pub(super) fn f32(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {

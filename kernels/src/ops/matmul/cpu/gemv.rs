@@ -47,20 +47,20 @@ pub(super) fn reject_bytes<const BITS: u8>(spec: &MatmulSpec, caps: &Caps) -> Op
     reject_int::<BITS>(spec, caps)
 }
 
-/// Reading the weights, or multiplying: whichever takes longer.
-pub(super) fn est(spec: &MatmulSpec, caps: &Caps) -> f32 {
+/// Reading the weights, or multiplying at `rate` products a microsecond and thread: whichever takes longer. Rates are on
+/// the scale of those of the packed kernels; what matters is where the two cross, at 9 to 16 rows.
+fn est(spec: &MatmulSpec, caps: &Caps, rate: f32) -> f32 {
     let bytes = spec.w.bytes(spec.n as usize, spec.k as usize) as f32;
     let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
-    let units = caps.units as f32;
-    (bytes / (10_000.0 * units)).max(macs / (12_000.0 * units))
+    (bytes / 20_000.0).max(macs / rate) / caps.units as f32
 }
 
-/// As [`est`], with products of bytes.
+pub(super) fn est_f32(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    est(spec, caps, 12_000.0)
+}
+
 pub(super) fn est_bytes(spec: &MatmulSpec, caps: &Caps) -> f32 {
-    let bytes = spec.w.bytes(spec.n as usize, spec.k as usize) as f32;
-    let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
-    let units = caps.units as f32;
-    0.9 * (bytes / (10_000.0 * units)).max(macs / (40_000.0 * units))
+    est(spec, caps, 16_000.0)
 }
 
 fn run<D: Dots>(op: &Matmul, cx: &CpuCx, of: impl Fn(&Rows) -> Option<D>) -> Result<(), KernelError> {

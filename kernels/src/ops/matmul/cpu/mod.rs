@@ -11,17 +11,22 @@ use crate::select::Variant;
 impl CpuOp for Matmul {
     fn cpu_variants() -> &'static [Variant<<Self as Op>::Spec, CpuLaunch<Self>>] {
         &[
-            Variant { name: "gemv-f32", reject: gemv::reject_dense, est_us: gemv::est, launch: gemv::dense },
+            Variant {
+                name: "gemv-f32",
+                reject: gemv::reject_dense,
+                est_us: gemv::est_f32,
+                launch: gemv::dense,
+            },
             Variant {
                 name: "gemv-w8-f32",
                 reject: gemv::reject_int::<8>,
-                est_us: gemv::est,
+                est_us: gemv::est_f32,
                 launch: gemv::int::<8>,
             },
             Variant {
                 name: "gemv-w4-f32",
                 reject: gemv::reject_int::<4>,
-                est_us: gemv::est,
+                est_us: gemv::est_f32,
                 launch: gemv::int::<4>,
             },
             Variant {
@@ -38,5 +43,34 @@ impl CpuOp for Matmul {
             },
             Variant { name: "gemm-f32", reject: gemm::reject_f32, est_us: gemm::est_f32, launch: gemm::f32 },
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{caps, isa::Isa};
+    use crate::ops::matmul::{Math, MatmulSpec};
+    use crate::select::select;
+
+    #[test]
+    fn few_rows_stream_and_many_rows_pack() {
+        let caps = caps(Isa::SCALAR, 2);
+        for (w, few, bytes) in [
+            ("bf16", "gemv-f32", "gemv-f32"),
+            ("int8g128", "gemv-w8-f32", "gemv-w8-int8"),
+            ("int4g32", "gemv-w4-f32", "gemv-w4-int8"),
+        ] {
+            let w = w.parse().expect("a format");
+            let spec = |m, math| MatmulSpec { m, n: 960, k: 576, w, math, ..MatmulSpec::default() };
+            let pick = |m, math| select(Matmul::cpu_variants(), &spec(m, math), &caps).map(|row| row.name);
+            for m in [1, 4, 8] {
+                assert_eq!(pick(m, Math::Exact), Some(few));
+            }
+            assert_eq!(pick(1, Math::Int8), Some(bytes));
+            for m in [32, 1024] {
+                assert_eq!(pick(m, Math::Exact), Some("gemm-f32"));
+            }
+        }
     }
 }
