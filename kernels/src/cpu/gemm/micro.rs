@@ -105,10 +105,9 @@ unsafe fn fixed<S: Simd, D: Dot<S>, const MR: usize>(
     // SAFETY: as the caller vouches.
     unsafe {
         if !first {
-            for (i, row) in acc.iter_mut().enumerate() {
-                for (v, a) in row.iter_mut().enumerate() {
-                    *a = s.load(c.add((i * NV + v) * S::LANES));
-                }
+            // Wanted at the end: the multiplications hide the way from L2.
+            for i in 0..MR * NV {
+                s.prefetch(c.add(i * S::LANES));
             }
         }
         for p in 0..words {
@@ -123,7 +122,8 @@ unsafe fn fixed<S: Simd, D: Dot<S>, const MR: usize>(
         }
         for (i, row) in acc.iter().enumerate() {
             for (v, a) in row.iter().enumerate() {
-                s.store(c.add((i * NV + v) * S::LANES), *a);
+                let at = c.add((i * NV + v) * S::LANES);
+                s.store(at, if first { *a } else { s.add(s.load(at), *a) });
             }
         }
     }

@@ -6,8 +6,8 @@
 //!
 //! - A job is a strip of columns of `out` times a block of its rows; threads claim jobs. Within a job nothing is shared,
 //!   so there is no barrier, and with one row block every weight is decoded once.
-//! - The strip of `w` is decoded at once for all of `k` into panels `[k][NR]`: a [`PanelSource`] writes f32 (or words, see
-//!   [`micro::Dot`]) transposed, so the micro-kernel loads whole vectors of columns.
+//! - A strip of `w` is decoded block by block of `k` into panels `[KC][NR]`, which stay in L2: a [`PanelSource`] writes f32
+//!   (or words, see [`micro::Dot`]) transposed, so the micro-kernel loads whole vectors of columns.
 //! - `x` is copied in blocks `[MC][KC]` that stay in L2, with a row stride known at compile time that keeps rows apart in
 //!   the L1 sets; the micro-kernel broadcasts from them, so they need no transposition.
 //! - The micro-kernel fills the registers: 14 x 32 on AVX-512, 6 x 16 on AVX2; the last rows get a kernel of their height.
@@ -155,8 +155,10 @@ impl GemmArgs<'_> {
 const KC: usize = 256;
 /// Row stride of packed `x` in words: rows of a micro-tile fall into different L1 sets.
 const X_STRIDE: usize = KC + 16;
-/// Bytes of decoded weights that a job aims at: they should stay in L2.
-const STRIP_BYTES: usize = 1 << 20;
+/// Bytes of decoded weights that a job works with at a time: they should stay in L2.
+const STRIP_BYTES: usize = 3 << 18;
+/// Bytes of unfinished sums of a job.
+const SUM_BYTES: usize = 2 << 20;
 /// Vectors per panel.
 const NV: usize = 2;
 
@@ -191,20 +193,23 @@ struct Plan {
 
 impl Plan {
     fn new(args: &GemmArgs, lanes: usize, mr: usize, threads: usize, pack: usize) -> Plan {
-        let per_panel = if args.gated { lanes } else { NV * lanes };
+        let nr = NV * lanes;
+        let per_panel = if args.gated { lanes } else { nr };
         let words = args.k.div_ceil(pack);
+        let kc = words.div_ceil(words.div_ceil(KC).max(1)).next_multiple_of(32).clamp(32, KC);
         let panels = args.n_out().div_ceil(per_panel).max(1);
-        let panel_bytes = (words * NV * lanes * 4).max(1);
-        // Enough jobs that the last one to finish costs little, but strips that fill L2.
-        let strips = panels.div_ceil((STRIP_BYTES / panel_bytes).max(1)).next_multiple_of(threads);
-        let strip = panels.div_ceil(strips);
+        let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
+        // As few strips as L2 allows: `x` is copied once per strip.
+        let strips = panels.div_ceil(env("STRIP", STRIP_BYTES) / (kc * nr * 4)).next_multiple_of(threads);
+        let strip = panels.div_ceil(strips.min(panels));
         let strips = panels.div_ceil(strip);
-        // Splitting rows decodes the weights once more per block, so blocks keep a few hundred rows.
-        let wanted = if threads == 1 { 1 } else { (3 * threads).div_ceil(strips) };
-        let blocks = wanted.min((args.m / 256).max(1));
-        let rows = args.m.div_ceil(blocks).next_multiple_of(mr);
-        let kc = words.div_ceil(words.div_ceil(KC).max(1)).next_multiple_of(8).clamp(8, KC);
-        let mc = (192 / mr * mr).max(mr);
+        // Enough jobs that threads finish together, but blocks of a few hundred rows: weights are decoded once per block.
+        let wanted = if threads == 1 { 1 } else { (env("JOBS", 3) * threads).div_ceil(strips) };
+        let blocks = wanted.min(args.m / env("MINROWS", 256)).max(1);
+        let most =
+            if words <= kc { usize::MAX / 2 } else { (SUM_BYTES / (strip * nr * 4)).max(mr) / mr * mr };
+        let rows = args.m.div_ceil(blocks.max(args.m.div_ceil(most))).next_multiple_of(mr);
+        let mc = (env("MC", 192) / mr * mr).max(mr);
         Plan { per_panel, panels, strip, rows, words, kc, mc }
     }
 
@@ -253,6 +258,8 @@ trait Arithmetic: Copy {
         words: usize,
         to: *mut u32,
     );
+    /// Asks for the memory of one row of `x`, which may lie past the last one.
+    fn prefetch_x<S: Simd>(self, s: S, args: &GemmArgs, row: usize, w0: usize, words: usize);
     /// Packs rows of a part into lanes of a panel; see [`PanelSource::pack`].
     unsafe fn pack_w(
         self,
@@ -261,6 +268,8 @@ trait Arithmetic: Copy {
         k: usize,
         row: usize,
         rows: usize,
+        w0: usize,
+        words: usize,
         to: *mut u32,
         stride: usize,
     );
@@ -271,6 +280,10 @@ trait Arithmetic: Copy {
 #[derive(Clone, Copy)]
 struct F32;
 impl Arithmetic for F32 {
+    #[inline(always)]
+    fn prefetch_x<S: Simd>(self, s: S, args: &GemmArgs, row: usize, w0: usize, words: usize) {
+        pack::prefetch_x(s, args.x, row, w0, words);
+    }
     #[inline(always)]
     unsafe fn pack_x<S: Simd>(
         self,
@@ -297,11 +310,13 @@ impl Arithmetic for F32 {
         k: usize,
         row: usize,
         rows: usize,
+        w0: usize,
+        words: usize,
         to: *mut u32,
         stride: usize,
     ) {
         // SAFETY: as the caller vouches.
-        unsafe { part.source.pack(isa, row, rows, k, to.cast(), stride) }
+        unsafe { part.source.pack(isa, row, rows, w0, words.min(k - w0), to.cast(), stride) }
     }
     #[inline(always)]
     fn dot<S: Simd>(self, _: S) -> impl Dot<S> {
@@ -331,36 +346,44 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
         let rows_end = (row0 + plan.rows).min(args.m);
         let single = plan.words <= plan.kc;
 
-        let w_len = panels * plan.words * nr;
-        let x_len = plan.mc.min((rows_end - row0).next_multiple_of(2)) * X_STRIDE;
-        let c_len = if single { mr(S::LEVEL) * nr } else { plan.mc * nr * panels };
+        let panel = plan.kc * nr;
+        let w_len = panels * panel;
+        let x_len = plan.mc.min(rows_end - row0) * X_STRIDE;
+        let c_len = if single { mr(S::LEVEL) * nr } else { (rows_end - row0) * nr * panels };
         let scratch = worker.scratch.slice::<u32>(w_len + x_len + c_len + panels * nr);
         let (w, rest) = scratch.split_at_mut(w_len);
         let (x, rest) = rest.split_at_mut(x_len);
         let (c, bias) = rest.split_at_mut(c_len);
         let (w, x, c, bias) =
             (w.as_mut_ptr(), x.as_mut_ptr(), c.as_mut_ptr().cast::<f32>(), bias.as_mut_ptr().cast::<f32>());
+        let finish = Finish { args, bias, first: p0 * plan.per_panel, per_panel: plan.per_panel };
 
         // SAFETY: the buffers were sized above for these panels, rows and words; operands as `gemm`'s caller vouches.
         unsafe {
-            for p in 0..panels {
-                pack_panel(s, isa, dot, args, &plan, p0 + p, w.add(p * plan.words * nr), bias.add(p * nr));
-            }
-            let finish = Finish { args, bias, first: p0 * plan.per_panel, per_panel: plan.per_panel };
-            let mut ic = row0;
-            while ic < rows_end {
-                let mc = plan.mc.min(rows_end - ic);
-                let mut pc = 0;
-                loop {
-                    let kc = plan.kc.min(plan.words - pc);
+            let mut pc = 0;
+            loop {
+                let kc = plan.kc.min(plan.words - pc);
+                let (first, last) = (pc == 0, pc + kc == plan.words);
+                for p in 0..panels {
+                    let bias = first.then(|| bias.add(p * nr));
+                    pack_panel(s, isa, dot, args, &plan, p0 + p, pc, kc, w.add(p * panel), bias);
+                }
+                let mut ic = row0;
+                while ic < rows_end {
+                    let mc = plan.mc.min(rows_end - ic);
                     dot.pack_x(s, args, ic, mc, pc, kc, x);
-                    let (first, last) = (pc == 0, pc + kc == plan.words);
                     for p in 0..panels {
-                        let wp = w.add((p * plan.words + pc) * nr);
+                        let wp = w.add(p * panel);
                         let mut i = 0;
                         while i < mc {
                             let h = mr(S::LEVEL).min(mc - i);
-                            let tile = if single { c } else { c.add((p * plan.mc + i) * nr) };
+                            let tile =
+                                if single { c } else { c.add((p * (rows_end - row0) + ic - row0 + i) * nr) };
+                            // A share of the next block of `x`, so that it is in L2 when it is copied.
+                            let share = mc.div_ceil(panels) * i / mc..mc.div_ceil(panels) * (i + h) / mc;
+                            for r in share {
+                                dot.prefetch_x(s, args, ic + mc + p * mc.div_ceil(panels) + r, pc, kc);
+                            }
                             micro::tile(s, dot.dot(s), h, kc, x.add(i * X_STRIDE), wp, tile, first);
                             if last {
                                 finish.tile(s, tile, ic + i, h, p);
@@ -368,18 +391,18 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
                             i += h;
                         }
                     }
-                    pc += kc;
-                    if pc >= plan.words {
-                        break;
-                    }
+                    ic += mc;
                 }
-                ic += mc;
+                pc += kc;
+                if pc >= plan.words {
+                    break;
+                }
             }
         }
     }
 }
 
-/// Decodes panel `p` of the product for all of `k` to `w: [words][NR]`, and its biases to `bias: [NR]`.
+/// Decodes words `pc..pc + kc` of panel `p` of the product to `w: [kc][NR]`, and its biases to `bias: [NR]`.
 ///
 /// Ungated, the lanes are consecutive rows of `w`. Gated, the first vector holds rows of the gate and the second the
 /// rows that they scale, so both accumulators of a column meet in one tile.
@@ -394,8 +417,10 @@ unsafe fn pack_panel<S: Simd, A: Arithmetic>(
     args: &GemmArgs,
     plan: &Plan,
     p: usize,
+    pc: usize,
+    kc: usize,
     w: *mut u32,
-    bias: *mut f32,
+    bias: Option<*mut f32>,
 ) {
     let nr = NV * S::LANES;
     let n_out = args.n_out();
@@ -407,14 +432,16 @@ unsafe fn pack_panel<S: Simd, A: Arithmetic>(
         // SAFETY: lanes `at..at + LANES` of each of `words` rows lie within the panel.
         unsafe {
             if lanes < S::LANES {
-                for i in 0..plan.words {
+                for i in 0..kc {
                     std::ptr::write_bytes(w.add(i * nr + at), 0, S::LANES);
                 }
             }
-            std::ptr::write_bytes(bias.add(at), 0, S::LANES);
+            if let Some(bias) = bias {
+                std::ptr::write_bytes(bias.add(at), 0, S::LANES);
+            }
             args.for_parts(row, lanes, |part, first, rows, lane| {
-                dot.pack_w(isa, part, args.k, first, rows, w.add(at + lane), nr);
-                if let Some(b) = &part.bias {
+                dot.pack_w(isa, part, args.k, first, rows, pc, kc, w.add(at + lane), nr);
+                if let (Some(bias), Some(b)) = (bias, &part.bias) {
                     for i in 0..rows {
                         bias.add(at + lane + i).write(epilogue::read(b.dtype, b.ptr, (first + i) * b.stride));
                     }

@@ -9,11 +9,21 @@ use crate::spec::DType;
 
 /// Rows of weights that can be decoded into panels. One per storage format; see [`pack_rows`] for how to write one.
 pub trait PanelSource: Sync {
-    /// Decodes rows `row..row + rows`, all `k` columns: value (r, i) goes to `to[i * stride + r]`.
+    /// Decodes `k` columns from `col`, a multiple of 32, of rows `row..row + rows`: value (r, i) goes to
+    /// `to[i * stride + r]`.
     ///
     /// # Safety
-    /// The rows exist, with `k` columns; `rows` is at most the level's lanes; `to` is writable at those places.
-    unsafe fn pack(&self, isa: Isa, row: usize, rows: usize, k: usize, to: *mut f32, stride: usize);
+    /// The rows and columns exist; `rows` is at most the level's lanes; `to` is writable at those places.
+    unsafe fn pack(
+        &self,
+        isa: Isa,
+        row: usize,
+        rows: usize,
+        col: usize,
+        k: usize,
+        to: *mut f32,
+        stride: usize,
+    );
 
     /// The matrix itself, if it is stored as bf16: (first element, elements from row to row).
     fn as_bf16(&self) -> Option<(*const bf16, usize)> {
@@ -49,17 +59,19 @@ pub unsafe fn pack_rows<L: RowLoader>(
     loader: L,
     row: usize,
     rows: usize,
+    col: usize,
     k: usize,
     to: *mut f32,
     stride: usize,
 ) {
-    isa.run(PackRows { loader, row, rows, k, to, stride });
+    isa.run(PackRows { loader, row, rows, col, k, to, stride });
 }
 
 struct PackRows<L> {
     loader: L,
     row: usize,
     rows: usize,
+    col: usize,
     k: usize,
     to: *mut f32,
     stride: usize,
@@ -69,40 +81,40 @@ impl<L: RowLoader> Kernel for PackRows<L> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { loader, row, rows, k, to, stride } = self;
+        let Self { loader, row, rows, col, k, to, stride } = self;
         let mut v = [s.zero(); MAX_LANES];
-        let mut col = 0;
-        // SAFETY: rows `row..row + rows` and columns `0..k` exist; `to` is writable for `rows` values at each of `k`
-        // multiples of `stride`.
+        let mut i = 0;
+        // SAFETY: rows `row..row + rows` and columns `col..col + k` exist; `to` is writable for `rows` values at each of
+        // `k` multiples of `stride`.
         unsafe {
             if rows == S::LANES {
-                while col + S::LANES <= k {
-                    for (i, v) in v.iter_mut().enumerate().take(S::LANES) {
-                        loader.prefetch(s, row + i, col + 8 * S::LANES);
-                        *v = loader.load(s, row + i, col);
+                while i + S::LANES <= k {
+                    for (r, v) in v.iter_mut().enumerate().take(S::LANES) {
+                        loader.prefetch(s, row + r, col + i + 8 * S::LANES);
+                        *v = loader.load(s, row + r, col + i);
                     }
                     s.transpose(v.as_mut_ptr());
-                    for (i, v) in v.iter().enumerate().take(S::LANES) {
-                        s.store(to.add((col + i) * stride), *v);
+                    for (j, v) in v.iter().enumerate().take(S::LANES) {
+                        s.store(to.add((i + j) * stride), *v);
                     }
-                    col += S::LANES;
+                    i += S::LANES;
                 }
             }
-            while col < k {
-                let n = S::LANES.min(k - col);
+            while i < k {
+                let n = S::LANES.min(k - i);
                 v = [s.zero(); MAX_LANES];
-                for (i, v) in v.iter_mut().enumerate().take(rows) {
+                for (r, v) in v.iter_mut().enumerate().take(rows) {
                     *v = if n == S::LANES {
-                        loader.load(s, row + i, col)
+                        loader.load(s, row + r, col + i)
                     } else {
-                        loader.load_n(s, row + i, col, n)
+                        loader.load_n(s, row + r, col + i, n)
                     };
                 }
                 s.transpose(v.as_mut_ptr());
-                for (i, v) in v.iter().enumerate().take(n) {
-                    s.store_n(to.add((col + i) * stride), *v, rows);
+                for (j, v) in v.iter().enumerate().take(n) {
+                    s.store_n(to.add((i + j) * stride), *v, rows);
                 }
-                col += n;
+                i += n;
             }
         }
     }
@@ -124,7 +136,16 @@ impl Dense {
 unsafe impl Sync for Dense {}
 
 impl PanelSource for Dense {
-    unsafe fn pack(&self, isa: Isa, row: usize, rows: usize, k: usize, to: *mut f32, stride: usize) {
+    unsafe fn pack(
+        &self,
+        isa: Isa,
+        row: usize,
+        rows: usize,
+        col: usize,
+        k: usize,
+        to: *mut f32,
+        stride: usize,
+    ) {
         let Operand { ptr, dtype, stride: row_stride } = self.0;
         // SAFETY: as the caller and the caller of `new` vouch.
         unsafe {
@@ -135,6 +156,7 @@ impl PanelSource for Dense {
                         DenseRows { ptr: ptr.cast::<bf16>(), row_stride },
                         row,
                         rows,
+                        col,
                         k,
                         to,
                         stride,
@@ -146,14 +168,22 @@ impl PanelSource for Dense {
                         DenseRows { ptr: ptr.cast::<f16>(), row_stride },
                         row,
                         rows,
+                        col,
                         k,
                         to,
                         stride,
                     );
                 }
-                _ => {
-                    pack_rows(isa, DenseRows { ptr: ptr.cast::<f32>(), row_stride }, row, rows, k, to, stride)
-                }
+                _ => pack_rows(
+                    isa,
+                    DenseRows { ptr: ptr.cast::<f32>(), row_stride },
+                    row,
+                    rows,
+                    col,
+                    k,
+                    to,
+                    stride,
+                ),
             }
         }
     }
@@ -182,7 +212,7 @@ impl<T: Elem> RowLoader for DenseRows<T> {
     }
     #[inline(always)]
     fn prefetch<S: Simd>(&self, s: S, row: usize, col: usize) {
-        s.prefetch(self.ptr.wrapping_add(row * self.row_stride + col));
+        s.prefetch_l2(self.ptr.wrapping_add(row * self.row_stride + col));
     }
 }
 
@@ -219,6 +249,8 @@ pub(super) unsafe fn x_f32<S: Simd>(
                 let (from, to) = (from.add(i * from_stride), to.add(i * stride));
                 let mut j = 0;
                 while j + S::LANES <= n {
+                    // Row segments are too short for the hardware to follow.
+                    s.prefetch(from.wrapping_add(from_stride + j));
                     s.store(to.add(j), T::load(s, from.add(j)));
                     j += S::LANES;
                 }
@@ -236,5 +268,15 @@ pub(super) unsafe fn x_f32<S: Simd>(
             DType::F16 => of(s, x.ptr.cast::<f16>().add(at), x.stride, rows, n, to, stride),
             _ => of(s, x.ptr.cast::<f32>().add(at), x.stride, rows, n, to, stride),
         }
+    }
+}
+
+/// Asks for `n` values of `x` from (`row`, `col`), which may lie past its end.
+#[inline(always)]
+pub(super) fn prefetch_x<S: Simd>(s: S, x: Operand, row: usize, col: usize, n: usize) {
+    let size = x.dtype.size();
+    let at = x.ptr.wrapping_add((row * x.stride + col) * size);
+    for line in 0..(n * size).div_ceil(64) {
+        s.prefetch_l2(at.wrapping_add(line * 64));
     }
 }

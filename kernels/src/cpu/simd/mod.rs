@@ -248,6 +248,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `rows` points to `LANES` vectors.
     unsafe fn transpose(self, rows: *mut Self::V);
 
+    /// Asks for the cache line at `p`, as far as the second level; any address is allowed.
+    #[inline(always)]
+    fn prefetch_l2<T>(self, p: *const T) {
+        let _ = p;
+    }
     /// Asks for the cache line at `p`; any address is allowed.
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
