@@ -14,14 +14,18 @@
 //! - Tiles are accumulated over blocks of `k` in a buffer in L2, and finished (bias, activation, gate, residual, rounding)
 //!   by [`epilogue`] while they are still in L1.
 
+mod bf16;
 pub mod epilogue;
+mod int8;
 pub mod micro;
 pub mod pack;
 #[cfg(test)]
 mod tests;
 
+pub use self::bf16::gemm_bf16;
 use self::epilogue::Finish;
-use self::micro::{Dot, DotF32};
+pub use self::int8::{Int8Panel, Int8Source, gemm_int8};
+use self::micro::DotF32;
 pub use self::pack::{Dense, PanelSource, RowLoader, pack_rows};
 use super::isa::{Isa, Level};
 use super::pool::{Pool, Worker};
@@ -157,6 +161,10 @@ const KC: usize = 256;
 const X_STRIDE: usize = KC + 16;
 /// Bytes of decoded weights that a job works with at a time: they should stay in L2.
 const STRIP_BYTES: usize = 3 << 18;
+/// Rows in one block of `x`: with `KC` words each they fill part of L2.
+const MC: usize = 192;
+/// Rows that a job has at least, if rows are split at all.
+const MIN_ROWS: usize = 256;
 /// Bytes of unfinished sums of a job.
 const SUM_BYTES: usize = 2 << 20;
 /// Vectors per panel.
@@ -198,18 +206,17 @@ impl Plan {
         let words = args.k.div_ceil(pack);
         let kc = words.div_ceil(words.div_ceil(KC).max(1)).next_multiple_of(32).clamp(32, KC);
         let panels = args.n_out().div_ceil(per_panel).max(1);
-        let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
         // As few strips as L2 allows: `x` is copied once per strip.
-        let strips = panels.div_ceil(env("STRIP", STRIP_BYTES) / (kc * nr * 4)).next_multiple_of(threads);
+        let strips = panels.div_ceil(STRIP_BYTES / (kc * nr * 4)).next_multiple_of(threads);
         let strip = panels.div_ceil(strips.min(panels));
         let strips = panels.div_ceil(strip);
         // Enough jobs that threads finish together, but blocks of a few hundred rows: weights are decoded once per block.
-        let wanted = if threads == 1 { 1 } else { (env("JOBS", 3) * threads).div_ceil(strips) };
-        let blocks = wanted.min(args.m / env("MINROWS", 256)).max(1);
+        let wanted = if threads == 1 { 1 } else { (3 * threads).div_ceil(strips) };
+        let blocks = wanted.min(args.m / MIN_ROWS).max(1);
         let most =
             if words <= kc { usize::MAX / 2 } else { (SUM_BYTES / (strip * nr * 4)).max(mr) / mr * mr };
         let rows = args.m.div_ceil(blocks.max(args.m.div_ceil(most))).next_multiple_of(mr);
-        let mc = (env("MC", 192) / mr * mr).max(mr);
+        let mc = (MC / mr * mr).max(mr);
         Plan { per_panel, panels, strip, rows, words, kc, mc }
     }
 
@@ -224,15 +231,19 @@ impl Plan {
 /// Every pointer is valid for its matrix, elements need no alignment beyond their type's, `out` overlaps nothing but an
 /// identical `residual`, and the sources produce the rows that `parts` states.
 pub unsafe fn gemm(isa: Isa, pool: &Pool, args: &GemmArgs) {
+    drive(isa, pool, args, F32, Isa::run);
+}
+
+/// Runs the jobs of a product; `run` starts a kernel with the instructions that `arithmetic` needs.
+fn drive<A: Arithmetic>(isa: Isa, pool: &Pool, args: &GemmArgs, arithmetic: A, run: fn(Isa, Job<A>)) {
     if args.m == 0 || args.n_out() == 0 {
         return;
     }
-    let lanes = isa.run(Lanes);
-    let plan = Plan::new(args, lanes, mr(isa.level()), pool.threads(), 1);
+    let plan = Plan::new(args, isa.run(Lanes), arithmetic.mr(isa.level()), pool.threads(), A::PACK);
     let blocks = args.m.div_ceil(plan.rows);
     pool.run(plan.strips() * blocks, |job, worker| {
         let (strip, block) = (job / blocks, job % blocks);
-        isa.run(Job { isa, args, plan, strip, block, worker, dot: F32 });
+        run(isa, Job { isa, args, plan, strip, block, worker, arithmetic });
     });
 }
 
@@ -245,9 +256,28 @@ impl Kernel for Lanes {
     }
 }
 
-/// Chooses the arithmetic of a job, and how its operands are packed for it.
-trait Arithmetic: Copy {
-    /// Packs `rows` rows of `x` from (`row`, word `w0`), `words` words each, to rows of `X_STRIDE` words.
+/// The arithmetic of a product: how operands are packed into words, and how tiles of them are multiplied.
+///
+/// Positions along `k` are in words; see [`micro::Dot`].
+trait Arithmetic: Copy + Sync {
+    /// Values of `k` in a word.
+    const PACK: usize;
+    /// Rows of a micro-tile.
+    fn mr(self, level: Level) -> usize {
+        mr(level)
+    }
+    /// Words that a packed panel of `kc` words takes, with whatever goes with them.
+    fn panel_len(self, kc: usize, nr: usize) -> usize {
+        kc * nr
+    }
+    /// Words that a block of `rows` packed rows of `x` takes.
+    fn x_len(self, rows: usize) -> usize {
+        rows * X_STRIDE
+    }
+    /// Packs `rows` rows of `x` from (`row`, `w0`), `words` words each.
+    ///
+    /// # Safety
+    /// The values exist; `to` has room for a block of `rows` rows.
     unsafe fn pack_x<S: Simd>(
         self,
         s: S,
@@ -258,9 +288,10 @@ trait Arithmetic: Copy {
         words: usize,
         to: *mut u32,
     );
-    /// Asks for the memory of one row of `x`, which may lie past the last one.
-    fn prefetch_x<S: Simd>(self, s: S, args: &GemmArgs, row: usize, w0: usize, words: usize);
-    /// Packs rows of a part into lanes of a panel; see [`PanelSource::pack`].
+    /// Packs `rows` rows of a part, from `row` and `w0`, to lanes of a panel of `nr` lanes, from `lane`.
+    ///
+    /// # Safety
+    /// The values exist; `to` has room for a panel of `words` words.
     unsafe fn pack_w(
         self,
         isa: Isa,
@@ -271,19 +302,31 @@ trait Arithmetic: Copy {
         w0: usize,
         words: usize,
         to: *mut u32,
-        stride: usize,
+        lane: usize,
+        nr: usize,
     );
-    /// The multiplication.
-    fn dot<S: Simd>(self, s: S) -> impl Dot<S>;
+    /// `c (+)= x w` for rows `i..i + rows` of the block; `first` overwrites `c: [rows][NR]`.
+    ///
+    /// # Safety
+    /// `x` is a packed block of `block` rows, `w` a panel of `words` words; `rows` is at most [`Arithmetic::mr`].
+    unsafe fn tile<S: Simd>(
+        self,
+        s: S,
+        block: usize,
+        i: usize,
+        rows: usize,
+        words: usize,
+        x: *const u32,
+        w: *const u32,
+        c: *mut f32,
+        first: bool,
+    );
 }
 
 #[derive(Clone, Copy)]
 struct F32;
 impl Arithmetic for F32 {
-    #[inline(always)]
-    fn prefetch_x<S: Simd>(self, s: S, args: &GemmArgs, row: usize, w0: usize, words: usize) {
-        pack::prefetch_x(s, args.x, row, w0, words);
-    }
+    const PACK: usize = 1;
     #[inline(always)]
     unsafe fn pack_x<S: Simd>(
         self,
@@ -300,27 +343,40 @@ impl Arithmetic for F32 {
             return unsafe { source.pack(row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) };
         }
         // SAFETY: as the caller vouches.
-        unsafe { pack::x_f32(s, args.x, row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) }
+        unsafe { pack::x_f32(s, args.x, row, rows, w0, words, to.cast(), X_STRIDE) }
     }
     #[inline(always)]
     unsafe fn pack_w(
         self,
         isa: Isa,
         part: &Part,
-        k: usize,
+        _: usize,
         row: usize,
         rows: usize,
         w0: usize,
         words: usize,
         to: *mut u32,
-        stride: usize,
+        lane: usize,
+        nr: usize,
     ) {
         // SAFETY: as the caller vouches.
-        unsafe { part.source.pack(isa, row, rows, w0, words.min(k - w0), to.cast(), stride) }
+        unsafe { part.source.pack(isa, row, rows, w0, words, to.add(lane).cast(), nr) }
     }
     #[inline(always)]
-    fn dot<S: Simd>(self, _: S) -> impl Dot<S> {
-        DotF32
+    unsafe fn tile<S: Simd>(
+        self,
+        s: S,
+        _: usize,
+        i: usize,
+        rows: usize,
+        words: usize,
+        x: *const u32,
+        w: *const u32,
+        c: *mut f32,
+        first: bool,
+    ) {
+        // SAFETY: as the caller vouches.
+        unsafe { micro::tile(s, DotF32, rows, words, x.add(i * X_STRIDE), w, c, first) }
     }
 }
 
@@ -331,14 +387,15 @@ struct Job<'a, 'b, A> {
     strip: usize,
     block: usize,
     worker: &'b mut Worker,
-    dot: A,
+    arithmetic: A,
 }
 
 impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Job { isa, args, plan, strip, block, worker, dot } = self;
+        let Job { isa, args, plan, strip, block, worker, arithmetic } = self;
+        let mr = arithmetic.mr(S::LEVEL);
         let nr = NV * S::LANES;
         let p0 = strip * plan.strip;
         let panels = plan.strip.min(plan.panels - p0);
@@ -346,10 +403,10 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
         let rows_end = (row0 + plan.rows).min(args.m);
         let single = plan.words <= plan.kc;
 
-        let panel = plan.kc * nr;
+        let panel = arithmetic.panel_len(plan.kc, nr);
         let w_len = panels * panel;
-        let x_len = plan.mc.min(rows_end - row0) * X_STRIDE;
-        let c_len = if single { mr(S::LEVEL) * nr } else { (rows_end - row0) * nr * panels };
+        let x_len = arithmetic.x_len(plan.mc.min(rows_end - row0));
+        let c_len = if single { mr * nr } else { (rows_end - row0) * nr * panels };
         let scratch = worker.scratch.slice::<u32>(w_len + x_len + c_len + panels * nr);
         let (w, rest) = scratch.split_at_mut(w_len);
         let (x, rest) = rest.split_at_mut(x_len);
@@ -366,25 +423,31 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
                 let (first, last) = (pc == 0, pc + kc == plan.words);
                 for p in 0..panels {
                     let bias = first.then(|| bias.add(p * nr));
-                    pack_panel(s, isa, dot, args, &plan, p0 + p, pc, kc, w.add(p * panel), bias);
+                    pack_panel(s, isa, arithmetic, args, p0 + p, pc, kc, w.add(p * panel), bias);
                 }
                 let mut ic = row0;
                 while ic < rows_end {
                     let mc = plan.mc.min(rows_end - ic);
-                    dot.pack_x(s, args, ic, mc, pc, kc, x);
+                    arithmetic.pack_x(s, args, ic, mc, pc, kc, x);
                     for p in 0..panels {
                         let wp = w.add(p * panel);
                         let mut i = 0;
                         while i < mc {
-                            let h = mr(S::LEVEL).min(mc - i);
+                            let h = mr.min(mc - i);
                             let tile =
                                 if single { c } else { c.add((p * (rows_end - row0) + ic - row0 + i) * nr) };
                             // A share of the next block of `x`, so that it is in L2 when it is copied.
                             let share = mc.div_ceil(panels) * i / mc..mc.div_ceil(panels) * (i + h) / mc;
                             for r in share {
-                                dot.prefetch_x(s, args, ic + mc + p * mc.div_ceil(panels) + r, pc, kc);
+                                pack::prefetch_x(
+                                    s,
+                                    args.x,
+                                    ic + mc + p * mc.div_ceil(panels) + r,
+                                    pc * A::PACK,
+                                    kc * A::PACK,
+                                );
                             }
-                            micro::tile(s, dot.dot(s), h, kc, x.add(i * X_STRIDE), wp, tile, first);
+                            arithmetic.tile(s, mc, i, h, kc, x, wp, tile, first);
                             if last {
                                 finish.tile(s, tile, ic + i, h, p);
                             }
@@ -413,9 +476,8 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
 unsafe fn pack_panel<S: Simd, A: Arithmetic>(
     _: S,
     isa: Isa,
-    dot: A,
+    arithmetic: A,
     args: &GemmArgs,
-    plan: &Plan,
     p: usize,
     pc: usize,
     kc: usize,
@@ -432,7 +494,7 @@ unsafe fn pack_panel<S: Simd, A: Arithmetic>(
         // SAFETY: lanes `at..at + LANES` of each of `words` rows lie within the panel.
         unsafe {
             if lanes < S::LANES {
-                for i in 0..kc {
+                for i in 0..arithmetic.panel_len(kc, nr) / nr {
                     std::ptr::write_bytes(w.add(i * nr + at), 0, S::LANES);
                 }
             }
@@ -440,7 +502,7 @@ unsafe fn pack_panel<S: Simd, A: Arithmetic>(
                 std::ptr::write_bytes(bias.add(at), 0, S::LANES);
             }
             args.for_parts(row, lanes, |part, first, rows, lane| {
-                dot.pack_w(isa, part, args.k, first, rows, pc, kc, w.add(at + lane), nr);
+                arithmetic.pack_w(isa, part, args.k, first, rows, pc, kc, w, at + lane, nr);
                 if let (Some(bias), Some(b)) = (bias, &part.bias) {
                     for i in 0..rows {
                         bias.add(at + lane + i).write(epilogue::read(b.dtype, b.ptr, (first + i) * b.stride));

@@ -29,6 +29,11 @@ pub trait PanelSource: Sync {
     fn as_bf16(&self) -> Option<(*const bf16, usize)> {
         None
     }
+
+    /// The rows as integers, if they are stored as such.
+    fn as_int8(&self) -> Option<&dyn super::Int8Source> {
+        None
+    }
 }
 
 /// Loads vectors of consecutive values of one row: the part of a [`PanelSource`] that knows the format.

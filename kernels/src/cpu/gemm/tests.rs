@@ -271,3 +271,132 @@ fn residual_may_be_the_output() {
         assert!((out.at(i, j) - want).abs() < 1e-5);
     }
 }
+
+#[test]
+fn bf16_products() {
+    for (m, n, k) in [(1, 1, 1), (5, 17, 7), (14, 33, 64), (29, 70, 513), (31, 40, 1030), (200, 96, 768)] {
+        for x in [DType::F32, DType::BF16, DType::F16] {
+            let case = Case { x, w: DType::BF16, parts: vec![n, 3], bias: true, ..Case::plain(m, n, k) };
+            let pool = Pool::new(2);
+            for isa in Isa::available().into_iter().chain([Isa::best().without_extensions()]) {
+                // SAFETY: `check` makes matrices of the right sizes.
+                let run = |args: &GemmArgs| assert!(unsafe { gemm_bf16(isa, &pool, args) });
+                check(&case, 1.0 / 256.0, &isa.to_string(), &run);
+            }
+        }
+    }
+    let pool = Pool::new(1);
+    // SAFETY: as above.
+    let refused = |args: &GemmArgs| unsafe {
+        assert!(!gemm_bf16(Isa::best(), &pool, args));
+        gemm(Isa::best(), &pool, args);
+    };
+    check(&Case::plain(3, 4, 5), 0.0, "weights that are not bf16", &refused);
+}
+
+/// `[n, k]` grouped integers with their exact values.
+struct Ints {
+    packed: Vec<i32>,
+    scales: Vec<f32>,
+    zeros: Vec<i32>,
+    values: Vec<f64>,
+}
+
+impl Ints {
+    fn new(n: usize, k: usize, bits: usize, group: usize, zero: bool, rng: &mut Rng) -> Ints {
+        let words = |count: usize| (count * bits).div_ceil(32);
+        let groups = k.div_ceil(group);
+        let mut field = || (((rng.f32() + 1.0) / 2.0 * (1 << bits) as f32) as i32).min((1 << bits) - 1);
+        let mut put = |to: &mut Vec<i32>, word: usize, at: usize, u: i32| {
+            to[word] |= ((u as u32) << (at % (32 / bits) * bits)) as i32;
+        };
+        let mut all = Ints {
+            packed: vec![0; n * words(k)],
+            scales: (0..n * groups).map(|i| 0.01 + (i % 7) as f32 * 0.003).collect(),
+            zeros: if zero { vec![0; words(n) * groups] } else { Vec::new() },
+            values: Vec::new(),
+        };
+        let mut z = vec![1 << (bits - 1); n * groups];
+        if zero {
+            for r in 0..n {
+                for g in 0..groups {
+                    z[r * groups + g] = field();
+                    put(&mut all.zeros, r / (32 / bits) * groups + g, r, z[r * groups + g]);
+                }
+            }
+        }
+        for r in 0..n {
+            for c in 0..k {
+                let u = field();
+                put(&mut all.packed, r * words(k) + c / (32 / bits), c, u);
+                let g = r * groups + c / group;
+                all.values.push(f64::from(u - z[g]) * f64::from(all.scales[g]));
+            }
+        }
+        all
+    }
+}
+
+#[test]
+fn int8_products() {
+    use crate::quant::int_group::cpu::IntRows;
+    let mut rng = Rng(3);
+    let mut shapes = vec![(1, 1, 1), (3, 17, 31), (14, 33, 64), (6, 40, 130), (29, 70, 513), (31, 33, 1160)];
+    shapes.push((200, 40, 2048));
+    let pool = Pool::new(2);
+    let plain: Vec<Isa> = Isa::available().iter().map(|i| i.without_extensions()).collect();
+    for (i, (m, n, k)) in shapes.into_iter().enumerate() {
+        for bits in [4, 8] {
+            for (group, zero) in [(32, true), (64, false), (128, true), (1 << 40, i % 2 == 0)] {
+                let w = Ints::new(n, k, bits, group, zero, &mut rng);
+                let groups = k.div_ceil(group);
+                let rows = IntRows {
+                    packed: w.packed.as_ptr(),
+                    words: (k * bits).div_ceil(32),
+                    scales: w.scales.as_ptr().cast(),
+                    scale: DType::F32,
+                    scale_stride: groups,
+                    zeros: zero.then(|| (w.zeros.as_ptr(), groups)),
+                    bits,
+                    group,
+                };
+                let x = Matrix::new(m, k, 1, DType::F32, || rng.f32() * 3.0);
+                let parts = [Part { rows: n, source: &rows, bias: None }];
+                for isa in Isa::available().iter().chain(&plain) {
+                    let mut out = Matrix::new(m, n, 1, DType::F32, || f32::NAN);
+                    let args = GemmArgs {
+                        m,
+                        k,
+                        x: x.operand(),
+                        parts: &parts,
+                        act: Activation::None,
+                        gated: false,
+                        residual: None,
+                        out: out.operand_mut(),
+                    };
+                    // SAFETY: the matrices have these sizes and outlive the call.
+                    assert!(unsafe { gemm_int8(*isa, &pool, &args) });
+                    assert!(out.padding_is_untouched());
+                    for (r, c) in (0..m.min(40)).flat_map(|r| (0..n).map(move |c| (r, c))) {
+                        let (mut want, mut bound) = (0.0, 1e-4);
+                        for j in 0..k {
+                            let v = w.values[c * k + j];
+                            want += x.at(r, j) * v;
+                            bound += v.abs() * 3.0 / 253.0;
+                        }
+                        let got = out.at(r, c);
+                        assert!(
+                            (got - want).abs() <= bound,
+                            "{isa} {m}x{n}x{k} bits {bits} group {group}: {got} {want}"
+                        );
+                        // Rounding errors are independent: far below the bound where there are many.
+                        assert!(
+                            k < 500 || (got - want).abs() <= bound / 4.0,
+                            "{isa} bits {bits} group {group}: {got} {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -287,6 +287,55 @@ impl Isa {
             _ => kernel.run(Portable::<8>),
         }
     }
+
+    /// As [`Isa::run`], with AVX512_BF16 where [`Isa::bf16`] says that it is there.
+    #[inline]
+    pub fn run_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.level() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` of this level, with this extension, exists only where the CPU has the features.
+            Level::Avx512 if self.bf16() => unsafe { run_avx512_bf16(kernel) },
+            _ => self.run(kernel),
+        }
+    }
+
+    /// As [`Isa::run`], with `vpdpbusd` where [`Isa::vnni`] says that it is there.
+    #[inline]
+    pub fn run_vnni<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.level() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Isa` of this level, with this extension, exists only where the CPU has the features.
+            Level::Avx512 if self.vnni() => unsafe { run_avx512_vnni(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 if self.vnni() => unsafe { run_avx2_vnni(kernel) },
+            _ => self.run(kernel),
+        }
+    }
+}
+
+/// Caller must run on a CPU with the features.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn run_avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here.
+    kernel.run(unsafe { Avx512::new() })
+}
+
+/// Caller must run on a CPU with the features.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn run_avx512_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here.
+    kernel.run(unsafe { Avx512::new() })
+}
+
+/// Caller must run on a CPU with the features.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+fn run_avx2_vnni<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here.
+    kernel.run(unsafe { Avx2::new() })
 }
 
 /// Caller must run on a CPU with the level's features.

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::cpu::gemm::{PanelSource, RowLoader, pack_rows};
+use crate::cpu::gemm::{Int8Panel, Int8Source, PanelSource, RowLoader, pack_rows};
 use crate::cpu::isa::Isa;
 use crate::cpu::simd::{MAX_LANES, Simd};
 use crate::spec::DType;
@@ -142,8 +142,105 @@ impl RowLoader for IntRows {
 }
 
 impl PanelSource for IntRows {
-    unsafe fn pack(&self, isa: Isa, row: usize, rows: usize, k: usize, to: *mut f32, stride: usize) {
+    unsafe fn pack(
+        &self,
+        isa: Isa,
+        row: usize,
+        rows: usize,
+        col: usize,
+        k: usize,
+        to: *mut f32,
+        stride: usize,
+    ) {
         // SAFETY: as the caller vouches.
-        unsafe { pack_rows(isa, *self, row, rows, k, to, stride) }
+        unsafe { pack_rows(isa, *self, row, rows, col, k, to, stride) }
+    }
+
+    fn as_int8(&self) -> Option<&dyn Int8Source> {
+        Some(self)
+    }
+}
+
+impl Int8Source for IntRows {
+    fn group(&self) -> usize {
+        self.group
+    }
+
+    unsafe fn pack_int8(&self, isa: Isa, to: &Int8Panel, row: usize, rows: usize, col: usize, k: usize) {
+        // Fields of 4 bits are non-negative as signed bytes too.
+        let flip = to.signed && self.bits == 8;
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let bytes = Bytes { rows: *self, flip, end: col + k };
+            pack_rows(isa, bytes, row, rows, col / 4, k.div_ceil(4), to.words.cast(), to.stride);
+            for g in 0..k.div_ceil(to.group) {
+                let group = (col + g * to.group) / self.group;
+                for r in 0..rows {
+                    let zero = self.zero(row + r, group) - if flip { 128 } else { 0 };
+                    to.scales.add(g * to.stride + r).write(self.scale(row + r, group));
+                    to.zeros.add(g * to.stride + r).write(zero as f32);
+                }
+            }
+        }
+    }
+}
+
+/// Stored fields as words of four bytes.
+#[derive(Clone, Copy)]
+struct Bytes {
+    rows: IntRows,
+    /// Whether bytes are to be signed.
+    flip: bool,
+    /// Columns from here on are zero.
+    end: usize,
+}
+
+impl RowLoader for Bytes {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(&self, s: S, row: usize, col: usize) -> S::V {
+        if 4 * (col + S::LANES) > self.end {
+            // SAFETY: as the caller vouches.
+            return unsafe { self.load_n(s, row, col, S::LANES) };
+        }
+        // SAFETY: as the caller vouches: `4 * LANES` fields exist, and begin at a whole byte.
+        unsafe {
+            let at =
+                self.rows.packed.add(row * self.rows.words).cast::<u8>().add(4 * col * self.rows.bits / 8);
+            if self.rows.bits == 8 {
+                let words = s.load_i(at.cast());
+                return s.of_bits(if self.flip {
+                    s.xor_i(words, s.splat_i(0x8080_8080_u32 as i32))
+                } else {
+                    words
+                });
+            }
+            let mut words = [0i32; MAX_LANES];
+            for (i, word) in words.iter_mut().enumerate().take(S::LANES) {
+                // Four fields of 4 bits spread to bytes.
+                let four = u32::from(at.add(2 * i).cast::<u16>().read_unaligned());
+                let two = (four | four << 8) & 0x00ff_00ff;
+                *word = ((two | two << 4) & 0x0f0f_0f0f) as i32;
+            }
+            s.of_bits(s.load_i(words.as_ptr()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_n<S: Simd>(&self, s: S, row: usize, col: usize, n: usize) -> S::V {
+        let mut words = [0i32; MAX_LANES];
+        for (i, word) in words.iter_mut().enumerate().take(n) {
+            for byte in 0..4.min(self.end.saturating_sub(4 * (col + i))) {
+                // SAFETY: as the caller vouches; the column lies before the end.
+                let u = unsafe { self.rows.field(row, 4 * (col + i) + byte) };
+                *word |= (u ^ if self.flip { 128 } else { 0 }) << (8 * byte);
+            }
+        }
+        // SAFETY: `MAX_LANES` words.
+        unsafe { s.of_bits(s.load_i(words.as_ptr())) }
+    }
+
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, s: S, row: usize, col: usize) {
+        s.prefetch_l2(self.rows.packed.wrapping_add(row * self.rows.words + 4 * col * self.rows.bits / 32));
     }
 }
