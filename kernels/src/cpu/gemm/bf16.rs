@@ -22,9 +22,9 @@ pub unsafe fn gemm_bf16(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
     let all = args.parts.iter().all(|p| p.source.as_bf16().is_some());
     if all {
         if isa.bf16() {
-            drive(isa, pool, args, Bf16::<true>, Isa::run_bf16);
+            drive(isa, pool, args, Bf16::<true>, |isa, job| isa.run_bf16(job));
         } else {
-            drive(isa, pool, args, Bf16::<false>, Isa::run);
+            drive(isa, pool, args, Bf16::<false>, |isa, job| isa.run(job));
         }
     }
     all

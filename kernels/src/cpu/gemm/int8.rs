@@ -65,9 +65,9 @@ pub unsafe fn gemm_int8(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
         }
     }
     if isa.vnni() {
-        drive(isa, pool, args, Int8::<true> { group }, Isa::run_vnni);
+        drive(isa, pool, args, Int8::<true> { group }, |isa, job| isa.run_vnni(job));
     } else {
-        drive(isa, pool, args, Int8::<false> { group }, Isa::run);
+        drive(isa, pool, args, Int8::<false> { group }, |isa, job| isa.run(job));
     }
     true
 }

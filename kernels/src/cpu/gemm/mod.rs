@@ -231,7 +231,7 @@ impl Plan {
 /// Every pointer is valid for its matrix, elements need no alignment beyond their type's, `out` overlaps nothing but an
 /// identical `residual`, and the sources produce the rows that `parts` states.
 pub unsafe fn gemm(isa: Isa, pool: &Pool, args: &GemmArgs) {
-    drive(isa, pool, args, F32, Isa::run);
+    drive(isa, pool, args, F32, |isa, job| isa.run(job));
 }
 
 /// Runs the jobs of a product; `run` starts a kernel with the instructions that `arithmetic` needs.

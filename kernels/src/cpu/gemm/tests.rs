@@ -280,18 +280,18 @@ fn bf16_products() {
             let pool = Pool::new(2);
             for isa in Isa::available().into_iter().chain([Isa::best().without_extensions()]) {
                 // SAFETY: `check` makes matrices of the right sizes.
-                let run = |args: &GemmArgs| assert!(unsafe { gemm_bf16(isa, &pool, args) });
-                check(&case, 1.0 / 256.0, &isa.to_string(), &run);
+                check(&case, 1.0 / 256.0, &isa.to_string(), &|args| unsafe {
+                    assert!(gemm_bf16(isa, &pool, args));
+                });
             }
         }
     }
     let pool = Pool::new(1);
     // SAFETY: as above.
-    let refused = |args: &GemmArgs| unsafe {
+    check(&Case::plain(3, 4, 5), 0.0, "weights that are not bf16", &|args| unsafe {
         assert!(!gemm_bf16(Isa::best(), &pool, args));
         gemm(Isa::best(), &pool, args);
-    };
-    check(&Case::plain(3, 4, 5), 0.0, "weights that are not bf16", &refused);
+    });
 }
 
 /// `[n, k]` grouped integers with their exact values.
@@ -307,7 +307,7 @@ impl Ints {
         let words = |count: usize| (count * bits).div_ceil(32);
         let groups = k.div_ceil(group);
         let mut field = || (((rng.f32() + 1.0) / 2.0 * (1 << bits) as f32) as i32).min((1 << bits) - 1);
-        let mut put = |to: &mut Vec<i32>, word: usize, at: usize, u: i32| {
+        let put = |to: &mut Vec<i32>, word: usize, at: usize, u: i32| {
             to[word] |= ((u as u32) << (at % (32 / bits) * bits)) as i32;
         };
         let mut all = Ints {

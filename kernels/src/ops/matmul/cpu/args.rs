@@ -34,7 +34,7 @@ impl Rows {
                 let zeros = part.planes.get(2).map(words).transpose()?;
                 // A row that is one group counts as one without an end, whatever its length.
                 let group = format.group_len(k);
-                let group = if format.groups(k) <= 1 { usize::MAX & !63 } else { group };
+                let group = if format.groups(k) <= 1 { usize::MAX & !127 } else { group };
                 Ok(Self::Int(IntRows {
                     packed,
                     words: stride,

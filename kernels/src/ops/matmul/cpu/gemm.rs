@@ -3,9 +3,9 @@
 use super::args::with_args;
 use crate::cpu::CpuCx;
 use crate::ops::Matmul;
-use crate::ops::matmul::MatmulSpec;
+use crate::ops::matmul::{Math, MatmulSpec};
 use crate::select::Reject;
-use crate::spec::{Caps, KernelError};
+use crate::spec::{Caps, DType, Format, KernelError};
 
 /// Exact products run under every kind of math: it says what may be rounded, not what must be.
 pub(super) fn reject_f32(_: &MatmulSpec, _: &Caps) -> Option<Reject> {
@@ -26,6 +26,62 @@ pub(super) fn f32(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     with_args(op, cx, |args, _| {
         // SAFETY: `with_args` gives operands that satisfy the contract.
         unsafe { crate::cpu::gemm::gemm(cx.isa, &cx.pool, args) }
+        Ok(())
+    })
+}
+
+pub(super) fn reject_bf16(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if spec.math != Math::Bf16 {
+        return Some("rounds x to bf16, which math=bf16 allows".into());
+    }
+    if spec.w != Format::Dense(DType::BF16) {
+        return Some("for bf16 weights".into());
+    }
+    (!caps.bf16_dot).then(|| "the CPU has no AVX512_BF16".into())
+}
+
+pub(super) fn est_bf16(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    est(spec, caps, 60_000.0)
+}
+
+pub(super) fn bf16(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    with_args(op, cx, |args, _| {
+        // SAFETY: `with_args` gives operands that satisfy the contract.
+        unsafe {
+            if !crate::cpu::gemm::gemm_bf16(cx.isa, &cx.pool, args) {
+                crate::cpu::gemm::gemm(cx.isa, &cx.pool, args);
+            }
+        }
+        Ok(())
+    })
+}
+
+pub(super) fn reject_int8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    if spec.math != Math::Int8 {
+        return Some("rounds x to 8 bits, which math=int8 allows".into());
+    }
+    match spec.w {
+        Format::IntGroup { group, .. } => {
+            let whole = group == 0 || group >= spec.k;
+            let fits = whole || matches!(group, 32 | 64) || group % 128 == 0;
+            (!fits).then(|| "for groups of 32, 64 or multiples of 128".into())
+        }
+        Format::Dense(_) => Some("for integer weights".into()),
+    }
+}
+
+pub(super) fn est_int8(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    est(spec, caps, if caps.int8_dot { 90_000.0 } else { 45_000.0 })
+}
+
+pub(super) fn int8(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    with_args(op, cx, |args, _| {
+        // SAFETY: `with_args` gives operands that satisfy the contract.
+        unsafe {
+            if !crate::cpu::gemm::gemm_int8(cx.isa, &cx.pool, args) {
+                crate::cpu::gemm::gemm(cx.isa, &cx.pool, args);
+            }
+        }
         Ok(())
     })
 }

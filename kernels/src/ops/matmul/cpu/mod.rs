@@ -41,6 +41,18 @@ impl CpuOp for Matmul {
                 est_us: gemv::est_bytes,
                 launch: gemv::bytes::<4>,
             },
+            Variant {
+                name: "gemm-bf16",
+                reject: gemm::reject_bf16,
+                est_us: gemm::est_bf16,
+                launch: gemm::bf16,
+            },
+            Variant {
+                name: "gemm-int8",
+                reject: gemm::reject_int8,
+                est_us: gemm::est_int8,
+                launch: gemm::int8,
+            },
             Variant { name: "gemm-f32", reject: gemm::reject_f32, est_us: gemm::est_f32, launch: gemm::f32 },
         ]
     }
