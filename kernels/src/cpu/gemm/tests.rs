@@ -356,7 +356,7 @@ fn int8_products() {
                     scales: w.scales.as_ptr().cast(),
                     scale: DType::F32,
                     scale_stride: groups,
-                    zeros: zero.then(|| (w.zeros.as_ptr(), groups)),
+                    zeros: zero.then_some((w.zeros.as_ptr(), groups)),
                     bits,
                     group,
                 };
