@@ -88,7 +88,7 @@ fn shared_memory_is_never_written() {
     let mut stream = stream();
     let keeper: Arc<Vec<u8>> = Arc::new(1f32.to_le_bytes().repeat(4));
     let storage = Storage::shared(keeper.clone());
-    let aligned = keeper.as_ptr() as usize % 4 == 0;
+    let aligned = (keeper.as_ptr() as usize).is_multiple_of(4);
     assert!(aligned, "allocations of four bytes and more are aligned");
     let view = vector(storage, 4);
     assert!(matches!(stream.write(&view, &[0; 16]), Err(KernelError::ReadOnly)));
