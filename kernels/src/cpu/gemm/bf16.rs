@@ -11,7 +11,8 @@ use super::micro::{self, Dot};
 use super::{Arithmetic, GemmArgs, Part, RowLoader, X_STRIDE, drive, pack_rows};
 use crate::spec::DType;
 
-/// As [`gemm`](super::gemm), with `x` rounded to bf16. False, and nothing done, unless all weights are stored as bf16.
+/// As [`gemm`](super::gemm), with `x` rounded to bf16. False, and nothing done, unless all weights are stored as bf16 and
+/// `x` is stored.
 ///
 /// Levels without the instruction multiply the halves of each word one after the other: slower than
 /// [`gemm`](super::gemm), with the same result.
@@ -19,7 +20,7 @@ use crate::spec::DType;
 /// # Safety
 /// As [`gemm`](super::gemm).
 pub unsafe fn gemm_bf16(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
-    let all = args.parts.iter().all(|p| p.source.as_bf16().is_some());
+    let all = args.rows.is_none() && args.parts.iter().all(|p| p.source.as_bf16().is_some());
     if all {
         if isa.bf16() {
             drive(isa, pool, args, Bf16::<true>, |isa, job| isa.run_bf16(job));

@@ -51,11 +51,14 @@ pub struct Int8Panel {
 }
 
 /// As [`gemm`](super::gemm), with `x` rounded to 8-bit integers. False, and nothing done, unless all weights are integers
-/// whose groups divide, or are multiples of, 128, and are multiples of 32.
+/// whose groups are 32, 64 or multiples of 128, and `x` is stored.
 ///
 /// # Safety
 /// As [`gemm`](super::gemm).
 pub unsafe fn gemm_int8(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
+    if args.rows.is_some() {
+        return false;
+    }
     let mut group = GROUP;
     for part in args.parts {
         match part.source.as_int8() {

@@ -343,7 +343,12 @@ impl Arithmetic for F32 {
             return unsafe { source.pack(row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) };
         }
         // SAFETY: as the caller vouches.
-        unsafe { pack::x_f32(s, args.x, row, rows, w0, words, to.cast(), X_STRIDE) }
+        unsafe {
+            match args.rows {
+                Some(source) => source.pack(row, rows, w0, words, to.cast(), X_STRIDE),
+                None => pack::x_f32(s, args.x, row, rows, w0, words, to.cast(), X_STRIDE),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn pack_w(
@@ -436,17 +441,6 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
                             let h = mr.min(mc - i);
                             let tile =
                                 if single { c } else { c.add((p * (rows_end - row0) + ic - row0 + i) * nr) };
-                            // A share of the next block of `x`, so that it is in L2 when it is copied.
-                            let share = mc.div_ceil(panels) * i / mc..mc.div_ceil(panels) * (i + h) / mc;
-                            for r in share {
-                                pack::prefetch_x(
-                                    s,
-                                    args.x,
-                                    ic + mc + p * mc.div_ceil(panels) + r,
-                                    pc * A::PACK,
-                                    kc * A::PACK,
-                                );
-                            }
                             arithmetic.tile(s, mc, i, h, kc, x, wp, tile, first);
                             if last {
                                 finish.tile(s, tile, ic + i, h, p);

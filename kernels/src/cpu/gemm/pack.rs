@@ -275,13 +275,3 @@ pub(super) unsafe fn x_f32<S: Simd>(
         }
     }
 }
-
-/// Asks for `n` values of `x` from (`row`, `col`), which may lie past its end.
-#[inline(always)]
-pub(super) fn prefetch_x<S: Simd>(s: S, x: Operand, row: usize, col: usize, n: usize) {
-    let size = x.dtype.size();
-    let at = x.ptr.wrapping_add((row * x.stride + col) * size);
-    for line in 0..(n * size).div_ceil(64) {
-        s.prefetch_l2(at.wrapping_add(line * 64));
-    }
-}

@@ -368,10 +368,12 @@ fn int8_products() {
                         m,
                         k,
                         x: x.operand(),
+                        rows: None,
                         parts: &parts,
                         act: Activation::None,
                         gated: false,
                         residual: None,
+                        residual_row: ResidualRow::Same,
                         out: out.operand_mut(),
                     };
                     // SAFETY: the matrices have these sizes and outlive the call.
