@@ -335,8 +335,8 @@ unsafe fn round_group<S: Simd>(
     to: *mut i8,
 ) -> (f32, f32) {
     let mut values = [0.0f32; GROUP];
-    let mut whole = [0i32; GROUP];
-    let mut top = s.zero();
+    let mut bytes = [0i8; GROUP];
+    let (mut top, mut sum) = (s.zero(), s.zero());
     // SAFETY: as the caller vouches; the arrays hold whole vectors up to `GROUP`.
     unsafe {
         for j in (0..n).step_by(S::LANES) {
@@ -347,14 +347,12 @@ unsafe fn round_group<S: Simd>(
         let top = s.max_lane(top);
         let inverse = s.splat(if top > 0.0 { 127.0 / top } else { 0.0 });
         for j in (0..n).step_by(S::LANES) {
-            s.store_i(whole.as_mut_ptr().add(j), s.to_int(s.mul(s.load(values.as_ptr().add(j)), inverse)));
+            let q = s.to_int(s.mul(s.load(values.as_ptr().add(j)), inverse));
+            sum = s.add(sum, s.to_float(q));
+            s.store_i8(bytes.as_mut_ptr().add(j), q);
         }
-        let mut sum = 0;
-        for (j, q) in whole.iter().enumerate().take(n) {
-            let q = (*q).clamp(-127, 127);
-            sum += q;
-            to.add(j).write(q as i8);
-        }
-        (top / 127.0, sum as f32)
+        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, n);
+        // At most 128 * 127: exact.
+        (top / 127.0, s.sum(sum))
     }
 }

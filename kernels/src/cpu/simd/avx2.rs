@@ -371,6 +371,16 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, a: __m256i) {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe {
+            let p16 = _mm256_packs_epi32(a, a);
+            let p8 = _mm256_packs_epi16(p16, p16);
+            let both = _mm_unpacklo_epi32(_mm256_castsi256_si128(p8), _mm256_extracti128_si256::<1>(p8));
+            _mm_storel_epi64(p.cast(), both)
+        }
+    }
+    #[inline(always)]
     fn prefetch_l2<T>(self, p: *const T) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }

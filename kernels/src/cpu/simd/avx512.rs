@@ -372,6 +372,11 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, a: __m512i) {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(a)) }
+    }
+    #[inline(always)]
     fn prefetch_l2<T>(self, p: *const T) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }

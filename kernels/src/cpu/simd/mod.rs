@@ -177,6 +177,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `p` is writable for `LANES` values.
     unsafe fn store_i(self, p: *mut i32, a: Self::I);
 
+    /// Values of -128 to 127 as bytes; others give an unspecified byte.
+    ///
+    /// # Safety
+    /// `p` is writable for `LANES` values.
+    #[inline(always)]
+    unsafe fn store_i8(self, p: *mut i8, a: Self::I) {
+        let mut all = [0i32; MAX_LANES];
+        // SAFETY: `LANES <= MAX_LANES`; the caller vouches for `p`.
+        unsafe {
+            self.store_i(all.as_mut_ptr(), a);
+            for (i, x) in all.iter().enumerate().take(Self::LANES) {
+                p.add(i).write(*x as i8);
+            }
+        }
+    }
+
     /// Widened exactly.
     ///
     /// # Safety

@@ -244,6 +244,11 @@ impl Kernel for Lanes {
         assert_eq!(geti(s.shr_lanes_i(vw, vk)), want(&|x, y| (x as u32 >> y) as i32));
         assert_eq!(geti(s.to_bits(s.of_bits(vw))), want(&|x, _| x));
         assert_eq!(geti(s.splat_i(-3)), want(&|_, _| -3));
+        let (small, mut bytes) =
+            ([-128, 127, 0, -1, 5, -77, 64, -64, 3, 2, 1, 99, -99, 7, -7, 126], [55i8; MAX_LANES + 1]);
+        // SAFETY: the arrays hold MAX_LANES values or more.
+        unsafe { s.store_i8(bytes.as_mut_ptr(), s.load_i(small.as_ptr())) };
+        assert!((0..l).all(|i| i32::from(bytes[i]) == small[i]) && bytes[l] == 55);
 
         let mut m = [s.zero(); MAX_LANES];
         for (i, r) in m.iter_mut().take(l).enumerate() {

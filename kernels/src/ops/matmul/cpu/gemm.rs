@@ -2,6 +2,7 @@
 
 use super::args::with_args;
 use crate::cpu::CpuCx;
+use crate::cpu::isa::Isa;
 use crate::ops::Matmul;
 use crate::ops::matmul::{Math, MatmulSpec};
 use crate::select::Reject;
@@ -41,7 +42,8 @@ pub(super) fn reject_bf16(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
 }
 
 pub(super) fn est_bf16(spec: &MatmulSpec, caps: &Caps) -> f32 {
-    est(spec, caps, 60_000.0)
+    let gains = Isa::at(caps.isa).is_ok_and(Isa::bf16_gains);
+    est(spec, caps, if gains { 60_000.0 } else { 14_000.0 })
 }
 
 pub(super) fn bf16(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
