@@ -1,5 +1,7 @@
 //! What the command line accepts.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments here are help texts, not Markdown")]
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
