@@ -23,6 +23,8 @@ pub mod pack;
 mod tests;
 
 pub use self::bf16::gemm_bf16;
+use std::sync::OnceLock;
+
 use self::epilogue::Finish;
 pub use self::int8::{Int8Panel, Int8Source, gemm_int8};
 use self::micro::DotF32;
@@ -155,14 +157,10 @@ impl GemmArgs<'_> {
     }
 }
 
-/// Words of `k` in one block; a word is one f32, two bf16 or four bytes.
-const KC: usize = 256;
+/// Words of `k` in one block, at most; a word is one f32, two bf16 or four bytes.
+const KC: usize = 1024;
 /// Row stride of packed `x` in words: rows of a micro-tile fall into different L1 sets.
 const X_STRIDE: usize = KC + 16;
-/// Bytes of decoded weights that a job works with at a time: they should stay in L2.
-const STRIP_BYTES: usize = 3 << 18;
-/// Rows in one block of `x`: with `KC` words each they fill part of L2.
-const MC: usize = 192;
 /// Rows that a job has at least, if rows are split at all.
 const MIN_ROWS: usize = 256;
 /// Bytes of unfinished sums of a job.
@@ -178,6 +176,40 @@ const fn mr(level: Level) -> usize {
         Level::Neon => 12,
         Level::Scalar => 2,
     }
+}
+
+/// Sizes of the blocks that stay in L2.
+struct Blocking {
+    /// Words of `k` in one block.
+    kc: usize,
+    /// Rows in one block of `x`.
+    mc: usize,
+    /// Bytes of decoded weights that a job works with at a time.
+    strip_bytes: usize,
+}
+
+impl Blocking {
+    fn of(level: Level) -> Blocking {
+        let most = l2_bytes() * 3 / 5;
+        match level {
+            // A tile of 14 x 32 sums takes its operands from L2 faster than it multiplies them, and long blocks of `k` save
+            // passes over the unfinished sums.
+            Level::Avx512 => Blocking { kc: KC, mc: 56, strip_bytes: most },
+            // Panel and rows of a tile fit in L1.
+            _ => Blocking { kc: KC / 4, mc: 192, strip_bytes: most.min(3 << 18) },
+        }
+    }
+}
+
+/// Size of the second-level cache; 1 MiB where the system does not say.
+fn l2_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let text =
+            std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").unwrap_or_default();
+        let kib = text.trim().strip_suffix('K').and_then(|k| k.parse::<usize>().ok()).unwrap_or(1024);
+        kib.clamp(256, 4096) << 10
+    })
 }
 
 /// How the product is cut into jobs.
@@ -200,14 +232,15 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(args: &GemmArgs, lanes: usize, mr: usize, threads: usize, pack: usize) -> Plan {
+    fn new(args: &GemmArgs, level: Level, lanes: usize, mr: usize, threads: usize, pack: usize) -> Plan {
         let nr = NV * lanes;
         let per_panel = if args.gated { lanes } else { nr };
         let words = args.k.div_ceil(pack);
-        let kc = words.div_ceil(words.div_ceil(KC).max(1)).next_multiple_of(32).clamp(32, KC);
+        let blocking = Blocking::of(level);
+        let kc = words.div_ceil(words.div_ceil(blocking.kc).max(1)).next_multiple_of(32).clamp(32, KC);
         let panels = args.n_out().div_ceil(per_panel).max(1);
         // As few strips as L2 allows: `x` is copied once per strip.
-        let strips = panels.div_ceil(STRIP_BYTES / (kc * nr * 4)).next_multiple_of(threads);
+        let strips = panels.div_ceil((blocking.strip_bytes / (kc * nr * 4)).max(1)).next_multiple_of(threads);
         let strip = panels.div_ceil(strips.min(panels));
         let strips = panels.div_ceil(strip);
         // Enough jobs that threads finish together, but blocks of a few hundred rows: weights are decoded once per block.
@@ -216,7 +249,7 @@ impl Plan {
         let most =
             if words <= kc { usize::MAX / 2 } else { (SUM_BYTES / (strip * nr * 4)).max(mr) / mr * mr };
         let rows = args.m.div_ceil(blocks.max(args.m.div_ceil(most))).next_multiple_of(mr);
-        let mc = (MC / mr * mr).max(mr);
+        let mc = (blocking.mc / mr * mr).max(mr);
         Plan { per_panel, panels, strip, rows, words, kc, mc }
     }
 
@@ -239,7 +272,8 @@ fn drive<A: Arithmetic>(isa: Isa, pool: &Pool, args: &GemmArgs, arithmetic: A, r
     if args.m == 0 || args.n_out() == 0 {
         return;
     }
-    let plan = Plan::new(args, isa.run(Lanes), arithmetic.mr(isa.level()), pool.threads(), A::PACK);
+    let plan =
+        Plan::new(args, isa.level(), isa.run(Lanes), arithmetic.mr(isa.level()), pool.threads(), A::PACK);
     let blocks = args.m.div_ceil(plan.rows);
     pool.run(plan.strips() * blocks, |job, worker| {
         let (strip, block) = (job / blocks, job % blocks);

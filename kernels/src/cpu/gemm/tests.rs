@@ -274,7 +274,9 @@ fn residual_may_be_the_output() {
 
 #[test]
 fn bf16_products() {
-    for (m, n, k) in [(1, 1, 1), (5, 17, 7), (14, 33, 64), (29, 70, 513), (31, 40, 1030), (200, 96, 768)] {
+    for (m, n, k) in
+        [(1, 1, 1), (5, 17, 7), (14, 33, 64), (29, 70, 513), (31, 40, 1030), (200, 96, 768), (15, 33, 2100)]
+    {
         for x in [DType::F32, DType::BF16, DType::F16] {
             let case = Case { x, w: DType::BF16, parts: vec![n, 3], bias: true, ..Case::plain(m, n, k) };
             let pool = Pool::new(2);
@@ -342,7 +344,7 @@ fn int8_products() {
     use crate::quant::int_group::cpu::IntRows;
     let mut rng = Rng(3);
     let mut shapes = vec![(1, 1, 1), (3, 17, 31), (14, 33, 64), (6, 40, 130), (29, 70, 513), (31, 33, 1160)];
-    shapes.push((200, 40, 2048));
+    shapes.extend([(200, 40, 2048), (15, 33, 4260)]);
     let pool = Pool::new(2);
     let plain: Vec<Isa> = Isa::available().iter().map(|i| i.without_extensions()).collect();
     for (i, (m, n, k)) in shapes.into_iter().enumerate() {
