@@ -16,6 +16,9 @@ use super::scratch::Scratch;
 /// How long a worker spins for the next call before it parks.
 const SPIN: Duration = Duration::from_micros(100);
 
+/// The first part of it, in which the worker does not offer its core to others.
+const EAGER: Duration = Duration::from_micros(3);
+
 thread_local! {
     /// Whether this thread is inside a call of some pool: calls made from there run inline.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
@@ -103,8 +106,13 @@ impl Shared {
                 }
                 std::hint::spin_loop();
             }
-            if started.elapsed() >= self.spin {
+            let spun = started.elapsed();
+            if spun >= self.spin {
                 break;
+            }
+            // On a busy machine the thread that would make the next call may be waiting for this very core.
+            if spun >= EAGER {
+                std::thread::yield_now();
             }
         }
         let flag = &self.parked[index].0;
@@ -260,7 +268,7 @@ impl Pool {
         let mut s = state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
         while s & INSIDE_MASK != 0 {
-            if spins < 4096 && !self.shared.spin.is_zero() {
+            if spins < 128 && !self.shared.spin.is_zero() {
                 std::hint::spin_loop();
                 spins += 1;
             } else {
