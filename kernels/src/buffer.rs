@@ -71,6 +71,9 @@ impl Drop for HostBuf {
 pub enum Storage {
     /// Host memory.
     Host(Arc<HostBuf>),
+    /// Memory of a device of the wgpu backend.
+    #[cfg(feature = "wgpu")]
+    Wgpu(Arc<crate::wgpu::WgpuBuf>),
     /// A length without memory, for runs that compute nothing.
     Meta(usize),
 }
@@ -93,6 +96,8 @@ impl Storage {
     pub fn len(&self) -> usize {
         match self {
             Self::Host(buf) => buf.len,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(buf) => buf.len(),
             Self::Meta(len) => *len,
         }
     }
@@ -108,6 +113,8 @@ impl Storage {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Host(_) => "host",
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(_) => "wgpu",
             Self::Meta(_) => "meta",
         }
     }
@@ -117,6 +124,8 @@ impl Storage {
     pub fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Host(a), Self::Host(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "wgpu")]
+            (Self::Wgpu(a), Self::Wgpu(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -127,7 +136,7 @@ impl Storage {
         match self {
             // SAFETY: the buffer holds `len` initialized bytes, and no op runs while conformance compares.
             Self::Host(buf) => unsafe { std::slice::from_raw_parts(buf.base.as_ptr(), buf.len) }.to_vec(),
-            Self::Meta(_) => Vec::new(),
+            _ => Vec::new(),
         }
     }
 
@@ -148,6 +157,8 @@ impl Storage {
     pub fn id(&self) -> usize {
         match self {
             Self::Host(buf) => Arc::as_ptr(buf) as usize,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(buf) => Arc::as_ptr(buf) as usize,
             Self::Meta(_) => 0,
         }
     }
@@ -181,7 +192,7 @@ impl View {
         }
         let base = match &storage {
             Storage::Host(buf) => buf.base.as_ptr() as usize,
-            Storage::Meta(_) => 0,
+            _ => 0,
         };
         if !(base + offset).is_multiple_of(dtype.size()) {
             return Err(ShapeError::new(format!("view: byte {offset} is not aligned to {dtype}")));
@@ -386,7 +397,59 @@ impl View {
         Ok(())
     }
 
-    fn check_bytes(&self, found: usize) -> Result<usize, KernelError> {
+    /// Calls `each` with the bytes of every row in `rows` of a host view `[rows, cols]` with contiguous rows.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn with_host_rows(
+        &self,
+        rows: std::ops::Range<usize>,
+        mut each: impl FnMut(&[u8]) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let host = self.host()?;
+        let size = self.dtype.size();
+        if self.layout.rank() != 2 || !self.layout.rows_contiguous() || rows.end > self.size(0) {
+            return Err(ShapeError::mismatch(
+                "host rows",
+                format!("{rows:?} of contiguous rows"),
+                format!("{self:?}"),
+            )
+            .into());
+        }
+        for row in rows {
+            // SAFETY: `new` checked that the row lies within the buffer, which nobody writes while it is placed.
+            let bytes = unsafe {
+                let start = host.base.as_ptr().add(self.offset + row * self.stride(0) * size);
+                std::slice::from_raw_parts(start, self.size(1) * size)
+            };
+            each(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Element `index` of a dense host view of floats.
+    #[cfg(feature = "wgpu")]
+    pub(crate) fn host_value(&self, index: usize) -> Result<f32, KernelError> {
+        let (host, size) = (self.host()?, self.dtype.size());
+        if index >= self.len() || !self.layout.is_dense() {
+            return Err(
+                ShapeError::mismatch("host value", format!("element {index}"), format!("{self:?}")).into()
+            );
+        }
+        let mut bytes = [0; 4];
+        // SAFETY: an element of the view, which lies within the buffer.
+        unsafe {
+            let from = host.base.as_ptr().add(self.offset + index * size);
+            std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), size);
+        }
+        let half_word = [bytes[0], bytes[1]];
+        match self.dtype {
+            DType::F32 => Ok(f32::from_le_bytes(bytes)),
+            DType::BF16 => Ok(half::bf16::from_le_bytes(half_word).to_f32()),
+            DType::F16 => Ok(half::f16::from_le_bytes(half_word).to_f32()),
+            found => Err(KernelError::WrongDType { expected: DType::F32, found }),
+        }
+    }
+
+    pub(crate) fn check_bytes(&self, found: usize) -> Result<usize, KernelError> {
         if found as u64 == self.bytes() {
             return Ok(self.dtype.size());
         }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::cpu::CpuDevice;
 use crate::op::Device;
+use crate::select::Picks;
 use crate::spec::{Backend, KernelError};
 
 /// A device as `ocelli devices` and errors show it.
@@ -19,6 +20,23 @@ pub struct DeviceInfo {
     pub name: String,
     /// Why it cannot be used, if so.
     pub unavailable: Option<String>,
+    /// Limits and features of a GPU.
+    #[cfg(feature = "wgpu")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wgpu: Option<crate::wgpu::AdapterDetails>,
+}
+
+impl DeviceInfo {
+    fn new(backend: Backend, index: usize, name: String, unavailable: Option<String>) -> Self {
+        Self {
+            backend,
+            index,
+            name,
+            unavailable,
+            #[cfg(feature = "wgpu")]
+            wgpu: None,
+        }
+    }
 }
 
 /// How to open a device.
@@ -28,13 +46,15 @@ pub struct DeviceOptions {
     pub index: usize,
     /// Threads of the CPU backend; `None` takes every core that the process may use.
     pub threads: Option<usize>,
+    /// Choices of variants that come before estimates.
+    pub picks: Picks,
 }
 
 /// Why a backend of this build has no device, if so.
 fn missing(backend: Backend) -> Option<&'static str> {
     match backend {
         Backend::Cpu => None,
-        Backend::Wgpu if cfg!(feature = "wgpu") => Some("not built yet"),
+        Backend::Wgpu if cfg!(feature = "wgpu") => None,
         Backend::Cuda if cfg!(feature = "cuda") => Some("not built yet"),
         Backend::Wgpu => Some("this binary was built without the `wgpu` feature"),
         Backend::Cuda => Some("this binary was built without the `cuda` feature"),
@@ -44,25 +64,46 @@ fn missing(backend: Backend) -> Option<&'static str> {
 /// Every device of every backend, usable or not.
 #[must_use]
 pub fn devices() -> Vec<DeviceInfo> {
-    Backend::ALL
-        .into_iter()
-        .map(|backend| {
-            let (name, unavailable) = match missing(backend) {
-                Some(why) => (String::new(), Some(why.to_owned())),
-                None => match CpuDevice::open(None) {
-                    Ok(device) => (device.caps().device.clone(), None),
-                    Err(error) => (String::new(), Some(error.to_string())),
-                },
-            };
-            DeviceInfo { backend, index: 0, name, unavailable }
-        })
-        .collect()
+    let mut all = Vec::new();
+    for backend in Backend::ALL {
+        match (backend, missing(backend)) {
+            (_, Some(why)) => all.push(DeviceInfo::new(backend, 0, String::new(), Some(why.to_owned()))),
+            (Backend::Cpu, None) => match CpuDevice::open(None, Arc::default()) {
+                Ok(device) => all.push(DeviceInfo::new(backend, 0, device.caps().device.clone(), None)),
+                Err(error) => all.push(DeviceInfo::new(backend, 0, String::new(), Some(error.to_string()))),
+            },
+            _ => wgpu_devices(&mut all),
+        }
+    }
+    all
 }
+
+#[cfg(feature = "wgpu")]
+fn wgpu_devices(all: &mut Vec<DeviceInfo>) {
+    let adapters = crate::wgpu::list();
+    if adapters.is_empty() {
+        let why = crate::wgpu::no_adapter().to_owned();
+        all.push(DeviceInfo::new(Backend::Wgpu, 0, String::new(), Some(why)));
+    }
+    for (index, (name, details, refused)) in adapters.into_iter().enumerate() {
+        let info = DeviceInfo::new(Backend::Wgpu, index, name, refused);
+        all.push(DeviceInfo { wgpu: Some(details), ..info });
+    }
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_devices(_: &mut Vec<DeviceInfo>) {}
 
 /// Opens a device. Errors name the backend and why it cannot be had.
 pub fn open(backend: Backend, options: &DeviceOptions) -> Result<Arc<dyn Device>, KernelError> {
     if let Some(why) = missing(backend) {
         return Err(KernelError::Device(format!("backend {backend}: {why}")));
+    }
+    let picks = Arc::new(options.picks.clone());
+    #[cfg(feature = "wgpu")]
+    if backend == Backend::Wgpu {
+        let profile = crate::wgpu::Profile::from_env()?;
+        return Ok(Arc::new(crate::wgpu::WgpuDevice::open(options.index, profile, picks)?));
     }
     if options.index != 0 {
         return Err(KernelError::Device(format!(
@@ -70,5 +111,5 @@ pub fn open(backend: Backend, options: &DeviceOptions) -> Result<Arc<dyn Device>
             options.index
         )));
     }
-    Ok(Arc::new(CpuDevice::open(options.threads)?))
+    Ok(Arc::new(CpuDevice::open(options.threads, picks)?))
 }

@@ -16,14 +16,19 @@ pub mod quant;
 mod reference;
 mod select;
 pub mod spec;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 pub use buffer::{HOST_ALIGN, HostBuf, Storage, StreamId, View, WeightPart, Weights};
 pub use device::{DeviceInfo, DeviceOptions, devices, open};
 pub use null::{NullLog, NullRecord, NullStream};
 pub use op::{
-    Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, OP_NAMES, Op, OpVisitor, Queue, Stream, for_each_op,
+    Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, Fetch, OP_NAMES, Op, OpVisitor, Queue, Stream,
+    for_each_op,
 };
+#[cfg(feature = "wgpu")]
+pub use op::{WgpuLaunch, WgpuOp};
 pub use oracle::Oracle;
 pub use reference::{ReferenceDevice, ReferenceStream};
-pub use select::{Reject, Row, Variant, explain, select};
-pub use spec::{Backend, Caps, Cost, DType, Element, Format, KernelError, Layout, ShapeError};
+pub use select::{Picks, Reject, Row, Variant, explain, select};
+pub use spec::{Backend, Caps, Cost, DType, Element, Format, KernelError, Layout, ShapeError, WgpuCaps};

@@ -4,9 +4,8 @@ use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use crate::buffer::{Storage, View};
-use crate::op::{CpuOp, Exec, Queue};
-use crate::select::select;
-use crate::spec::{Backend, Caps, Cost, KernelError, text};
+use crate::op::{BackendOp, Exec, Queue};
+use crate::spec::{Caps, Cost, KernelError, text};
 
 /// One op that a dry run met.
 #[derive(Clone, Debug)]
@@ -113,15 +112,12 @@ impl Queue for NullStream {
     }
 }
 
-impl<O: CpuOp> Exec<O> for NullStream {
+impl<O: BackendOp> Exec<O> for NullStream {
     fn exec(&mut self, op: &O) -> Result<(), KernelError> {
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        let variant = match self.caps.backend {
-            Backend::Cpu => select(O::cpu_variants(), &spec, &self.caps)
-                .map(|row| row.name)
-                .ok_or_else(|| crate::cpu::reasons::<O>(&spec, &self.caps)),
-            Backend::Wgpu | Backend::Cuda => Err("not built yet".to_owned()),
-        };
+        let rows = O::explain(&spec, &self.caps);
+        let picked = rows.iter().find(|row| row.picked).map(|row| row.variant);
+        let variant = picked.ok_or_else(|| crate::select::why_not(&rows));
         let mut weights = 0;
         op.clone().visit(&mut |_, view| {
             if !matches!(view.storage(), Storage::Meta(_)) {

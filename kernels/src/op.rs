@@ -61,25 +61,79 @@ pub trait CpuOp: Op {
     fn cpu_variants() -> &'static [Variant<Self::Spec, CpuLaunch<Self>>];
 }
 
-/// An op on every backend: what a caller needs to list and explain kernels without a device.
-pub trait BackendOp: CpuOp {
-    /// Each variant of `backend` with its reason or estimate.
-    fn explain(backend: Backend, spec: &Self::Spec, caps: &Caps) -> Vec<Row>;
+/// A WGSL kernel of op `O`. The op's `spec()` has passed.
+#[cfg(feature = "wgpu")]
+pub type WgpuLaunch<O> = fn(&O, &mut crate::wgpu::WgpuCx<'_>) -> Result<(), KernelError>;
+
+/// An op's kernels for wgpu.
+#[cfg(feature = "wgpu")]
+pub trait WgpuOp: Op {
+    /// The rows, in table order.
+    fn wgpu_variants() -> &'static [Variant<Self::Spec, WgpuLaunch<Self>>];
 }
 
-impl<O: CpuOp> BackendOp for O {
-    fn explain(backend: Backend, spec: &Self::Spec, caps: &Caps) -> Vec<Row> {
-        match backend {
-            Backend::Cpu => crate::select::explain(O::cpu_variants(), spec, caps),
-            Backend::Wgpu | Backend::Cuda => Vec::new(),
-        }
-    }
+/// An op on every backend: what a caller needs to list and explain kernels without a device.
+pub trait BackendOp: Op {
+    /// Names of the variants of `backend`, in table order.
+    fn variants(backend: Backend) -> Vec<&'static str>;
+
+    /// Each variant of `caps.backend` with its reason or estimate.
+    fn explain(spec: &Self::Spec, caps: &Caps) -> Vec<Row>;
 }
+
+/// Calls `$with` with the rows of `O` on a backend; `$else` for backends without kernels in this build.
+macro_rules! with_rows {
+    ($backend:expr, $rows:ident => $with:expr, $else:expr) => {
+        match $backend {
+            Backend::Cpu => {
+                let $rows = O::cpu_variants();
+                $with
+            }
+            #[cfg(feature = "wgpu")]
+            Backend::Wgpu => {
+                let $rows = O::wgpu_variants();
+                $with
+            }
+            _ => $else,
+        }
+    };
+}
+
+macro_rules! backend_op {
+    ($($bound:tt)+) => {
+        impl<O: $($bound)+> BackendOp for O {
+            fn variants(backend: Backend) -> Vec<&'static str> {
+                with_rows!(backend, rows => rows.iter().map(|row| row.name).collect(), Vec::new())
+            }
+
+            fn explain(spec: &Self::Spec, caps: &Caps) -> Vec<Row> {
+                with_rows!(caps.backend, rows => crate::select::explain(rows, spec, caps), Vec::new())
+            }
+        }
+    };
+}
+
+#[cfg(feature = "wgpu")]
+backend_op!(CpuOp + WgpuOp);
+#[cfg(not(feature = "wgpu"))]
+backend_op!(CpuOp);
 
 /// Runs op `O`. Ops of one stream happen in the order given.
 pub trait Exec<O: Op> {
     /// Checks the op, chooses a variant and starts it.
     fn exec(&mut self, op: &O) -> Result<(), KernelError>;
+}
+
+/// Bytes on their way from a device to the host.
+pub trait Fetch: Send {
+    /// Waits for them: the elements of the view, dense.
+    fn wait(self: Box<Self>) -> Result<Vec<u8>, KernelError>;
+}
+
+impl Fetch for Vec<u8> {
+    fn wait(self: Box<Self>) -> Result<Vec<u8>, KernelError> {
+        Ok(*self)
+    }
 }
 
 /// Memory and order of one queue of work on a device.
@@ -95,6 +149,19 @@ pub trait Queue: Send {
 
     /// Waits for the work so far and copies a view to dense host bytes.
     fn read(&mut self, from: &View, bytes: &mut [u8]) -> Result<(), KernelError>;
+
+    /// Starts to copy a view to the host once the work so far is done. Work that is given to the queue meanwhile goes on,
+    /// where the device works beside the host.
+    fn fetch(&mut self, from: &View) -> Result<Box<dyn Fetch>, KernelError> {
+        let mut bytes = vec![0; from.bytes() as usize];
+        self.read(from, &mut bytes)?;
+        Ok(Box::new(bytes))
+    }
+
+    /// Time that the host took to prepare ops for a device that works beside it; zero where the host does the work.
+    fn host_time(&self) -> std::time::Duration {
+        std::time::Duration::ZERO
+    }
 
     /// Weights in the form that this device's kernels want; the same memory where that is possible.
     fn place(&mut self, weights: &Weights) -> Result<Weights, KernelError> {

@@ -1,10 +1,9 @@
 //! The stream that runs each op's f64 reference on the host.
 
 use crate::buffer::{Storage, StreamId, View};
-use crate::cpu::isa::Level;
 use crate::op::{Device, Exec, Op, Queue, Stream};
 use crate::oracle::{Oracle, encode};
-use crate::spec::{Backend, Caps, KernelError};
+use crate::spec::{Caps, KernelError};
 
 /// Runs references: slow, and as exact as the types of the outputs allow.
 pub struct ReferenceStream {
@@ -14,14 +13,7 @@ pub struct ReferenceStream {
 
 impl Default for ReferenceStream {
     fn default() -> Self {
-        let caps = Caps {
-            backend: Backend::Cpu,
-            device: "f64 reference".into(),
-            isa: Level::Scalar,
-            int8_dot: false,
-            bf16_dot: false,
-            units: 1,
-        };
+        let caps = Caps { device: "f64 reference".into(), units: 1, ..Caps::default() };
         Self { id: StreamId::fresh(), caps }
     }
 }

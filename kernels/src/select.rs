@@ -1,6 +1,8 @@
 //! Variants of an op and the one way to choose among them.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 
 use crate::spec::Caps;
 
@@ -44,6 +46,82 @@ pub fn select<'a, S, L>(rows: &'a [Variant<S, L>], spec: &S, caps: &Caps) -> Opt
         }
     }
     best.map(|(row, _)| row)
+}
+
+/// Each variant with its reason not to run `spec`, in one line.
+pub(crate) fn reasons<S, L>(rows: &[Variant<S, L>], spec: &S, caps: &Caps) -> String {
+    why_not(&explain(rows, spec, caps))
+}
+
+/// Each row with its reason not to run, in one line.
+pub(crate) fn why_not(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "there is none".to_owned();
+    }
+    let each =
+        rows.iter().map(|row| format!("{}: {}", row.variant, row.rejected.as_deref().unwrap_or("runs")));
+    each.collect::<Vec<_>>().join("; ")
+}
+
+/// Choices that come before estimates: a variant that is asked for by name, and what was measured on this device.
+#[derive(Clone, Debug, Default)]
+pub struct Picks {
+    /// Op, if one is named, and variant of `OCELLI_KERNEL_FORCE`.
+    force: Option<(Option<String>, String)>,
+    /// The fastest variant by op and spec.
+    tuned: HashMap<(&'static str, u64), String>,
+}
+
+impl Picks {
+    /// Prefers the variant called `text`, or `OP/VARIANT`, wherever it runs. The caller has checked that there is one.
+    pub fn force(&mut self, text: &str) {
+        self.force = Some(match text.split_once('/') {
+            Some((op, variant)) => (Some(op.to_owned()), variant.to_owned()),
+            None => (None, text.to_owned()),
+        });
+    }
+
+    /// Prefers a variant for one spec.
+    pub fn tune<S: Hash>(&mut self, op: &'static str, spec: &S, variant: &str) {
+        self.tuned.insert((op, hash(spec)), variant.to_owned());
+    }
+
+    /// Specs with a measured choice.
+    #[must_use]
+    pub fn tuned(&self) -> usize {
+        self.tuned.len()
+    }
+
+    /// The variant that runs `spec`: the forced one if it can, the measured one if it can, else that of [`select`].
+    pub fn choose<'a, S: Hash, L>(
+        &self,
+        op: &'static str,
+        rows: &'a [Variant<S, L>],
+        spec: &S,
+        caps: &Caps,
+    ) -> Option<&'a Variant<S, L>> {
+        let named =
+            |name: &str| rows.iter().find(|row| row.name == name && (row.reject)(spec, caps).is_none());
+        if let Some((of, variant)) = &self.force
+            && of.as_ref().is_none_or(|of| of == op)
+            && let Some(row) = named(variant)
+        {
+            return Some(row);
+        }
+        if !self.tuned.is_empty()
+            && let Some(variant) = self.tuned.get(&(op, hash(spec)))
+            && let Some(row) = named(variant)
+        {
+            return Some(row);
+        }
+        select(rows, spec, caps)
+    }
+}
+
+fn hash<S: Hash>(spec: &S) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    spec.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Every variant with its reason or estimate, in table order.

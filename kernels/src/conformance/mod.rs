@@ -7,4 +7,6 @@ mod cases;
 mod run;
 
 pub use cases::{Case, CaseCx, Fill};
+#[cfg(feature = "wgpu")]
+pub use run::run_wgpu;
 pub use run::{Report, run_cpu};

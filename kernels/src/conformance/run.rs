@@ -10,8 +10,10 @@ use crate::cpu::pool::Pool;
 use crate::cpu::{CpuCx, caps};
 use crate::op::{Access, CpuOp, Op};
 use crate::oracle::{Expected, Oracle};
-use crate::select::select;
-use crate::spec::text;
+use crate::select::{Variant, select};
+#[cfg(feature = "wgpu")]
+use crate::spec::DType;
+use crate::spec::{Caps, KernelError, text};
 
 /// What one op's conformance run found.
 #[derive(Debug, Default)]
@@ -75,23 +77,31 @@ impl Memory {
         }
     }
 
-    /// Puts inputs back and NaN into pure outputs.
-    fn reset(&self) {
-        for (storage, bytes) in self.storages.iter().zip(&self.before) {
-            storage.restore(bytes);
-        }
+    /// Every storage before a variant runs: inputs as they are, NaN in pure outputs.
+    fn fresh(&self) -> Vec<Vec<u8>> {
+        let mut all = self.before.clone();
         for view in &self.outputs {
-            let mut bytes = view.storage().snapshot();
+            let bytes = &mut all[self.slot(view)];
             for start in element_bytes(view) {
                 bytes[start..start + view.dtype().size()].fill(0xFF);
             }
-            view.storage().restore(&bytes);
+        }
+        all
+    }
+
+    /// Puts inputs back and NaN into pure outputs.
+    fn reset(&self) {
+        for (storage, bytes) in self.storages.iter().zip(self.fresh()) {
+            storage.restore(&bytes);
         }
     }
 
-    /// The first thing that is wrong after a variant ran.
-    fn check(&self, expected: &[Expected]) -> Result<(), String> {
-        let after: Vec<Vec<u8>> = self.storages.iter().map(Storage::snapshot).collect();
+    fn snapshot(&self) -> Vec<Vec<u8>> {
+        self.storages.iter().map(Storage::snapshot).collect()
+    }
+
+    /// The first thing that is wrong with what a variant left behind.
+    fn check(&self, after: &[Vec<u8>], expected: &[Expected]) -> Result<(), String> {
         for (slot, bytes) in after.iter().enumerate() {
             for (at, (new, old)) in bytes.iter().zip(&self.before[slot]).enumerate() {
                 if new != old && !self.writable[slot][at] {
@@ -126,59 +136,161 @@ fn element_bytes(view: &View) -> Vec<usize> {
     all
 }
 
-/// Runs every CPU variant of `O` at each instruction set on every case.
-pub fn run_cpu<O: CpuOp>(isas: &[Isa], pool: &Arc<Pool>, seed: u64) -> Report {
-    let mut report = Report::default();
+/// A case with what its reference expects.
+struct Ready<O: Op> {
+    op: O,
+    spec: O::Spec,
+    text: String,
+    expected: Vec<Expected>,
+    memory: Memory,
+    about: String,
+}
+
+/// Calls `each` for every case of `O`, with a context that owns its memory.
+fn each_case<O: Op>(seed: u64, report: &mut Report, mut each: impl FnMut(&mut Report, &CaseCx, &Ready<O>)) {
     let mut cx = CaseCx::new(seed);
     let cases = O::cases(&mut cx);
-    if cases.is_empty() || O::cpu_variants().is_empty() {
-        report.failed.push(format!("{}: no cases or no CPU kernels", O::NAME));
+    if cases.is_empty() {
+        report.failed.push(format!("{}: no cases", O::NAME));
     }
     for Case { name, op } in cases {
-        let about = |what: String| format!("{} `{name}` (seed {seed}): {what}", O::NAME);
+        let about = format!("{} `{name}` (seed {seed})", O::NAME);
         let spec = match op.spec() {
             Ok(spec) => spec,
             Err(error) => {
-                report.failed.push(about(error.to_string()));
+                report.failed.push(format!("{about}: {error}"));
                 continue;
             }
         };
-        let spec_text = text::write(&spec);
-        if text::read::<O::Spec>(&spec_text).as_ref() != Ok(&spec) {
-            report.failed.push(about(format!("spec `{spec_text}` does not survive its text form")));
+        let text = text::write(&spec);
+        if text::read::<O::Spec>(&text).as_ref() != Ok(&spec) {
+            report.failed.push(format!("{about}: spec `{text}` does not survive its text form"));
         }
         let mut oracle = Oracle::new(cx.id(), true);
         if let Err(error) = op.reference(&mut oracle) {
-            report.failed.push(about(error.to_string()));
+            report.failed.push(format!("{about}: {error}"));
             continue;
         }
         let expected = oracle.into_expected();
         let memory = Memory::new(&op, &expected);
-        for &isa in isas {
-            let caps = caps(isa, pool.threads());
-            let cpu = CpuCx { isa, pool: pool.clone(), id: cx.id() };
-            if select(O::cpu_variants(), &spec, &caps).is_none() {
-                report.failed.push(about(format!("no variant runs `{spec_text}` at {isa}")));
-            }
-            for variant in O::cpu_variants() {
-                if let Some(reason) = (variant.reject)(&spec, &caps) {
-                    *report.skipped.entry(format!("{} at {isa}: {reason}", variant.name)).or_default() += 1;
-                    continue;
-                }
-                memory.reset();
-                let result = (variant.launch)(&op, &cpu).map_err(|error| error.to_string());
-                match result.and_then(|()| memory.check(&expected)) {
-                    Ok(()) => report.passed += 1,
-                    Err(what) => {
-                        report
-                            .failed
-                            .push(about(format!("{} at {isa} on `{spec_text}`: {what}", variant.name)));
-                    }
-                }
-                *report.ran.entry(format!("{} at {isa}", variant.name)).or_default() += 1;
-            }
-        }
-        memory.reset();
+        each(report, &cx, &Ready { op, spec, text, expected, memory, about });
     }
+}
+
+/// Runs each of `rows` on a case with `run`, which gives what it left in every storage.
+fn each_row<O: Op, L>(
+    report: &mut Report,
+    case: &Ready<O>,
+    rows: &'static [Variant<O::Spec, L>],
+    caps: &Caps,
+    place: &str,
+    mut run: impl FnMut(&'static Variant<O::Spec, L>) -> Result<Vec<Vec<u8>>, KernelError>,
+) {
+    if select(rows, &case.spec, caps).is_none() {
+        report.failed.push(format!("{}: no variant runs `{}` at {place}", case.about, case.text));
+    }
+    for variant in rows {
+        if let Some(reason) = (variant.reject)(&case.spec, caps) {
+            *report.skipped.entry(format!("{} at {place}: {reason}", variant.name)).or_default() += 1;
+            continue;
+        }
+        let result = run(variant).map_err(|error| error.to_string());
+        match result.and_then(|after| case.memory.check(&after, &case.expected)) {
+            Ok(()) => report.passed += 1,
+            Err(what) => report
+                .failed
+                .push(format!("{}: {} at {place} on `{}`: {what}", case.about, variant.name, case.text)),
+        }
+        *report.ran.entry(format!("{} at {place}", variant.name)).or_default() += 1;
+    }
+}
+
+/// Runs every CPU variant of `O` at each instruction set on every case.
+pub fn run_cpu<O: CpuOp>(isas: &[Isa], pool: &Arc<Pool>, seed: u64) -> Report {
+    let mut report = Report::default();
+    if O::cpu_variants().is_empty() {
+        report.failed.push(format!("{}: no CPU kernels", O::NAME));
+    }
+    each_case::<O>(seed, &mut report, |report, cx, case| {
+        for &isa in isas {
+            let cpu = CpuCx { isa, pool: pool.clone(), id: cx.id() };
+            let caps = caps(isa, pool.threads());
+            each_row(report, case, O::cpu_variants(), &caps, &isa.to_string(), |variant| {
+                case.memory.reset();
+                (variant.launch)(&case.op, &cpu)?;
+                Ok(case.memory.snapshot())
+            });
+        }
+        case.memory.reset();
+    });
+    report
+}
+
+/// Runs every wgpu variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place`
+/// names the device in the report.
+#[cfg(feature = "wgpu")]
+pub fn run_wgpu<O: crate::op::WgpuOp>(
+    device: &crate::wgpu::WgpuDevice,
+    place: &str,
+    seed: u64,
+    only: Option<&str>,
+) -> Report {
+    use crate::op::{Device, Queue};
+
+    let mut report = Report::default();
+    if O::wgpu_variants().is_empty() {
+        report.failed.push(format!("{}: no wgpu kernels", O::NAME));
+    }
+    let mut stream = match device.queue() {
+        Ok(stream) => stream,
+        Err(error) => {
+            report.failed.push(error.to_string());
+            return report;
+        }
+    };
+    each_case::<O>(seed, &mut report, |report, _, case| {
+        if only.is_some_and(|only| !case.about.contains(only)) {
+            return;
+        }
+        let memory = &case.memory;
+        let written: Vec<bool> = memory.writable.iter().map(|bytes| bytes.contains(&true)).collect();
+        let fresh = memory.fresh();
+        let mut copies = Vec::new();
+        let mut copy = || -> Result<(), KernelError> {
+            for bytes in &fresh {
+                let view = View::dense(stream.alloc(bytes.len())?, &[bytes.len()], DType::U8)?;
+                stream.write(&view, bytes)?;
+                copies.push(view);
+            }
+            Ok(())
+        };
+        if let Err(error) = copy() {
+            report.failed.push(format!("{}: {error}", case.about));
+            return;
+        }
+        let mut op = case.op.clone();
+        op.visit(&mut |_, view| {
+            if let Ok(moved) = view.with_storage(copies[memory.slot(view)].storage().clone()) {
+                *view = moved;
+            }
+        });
+        each_row(report, case, O::wgpu_variants(), device.caps(), place, |variant| {
+            for ((view, bytes), _) in copies.iter().zip(&fresh).zip(&written).filter(|(_, written)| **written)
+            {
+                stream.write(view, bytes)?;
+            }
+            stream.launch(&op, variant)?;
+            let mut after = Vec::with_capacity(copies.len());
+            for ((view, bytes), written) in copies.iter().zip(&fresh).zip(&written) {
+                // Large weights are bound for reading: nothing can have written them.
+                let mut now = bytes.clone();
+                if *written || bytes.len() <= 1 << 16 {
+                    stream.read(view, &mut now)?;
+                }
+                after.push(now);
+            }
+            Ok(after)
+        });
+    });
     report
 }

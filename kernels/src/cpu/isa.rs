@@ -11,9 +11,10 @@ use std::sync::OnceLock;
 pub const ISA_ENV: &str = "OCELLI_ISA";
 
 /// An instruction-set level for which every kernel is instantiated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
     /// Portable code: what the compiler makes of plain arrays.
+    #[default]
     Scalar,
     /// AVX2 with FMA and F16C: 8 f32 lanes, 16 registers.
     Avx2,

@@ -10,5 +10,4 @@ pub mod simd;
 mod stream;
 pub(crate) mod table;
 
-pub(crate) use stream::reasons;
 pub use stream::{CpuCx, CpuDevice, CpuStream, caps};

@@ -6,7 +6,7 @@ use super::isa::Isa;
 use super::pool::Pool;
 use crate::buffer::{Storage, StreamId, View};
 use crate::op::{CpuOp, Device, Exec, Queue, Stream};
-use crate::select::{explain, select};
+use crate::select::{Picks, reasons};
 use crate::spec::{Backend, Caps, KernelError, text};
 
 /// What a CPU kernel works with.
@@ -42,18 +42,8 @@ pub fn caps(isa: Isa, threads: usize) -> Caps {
         int8_dot: isa.vnni(),
         bf16_dot: isa.bf16(),
         units: threads,
+        ..Caps::default()
     }
-}
-
-/// Each CPU variant of `O` with its reason not to run `spec`, in one line.
-pub(crate) fn reasons<O: CpuOp>(spec: &O::Spec, caps: &Caps) -> String {
-    let rows = explain(O::cpu_variants(), spec, caps);
-    if rows.is_empty() {
-        return "there is none".to_owned();
-    }
-    let each =
-        rows.iter().map(|row| format!("{}: {}", row.variant, row.rejected.as_deref().unwrap_or("runs")));
-    each.collect::<Vec<_>>().join("; ")
 }
 
 /// This machine's CPU.
@@ -61,21 +51,22 @@ pub struct CpuDevice {
     caps: Caps,
     isa: Isa,
     pool: Arc<Pool>,
+    picks: Arc<Picks>,
 }
 
 impl CpuDevice {
     /// The CPU with this many threads (`None`: every core that the process may use), at the level that `OCELLI_ISA`
     /// allows. Errors if that names a level which the machine lacks.
-    pub fn open(threads: Option<usize>) -> Result<Self, KernelError> {
+    pub fn open(threads: Option<usize>, picks: Arc<Picks>) -> Result<Self, KernelError> {
         let isa = Isa::detect().map_err(|error| KernelError::Device(error.to_string()))?;
         let threads = threads.unwrap_or_else(available_threads);
-        Ok(Self::at(isa, Arc::new(Pool::new(threads))))
+        Ok(Self { picks, ..Self::at(isa, Arc::new(Pool::new(threads))) })
     }
 
     /// The CPU at a given level, on existing threads.
     #[must_use]
     pub fn at(isa: Isa, pool: Arc<Pool>) -> Self {
-        Self { caps: caps(isa, pool.threads()), isa, pool }
+        Self { caps: caps(isa, pool.threads()), isa, pool, picks: Arc::default() }
     }
 }
 
@@ -86,7 +77,7 @@ impl Device for CpuDevice {
 
     fn stream(&self) -> Result<Box<dyn Stream>, KernelError> {
         let cx = CpuCx { isa: self.isa, pool: self.pool.clone(), id: StreamId::fresh() };
-        Ok(Box::new(CpuStream { caps: self.caps.clone(), cx }))
+        Ok(Box::new(CpuStream { caps: self.caps.clone(), cx, picks: self.picks.clone() }))
     }
 }
 
@@ -94,6 +85,7 @@ impl Device for CpuDevice {
 pub struct CpuStream {
     caps: Caps,
     cx: CpuCx,
+    picks: Arc<Picks>,
 }
 
 impl Queue for CpuStream {
@@ -117,13 +109,13 @@ impl Queue for CpuStream {
 impl<O: CpuOp> Exec<O> for CpuStream {
     fn exec(&mut self, op: &O) -> Result<(), KernelError> {
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        match select(O::cpu_variants(), &spec, &self.caps) {
+        match self.picks.choose(O::NAME, O::cpu_variants(), &spec, &self.caps) {
             Some(row) => (row.launch)(op, &self.cx),
             None => Err(KernelError::Unsupported {
                 op: O::NAME,
                 spec: text::write(&spec),
                 backend: Backend::Cpu,
-                reasons: reasons::<O>(&spec, &self.caps),
+                reasons: reasons(O::cpu_variants(), &spec, &self.caps),
             }),
         }
     }

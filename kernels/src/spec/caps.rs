@@ -53,7 +53,7 @@ impl FromStr for Backend {
 }
 
 /// Capabilities of a device, as `reject` and `est_us` of a variant see them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Caps {
     /// The backend.
     pub backend: Backend,
@@ -65,6 +65,44 @@ pub struct Caps {
     pub int8_dot: bool,
     /// Dot products of bf16 pairs in one instruction.
     pub bf16_dot: bool,
-    /// Threads of a CPU, multiprocessors of a GPU.
+    /// Threads of a CPU, multiprocessors of a GPU; 0 if unknown.
     pub units: usize,
+    /// What a device of the wgpu backend can do.
+    pub wgpu: WgpuCaps,
+}
+
+/// Limits and features of a wgpu device that kernels depend on. The default is what every WebGPU device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WgpuCaps {
+    /// Whether `enable f16` is allowed.
+    pub f16: bool,
+    /// Smallest and largest width of a subgroup; 0 without subgroup operations.
+    pub subgroup: (u32, u32),
+    /// Side of cooperative matrices of f16 with f32 sums; 0 without.
+    pub matrix: u32,
+    /// Storage buffers of a kernel.
+    pub storage_buffers: u32,
+    /// Bytes that the invocations of a workgroup share.
+    pub workgroup_memory: u32,
+    /// Invocations of a workgroup.
+    pub invocations: u32,
+    /// Bytes of a binding.
+    pub max_binding: u64,
+    /// Whether the host's CPU does the work.
+    pub software: bool,
+}
+
+impl Default for WgpuCaps {
+    fn default() -> Self {
+        Self {
+            f16: false,
+            subgroup: (0, 0),
+            matrix: 0,
+            storage_buffers: 8,
+            workgroup_memory: 16 << 10,
+            invocations: 256,
+            max_binding: 128 << 20,
+            software: false,
+        }
+    }
 }

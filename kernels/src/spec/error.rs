@@ -98,7 +98,49 @@ pub enum KernelError {
         /// The device.
         device: String,
     },
+    /// A kernel's source was refused by a compiler.
+    #[error("kernel {kernel}: {what}")]
+    Compile {
+        /// Its source file, and the op and variant it was compiled for.
+        kernel: String,
+        /// What the compiler said.
+        what: String,
+    },
+    /// The device is gone: removed, reset, or out of memory for good.
+    #[error("{device}: device lost ({doing}): {what}")]
+    Lost {
+        /// The device.
+        device: String,
+        /// What the driver said.
+        what: String,
+        /// What it was asked to do.
+        doing: String,
+    },
+    /// The device did not answer.
+    #[error("{device}: no answer in {seconds} s ({doing})")]
+    Timeout {
+        /// The device.
+        device: String,
+        /// How long the host waited.
+        seconds: u64,
+        /// What it was asked to do.
+        doing: String,
+    },
     /// The device or its driver cannot be used.
     #[error("{0}")]
     Device(String),
+}
+
+impl KernelError {
+    /// The same error with the names of op and variant, where it does not say them.
+    #[must_use]
+    pub fn in_variant(self, op: &str, variant: &str) -> Self {
+        match self {
+            Self::Device(what) => Self::Device(format!("{op} {variant}: {what}")),
+            Self::Compile { kernel, what } => {
+                Self::Compile { kernel: format!("{kernel} ({op} {variant})"), what }
+            }
+            other => other,
+        }
+    }
 }

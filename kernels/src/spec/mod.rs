@@ -9,7 +9,7 @@ mod layout;
 pub mod text;
 pub mod tolerance;
 
-pub use caps::{Backend, Caps};
+pub use caps::{Backend, Caps, WgpuCaps};
 pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use error::{KernelError, ShapeError};

@@ -6,6 +6,8 @@
 
 mod cpu;
 mod reference;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 #[cfg(feature = "conformance")]
 mod cases;

@@ -4,6 +4,8 @@
 
 mod cpu;
 mod reference;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 #[cfg(feature = "conformance")]
 mod cases;

@@ -5,6 +5,8 @@
 //! `out[i, j] = act(x w[j]) * (x w[j + n / 2]) + residual[i, j]`.
 
 mod reference;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 #[cfg(feature = "conformance")]
 mod cases;

@@ -1,0 +1,253 @@
+//! An open device: its queue, its pipelines, and what went wrong on it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::adapter::{self, Profile};
+use super::source::{self, Defines};
+use crate::spec::{Caps, KernelError};
+
+/// Bytes of the parameters of a launch at most: what immediates hold everywhere.
+pub const PARAM_BYTES: usize = 128;
+/// How long a submission may take before it counts as lost.
+const TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Access to a binding: its number and whether it is only read.
+pub(super) type Access = (u32, bool);
+/// Accesses of all bindings of a kernel.
+pub(super) type Accesses = SmallVec<[Access; 12]>;
+
+/// A compiled kernel.
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    pub id: u64,
+}
+
+/// What a pipeline is made of.
+#[derive(Clone, Hash, PartialEq, Eq)]
+pub(super) struct PipelineKey {
+    pub path: &'static str,
+    pub defines: Defines,
+    pub accesses: Accesses,
+}
+
+/// A device with what its streams share.
+pub(super) struct Gpu {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub caps: Caps,
+    /// Whether parameters travel as immediates; else in a uniform buffer.
+    pub immediates: bool,
+    /// Alignment of binding offsets, in bytes.
+    pub align: u64,
+    /// The largest buffer, in bytes.
+    pub max_buffer: u64,
+    /// Layout of the uniform buffer with the parameters, where they are not immediates.
+    pub params_layout: Option<wgpu::BindGroupLayout>,
+    pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    /// What an error handler was told, until somebody asks.
+    failed: Arc<Mutex<Option<String>>>,
+    lost: Arc<Mutex<Option<String>>>,
+    pub(super) next: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    pub fn open(adapter: &wgpu::Adapter, profile: Profile) -> Result<Arc<Self>, KernelError> {
+        let caps = adapter::caps(adapter, profile);
+        if let Some(why) = adapter::refusal(adapter) {
+            return Err(KernelError::Device(format!("{}: {why}", caps.device)));
+        }
+        let (features, limits) = (adapter::features(adapter, profile), adapter::limits(adapter, profile));
+        let experimental = if features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+            // SAFETY: kernels use cooperative matrices as their documentation describes, in bounds and by whole subgroups.
+            unsafe { wgpu::ExperimentalFeatures::enabled() }
+        } else {
+            wgpu::ExperimentalFeatures::disabled()
+        };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("ocelli"),
+            required_features: features,
+            required_limits: limits.clone(),
+            experimental_features: experimental,
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| KernelError::Device(format!("{}: {error}", caps.device)))?;
+        let (failed, lost) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+        let slot = failed.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&slot).get_or_insert_with(|| error.to_string());
+        }));
+        let slot = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            lock(&slot).get_or_insert_with(|| format!("{reason:?}: {message}"));
+        });
+        let immediates = features.contains(wgpu::Features::IMMEDIATES)
+            && limits.max_immediate_size as usize >= PARAM_BYTES;
+        let params_layout = (!immediates).then(|| {
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some("params"),
+                entries: &[wgpu::BindGroupLayoutEntry {
+                    binding: 0,
+                    visibility: wgpu::ShaderStages::COMPUTE,
+                    ty: wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Uniform,
+                        has_dynamic_offset: true,
+                        min_binding_size: None,
+                    },
+                    count: None,
+                }],
+            })
+        });
+        Ok(Arc::new(Self {
+            device,
+            queue,
+            caps,
+            immediates,
+            align: u64::from(limits.min_storage_buffer_offset_alignment).max(4),
+            max_buffer: limits.max_buffer_size & !3,
+            params_layout,
+            pipelines: Mutex::default(),
+            failed,
+            lost,
+            next: AtomicU64::new(1),
+        }))
+    }
+
+    /// A number never given out before.
+    pub fn fresh(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What has gone wrong since the last call, as an error; `doing` names what was being done.
+    pub fn check(&self, doing: impl FnOnce() -> String) -> Result<(), KernelError> {
+        if let Some(what) = lock(&self.lost).clone() {
+            return Err(KernelError::Lost { device: self.caps.device.clone(), what, doing: doing() });
+        }
+        match lock(&self.failed).take() {
+            None => Ok(()),
+            Some(what) if what == "Out of Memory" => Err(KernelError::OutOfMemory {
+                bytes: 0,
+                device: format!("{} ({})", self.caps.device, doing()),
+            }),
+            Some(what) => Err(KernelError::Device(format!("{}: {}: {what}", self.caps.device, doing()))),
+        }
+    }
+
+    /// Waits for one submission. Errors if the device does not finish it in time.
+    pub fn wait(
+        &self,
+        submission: wgpu::SubmissionIndex,
+        doing: impl FnOnce() -> String,
+    ) -> Result<(), KernelError> {
+        match self
+            .device
+            .poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(TIMEOUT) })
+        {
+            Ok(_) => self.check(doing),
+            Err(wgpu::PollError::Timeout) => Err(KernelError::Timeout {
+                device: self.caps.device.clone(),
+                seconds: TIMEOUT.as_secs(),
+                doing: doing(),
+            }),
+            Err(error) => Err(KernelError::Device(format!("{}: {error}", self.caps.device))),
+        }
+    }
+
+    /// A buffer of `bytes`, rounded up to whole words.
+    pub fn buffer(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, KernelError> {
+        let size = bytes.max(16).next_multiple_of(16);
+        let fail = || KernelError::OutOfMemory { bytes: bytes as usize, device: self.caps.device.clone() };
+        if size > self.max_buffer {
+            return Err(fail());
+        }
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let invalid = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        let buffer = self.device.create_buffer(&descriptor);
+        let errors = [pollster::block_on(invalid.pop()), pollster::block_on(memory.pop())];
+        if errors.iter().any(Option::is_some) {
+            return Err(fail());
+        }
+        Ok(buffer)
+    }
+
+    /// The compiled kernel, made now if it is new. Errors name kernel, line and reason.
+    pub fn pipeline(&self, key: &PipelineKey) -> Result<Arc<Pipeline>, KernelError> {
+        if let Some(known) = lock(&self.pipelines).get(key) {
+            return Ok(known.clone());
+        }
+        let made = Arc::new(self.compile(key)?);
+        lock(&self.pipelines).insert(key.clone(), made.clone());
+        Ok(made)
+    }
+
+    fn compile(&self, key: &PipelineKey) -> Result<Pipeline, KernelError> {
+        let fail = |what: String| KernelError::Compile { kernel: key.path.to_owned(), what };
+        let text = source::expand(key.path, &key.defines).map_err(|error| fail(error.to_string()))?;
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(key.path),
+            source: wgpu::ShaderSource::Wgsl(text.as_str().into()),
+        };
+        // SAFETY: kernels index within their operands, whose sizes `spec()` and `Kernel::bind` check, clamp what they read
+        // from memory before they index with it, and their loops end.
+        let module = unsafe {
+            self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        };
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = key
+            .accesses
+            .iter()
+            .map(|&(binding, read_only)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = self.device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(key.path),
+            entries: &entries,
+        });
+        let groups = [Some(&layout), self.params_layout.as_ref()];
+        let all = self.device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(key.path),
+            bind_group_layouts: if self.immediates { &groups[..1] } else { &groups },
+            immediate_size: if self.immediates { PARAM_BYTES as u32 } else { 0 },
+        });
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(key.path),
+            layout: Some(&all),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(fail(format!("{error} with {:?}", key.defines)));
+        }
+        Ok(Pipeline { pipeline, layout, id: self.fresh() })
+    }
+
+    /// Kernels compiled so far.
+    pub fn compiled(&self) -> usize {
+        lock(&self.pipelines).len()
+    }
+}

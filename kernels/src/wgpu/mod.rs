@@ -1,0 +1,20 @@
+//! WGSL kernels through `wgpu`: Vulkan, Metal and DX12.
+//!
+//! - [`source`] expands `.wgsl` files; [`gpu`] compiles each expansion once; [`launch`] is what an op's kernels see.
+//! - [`stream`] encodes ops into one command buffer and submits it when a result is wanted or enough work has gathered.
+
+mod adapter;
+mod buffer;
+mod device;
+mod gpu;
+mod launch;
+pub mod source;
+mod stream;
+mod upload;
+
+pub use adapter::{AdapterDetails, Profile};
+pub use buffer::WgpuBuf;
+pub use device::{WgpuDevice, list, no_adapter};
+pub use gpu::PARAM_BYTES;
+pub use launch::{Kernel, WgpuCx};
+pub use stream::WgpuStream;
