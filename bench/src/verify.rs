@@ -224,7 +224,7 @@ fn verify_case(
         })
         .collect();
     let seq = SeqInput { seq: kv.open(), tokens: prompt, images: &rows, want: Want::Last(8) };
-    cx.scope(|cx| pipeline.model.forward(cx, &Batch { seqs: vec![seq] }, &mut kv).map(drop))?;
+    cx.scope(|cx| pipeline.model.forward(cx, &Batch { seqs: vec![seq], ids: None }, &mut kv).map(drop))?;
     cx.observe(None);
 
     let seen = seen.lock().map(|mut seen| std::mem::take(&mut *seen)).unwrap_or_default();

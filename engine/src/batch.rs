@@ -42,6 +42,9 @@ pub struct SeqInput<'a> {
 pub struct Batch<'a> {
     /// The sequences.
     pub seqs: Vec<SeqInput<'a>>,
+    /// Token ids that are on the device alone, i32 `[tokens]` in the order of the sequences; those of `seqs` then only say how
+    /// many there are.
+    pub ids: Option<Tensor>,
 }
 
 /// A batch as the device sees it: everything that changes from step to step is in these buffers.
@@ -126,7 +129,10 @@ impl Batch<'_> {
         }
         let (tokens, rows_wanted) = (ids.len(), wanted.len());
         Ok(Packed {
-            ids: cx.upload(&[tokens], &ids)?,
+            ids: match &self.ids {
+                Some(known) => known.narrow(0, 0, tokens)?,
+                None => cx.upload(&[tokens], &ids)?,
+            },
             positions: cx.upload(&[1, tokens], &positions)?,
             slots: cx.upload(&[tokens], &slots)?,
             q_starts: cx.upload(&[q_starts.len()], &q_starts)?,

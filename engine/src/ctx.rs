@@ -1,12 +1,12 @@
 //! The context of a forward pass: a stream, the arena of its activations, and an optional observer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 use half::{bf16, f16};
 use ocelli_kernels::ops::{Math, Matmul};
 use ocelli_kernels::{
-    DType, Device, Element, Exec, KernelError, NullLog, NullStream, Op, Stream, View, Weights,
+    DType, Device, Element, Exec, Fetch, KernelError, NullLog, NullStream, Op, Stream, View, Weights,
 };
 
 use crate::error::{Error, Result};
@@ -204,6 +204,24 @@ impl Ctx {
                 bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect()
             }
         })
+    }
+
+    /// Starts to copy a tensor to the host, after the work so far.
+    pub fn fetch(&mut self, tensor: &Tensor) -> Result<Box<dyn Fetch>> {
+        let view = self.view(tensor)?;
+        Ok(self.stream.fetch(&view)?)
+    }
+
+    /// Whether the device works beside the host.
+    #[must_use]
+    pub fn overlaps(&self) -> bool {
+        self.stream.overlaps()
+    }
+
+    /// Time that the host took so far to prepare work for a device beside it.
+    #[must_use]
+    pub fn host_time(&self) -> Duration {
+        self.stream.host_time()
     }
 
     /// The values of an i32 tensor.

@@ -1,7 +1,9 @@
 //! The generation loop: a scheduler that mixes any number of requests into batches.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
+use ocelli_kernels::Fetch;
 use ocelli_kernels::ops::{Sample, params as column};
 use serde::Serialize;
 
@@ -99,6 +101,19 @@ impl Running {
     }
 }
 
+/// A forward pass whose tokens are on their way to the host.
+struct Pass {
+    /// Numbers of the requests that get a token, in the order of the tokens.
+    rows: Vec<usize>,
+    /// The tokens; `None` where no prompt was complete.
+    tokens: Option<Box<dyn Fetch>>,
+    /// The same on the device.
+    ids: Tensor,
+    prefill: bool,
+    /// Tokens that went through the model.
+    count: usize,
+}
+
 /// Runs requests against a model. Each step is one forward pass: over prompts if any wait, else over one token of each
 /// running request.
 pub struct Scheduler<'m> {
@@ -110,6 +125,10 @@ pub struct Scheduler<'m> {
     submitted: usize,
     reserved: usize,
     capacity: usize,
+    /// The pass that was started ahead of its turn.
+    ahead: Option<Pass>,
+    /// Memory for the tokens of two passes.
+    tokens: [Option<Tensor>; 2],
 }
 
 impl<'m> Scheduler<'m> {
@@ -118,7 +137,19 @@ impl<'m> Scheduler<'m> {
         let capacity = kv_tokens.next_multiple_of(PAGE);
         let kv = KvCache::new(cx, model.info().kv, capacity)?;
         let (waiting, running) = Default::default();
-        Ok(Self { model, tokenizer, kv, waiting, running, submitted: 0, reserved: 0, capacity })
+        let (ahead, tokens) = Default::default();
+        Ok(Self {
+            model,
+            tokenizer,
+            kv,
+            waiting,
+            running,
+            submitted: 0,
+            reserved: 0,
+            capacity,
+            ahead,
+            tokens,
+        })
     }
 
     /// Tokens that the cache must hold to run all of these requests at once.
@@ -205,8 +236,12 @@ impl<'m> Scheduler<'m> {
         answer(running, reason)
     }
 
-    /// One forward pass. Does nothing when idle.
+    /// Finishes one forward pass. Does nothing when idle.
+    ///
+    /// Where the device works beside the host, the pass after it is started before the host looks at the tokens of this one:
+    /// it takes them from the device.
     pub fn step(&mut self, cx: &mut Ctx) -> Result<Vec<Event>> {
+        let (start, prepared) = (Instant::now(), cx.host_time());
         let limit = self.model.info().max_positions;
         while let Some(next) = self.waiting.front() {
             if self.reserved + next.reserve(limit) > self.capacity {
@@ -215,29 +250,56 @@ impl<'m> Scheduler<'m> {
             self.reserved += next.reserve(limit);
             self.running.extend(self.waiting.pop_front());
         }
-        let prefill = self.running.iter().any(Running::in_prompt);
-        let plan = self.plan(prefill);
-        if plan.is_empty() {
-            return Ok(Vec::new());
+        let pass = match self.ahead.take() {
+            Some(pass) => pass,
+            None => match self.start(cx, None)? {
+                Some(pass) => pass,
+                None => return Ok(Vec::new()),
+            },
+        };
+        if cx.overlaps() && self.may_run_ahead(&pass) {
+            self.ahead = self.start(cx, Some(&pass))?;
         }
-        let tokens: usize = plan.iter().map(|&(_, len)| len).sum();
-        let sampled = cx.measure(if prefill { Phase::Prefill } else { Phase::Decode }, |cx| {
-            cx.scope(|cx| self.forward(cx, &plan))
-        })?;
-        if prefill {
-            cx.timings.prefill_tokens += tokens;
+        let sampled = match pass.tokens {
+            Some(fetch) => fetch.wait().map_err(Error::Device)?,
+            None => {
+                cx.stream().sync()?;
+                Vec::new()
+            }
+        };
+        let time = start.elapsed();
+        if pass.prefill {
+            cx.timings.add(Phase::Prefill, time);
+            cx.timings.prefill_tokens += pass.count;
         } else {
-            cx.timings.decode_tokens += tokens;
-        }
-        for &(place, len) in &plan {
-            self.running[place].done += len;
+            cx.timings.add(Phase::Decode, time);
+            cx.timings.decode_tokens += pass.count;
+            cx.timings.decode_encode_ms += (cx.host_time() - prepared).as_secs_f64() * 1e3;
         }
         let mut events = Vec::new();
-        for (place, token) in sampled.into_iter().rev() {
-            self.accept(place, token, &mut events)?;
+        for (number, id) in pass.rows.into_iter().zip(sampled.chunks_exact(4)) {
+            let token = i32::from_le_bytes([id[0], id[1], id[2], id[3]]) as u32;
+            // A request that ended meanwhile took part in a pass that had been started before.
+            if let Some(place) = self.running.iter().position(|running| running.number == number) {
+                self.accept(place, token, &mut events)?;
+            }
         }
-        events.reverse();
         Ok(events)
+    }
+
+    /// Whether the next pass is known without the tokens of `pass`: one token of each of its requests.
+    fn may_run_ahead(&self, pass: &Pass) -> bool {
+        let limit = self.model.info().max_positions;
+        let goes_on = |running: &Running| {
+            let answer = running.answer.len() + 1;
+            !running.in_prompt()
+                && running.params.repetition_penalty == 1.0
+                && answer < running.params.max_tokens
+                && running.prompt.len() + answer < limit
+        };
+        !self.running.is_empty()
+            && self.running.iter().map(|running| running.number).eq(pass.rows.iter().copied())
+            && self.running.iter().all(goes_on)
     }
 
     /// Which requests take part, with the number of their new tokens.
@@ -257,18 +319,56 @@ impl<'m> Scheduler<'m> {
         plan
     }
 
-    /// Runs the plan and samples for each request whose prompt is complete: (place, token) in order.
-    fn forward(&mut self, cx: &mut Ctx, plan: &[(usize, usize)]) -> Result<Vec<(usize, u32)>> {
+    /// Starts a forward pass and samples for each request whose prompt is complete. With `after`, each request's new token is
+    /// that of a pass which is still under way. `None` if nothing is to be done.
+    fn start(&mut self, cx: &mut Ctx, after: Option<&Pass>) -> Result<Option<Pass>> {
+        let prefill = self.running.iter().any(Running::in_prompt);
+        let plan = self.plan(prefill);
+        if plan.is_empty() {
+            return Ok(None);
+        }
+        let ids = self.token_memory(cx, plan.len())?;
+        let (rows, tokens) = cx.scope(|cx| self.forward(cx, &plan, after, &ids))?;
+        for &(place, len) in &plan {
+            self.running[place].done += len;
+        }
+        Ok(Some(Pass { rows, tokens, ids, prefill, count: plan.iter().map(|&(_, len)| len).sum() }))
+    }
+
+    /// Memory for the tokens of a pass: not that of the pass before, which may still be read.
+    fn token_memory(&mut self, cx: &mut Ctx, rows: usize) -> Result<Tensor> {
+        self.tokens.swap(0, 1);
+        match &self.tokens[0] {
+            Some(tensor) if tensor.size(0) >= rows => tensor.narrow(0, 0, rows),
+            _ => {
+                let tensor = cx.alloc_owned(&[rows.next_power_of_two()], ocelli_kernels::DType::I32)?;
+                let ids = tensor.narrow(0, 0, rows)?;
+                self.tokens[0] = Some(tensor);
+                Ok(ids)
+            }
+        }
+    }
+
+    /// Runs the plan: the requests that get a token, and the tokens on their way.
+    fn forward(
+        &mut self,
+        cx: &mut Ctx,
+        plan: &[(usize, usize)],
+        after: Option<&Pass>,
+        ids: &Tensor,
+    ) -> Result<(Vec<usize>, Option<Box<dyn Fetch>>)> {
         let mut images = Vec::with_capacity(plan.len());
         for &(place, len) in plan {
             let running = &self.running[place];
             images.push(images_between(&running.images, running.done, running.done + len)?);
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch { ids: after.map(|pass| pass.ids.clone()), ..Batch::default() };
         let mut places = Vec::new();
         for (&(place, len), images) in plan.iter().zip(&images) {
             let running = &self.running[place];
-            let (tokens, last) = if running.in_prompt() {
+            let (tokens, last) = if after.is_some() {
+                (&[0][..], true)
+            } else if running.in_prompt() {
                 let end = running.done + len;
                 (&running.prompt[running.done..end], end == running.prompt.len())
             } else {
@@ -282,8 +382,13 @@ impl<'m> Scheduler<'m> {
         }
         let logits = self.model.forward(cx, &batch, &mut self.kv)?;
         let rows: Vec<&Running> = places.iter().map(|&place| &self.running[place]).collect();
-        let tokens = sample_rows(cx, &logits, &rows)?;
-        Ok(places.into_iter().zip(tokens).collect())
+        if rows.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        let out = ids.narrow(0, 0, rows.len())?;
+        sample_rows(cx, &logits, &rows, usize::from(after.is_some()), &out)?;
+        let fetch = cx.fetch(&out)?;
+        Ok((rows.iter().map(|running| running.number).collect(), Some(fetch)))
     }
 
     /// Adds a token to an answer and ends it if that is due.
@@ -317,12 +422,12 @@ impl<'m> Scheduler<'m> {
         }
         running.text.push_str(&text);
         let request = running.number;
+        events.push(Event::Text { request, text });
         if stopped || length {
             let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
             let answer = self.finish(place, reason);
             events.push(Event::Done { request, answer });
         }
-        events.push(Event::Text { request, text });
         Ok(())
     }
 }
@@ -353,11 +458,9 @@ fn images_between(images: &[ImageRows], start: usize, end: usize) -> Result<Vec<
     Ok(found)
 }
 
-/// Chooses a token for each row of `logits: [rows, vocab]`.
-fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Running]) -> Result<Vec<u32>> {
-    if rows.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Chooses a token for each row of `logits: [rows, vocab]`, `out: i32 [rows]`. `unseen` tokens of each answer are still under
+/// way.
+fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Running], unseen: usize, out: &Tensor) -> Result<()> {
     let mut settings = vec![0f32; rows.len() * column::COUNT];
     for (row, running) in settings.chunks_exact_mut(column::COUNT).zip(rows) {
         let params = &running.params;
@@ -366,7 +469,7 @@ fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Running]) -> Result<Vec<u
         row[column::TOP_P] = params.top_p;
         row[column::MIN_P] = params.min_p;
         row[column::REPETITION_PENALTY] = params.repetition_penalty;
-        row[column::UNIFORM] = uniform(params.seed, 0, running.answer.len() as u64);
+        row[column::UNIFORM] = uniform(params.seed, 0, (running.answer.len() + unseen) as u64);
     }
     let penalized = rows.iter().any(|running| running.params.repetition_penalty != 1.0);
     let history = if penalized {
@@ -382,10 +485,8 @@ fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Running]) -> Result<Vec<u
         None
     };
     let settings = cx.upload(&[rows.len(), column::COUNT], &settings)?;
-    let out = cx.alloc(&[rows.len()], ocelli_kernels::DType::I32)?;
-    let op = Sample { logits: cx.view(logits)?, params: cx.view(&settings)?, history, out: cx.view(&out)? };
-    cx.exec("sample", &op)?;
-    Ok(cx.download_ids(&out)?.into_iter().map(|id| id as u32).collect())
+    let op = Sample { logits: cx.view(logits)?, params: cx.view(&settings)?, history, out: cx.view(out)? };
+    cx.exec("sample", &op)
 }
 
 /// Answers all requests, telling `on_text` of each new piece of text; it may end everything early.

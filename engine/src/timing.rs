@@ -36,6 +36,8 @@ pub struct Timings {
     pub prefill_ms: f64,
     /// Milliseconds of decode steps.
     pub decode_ms: f64,
+    /// Milliseconds of these in which the host prepared work for a device beside it; 0 where the host does the work.
+    pub decode_encode_ms: f64,
     /// Tiles that went through the tower.
     pub tiles: usize,
     /// Prompt tokens that went through the decoder.
@@ -70,6 +72,12 @@ impl Timings {
     #[must_use]
     pub fn prefill_rate(&self) -> f64 {
         rate(self.prefill_tokens, self.prefill_ms)
+    }
+
+    /// Share of the decode steps in which the host prepared work for the device.
+    #[must_use]
+    pub fn encode_share(&self) -> f64 {
+        if self.decode_ms > 0.0 { self.decode_encode_ms / self.decode_ms } else { 0.0 }
     }
 
     /// Generated tokens a second after the first, 0 if none.

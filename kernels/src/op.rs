@@ -158,6 +158,11 @@ pub trait Queue: Send {
         Ok(Box::new(bytes))
     }
 
+    /// Whether the device works beside the host, so that it pays to prepare work before the results of earlier work are known.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
     /// Time that the host took to prepare ops for a device that works beside it; zero where the host does the work.
     fn host_time(&self) -> std::time::Duration {
         std::time::Duration::ZERO

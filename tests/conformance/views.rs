@@ -10,7 +10,7 @@ use ocelli_kernels::{
 };
 
 fn stream() -> Box<dyn Stream> {
-    CpuDevice::open(Some(1)).unwrap().stream().unwrap()
+    CpuDevice::open(Some(1), std::sync::Arc::default()).unwrap().stream().unwrap()
 }
 
 fn vector(storage: Storage, len: usize) -> View {

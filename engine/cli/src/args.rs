@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use ocelli_kernels::{Backend, DType};
+use ocelli_kernels::{Backend, Caps, DType};
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]
@@ -116,7 +116,7 @@ impl BackendArg {
 /// `--dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
-    /// f32 on the CPU.
+    /// f16 on GPUs that compute with it, f32 elsewhere.
     Auto,
     /// 32-bit floats.
     F32,
@@ -127,13 +127,20 @@ pub enum DTypeArg {
 }
 
 impl DTypeArg {
-    /// The type on a backend.
-    pub fn on(self, _backend: Backend) -> DType {
+    /// The type that is named; `None` for auto.
+    pub fn named(self) -> Option<DType> {
         match self {
-            Self::Auto | Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
         }
+    }
+
+    /// The type on a device: auto is f16 on GPUs that compute with it, f32 elsewhere.
+    pub fn on(self, caps: &Caps) -> DType {
+        let fast = caps.backend == Backend::Wgpu && caps.wgpu.f16 && !caps.wgpu.software;
+        self.named().unwrap_or(if fast { DType::F16 } else { DType::F32 })
     }
 }
 

@@ -3,8 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use ocelli_kernels::cpu::{caps, isa::Isa};
-use ocelli_kernels::{Backend, BackendOp, Caps, KernelError, OP_NAMES, OpVisitor, Row, for_each_op, spec};
+use ocelli_kernels::{Backend, BackendOp, Caps, DeviceOptions, OP_NAMES, OpVisitor, Row, for_each_op, spec};
 use serde_json::{Value, json};
 
 use crate::args::{KernelsArgs, KernelsCommand};
@@ -12,17 +11,26 @@ use crate::fail::{Failure, Outcome, print, print_json};
 
 /// Runs the command.
 pub fn kernels(args: &KernelsArgs) -> Outcome {
-    let isa = Isa::detect().map_err(|error| KernelError::Device(error.to_string()))?;
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let caps = caps(isa, threads);
     match &args.command {
         KernelsCommand::List { op, json } => list(op.as_deref(), *json)?,
         KernelsCommand::Why { op, spec, backend, json } => {
             let backend = backend.backend().unwrap_or(Backend::Cpu);
-            why(op, &spec.join(" "), backend, &caps, isa, *json)?;
+            why(op, &spec.join(" "), &capabilities(backend)?, *json)?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a kernel would be chosen for: this machine's first device, or for wgpu, where there is none, a device with no more
+/// than the limits of WebGPU.
+fn capabilities(backend: Backend) -> Result<Caps, Failure> {
+    match (backend, ocelli_kernels::open(backend, &DeviceOptions::default())) {
+        (_, Ok(device)) => Ok(device.caps().clone()),
+        (Backend::Wgpu, Err(_)) if cfg!(feature = "wgpu") => {
+            Ok(Caps { backend, device: "any WebGPU device".into(), ..Caps::default() })
+        }
+        (_, Err(error)) => Err(error.into()),
+    }
 }
 
 fn known(op: &str) -> Result<(), Failure> {
@@ -34,13 +42,14 @@ fn known(op: &str) -> Result<(), Failure> {
 
 struct List<'a> {
     only: Option<&'a str>,
-    ops: Vec<(&'static str, Vec<&'static str>)>,
+    ops: Vec<(&'static str, Backend, Vec<&'static str>)>,
 }
 
 impl OpVisitor for List<'_> {
     fn visit<O: BackendOp>(&mut self) {
         if self.only.is_none_or(|only| only == O::NAME) {
-            self.ops.push((O::NAME, O::cpu_variants().iter().map(|row| row.name).collect()));
+            let rows = Backend::ALL.map(|backend| (O::NAME, backend, O::variants(backend)));
+            self.ops.extend(rows.into_iter().filter(|(_, _, rows)| !rows.is_empty()));
         }
     }
 }
@@ -55,15 +64,15 @@ fn list(only: Option<&str>, as_json: bool) -> Result<(), Failure> {
         let rows: Vec<Value> = all
             .ops
             .iter()
-            .flat_map(|(op, rows)| {
-                rows.iter().map(move |row| json!({"op": op, "backend": "cpu", "variant": row}))
+            .flat_map(|(op, backend, rows)| {
+                rows.iter().map(move |row| json!({"op": op, "backend": backend, "variant": row}))
             })
             .collect();
         return print_json(&json!({ "schema": "ocelli.kernels.list.v1", "rows": rows }));
     }
     let mut text = String::new();
-    for (op, rows) in &all.ops {
-        let _ = writeln!(text, "{op:<14} cpu  {}", rows.join(", "));
+    for (op, backend, rows) in &all.ops {
+        let _ = writeln!(text, "{op:<14} {backend:<5} {}", rows.join(", "));
     }
     print(&text)
 }
@@ -71,7 +80,6 @@ fn list(only: Option<&str>, as_json: bool) -> Result<(), Failure> {
 struct Why<'a> {
     op: &'a str,
     text: &'a str,
-    backend: Backend,
     caps: &'a Caps,
     found: Option<Result<(String, Vec<Row>), String>>,
 }
@@ -80,31 +88,37 @@ impl OpVisitor for Why<'_> {
     fn visit<O: BackendOp>(&mut self) {
         if O::NAME == self.op {
             let read = spec::text::read::<O::Spec>(self.text);
-            self.found =
-                Some(read.map(|spec| (spec::text::write(&spec), O::explain(self.backend, &spec, self.caps))));
+            self.found = Some(read.map(|spec| (spec::text::write(&spec), O::explain(&spec, self.caps))));
         }
     }
 }
 
-fn why(op: &str, text: &str, backend: Backend, caps: &Caps, isa: Isa, as_json: bool) -> Result<(), Failure> {
+fn why(op: &str, text: &str, caps: &Caps, as_json: bool) -> Result<(), Failure> {
     known(op)?;
-    if backend != Backend::Cpu {
-        return Err(Failure::new(format!("backend {backend}: not built yet")));
-    }
-    let mut question = Why { op, text, backend, caps, found: None };
+    let mut question = Why { op, text, caps, found: None };
     for_each_op(&mut question);
     let (spec, rows) = match question.found {
         Some(Ok(found)) => found,
         Some(Err(error)) => return Err(Failure::usage(format!("{op}: {error}"))),
         None => return Err(Failure::usage(format!("no op `{op}`"))),
     };
+    let backend = caps.backend;
+    let on_cpu = backend == Backend::Cpu;
     if as_json {
-        return print_json(&json!({
-            "schema": "ocelli.kernels.why.v1", "op": op, "spec": spec, "backend": backend, "isa": isa.to_string(),
-            "threads": caps.units, "rows": rows,
-        }));
+        let mut answer = json!({
+            "schema": "ocelli.kernels.why.v1", "op": op, "spec": spec, "backend": backend, "device": caps.device,
+            "rows": rows,
+        });
+        if on_cpu {
+            answer["isa"] = caps.isa.name().into();
+            answer["threads"] = caps.units.into();
+        } else {
+            answer["wgpu"] = serde_json::to_value(caps.wgpu)?;
+        }
+        return print_json(&answer);
     }
-    let mut out = format!("{op} {spec}\n{backend}: {} at {isa}, {} threads\n", caps.device, caps.units);
+    let at = if on_cpu { format!(" at {}, {} threads", isa_text(caps), caps.units) } else { String::new() };
+    let mut out = format!("{op} {spec}\n{backend}: {}{at}\n", caps.device);
     for row in &rows {
         let mark = if row.picked { "->" } else { "  " };
         let said = match (&row.rejected, row.est_us) {
@@ -115,4 +129,16 @@ fn why(op: &str, text: &str, backend: Backend, caps: &Caps, isa: Isa, as_json: b
         let _ = writeln!(out, "{mark} {:<20} {said}", row.variant);
     }
     print(&out)
+}
+
+/// The instruction set with its extensions.
+fn isa_text(caps: &Caps) -> String {
+    let mut text = caps.isa.name().to_owned();
+    if caps.int8_dot {
+        text.push_str(" vnni");
+    }
+    if caps.bf16_dot {
+        text.push_str(" bf16");
+    }
+    text
 }

@@ -5,33 +5,65 @@ use std::sync::Arc;
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
 use ocelli_engine::{Ctx, Pipeline, Precision, Vlm};
-use ocelli_kernels::{Backend, Device, DeviceOptions};
+use ocelli_kernels::{Backend, BackendOp, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 
 use crate::args::{DeviceArgs, ModelArgs};
 use crate::fail::Failure;
 use crate::progress::Download;
 
+/// The environment variable that names the variant to run wherever it can: `VARIANT` or `OP/VARIANT`.
+const FORCE_ENV: &str = "OCELLI_KERNEL_FORCE";
+
 /// Opens the device that the arguments ask for, and says how precisely it computes.
 pub fn device(args: &DeviceArgs) -> Result<(Arc<dyn Device>, Precision), Failure> {
-    let options = DeviceOptions { index: args.device, threads: args.threads.map(usize::from) };
+    let options =
+        DeviceOptions { index: args.device, threads: args.threads.map(usize::from), picks: picks()? };
     let opened = match args.backend.backend() {
         Some(backend) => ocelli_kernels::open(backend, &options)
             .map_err(|error| Failure::from(error).hint("`ocelli devices` lists what this machine has"))?,
         None => auto(&options)?,
     };
-    let precision = Precision { dtype: args.dtype.on(opened.caps().backend), fast_int8: args.fast_int8 };
+    let precision = Precision { dtype: args.dtype.on(opened.caps()), fast_int8: args.fast_int8 };
     Ok((opened, precision))
 }
 
-/// The first backend that has a device: CUDA, wgpu, CPU.
+/// The first backend that has a device of its own: CUDA, wgpu, CPU. A GPU that the CPU emulates is left to those who ask for
+/// it.
 fn auto(options: &DeviceOptions) -> Result<Arc<dyn Device>, Failure> {
     for backend in [Backend::Cuda, Backend::Wgpu] {
         match ocelli_kernels::open(backend, options) {
+            Ok(device) if device.caps().wgpu.software => {
+                tracing::info!("backend {backend}: {} is software", device.caps().device);
+            }
             Ok(device) => return Ok(device),
             Err(error) => tracing::info!("{error}"),
         }
     }
     Ok(ocelli_kernels::open(Backend::Cpu, options)?)
+}
+
+/// What comes before the estimates of variants.
+pub fn picks() -> Result<Picks, Failure> {
+    let mut picks = Picks::default();
+    let Ok(text) = std::env::var(FORCE_ENV) else { return Ok(picks) };
+    if text.is_empty() {
+        return Ok(picks);
+    }
+    struct Known<'a>(&'a str, bool);
+    impl OpVisitor for Known<'_> {
+        fn visit<O: BackendOp>(&mut self) {
+            let name = self.0.strip_prefix(O::NAME).and_then(|rest| rest.strip_prefix('/')).unwrap_or(self.0);
+            self.1 |= Backend::ALL.into_iter().any(|backend| O::variants(backend).contains(&name));
+        }
+    }
+    let mut known = Known(&text, false);
+    for_each_op(&mut known);
+    if !known.1 {
+        return Err(Failure::usage(format!("{FORCE_ENV}: no kernel variant `{text}`"))
+            .hint("VARIANT or OP/VARIANT; `ocelli kernels list` names them"));
+    }
+    picks.force(&text);
+    Ok(picks)
 }
 
 /// The files of a model, downloaded if need be.

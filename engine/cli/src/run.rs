@@ -46,6 +46,7 @@ struct Rates {
     total_ms: f64,
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
+    encode_share: f64,
 }
 
 impl SamplingArgs {
@@ -129,6 +130,7 @@ pub fn run(args: &RunArgs) -> Outcome {
             total_ms: start.elapsed().as_secs_f64() * 1e3,
             prefill_tokens_per_s: cx.timings.prefill_rate(),
             decode_tokens_per_s: cx.timings.decode_rate(),
+            encode_share: cx.timings.encode_share(),
         };
         print_json(&Output {
             schema: "ocelli.run.v1",

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use ocelli_bench::verify::Report;
+use ocelli_kernels::DType;
 
 use crate::args::VerifyArgs;
 use crate::fail::{FAILED, Outcome, print, print_json};
@@ -12,7 +13,8 @@ use crate::open;
 /// Runs the command: exit code 1 if anything is out of tolerance.
 pub fn verify(args: &VerifyArgs) -> Outcome {
     let files = open::files(Some(&args.model))?;
-    let (device, precision) = open::device(&args.device)?;
+    let (device, mut precision) = open::device(&args.device)?;
+    precision.dtype = args.device.dtype.named().unwrap_or(DType::F32);
     let report = ocelli_bench::verify::verify(&files, &args.reference, &*device, precision)?;
     if args.json {
         print_json(&report)?;

@@ -302,8 +302,10 @@ impl WgpuStream {
         let bytes = (end - start) as u64;
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let host = self.gpu.buffer(bytes, usage)?;
+        let begin = Instant::now();
         self.encoder().copy_buffer_to_buffer(&buffer.buffer, start as u64, &host, 0, bytes);
         self.submit()?;
+        self.host_time += begin.elapsed();
         let number = in_flight(&self.in_flight).last;
         let slot = Arc::new(Mutex::new(None));
         let answer = slot.clone();
@@ -469,6 +471,10 @@ impl Queue for WgpuStream {
         self.submit()?;
         let last = in_flight(&self.in_flight).last;
         wait_until(&self.gpu, &self.in_flight, last, &self.describe())
+    }
+
+    fn overlaps(&self) -> bool {
+        true
     }
 
     fn host_time(&self) -> Duration {

@@ -76,17 +76,20 @@ pub struct Stacked {
 }
 
 impl Stacked {
-    /// Stacks layers; the path is that of their common parent.
-    pub fn new(path: &str, layers: impl IntoIterator<Item = Linear>) -> Result<Self> {
+    /// Loads the layers at `scopes`, each `[n, k]`, with their biases; the path is that of their common parent.
+    pub fn load(cx: &mut Ctx, path: &str, scopes: &[(Scope<'_>, usize)], k: usize) -> Result<Self> {
         let mut groups: Vec<Weights> = Vec::new();
-        for layer in layers {
+        for (scope, n) in scopes {
+            let w = scope.linear(*n, k)?;
             match groups.pop() {
-                Some(last) if last.format() == layer.w.format() => {
-                    groups.push(Weights::stack([last, layer.w])?)
-                }
-                Some(last) => groups.extend([last, layer.w]),
-                None => groups.push(layer.w),
+                Some(last) if last.format() == w.format() => groups.push(Weights::stack([last, w])?),
+                Some(last) => groups.extend([last, w]),
+                None => groups.push(w),
             }
+        }
+        // Stacked before they are placed: a device that copies its weights then has one matrix.
+        for w in &mut groups {
+            *w = cx.stream().place(w)?;
         }
         let n = groups.iter().map(Weights::n).sum();
         Ok(Self { path: path.to_owned(), groups, n })

@@ -143,18 +143,16 @@ impl Llama {
             let layer = scope.at(format_args!("layers.{i}"));
             let (attn, ffn) = (layer.at("self_attn"), layer.at("mlp"));
             let (q_rows, kv_rows) = (heads_q * head_dim, heads_kv * head_dim);
-            let q = Linear::load(cx, &attn.at("q_proj"), q_rows, d)?;
-            let k = Linear::load(cx, &attn.at("k_proj"), kv_rows, d)?;
-            let v = Linear::load(cx, &attn.at("v_proj"), kv_rows, d)?;
-            let gate = Linear::load(cx, &ffn.at("gate_proj"), mlp, d)?;
-            let up = Linear::load(cx, &ffn.at("up_proj"), mlp, d)?;
+            let qkv =
+                [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
+            let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
             layers.push(Layer {
                 path: attn.prefix().to_owned(),
                 norm1: Norm::rms(cx, &layer.at("input_layernorm"), d, config.rms_norm_eps)?,
-                qkv: Stacked::new(attn.prefix(), [q, k, v])?,
+                qkv: Stacked::load(cx, attn.prefix(), &qkv, d)?,
                 out: Linear::load(cx, &attn.at("o_proj"), d, q_rows)?,
                 norm2: Norm::rms(cx, &layer.at("post_attention_layernorm"), d, config.rms_norm_eps)?,
-                gate_up: Stacked::new(ffn.prefix(), [gate, up])?,
+                gate_up: Stacked::load(cx, ffn.prefix(), &gate_up, d)?,
                 down: Linear::load(cx, &ffn.at("down_proj"), d, mlp)?,
             });
         }

@@ -122,11 +122,10 @@ impl Siglip {
         for i in 0..config.num_hidden_layers {
             let layer = scope.at(format_args!("encoder.layers.{i}"));
             let attn = layer.at("self_attn");
-            let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| Linear::load(cx, &attn.at(name), d, d));
-            let [q, k, v] = qkv;
+            let qkv = ["q_proj", "k_proj", "v_proj"].map(|name| (attn.at(name), d));
             layers.push(Layer {
                 norm1: Norm::layer(cx, &layer.at("layer_norm1"), d, config.layer_norm_eps)?,
-                qkv: Stacked::new(attn.prefix(), [q?, k?, v?])?,
+                qkv: Stacked::load(cx, attn.prefix(), &qkv, d)?,
                 out: Linear::load(cx, &attn.at("out_proj"), d, d)?,
                 norm2: Norm::layer(cx, &layer.at("layer_norm2"), d, config.layer_norm_eps)?,
                 fc1: Linear::load(cx, &layer.at("mlp.fc1"), mlp, d)?,
