@@ -3,7 +3,7 @@
 #
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
-# Needs Rust and a C compiler; uses cargo-nextest where it is installed. What cannot run here is printed as
+# Needs Rust and a C compiler; uses cargo-nextest where it is installed; fetches software Vulkan drivers, see vulkan.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last line is `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never RUST_BACKTRACE="${RUST_BACKTRACE:-0}"
 logs=${CARGO_TARGET_DIR:-target}/test-logs
 mkdir -p "$logs"
+rm -f "$logs"/*.env "$logs"/*.why
 passed=0 failed=0 skipped=0 broken=()
 
 # Test binaries of the package in tests/. `conformance` and `golden_models` go through the instruction set levels of the
@@ -96,6 +97,30 @@ have_nextest() { [ "${OCELLI_NEXTEST:-1}" != 0 ] && cargo nextest --version >/de
 nextest=no
 have_nextest && nextest=yes
 
+# Software Vulkan drivers. The first has every feature that the kernels know, cooperative matrices included, but only cargo's
+# test programs can use it; golden models and the command line run on lavapipe of this release.
+drivers="matrices swiftshader"
+
+# Writes the environment that makes programs use a driver, or why it cannot be had.
+driver_env() { # DRIVER
+    [ -s "$logs/$1.env" ] || tests/vulkan.sh "$1" >"$logs/$1.env" 2>"$logs/$1.why"
+}
+
+on_driver() { # DRIVER COMMAND...
+    local driver=$1
+    shift
+    (
+        eval "$(cat "$logs/$driver.env")"
+        export OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}wgpu"
+        "$@"
+    )
+}
+
+# Runs a command with lavapipe where that can be had; else its tests of wgpu skip.
+with_lavapipe() {
+    if driver_env lavapipe; then on_driver lavapipe "$@"; else "$@"; fi
+}
+
 # Always the whole workspace and one profile, so that every stream shares its artefacts.
 tests() { # CARGO SELECTION...
     if [ $nextest = yes ]; then
@@ -122,7 +147,18 @@ stream() {
             whole features cargo check --release --locked -p ocelli --no-default-features ;;
         unit) counted unit tests --lib --bins ;;
         doctest) counted doctest cargo test --release --locked --workspace --doc ;;
-        wgpu | cuda)
+        wgpu)
+            for driver in $drivers; do
+                if driver_env "$driver"; then
+                    counted "wgpu on $driver" on_driver "$driver" tests --test wgpu
+                    # What no case could run on this driver, with the reason and the number of kernels.
+                    grep -hoE 'not run: .*' "$logs/wgpu-on-$driver.log" | sed 's/^not run: //' | sort -u |
+                        awk -F': ' '{why[$2]++} END {for (w in why) printf "not run: %d kernels: %s\n", why[w], w}' | sort
+                else
+                    skip wgpu "$driver: $(cat "$logs/$driver.why")"
+                fi
+            done ;;
+        cuda)
             skip "$1" "not built yet" ;;
         *)
             if [ "$1" = cli ] && ! cargo build --release --locked --workspace --bins >"$logs/cli-build.log" 2>&1; then
@@ -133,10 +169,10 @@ stream() {
             case $by_level in
                 *" $1 "*)
                     for level in $(levels); do
-                        OCELLI_ISA=$level counted "$1 $level" tests --test "$1"
+                        OCELLI_ISA=$level counted "$1 $level" with_lavapipe tests --test "$1"
                     done
                     ;;
-                *) counted "$1" tests --test "$1" ;;
+                *) counted "$1" with_lavapipe tests --test "$1" ;;
             esac
             if [ "$1" = conformance ]; then
                 for level in $(missing_levels); do

@@ -10,6 +10,7 @@ mod run;
 mod tools;
 mod usage;
 mod verify;
+mod wgpu;
 
 use std::ffi::OsStr;
 use std::io::{Read, Write};

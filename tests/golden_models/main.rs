@@ -2,6 +2,7 @@
 
 mod batch;
 mod demo;
+mod wgpu;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

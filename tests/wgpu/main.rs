@@ -33,7 +33,12 @@ fn conforms<O: WgpuOp>(profile: Profile) {
         println!("{} {what}: {cases} cases", O::NAME);
     }
     for (what, cases) in &report.skipped {
-        println!("{} {what}: {cases} cases left out", O::NAME);
+        let (kernel, why) = what.split_once(": ").unwrap_or((what, ""));
+        if report.ran.contains_key(kernel) {
+            println!("{} {what}: {cases} cases left out", O::NAME);
+        } else {
+            println!("not run: {} {kernel}: {why}", O::NAME);
+        }
     }
     let failed = report.failed.len();
     let few: Vec<&str> = report.failed.iter().take(20).map(String::as_str).collect();

@@ -77,6 +77,11 @@ pub(super) fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: backends.with_env(),
         flags: wgpu::InstanceFlags::empty().with_env(),
+        // A buffer that would not fit beside what others hold is refused, where the driver tells what there is.
+        memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
+            for_resource_creation: Some(95),
+            for_device_loss: None,
+        },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     })
 }

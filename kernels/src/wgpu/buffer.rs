@@ -33,3 +33,9 @@ impl WgpuBuf {
         self.len == 0
     }
 }
+
+impl Drop for WgpuBuf {
+    fn drop(&mut self) {
+        self.gpu.give_back(self.buffer.size());
+    }
+}

@@ -47,6 +47,9 @@ pub(super) struct Gpu {
     pub align: u64,
     /// The largest buffer, in bytes.
     pub max_buffer: u64,
+    /// Bytes of the host's memory that buffers of a software device may still take; drivers of GPUs keep such accounts
+    /// themselves.
+    budget: Option<AtomicU64>,
     /// Layout of the uniform buffer with the parameters, where they are not immediates.
     pub params_layout: Option<wgpu::BindGroupLayout>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
@@ -54,6 +57,14 @@ pub(super) struct Gpu {
     failed: Arc<Mutex<Option<String>>>,
     lost: Arc<Mutex<Option<String>>>,
     pub(super) next: AtomicU64,
+}
+
+/// Bytes of memory that the host can give away; no bound where it does not say.
+fn available_memory() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kb = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kb.map_or(u64::MAX / 2, |kb| (kb << 10) / 10 * 9)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -112,10 +123,11 @@ impl Gpu {
         Ok(Arc::new(Self {
             device,
             queue,
-            caps,
             immediates,
             align: u64::from(limits.min_storage_buffer_offset_alignment).max(4),
             max_buffer: limits.max_buffer_size & !3,
+            budget: caps.wgpu.software.then(|| AtomicU64::new(available_memory())),
+            caps,
             params_layout,
             pipelines: Mutex::default(),
             failed,
@@ -168,7 +180,7 @@ impl Gpu {
     pub fn buffer(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, KernelError> {
         let size = bytes.max(16).next_multiple_of(16);
         let fail = || KernelError::OutOfMemory { bytes: bytes as usize, device: self.caps.device.clone() };
-        if size > self.max_buffer {
+        if size > self.max_buffer || !self.take(size) {
             return Err(fail());
         }
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -177,9 +189,34 @@ impl Gpu {
         let buffer = self.device.create_buffer(&descriptor);
         let errors = [pollster::block_on(invalid.pop()), pollster::block_on(memory.pop())];
         if errors.iter().any(Option::is_some) {
+            self.give_back(size);
             return Err(fail());
         }
         Ok(buffer)
+    }
+
+    /// Errors if so many bytes more cannot be had, as far as that is known before they are asked for.
+    pub fn expect_room(&self, bytes: u64) -> Result<(), KernelError> {
+        match &self.budget {
+            Some(budget) if budget.load(Ordering::Relaxed) < bytes => {
+                Err(KernelError::OutOfMemory { bytes: bytes as usize, device: self.caps.device.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts bytes against the budget; false if it does not reach.
+    fn take(&self, bytes: u64) -> bool {
+        let less = |left: u64| left.checked_sub(bytes);
+        let relaxed = Ordering::Relaxed;
+        self.budget.as_ref().is_none_or(|budget| budget.fetch_update(relaxed, relaxed, less).is_ok())
+    }
+
+    /// Bytes of a buffer that is no longer held.
+    pub fn give_back(&self, bytes: u64) {
+        if let Some(budget) = &self.budget {
+            budget.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// The compiled kernel, made now if it is new. Errors name kernel, line and reason.

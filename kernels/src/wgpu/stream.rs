@@ -28,6 +28,9 @@ const SUBMIT_DISPATCHES: usize = 1000;
 const PARAM_STRIDE: usize = 256;
 /// Bytes of host writes that wait in one command buffer.
 const STAGING: usize = 1 << 20;
+/// Free buffers for reading that are kept, and the size of the largest.
+const SPARE: usize = 4;
+const SPARE_BYTES: u64 = 1 << 20;
 
 type GroupKey = (u64, SmallVec<[(u32, Window); 12]>);
 
@@ -58,6 +61,8 @@ pub struct WgpuStream {
     groups: HashMap<GroupKey, Group>,
     params: Option<(wgpu::Buffer, wgpu::BindGroup)>,
     staging: Option<wgpu::Buffer>,
+    /// Memory for reading that is free.
+    spare: Arc<Mutex<Vec<wgpu::Buffer>>>,
     scratch: HashMap<usize, Arc<WgpuBuf>>,
     pub(super) placed: Placed,
     /// Submissions that are not known to be done, oldest first.
@@ -98,6 +103,7 @@ impl WgpuStream {
             groups: HashMap::new(),
             params,
             staging: None,
+            spare: Arc::default(),
             scratch: HashMap::new(),
             placed: Placed::default(),
             in_flight: Arc::default(),
@@ -241,7 +247,7 @@ impl WgpuStream {
             self.gpu.queue.write_buffer(buffer, 0, &staged);
         }
         let index = self.gpu.queue.submit([encoder.finish()]);
-        in_flight(&self.in_flight).push(index);
+        lock(&self.in_flight).push(index);
         self.gpu.check(|| self.describe())
     }
 
@@ -292,6 +298,16 @@ impl WgpuStream {
         Ok(())
     }
 
+    /// Memory that the host can map: used before if possible.
+    fn read_memory(&mut self, bytes: u64) -> Result<wgpu::Buffer, KernelError> {
+        let mut spare = lock(&self.spare);
+        if let Some(place) = spare.iter().position(|buffer| buffer.size() >= bytes) {
+            return Ok(spare.swap_remove(place));
+        }
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        self.gpu.buffer(bytes.next_power_of_two().max(1024), usage)
+    }
+
     /// Starts a copy of the words around a byte range to the host.
     fn fetch_range(
         &mut self,
@@ -300,23 +316,23 @@ impl WgpuStream {
     ) -> Result<(WgpuFetch, usize), KernelError> {
         let (start, end) = (range.start / 4 * 4, range.end.next_multiple_of(4));
         let bytes = (end - start) as u64;
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let host = self.gpu.buffer(bytes, usage)?;
+        let host = self.read_memory(bytes)?;
         let begin = Instant::now();
         self.encoder().copy_buffer_to_buffer(&buffer.buffer, start as u64, &host, 0, bytes);
         self.submit()?;
         self.host_time += begin.elapsed();
-        let number = in_flight(&self.in_flight).last;
+        let number = lock(&self.in_flight).last;
         let slot = Arc::new(Mutex::new(None));
         let answer = slot.clone();
-        host.map_async(wgpu::MapMode::Read, .., move |result| {
-            *answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        host.map_async(wgpu::MapMode::Read, ..bytes, move |result| {
+            *lock(&answer) = Some(result);
         });
         let fetch = WgpuFetch {
             gpu: self.gpu.clone(),
             in_flight: self.in_flight.clone(),
+            spare: self.spare.clone(),
             number,
-            host,
+            host: Some(host),
             bytes: bytes as usize,
             mapped: slot,
             doing: self.describe(),
@@ -339,7 +355,7 @@ impl InFlight {
     }
 }
 
-fn in_flight(mutex: &Mutex<InFlight>) -> std::sync::MutexGuard<'_, InFlight> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -347,7 +363,7 @@ fn in_flight(mutex: &Mutex<InFlight>) -> std::sync::MutexGuard<'_, InFlight> {
 fn wait_until(gpu: &Gpu, waiting: &Mutex<InFlight>, number: u64, doing: &str) -> Result<(), KernelError> {
     loop {
         let next = {
-            let mut all = in_flight(waiting);
+            let mut all = lock(waiting);
             if all.waiting.front().is_none_or(|(first, _)| *first > number) {
                 return gpu.check(|| doing.to_owned());
             }
@@ -363,8 +379,10 @@ fn wait_until(gpu: &Gpu, waiting: &Mutex<InFlight>, number: u64, doing: &str) ->
 struct WgpuFetch {
     gpu: Arc<Gpu>,
     in_flight: Arc<Mutex<InFlight>>,
+    spare: Arc<Mutex<Vec<wgpu::Buffer>>>,
     number: u64,
-    host: wgpu::Buffer,
+    /// Until the words have been read.
+    host: Option<wgpu::Buffer>,
     bytes: usize,
     mapped: Arc<Mutex<Option<Result<(), wgpu::BufferAsyncError>>>>,
     doing: String,
@@ -372,21 +390,27 @@ struct WgpuFetch {
 
 impl WgpuFetch {
     /// The words that were copied.
-    fn words(&self) -> Result<Vec<u8>, KernelError> {
+    fn words(mut self) -> Result<Vec<u8>, KernelError> {
         wait_until(&self.gpu, &self.in_flight, self.number, &self.doing)?;
         let fail =
             |what: String| KernelError::Device(format!("{}: {}: {what}", self.gpu.caps.device, self.doing));
-        let answer = self.mapped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let answer = lock(&self.mapped).take();
         match answer {
             Some(Ok(())) => {}
             Some(Err(error)) => return Err(fail(error.to_string())),
             None => return Err(fail("the memory was not mapped".into())),
         }
-        let range =
-            self.host.get_mapped_range(..self.bytes as u64).map_err(|error| fail(error.to_string()))?;
+        let Some(host) = &self.host else { return Err(fail("the memory is gone".into())) };
+        let range = host.get_mapped_range(..self.bytes as u64).map_err(|error| fail(error.to_string()))?;
         let words = range.to_vec();
         drop(range);
-        self.host.unmap();
+        host.unmap();
+        if host.size() <= SPARE_BYTES {
+            let mut spare = lock(&self.spare);
+            if spare.len() < SPARE {
+                spare.extend(self.host.take());
+            }
+        }
         Ok(words)
     }
 }
@@ -397,6 +421,14 @@ struct ViewFetch {
     skip: usize,
     layout: crate::spec::Layout,
     size: usize,
+}
+
+impl Drop for WgpuFetch {
+    fn drop(&mut self) {
+        if let Some(host) = &self.host {
+            self.gpu.give_back(host.size());
+        }
+    }
 }
 
 impl Fetch for ViewFetch {
@@ -469,7 +501,7 @@ impl Queue for WgpuStream {
 
     fn sync(&mut self) -> Result<(), KernelError> {
         self.submit()?;
-        let last = in_flight(&self.in_flight).last;
+        let last = lock(&self.in_flight).last;
         wait_until(&self.gpu, &self.in_flight, last, &self.describe())
     }
 

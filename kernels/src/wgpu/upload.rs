@@ -119,6 +119,7 @@ pub(super) fn place_view(stream: &mut WgpuStream, view: &View) -> Result<View, K
 /// A matrix on the device: one part, or as few as its size allows.
 pub(super) fn place(stream: &mut WgpuStream, weights: &Weights) -> Result<Weights, KernelError> {
     let format = weights.format();
+    stream.gpu.expect_room(weights.bytes())?;
     let most = stream.caps().wgpu.max_binding as usize;
     let mut placed: Vec<Weights> = Vec::new();
     for group in runs(weights) {
