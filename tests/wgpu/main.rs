@@ -2,6 +2,8 @@
 //!
 //! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_WGPU_DEVICE=n` chooses the adapter.
 
+mod streams;
+
 use std::sync::Arc;
 
 use ocelli_kernels::conformance::run_wgpu;

@@ -122,7 +122,7 @@ pub enum KernelError {
         /// The device.
         device: String,
         /// How long the host waited.
-        seconds: u64,
+        seconds: f64,
         /// What it was asked to do.
         doing: String,
     },

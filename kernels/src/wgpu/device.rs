@@ -48,6 +48,17 @@ impl WgpuDevice {
         Ok(Self { gpu: Gpu::open(chosen, profile)?, picks })
     }
 
+    /// Sets how long the device may take for one submission before an error says so.
+    pub fn set_timeout(&self, timeout: std::time::Duration) {
+        self.gpu.set_timeout(timeout);
+    }
+
+    /// Ends the device as if it had been removed.
+    #[cfg(feature = "conformance")]
+    pub fn lose(&self) {
+        self.gpu.device.destroy();
+    }
+
     /// A stream, for callers that launch chosen variants.
     pub fn queue(&self) -> Result<WgpuStream, KernelError> {
         WgpuStream::new(self.gpu.clone(), self.picks.clone())

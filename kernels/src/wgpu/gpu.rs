@@ -13,7 +13,7 @@ use crate::spec::{Caps, KernelError};
 
 /// Bytes of the parameters of a launch at most: what immediates hold everywhere.
 pub const PARAM_BYTES: usize = 128;
-/// How long a submission may take before it counts as lost.
+/// How long a submission may take before the host gives up.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Access to a binding: its number and whether it is only read.
@@ -56,7 +56,9 @@ pub(super) struct Gpu {
     /// What an error handler was told, until somebody asks.
     failed: Arc<Mutex<Option<String>>>,
     lost: Arc<Mutex<Option<String>>>,
-    pub(super) next: AtomicU64,
+    next: AtomicU64,
+    /// Milliseconds that a submission may take.
+    timeout: AtomicU64,
 }
 
 /// Bytes of memory that the host can give away; no bound where it does not say.
@@ -133,6 +135,7 @@ impl Gpu {
             failed,
             lost,
             next: AtomicU64::new(1),
+            timeout: AtomicU64::new(TIMEOUT.as_millis() as u64),
         }))
     }
 
@@ -162,18 +165,21 @@ impl Gpu {
         submission: wgpu::SubmissionIndex,
         doing: impl FnOnce() -> String,
     ) -> Result<(), KernelError> {
-        match self
-            .device
-            .poll(wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(TIMEOUT) })
-        {
+        let timeout = Duration::from_millis(self.timeout.load(Ordering::Relaxed));
+        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: Some(timeout) };
+        match self.device.poll(poll) {
             Ok(_) => self.check(doing),
-            Err(wgpu::PollError::Timeout) => Err(KernelError::Timeout {
-                device: self.caps.device.clone(),
-                seconds: TIMEOUT.as_secs(),
-                doing: doing(),
-            }),
+            Err(wgpu::PollError::Timeout) => {
+                let device = self.caps.device.clone();
+                Err(KernelError::Timeout { device, seconds: timeout.as_secs_f64(), doing: doing() })
+            }
             Err(error) => Err(KernelError::Device(format!("{}: {error}", self.caps.device))),
         }
+    }
+
+    /// Sets how long a submission may take.
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.timeout.store(timeout.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// A buffer of `bytes`, rounded up to whole words.
