@@ -11,6 +11,7 @@ mod launch;
 pub mod source;
 mod stream;
 mod upload;
+mod weights;
 
 pub use adapter::{AdapterDetails, Profile};
 pub use buffer::WgpuBuf;
@@ -18,3 +19,4 @@ pub use device::{WgpuDevice, list, no_adapter};
 pub use gpu::PARAM_BYTES;
 pub use launch::{Kernel, WgpuCx};
 pub use stream::WgpuStream;
+pub use weights::WeightParams;

@@ -43,13 +43,23 @@ macro_rules! sources {
 }
 
 sources![
+    "ops/gather_rows/rows.wgsl",
+    "ops/merge_patches/merge.wgsl",
+    "ops/norm/rows.wgsl",
+    "ops/patch_embed/gemm.wgsl",
+    "ops/pool/pool.wgsl",
+    "ops/sample/keys.wgsl",
+    "ops/sample/pick.wgsl",
+    "ops/scatter_rows/rows.wgsl",
+    "quant/int_group/element.wgsl",
     "wgpu/include/convert.wgsl",
     "wgpu/include/grid.wgsl",
     "wgpu/include/input.wgsl",
     "wgpu/include/input4.wgsl",
     "wgpu/include/math.wgsl",
     "wgpu/include/output.wgsl",
-    "ops/scatter_rows/rows.wgsl",
+    "wgpu/include/output4.wgsl",
+    "wgpu/include/weight.wgsl",
 ];
 
 /// The text of a file.
