@@ -45,6 +45,7 @@ macro_rules! sources {
 sources![
     "ops/gather_rows/rows.wgsl",
     "ops/merge_patches/merge.wgsl",
+    "ops/norm/quad.wgsl",
     "ops/norm/rows.wgsl",
     "ops/patch_embed/gemm.wgsl",
     "ops/pool/pool.wgsl",

@@ -58,6 +58,8 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Norm>> {
         (19, 768),
         (3, 1031),
         (2, 3072),
+        (2, 8193),
+        (1, 12288),
     ] {
         for kind in [Rms, Layer] {
             let shape = Shape { rows, d, kind, x: F32, out: F32, fill: Fill::Normal(1.0), gap: 0 };
