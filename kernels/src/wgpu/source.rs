@@ -49,6 +49,8 @@ sources![
     "ops/norm/rows.wgsl",
     "ops/patch_embed/gemm.wgsl",
     "ops/pool/pool.wgsl",
+    "ops/rope/rope.wgsl",
+    "ops/rope/turn.wgsl",
     "ops/sample/keys.wgsl",
     "ops/sample/pick.wgsl",
     "ops/scatter_rows/rows.wgsl",

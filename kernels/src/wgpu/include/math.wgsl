@@ -62,3 +62,72 @@ fn normal_cdf(x: f32) -> f32 {
     let tail = 0.5 * erfc_positive(abs(x) * 0.707106781);
     return select(tail, 1.0 - tail, x >= 0.0);
 }
+
+// 2 / pi in binary: 32 bits a word, after one word of zeros.
+const TWO_OVER_PI = array<u32, 7>(
+    0u, 0xa2f9836eu, 0x4e441529u, 0xfc2757d1u, 0xf534ddc0u, 0xdb629599u, 0x3c439041u,
+);
+
+// The high word of a product.
+fn mul_high(a: u32, b: u32) -> u32 {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let cross = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+    let other = (a & 0xffffu) * (b >> 16u) + (cross & 0xffffu);
+    return (a >> 16u) * (b >> 16u) + (cross >> 16u) + (other >> 16u);
+}
+
+// (sin x, cos x) of any finite x.
+//
+// The reduction to |r| <= pi / 4 works on the bits of x (Payne and Hanek): with |x| = m 2^(e - 150), m of 24 bits, only a
+// window of 2 / pi decides x 2 / pi modulo 4: bits above it add multiples of four, bits below it less than 2^-29 quarter
+// turns. Integers are exact on every device, whereas a product of floats might melt with the sum after it into one
+// operation, and then not be the rounded value that the caller means.
+fn sin_cos(x: f32) -> vec2<f32> {
+    let bits = bitcast<u32>(x) & 0x7fffffffu;
+    var r = bitcast<f32>(bits);
+    var quadrant = 0u;
+    if bits > 0x3f490fdau && bits < 0x7f800000u {
+        let m = (bits & 0x7fffffu) | 0x800000u;
+        let first = (bits >> 23u) - 120u;
+        let word = first >> 5u;
+        let shift = first & 31u;
+        let middle = TWO_OVER_PI[word + 1u];
+        let high = (TWO_OVER_PI[word] << shift) | ((middle >> 1u) >> (31u - shift));
+        let low = (middle << shift) | ((TWO_OVER_PI[word + 2u] >> 1u) >> (31u - shift));
+        // Quarter turns in units of 2^-30, modulo four.
+        let turns = m * high + mul_high(m, low);
+        quadrant = (turns + 0x20000000u) >> 30u;
+        r = f32(bitcast<i32>(turns - (quadrant << 30u))) * 1.46291808e-9;
+    }
+    let z = r * r;
+    let s = fma(fma(fma(-1.9496317e-4, z, 8.331984e-3), z, -0.16666651) * z, r, r);
+    let c = fma(fma(fma(fma(2.4439169e-5, z, -1.3887373e-3), z, 4.1666646e-2), z, -0.5), z, 1.0);
+    // Odd quadrants swap the two; bit 1 of the quadrant negates the sine, that of the next one the cosine.
+    let odd = (quadrant & 1u) == 1u;
+    let sine_sign = ((quadrant << 30u) ^ bitcast<u32>(x)) & 0x80000000u;
+    let cosine_sign = ((quadrant + 1u) << 30u) & 0x80000000u;
+    return vec2<f32>(
+        bitcast<f32>(bitcast<u32>(select(s, c, odd)) ^ sine_sign),
+        bitcast<f32>(bitcast<u32>(select(c, s, odd)) ^ cosine_sign),
+    );
+}
+
+// 2^x, at most 2^127; below 2^-126 the result is 0.
+fn exp2_f32(x: f32) -> f32 {
+    return exp2x4_f32(vec4<f32>(x)).x;
+}
+
+fn exp2x4_f32(x: vec4<f32>) -> vec4<f32> {
+    let n = round(clamp(x, vec4<f32>(-127.0), vec4<f32>(127.0)));
+    // In [-0.5, 0.5] wherever the result is not a limit, and exact.
+    let r = clamp(x - n, vec4<f32>(-0.5), vec4<f32>(0.5));
+    var y = vec4<f32>(1.5469732e-4);
+    y = fma(y, r, vec4<f32>(1.3392690e-3));
+    y = fma(y, r, vec4<f32>(9.6181290e-3));
+    y = fma(y, r, vec4<f32>(5.5503290e-2));
+    y = fma(y, r, vec4<f32>(2.4022651e-1));
+    y = fma(y, r, vec4<f32>(6.9314718e-1));
+    y = fma(y, r, vec4<f32>(1.0));
+    let scaled = bitcast<vec4<f32>>(bitcast<vec4<i32>>(y) + (vec4<i32>(n) << vec4<u32>(23u)));
+    return select(scaled, vec4<f32>(0.0), x < vec4<f32>(-126.0));
+}
