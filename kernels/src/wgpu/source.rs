@@ -44,6 +44,14 @@ macro_rules! sources {
 
 sources![
     "ops/gather_rows/rows.wgsl",
+    "ops/matmul/eight.wgsl",
+    "ops/matmul/epilogue.wgsl",
+    "ops/matmul/finish.wgsl",
+    "ops/matmul/gemm.wgsl",
+    "ops/matmul/gemv.wgsl",
+    "ops/matmul/lanes.wgsl",
+    "ops/matmul/operands.wgsl",
+    "ops/matmul/tile.wgsl",
     "ops/merge_patches/merge.wgsl",
     "ops/norm/quad.wgsl",
     "ops/norm/rows.wgsl",
@@ -54,6 +62,7 @@ sources![
     "ops/sample/keys.wgsl",
     "ops/sample/pick.wgsl",
     "ops/scatter_rows/rows.wgsl",
+    "quant/int_group/decode.wgsl",
     "quant/int_group/element.wgsl",
     "wgpu/include/convert.wgsl",
     "wgpu/include/grid.wgsl",

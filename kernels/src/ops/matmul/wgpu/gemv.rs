@@ -1,0 +1,84 @@
+//! Products for few rows of x: weights streamed once.
+
+use super::super::{Matmul, MatmulSpec};
+use super::product::{Product, products};
+use crate::select::Reject;
+use crate::spec::{Caps, Format, KernelError};
+use crate::wgpu::WgpuCx;
+
+/// Rows of `x` at most.
+const MAX_M: u32 = 8;
+
+pub(super) fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into())
+}
+
+/// Reading the weights, or multiplying.
+pub(super) fn est(spec: &MatmulSpec, _: &Caps) -> f32 {
+    let bytes = spec.w.bytes(spec.n as usize, spec.k as usize) as f32;
+    let macs = spec.m as f32 * spec.n as f32 * spec.k as f32;
+    3.0 + (bytes / 750_000.0).max(macs / 4e6)
+}
+
+pub(super) fn reject_subgroup(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if caps.wgpu.subgroup.0 < 4 {
+        return Some("the device has no subgroup operations".into());
+    }
+    reject(spec, caps)
+}
+
+pub(super) fn est_subgroup(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    est(spec, caps) - 0.5
+}
+
+pub(super) fn plain(op: &Matmul, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
+    products(op, cx, 1, |product, cx| launch(product, cx, false))
+}
+
+pub(super) fn subgroup(op: &Matmul, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
+    products(op, cx, 1, |product, cx| launch(product, cx, true))
+}
+
+/// How the work is cut.
+pub(super) struct Shape {
+    /// Rows of x in registers.
+    pub m: usize,
+    /// Rows of w of a workgroup.
+    pub rows: usize,
+    /// Invocations of a workgroup, which lie along k.
+    pub lanes: usize,
+}
+
+impl Shape {
+    /// For spans of `span` weights. Few rows of w are spread over more workgroups; lanes beyond the spans of a row would idle.
+    pub fn of(product: &Product<'_>, span: usize) -> Self {
+        let spans = product.op.w.k().div_ceil(span);
+        Self {
+            m: product.op.x.size(0).next_power_of_two(),
+            rows: if product.gated() || product.part.rows >= 2048 { 4 } else { 2 },
+            lanes: spans.next_power_of_two().clamp(32, 128),
+        }
+    }
+
+    /// Workgroups for all columns of a product.
+    pub fn groups(&self, product: &Product<'_>) -> usize {
+        product.columns().div_ceil(if product.gated() { self.rows / 2 } else { self.rows })
+    }
+}
+
+fn launch(product: &Product<'_>, cx: &mut WgpuCx<'_>, subgroup: bool) -> Result<(), KernelError> {
+    let span = match product.op.w.format() {
+        Format::IntGroup { bits, .. } => 128 / usize::from(bits),
+        Format::Dense(_) => 8,
+    };
+    let shape = Shape::of(product, span);
+    let (mut kernel, mut params) = product.kernel(cx, "ops/matmul/gemv.wgsl", true)?;
+    product.x(&mut kernel, &mut params)?;
+    kernel
+        .define("M", shape.m)
+        .define("R", shape.rows)
+        .define("WG", shape.lanes)
+        .define("SUBGROUP", u8::from(subgroup))
+        .params(&params);
+    kernel.dispatch_linear(shape.groups(product))
+}

@@ -1,0 +1,114 @@
+// Weights stored as grouped integers: w = (u - z) s, u the stored field, z the stored zero point of its group, or
+// 2^(BITS - 1) where there is none, s the scale of its group. See `Format::IntGroup` for the planes.
+//
+// BITS: 4 or 8; ZERO: whether there are zero points; SCALE: f32, bf16 or f16; PACKED, SCALES, ZEROS: bindings;
+// WVEC: whether rows of words begin at multiples of four words; GROUPS: `span` where all weights of a span share a group,
+// `eight` where eight neighbours do, `any` else.
+// Of the kernel's parameters `p`: `k`; `w, scales, zeros`, the first element of each plane; `w_stride, scale_stride,
+// zero_stride`; `group`, weights along k that share a scale.
+//
+// A kernel reads a span of `SPAN` weights at once: 16 bytes with WVEC, else eight weights. It decodes a span by eights:
+//
+//   let span = w_span(row, col);                       // col a multiple of SPAN, below k
+//   let notes = w_notes(row, col + 8 i);               // (factor, zero) of an eight; one for all of a span unless GROUPS is `eight`
+//   let w = w_eight(span, i, row, col + 8 i, notes);   // times notes.x: weights col + 8 i .. col + 8 i + 8
+//
+// Weights past k are finite and mean nothing; the factors that they meet must be zero.
+//
+// Fields become floats without a conversion: a field at bits b .. of a word, put below the exponent of 2^(23 - b), is the
+// float 2^(23 - b) + u, and taking off 2^(23 - b) + z leaves u - z exactly. One mask serves the lower half of a word, a
+// shift by 16 brings the upper half there.
+#include "wgpu/include/input.wgsl" NAME=w_scales BINDING=${SCALES} TYPE=${SCALE} ACCESS=read
+#if WVEC
+@group(0) @binding(${PACKED}) var<storage, read> w_packed: array<vec4<u32>>;
+#else
+@group(0) @binding(${PACKED}) var<storage, read> w_packed: array<u32>;
+#endif
+#if ZERO
+@group(0) @binding(${ZEROS}) var<storage, read> w_zeros: array<u32>;
+#endif
+
+const PER_WORD: u32 = 32u / ${BITS}u;
+#if WVEC
+const SPAN: u32 = 4u * PER_WORD;
+#else
+const SPAN: u32 = 8u;
+#endif
+
+alias Span = vec4<u32>;
+
+// Scale and zero of a group.
+fn w_group(row: u32, group: u32) -> vec2<f32> {
+    let scale = w_scales_at(p.scales + row * p.scale_stride + group);
+#if ZERO
+    let word = w_zeros[p.zeros + row / PER_WORD * p.zero_stride + group];
+    let zero = (word >> (row % PER_WORD * ${BITS}u)) & ((1u << ${BITS}u) - 1u);
+    return vec2<f32>(scale, f32(zero));
+#else
+    return vec2<f32>(scale, f32(1u << (${BITS}u - 1u)));
+#endif
+}
+
+fn w_span(row: u32, col: u32) -> Span {
+    let at = p.w + row * p.w_stride + col / PER_WORD;
+#if WVEC
+    return w_packed[at >> 2u];
+#elif BITS == 4
+    return vec4<u32>(w_packed[at], 0u, 0u, 0u);
+#else
+    var words = vec4<u32>(w_packed[at], 0u, 0u, 0u);
+    if col + 4u < p.k {
+        words.y = w_packed[at + 1u];
+    }
+    return words;
+#endif
+}
+
+fn w_notes(row: u32, col: u32) -> vec2<f32> {
+#if GROUPS == any
+    return vec2<f32>(1.0, 0.0);
+#else
+    return w_group(row, col / p.group);
+#endif
+}
+
+#if BITS == 4
+fn w_fields(half: u32, zero: vec4<f32>) -> vec4<f32> {
+    let bits = (vec4<u32>(half) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u))
+        | vec4<u32>(0x4b000000u, 0x49000000u, 0x47000000u, 0x45000000u);
+    return bitcast<vec4<f32>>(bits) - (vec4<f32>(8388608.0, 524288.0, 32768.0, 2048.0) + zero);
+}
+#else
+fn w_fields(word: u32, zero: vec4<f32>) -> vec4<f32> {
+    let bits = (vec4<u32>(word, word, word >> 16u, word >> 16u) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u))
+        | vec4<u32>(0x4b000000u, 0x47000000u, 0x4b000000u, 0x47000000u);
+    return bitcast<vec4<f32>>(bits) - (vec4<f32>(8388608.0, 32768.0, 8388608.0, 32768.0) + zero);
+}
+#endif
+
+#if GROUPS == any
+// Scales or zeros of weights that may lie in two or more groups; past k those of the last.
+fn w_each(row: u32, col: u32) -> array<vec4<f32>, 2> {
+    let last = p.k - 1u;
+    let a = w_group(row, min(col, last) / p.group);
+    let b = w_group(row, min(col + 1u, last) / p.group);
+    let c = w_group(row, min(col + 2u, last) / p.group);
+    let d = w_group(row, min(col + 3u, last) / p.group);
+    return array<vec4<f32>, 2>(vec4<f32>(a.x, b.x, c.x, d.x), vec4<f32>(a.y, b.y, c.y, d.y));
+}
+#endif
+
+fn w_eight(span: Span, i: u32, row: u32, col: u32, notes: vec2<f32>) -> Eight {
+#if BITS == 4
+    let words = vec2<u32>(span[i], span[i] >> 16u);
+#else
+    let words = vec2<u32>(span[2u * i], span[2u * i + 1u]);
+#endif
+#if GROUPS == any
+    let low = w_each(row, col);
+    let high = w_each(row, col + 4u);
+    return Eight(w_fields(words.x, low[1]) * low[0], w_fields(words.y, high[1]) * high[0]);
+#else
+    return Eight(w_fields(words.x, vec4<f32>(notes.y)), w_fields(words.y, vec4<f32>(notes.y)));
+#endif
+}
