@@ -60,6 +60,7 @@ sources![
     "ops/rope/rope.wgsl",
     "ops/rope/turn.wgsl",
     "ops/sample/keys.wgsl",
+    "ops/sample/order.wgsl",
     "ops/sample/pick.wgsl",
     "ops/scatter_rows/rows.wgsl",
     "quant/int_group/decode.wgsl",
