@@ -64,7 +64,8 @@ struct Params {
 impl Params {
     /// Whether every row begins at a multiple of four elements and ends at one.
     fn fours(&self) -> bool {
-        let Self { d, x, x_stride, add, add_stride, weight, bias, sum, sum_stride, out, out_stride, .. } = self;
+        let Self { d, x, x_stride, add, add_stride, weight, bias, sum, sum_stride, out, out_stride, .. } =
+            self;
         [d, x, x_stride, add, add_stride, weight, bias, sum, sum_stride, out, out_stride]
             .iter()
             .all(|value| value.is_multiple_of(4))

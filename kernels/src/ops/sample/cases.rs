@@ -123,6 +123,25 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
         out: cx.output(&[2], DType::I32),
     });
     push("empty history".into(), op);
+    // Long ties: cuts that fall among hundreds of equal logits, and a top-k that reaches logits without weight.
+    let levels: Vec<f64> = (0..5003).map(|_| (cx.value(Fill::Normal(2.0))).round()).collect();
+    for (name, set) in [
+        ("temperature", [0.9, 0.0, 1.0, 0.0, 1.0]),
+        ("top-k", [1.1, 700.0, 1.0, 0.0, 1.0]),
+        ("top-p", [1.4, 0.0, 0.6, 0.0, 1.0]),
+        ("min-p", [1.0, 0.0, 1.0, 0.03, 1.0]),
+        ("all", [1.0, 2000.0, 0.9, 0.004, 1.0]),
+        ("top-k of a cold row", [0.02, 900.0, 0.5, 0.0, 1.0]),
+        ("top-k of a hot row", [1e4, 900.0, 1.0, 0.0, 1.0]),
+    ] {
+        let op = sure(cx, |cx| Sample {
+            logits: cx.values(&[1, levels.len()], BF16, &levels),
+            params: settings(cx, 1, &[set]),
+            history: None,
+            out: cx.output(&[1], DType::I32),
+        });
+        push(format!("long ties, {name}"), op);
+    }
     // SmolVLM-256M: a batch whose rows have settings of their own.
     let op = sure(cx, |cx| Sample {
         logits: cx.random(&[7, 49280], F32, Fill::Normal(4.0)),
