@@ -2,6 +2,7 @@
 //!
 //! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_WGPU_DEVICE=n` chooses the adapter.
 
+mod sources;
 mod streams;
 
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 // Parameters and operands that the kernels of a product share: rows of x and of weights in any format, read eight
 // neighbouring elements of k at a time.
 //
-// X: type of x; XVEC: whether its rows can be read by 16 bytes; W: `int`, or the type of dense weights; WVEC: whether rows
+// X: type of x, or `bytes` for what `round.wgsl` made of it; XVEC: whether its rows can be read by 16 bytes; W: `int`, or the type of dense weights; WVEC: whether rows
 // of the weights can be read by 16 bytes. For `int` see `quant/int_group/decode.wgsl`, whose interface dense weights have
 // too: their span is eight decoded weights, their factor 1.
 #include "wgpu/include/convert.wgsl"
@@ -29,7 +29,7 @@ struct Params {
     residual_stride: u32,
     out: u32,
     out_stride: u32,
-    // Of x rounded to bytes: first element and distance of rows of its notes.
+    // Of x rounded to bytes: first note and notes of a row.
     notes: u32,
     notes_stride: u32,
 }
@@ -41,7 +41,11 @@ struct Eight {
     b: vec4<f32>,
 }
 
-#if X != bytes
+#if X == bytes
+// Two vectors of a block of 32, and its scale with the sum of its integers.
+@group(0) @binding(0) var<storage, read_write> x: array<vec4<u32>>;
+@group(0) @binding(7) var<storage, read_write> x_notes: array<vec2<f32>>;
+#else
 #include "ops/matmul/eight.wgsl" NAME=x BINDING=0 TYPE=${X} ACCESS=read_write VEC=${XVEC}
 #endif
 

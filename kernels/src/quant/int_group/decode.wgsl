@@ -15,6 +15,8 @@
 //
 // Weights past k are finite and mean nothing; the factors that they meet must be zero.
 //
+// With BYTES it gives the fields of 32 weights as signed bytes instead, see `w_block`; groups are multiples of 32 then.
+//
 // Fields become floats without a conversion: a field at bits b .. of a word, put below the exponent of 2^(23 - b), is the
 // float 2^(23 - b) + u, and taking off 2^(23 - b) + z leaves u - z exactly. One mask serves the lower half of a word, a
 // shift by 16 brings the upper half there.
@@ -112,3 +114,53 @@ fn w_eight(span: Span, i: u32, row: u32, col: u32, notes: vec2<f32>) -> Eight {
     return Eight(w_fields(words.x, vec4<f32>(notes.y)), w_fields(words.y, vec4<f32>(notes.y)));
 #endif
 }
+
+#if BYTES
+// The fields of 32 weights as bytes: of 8 bits, less 128, four neighbours a word, in order; of 4 bits, those at even places
+// of each eight in `first`, those at odd places in `second`, so that a mask and a shift bring them there.
+struct Block {
+    first: vec4<u32>,
+    second: vec4<u32>,
+}
+
+// What `w_group` calls zero, of these bytes.
+const BYTE_ZERO: f32 = select(0.0, 128.0, ${BITS}u == 8u);
+
+#if !WVEC
+fn w_word(at: u32, col: u32) -> u32 {
+    if col < p.k {
+        return w_packed[at];
+    }
+    return 0u;
+}
+#endif
+
+// Four words of packed fields from column `col` on, a multiple of 16; zeros past the end of the row.
+fn w_words(row: u32, col: u32) -> vec4<u32> {
+    let at = p.w + row * p.w_stride + col / PER_WORD;
+#if WVEC
+    if col < p.k {
+        return w_packed[at >> 2u];
+    }
+    return vec4<u32>();
+#else
+    return vec4<u32>(
+        w_word(at, col),
+        w_word(at + 1u, col + PER_WORD),
+        w_word(at + 2u, col + 2u * PER_WORD),
+        w_word(at + 3u, col + 3u * PER_WORD),
+    );
+#endif
+}
+
+// Weights `col .. col + 32`, `col` a multiple of 32 below `p.k`.
+fn w_block(row: u32, col: u32) -> Block {
+#if BITS == 4
+    let words = w_words(row, col);
+    return Block(words & vec4<u32>(0x0f0f0f0fu), (words >> vec4<u32>(4u)) & vec4<u32>(0x0f0f0f0fu));
+#else
+    let flip = vec4<u32>(0x80808080u);
+    return Block(w_words(row, col) ^ flip, w_words(row, col + 16u) ^ flip);
+#endif
+}
+#endif

@@ -4,7 +4,7 @@ use super::super::{Matmul, MatmulSpec};
 use super::product::{Product, products};
 use crate::select::Reject;
 use crate::spec::{Caps, Format, KernelError};
-use crate::wgpu::WgpuCx;
+use crate::wgpu::{Kernel, WgpuCx};
 
 /// Rows of `x` at most.
 const MAX_M: u32 = 8;
@@ -20,8 +20,13 @@ pub(super) fn est(spec: &MatmulSpec, _: &Caps) -> f32 {
     3.0 + (bytes / 750_000.0).max(macs / 4e6)
 }
 
+/// Whether subgroups can add up: `lanes.wgsl` has room for the sums of subgroups of four lanes or more.
+pub(super) fn has_subgroups(caps: &Caps) -> bool {
+    caps.wgpu.subgroup.0 >= 4
+}
+
 pub(super) fn reject_subgroup(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
-    if caps.wgpu.subgroup.0 < 4 {
+    if !has_subgroups(caps) {
         return Some("the device has no subgroup operations".into());
     }
     reject(spec, caps)
@@ -60,6 +65,15 @@ impl Shape {
         }
     }
 
+    /// Gives the cut to the source.
+    pub fn define(&self, kernel: &mut Kernel<'_, '_>, subgroup: bool) {
+        kernel
+            .define("M", self.m)
+            .define("R", self.rows)
+            .define("WG", self.lanes)
+            .define("SUBGROUP", u8::from(subgroup));
+    }
+
     /// Workgroups for all columns of a product.
     pub fn groups(&self, product: &Product<'_>) -> usize {
         product.columns().div_ceil(if product.gated() { self.rows / 2 } else { self.rows })
@@ -74,11 +88,7 @@ fn launch(product: &Product<'_>, cx: &mut WgpuCx<'_>, subgroup: bool) -> Result<
     let shape = Shape::of(product, span);
     let (mut kernel, mut params) = product.kernel(cx, "ops/matmul/gemv.wgsl", true)?;
     product.x(&mut kernel, &mut params)?;
-    kernel
-        .define("M", shape.m)
-        .define("R", shape.rows)
-        .define("WG", shape.lanes)
-        .define("SUBGROUP", u8::from(subgroup))
-        .params(&params);
+    shape.define(&mut kernel, subgroup);
+    kernel.params(&params);
     kernel.dispatch_linear(shape.groups(product))
 }

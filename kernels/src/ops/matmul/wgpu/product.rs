@@ -246,7 +246,7 @@ impl Product<'_> {
 }
 
 /// Whether rows of floats begin at multiples of 16 bytes, and are whole eights.
-fn by_eights(first: u32, stride: u32, rows: usize, k: usize, dtype: DType) -> bool {
+pub(super) fn by_eights(first: u32, stride: u32, rows: usize, k: usize, dtype: DType) -> bool {
     let step = 16 / dtype.size() as u32;
     k.is_multiple_of(8) && first.is_multiple_of(step) && (rows == 1 || stride.is_multiple_of(step))
 }
