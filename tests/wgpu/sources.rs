@@ -24,15 +24,17 @@ fn values(all: &[(&'static str, &str)]) -> Values {
 }
 
 /// Integer weights: each width, with and without zero points, each type of scale, each kind of group.
-fn integers(wide: &'static str) -> Vec<Values> {
+fn integers(wide: &'static str, bytes: &'static str) -> Vec<Values> {
     let mut all = Vec::new();
     for bits in ["4", "8"] {
         for zero in ["0", "1"] {
             for scale in ["f32", "bf16", "f16"] {
-                for groups in ["span", "eight", "any"] {
+                for groups in ["eight", "any"] {
                     all.push(values(&[
                         ("W", "int"),
-                        ("WVEC", wide),
+                        // Words of 4 bits are read one by one unless bytes are wanted.
+                        ("WVEC", if bits == "4" && bytes == "0" { "0" } else { wide }),
+                        ("BYTES", bytes),
                         ("BITS", bits),
                         ("ZERO", zero),
                         ("SCALE", scale),
@@ -49,6 +51,21 @@ fn integers(wide: &'static str) -> Vec<Values> {
 fn dense() -> Vec<Values> {
     let types = ["f32", "bf16", "f16"].into_iter();
     types.flat_map(|w| ["0", "1"].map(|vec| values(&[("W", w), ("WVEC", vec)]))).collect()
+}
+
+/// Every format as the kernels that multiply floats read it.
+fn all_formats() -> Vec<Values> {
+    dense().into_iter().chain(integers("0", "0")).chain(integers("1", "0")).collect()
+}
+
+/// The cut of a streaming kernel, its numbers in turn.
+fn lanes(i: usize, subgroup: &str) -> Values {
+    values(&[
+        ("SUBGROUP", subgroup),
+        ("M", ["1", "2", "4", "8"][i % 4]),
+        ("R", "4"),
+        ("WG", ["32", "64", "128"][i % 3]),
+    ])
 }
 
 /// What follows the products: whole, gated, partial sums, and each part of the epilogue at least once.
@@ -79,14 +96,12 @@ fn epilogues() -> Vec<Values> {
 fn pairs(formats: &[Values]) -> Vec<(Values, Values)> {
     let epilogues = epilogues();
     let count = formats.len().max(epilogues.len());
-    (0..count)
-        .map(|i| (formats[i % formats.len()].clone(), epilogues[i % epilogues.len()].clone()))
-        .collect()
+    (0..count).map(|i| (formats[i % formats.len()].clone(), epilogues[i % epilogues.len()].clone())).collect()
 }
 
 #[test]
 fn cooperative_matrices_of_both_sides_take_every_format() {
-    let formats: Vec<Values> = dense().into_iter().chain(integers("0")).collect();
+    let formats: Vec<Values> = all_formats();
     for side in ["8", "16"] {
         for lanes in ["64", "128", "256"] {
             for vec in ["0", "1"] {
@@ -106,7 +121,7 @@ fn cooperative_matrices_of_both_sides_take_every_format() {
 
 #[test]
 fn tiles_of_f32_and_f16_are_valid() {
-    let formats: Vec<Values> = dense().into_iter().chain(integers("0")).collect();
+    let formats: Vec<Values> = all_formats();
     let tiles = [["32", "128", "16", "32"], ["64", "64", "32", "16"], ["128", "128", "16", "16"]];
     for (i, (format, epilogue)) in pairs(&formats).iter().enumerate() {
         for element in ["f32", "f16"] {
@@ -127,22 +142,30 @@ fn tiles_of_f32_and_f16_are_valid() {
 
 #[test]
 fn streaming_kernels_are_valid_with_and_without_subgroups() {
+    for (i, (format, epilogue)) in pairs(&all_formats()).iter().enumerate() {
+        for subgroup in ["0", "1"] {
+            let cut = lanes(i, subgroup);
+            let x = values(&[("X", ["f32", "bf16", "f16"][i / 2 % 3]), ("XVEC", ["0", "1"][i % 2])]);
+            let steps = values(&[("STEPS", ["1", "2", "4"][i % 3])]);
+            check("ops/matmul/gemv.wgsl", &[&cut, &x, &steps, format, epilogue]);
+        }
+    }
+}
+
+#[test]
+fn products_of_bytes_are_valid_with_and_without_subgroups() {
     for wide in ["0", "1"] {
-        let formats: Vec<Values> = dense().into_iter().chain(integers(wide)).collect();
-        for (i, (format, epilogue)) in pairs(&formats).iter().enumerate() {
+        for (i, (format, epilogue)) in pairs(&integers(wide, "1")).iter().enumerate() {
             for subgroup in ["0", "1"] {
-                let cut = values(&[
-                    ("SUBGROUP", subgroup),
-                    ("M", ["1", "2", "4", "8"][i % 4]),
-                    ("R", "4"),
-                    ("WG", ["32", "64", "128"][i % 3]),
-                ]);
-                let x = values(&[("X", ["f32", "bf16", "f16"][i / 2 % 3]), ("XVEC", ["0", "1"][i % 2])]);
-                check("ops/matmul/gemv.wgsl", &[&cut, &x, format, epilogue]);
-                if format.iter().any(|(_, value)| value == "span") {
-                    check("ops/matmul/gemv_dot4.wgsl", &[&cut, format, epilogue]);
-                    check("ops/matmul/gemm_dot4.wgsl", &[format, epilogue]);
-                }
+                check("ops/matmul/gemv_dot4.wgsl", &[&lanes(i, subgroup), format, epilogue]);
+            }
+            check("ops/matmul/gemm_dot4.wgsl", &[format, epilogue]);
+        }
+    }
+    for x in ["f32", "bf16", "f16"] {
+        for vec in ["0", "1"] {
+            for bits in ["4", "8"] {
+                check("ops/matmul/round.wgsl", &[&values(&[("X", x), ("XVEC", vec), ("BITS", bits)])]);
             }
         }
     }

@@ -109,6 +109,8 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     edges(cx, &mut add);
     formats(cx, &mut add);
     epilogues(cx, &mut add);
+    halves(cx, &mut add);
+    large(cx, &mut add);
     models(cx, &mut add);
     all
 }
@@ -180,6 +182,36 @@ fn epilogues(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
         op.out = cx.random_gapped(&[m, 50], DType::F32, Fill::Normal(1.0), gap);
         op.residual = Some(op.out.clone());
         add(format!("residual in place, m {m}"), op);
+    }
+}
+
+/// Activations of f16, which kernels may multiply as they are.
+fn halves(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    let formats = ["f16", "bf16", "f32", "int8g64", "int4g32z", "int4g12", "int8row"];
+    for (i, text) in formats.into_iter().enumerate() {
+        for (j, m) in [3, 21, 70].into_iter().enumerate() {
+            let shape = Shape {
+                x: DType::F16,
+                out: FLOATS[(i + j) % 3],
+                math: if i < 2 { Math::Exact } else { MATHS[1 + (i + j) % 2] },
+                gated: (i + j) % 2 == 1,
+                act: ACTS[(i + j) % 5],
+                bias: j == 1,
+                gaps: [8 * j, 0, 0],
+                ..Shape::plain(m, 90, [264, 129, 640][(i + j) % 3])
+            };
+            add(format!("half m {m} {text}"), shape.op(cx, format(text), &[1]));
+        }
+    }
+}
+
+/// Enough tiles for large ones, and so few of such long rows that k is split.
+fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    for (i, text) in ["bf16", "int4g32", "int8g64z"].into_iter().enumerate() {
+        let shape = Shape { x: FLOATS[i], math: MATHS[i], bias: true, ..Shape::plain(250, 8200, 40) };
+        add(format!("many tiles {text}"), shape.op(cx, format(text), &[1]));
+        let shape = Shape { x: FLOATS[i], gated: i > 0, bias: true, ..Shape::plain(40, 130, 6000) };
+        add(format!("long rows {text}"), shape.op(cx, format(text), &[[1].as_slice(), &[1], &[1, 1]][i]));
     }
 }
 

@@ -105,7 +105,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if unit < COLS * CHUNKS && col < end {
                 let row = weight_row(first_col, unit / CHUNKS);
                 let notes = w_notes(row, col);
-                let eight = w_eight(w_span(row, col), 0u, row, col, notes);
+                let eight = w_eight(w_span(row, col), row, col, notes);
                 ws[i] = Eight(eight.a * notes.x, eight.b * notes.x);
             }
         }

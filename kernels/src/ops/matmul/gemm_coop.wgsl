@@ -106,7 +106,7 @@ fn main(
                 xs[i] = halves(x_eight_at(p.x + min(first_row + unit / CHUNKS, p.m - 1u) * p.x_stride, col));
                 let row = weight_row(first_col, unit / CHUNKS);
                 let notes = w_notes(row, col);
-                let eight = w_eight(w_span(row, col), 0u, row, col, notes);
+                let eight = w_eight(w_span(row, col), row, col, notes);
                 ws[i] = halves(Eight(eight.a * notes.x, eight.b * notes.x));
             }
         }

@@ -1,16 +1,22 @@
 // out[i, j] = epilogue(sum_k x[i, k] w[j, k]) for at most eight rows of x, weights in any format.
 //
 // x: [m, k] of type X   w: [n, k]   out: [m, n_out], see `operands.wgsl` and `epilogue.wgsl`
-// M: rows of x, at least p.m; R: rows of w of a workgroup; WG: its invocations; SUBGROUP: whether lanes add up by subgroups.
+// M: rows of x, at least p.m; R: rows of w of a workgroup; WG: its invocations; STEPS: eights of a row of w that an
+// invocation loads at once; SUBGROUP: whether lanes add up by subgroups.
 //
 // Reading the weights is what takes time, so each is read once, for all rows of x. The invocations of a workgroup lie along
-// k: neighbours read neighbouring spans of a row of w, 16 bytes each where rows are aligned, so a row streams in whole
-// cache lines; R rows at a time keep R loads in flight and use each value of x R times. x is small and the same for every
-// workgroup: it comes from the cache. Sums stay in registers; `lanes.wgsl` adds those of the invocations at the end.
+// k, neighbours on neighbouring eights, so that a row streams in whole cache lines: 4 bytes a lane of 4-bit weights, 8 of
+// 8-bit, 16 of 16-bit ones. R STEPS loads, about 64 bytes an invocation, are on their way before the first is used.
+// Longer runs of one row a lane would spread the lanes' x over more cache lines than a load can take at once: x is small
+// and comes from the cache, but it is read M times as often as a row of w, and serves R rows each time.
+//
+// Sums stay in registers; `lanes.wgsl` adds those of the invocations at the end.
 #include "wgpu/include/grid.wgsl"
 #include "ops/matmul/operands.wgsl"
 #include "ops/matmul/epilogue.wgsl"
 #include "ops/matmul/lanes.wgsl"
+
+const STEPS: u32 = ${STEPS}u;
 
 @compute @workgroup_size(WG)
 fn main(
@@ -28,32 +34,31 @@ fn main(
         return;
     }
     var acc: array<f32, SUMS>;
-    for (var col = lane * SPAN; col < p.k; col += WG * SPAN) {
-        var spans: array<Span, R>;
-        var notes: array<vec2<f32>, R>;
-        for (var r = 0u; r < R; r++) {
-            let row = weight_row(first, r);
-            spans[r] = w_span(row, col);
-            notes[r] = w_notes(row, col);
-        }
-        for (var i = 0u; i < SPAN / 8u; i++) {
-            let at = col + 8u * i;
-            if at >= p.k {
-                break;
-            }
-            var w: array<Eight, R>;
+    let last = (p.k - 1u) / 8u * 8u;
+    for (var col = lane * 8u; col < p.k; col += STEPS * WG * 8u) {
+        var spans: array<Span, STEPS * R>;
+        for (var i = 0u; i < STEPS; i++) {
             for (var r = 0u; r < R; r++) {
-                let row = weight_row(first, r);
-#if GROUPS == eight
-                notes[r] = w_notes(row, at);
-#endif
-                w[r] = w_eight(spans[r], i, row, at, notes[r]);
+                spans[i * R + r] = w_span(weight_row(first, r), min(col + i * WG * 8u, last));
             }
-            for (var j = 0u; j < M; j++) {
-                let x = x_eight_at(p.x + min(j, p.m - 1u) * p.x_stride, at);
+        }
+        for (var i = 0u; i < STEPS; i++) {
+            let at = col + i * WG * 8u;
+            if at < p.k {
+                var w: array<Eight, R>;
+                var factors: array<f32, R>;
                 for (var r = 0u; r < R; r++) {
-                    let sum = dot(w[r].a, x.a) + dot(w[r].b, x.b);
-                    acc[j * R + r] = fma(notes[r].x, sum, acc[j * R + r]);
+                    let row = weight_row(first, r);
+                    let notes = w_notes(row, at);
+                    w[r] = w_eight(spans[i * R + r], row, at, notes);
+                    factors[r] = notes.x;
+                }
+                for (var j = 0u; j < M; j++) {
+                    let x = x_eight_at(p.x + min(j, p.m - 1u) * p.x_stride, at);
+                    for (var r = 0u; r < R; r++) {
+                        let sum = dot(w[r].a, x.a) + dot(w[r].b, x.b);
+                        acc[j * R + r] = fma(factors[r], sum, acc[j * R + r]);
+                    }
                 }
             }
         }

@@ -54,8 +54,6 @@ struct Eight {
 #else
 #include "ops/matmul/eight.wgsl" NAME=w BINDING=1 TYPE=${W} ACCESS=read VEC=${WVEC}
 
-const SPAN: u32 = 8u;
-
 alias Span = Eight;
 
 fn w_span(row: u32, col: u32) -> Span {
@@ -66,7 +64,7 @@ fn w_notes(row: u32, col: u32) -> vec2<f32> {
     return vec2<f32>(1.0, 0.0);
 }
 
-fn w_eight(span: Span, i: u32, row: u32, col: u32, notes: vec2<f32>) -> Eight {
+fn w_eight(span: Span, row: u32, col: u32, notes: vec2<f32>) -> Eight {
     return span;
 }
 #endif

@@ -2,27 +2,28 @@
 // 2^(BITS - 1) where there is none, s the scale of its group. See `Format::IntGroup` for the planes.
 //
 // BITS: 4 or 8; ZERO: whether there are zero points; SCALE: f32, bf16 or f16; PACKED, SCALES, ZEROS: bindings;
-// WVEC: whether rows of words begin at multiples of four words; GROUPS: `span` where all weights of a span share a group,
-// `eight` where eight neighbours do, `any` else.
+// GROUPS: `eight` where eight neighbours share a group, `any` else; BYTES: whether weights are wanted as bytes;
+// WVEC: whether rows of words begin at multiples of four words with BYTES, of two words for 8 bits without.
 // Of the kernel's parameters `p`: `k`; `w, scales, zeros`, the first element of each plane; `w_stride, scale_stride,
 // zero_stride`; `group`, weights along k that share a scale.
 //
-// A kernel reads a span of `SPAN` weights at once: 16 bytes with WVEC, else eight weights. It decodes a span by eights:
+// A kernel reads and decodes eight weights at a time, which is one word of 4 bits, or two of 8:
 //
-//   let span = w_span(row, col);                       // col a multiple of SPAN, below k
-//   let notes = w_notes(row, col + 8 i);               // (factor, zero) of an eight; one for all of a span unless GROUPS is `eight`
-//   let w = w_eight(span, i, row, col + 8 i, notes);   // times notes.x: weights col + 8 i .. col + 8 i + 8
+//   let span = w_span(row, col);                  // col a multiple of eight, below k
+//   let notes = w_notes(row, col);                // factor and zero
+//   let w = w_eight(span, row, col, notes);       // times notes.x: weights col .. col + 8
 //
-// Weights past k are finite and mean nothing; the factors that they meet must be zero.
-//
-// With BYTES it gives the fields of 32 weights as signed bytes instead, see `w_block`; groups are multiples of 32 then.
+// Weights past k are finite and mean nothing; the factors that they meet must be zero. With BYTES there are the fields of
+// 32 weights as signed bytes instead, see `w_block`; groups are multiples of 32 then.
 //
 // Fields become floats without a conversion: a field at bits b .. of a word, put below the exponent of 2^(23 - b), is the
 // float 2^(23 - b) + u, and taking off 2^(23 - b) + z leaves u - z exactly. One mask serves the lower half of a word, a
 // shift by 16 brings the upper half there.
 #include "wgpu/include/input.wgsl" NAME=w_scales BINDING=${SCALES} TYPE=${SCALE} ACCESS=read
-#if WVEC
+#if WVEC && BYTES
 @group(0) @binding(${PACKED}) var<storage, read> w_packed: array<vec4<u32>>;
+#elif WVEC
+@group(0) @binding(${PACKED}) var<storage, read> w_packed: array<vec2<u32>>;
 #else
 @group(0) @binding(${PACKED}) var<storage, read> w_packed: array<u32>;
 #endif
@@ -31,13 +32,6 @@
 #endif
 
 const PER_WORD: u32 = 32u / ${BITS}u;
-#if WVEC
-const SPAN: u32 = 4u * PER_WORD;
-#else
-const SPAN: u32 = 8u;
-#endif
-
-alias Span = vec4<u32>;
 
 // Scale and zero of a group.
 fn w_group(row: u32, group: u32) -> vec2<f32> {
@@ -51,21 +45,6 @@ fn w_group(row: u32, group: u32) -> vec2<f32> {
 #endif
 }
 
-fn w_span(row: u32, col: u32) -> Span {
-    let at = p.w + row * p.w_stride + col / PER_WORD;
-#if WVEC
-    return w_packed[at >> 2u];
-#elif BITS == 4
-    return vec4<u32>(w_packed[at], 0u, 0u, 0u);
-#else
-    var words = vec4<u32>(w_packed[at], 0u, 0u, 0u);
-    if col + 4u < p.k {
-        words.y = w_packed[at + 1u];
-    }
-    return words;
-#endif
-}
-
 fn w_notes(row: u32, col: u32) -> vec2<f32> {
 #if GROUPS == any
     return vec2<f32>(1.0, 0.0);
@@ -74,13 +53,34 @@ fn w_notes(row: u32, col: u32) -> vec2<f32> {
 #endif
 }
 
+#if !BYTES
 #if BITS == 4
+alias Span = u32;
+
+fn w_span(row: u32, col: u32) -> Span {
+    return w_packed[p.w + row * p.w_stride + col / 8u];
+}
+
 fn w_fields(half: u32, zero: vec4<f32>) -> vec4<f32> {
     let bits = (vec4<u32>(half) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u))
         | vec4<u32>(0x4b000000u, 0x49000000u, 0x47000000u, 0x45000000u);
     return bitcast<vec4<f32>>(bits) - (vec4<f32>(8388608.0, 524288.0, 32768.0, 2048.0) + zero);
 }
 #else
+alias Span = vec2<u32>;
+
+fn w_span(row: u32, col: u32) -> Span {
+    let at = p.w + row * p.w_stride + col / 4u;
+#if WVEC
+    return w_packed[at >> 1u];
+#else
+    if col + 4u < p.k {
+        return vec2<u32>(w_packed[at], w_packed[at + 1u]);
+    }
+    return vec2<u32>(w_packed[at], 0u);
+#endif
+}
+
 fn w_fields(word: u32, zero: vec4<f32>) -> vec4<f32> {
     let bits = (vec4<u32>(word, word, word >> 16u, word >> 16u) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u))
         | vec4<u32>(0x4b000000u, 0x47000000u, 0x4b000000u, 0x47000000u);
@@ -100,11 +100,11 @@ fn w_each(row: u32, col: u32) -> array<vec4<f32>, 2> {
 }
 #endif
 
-fn w_eight(span: Span, i: u32, row: u32, col: u32, notes: vec2<f32>) -> Eight {
+fn w_eight(span: Span, row: u32, col: u32, notes: vec2<f32>) -> Eight {
 #if BITS == 4
-    let words = vec2<u32>(span[i], span[i] >> 16u);
+    let words = vec2<u32>(span, span >> 16u);
 #else
-    let words = vec2<u32>(span[2u * i], span[2u * i + 1u]);
+    let words = span;
 #endif
 #if GROUPS == any
     let low = w_each(row, col);
@@ -114,8 +114,7 @@ fn w_eight(span: Span, i: u32, row: u32, col: u32, notes: vec2<f32>) -> Eight {
     return Eight(w_fields(words.x, vec4<f32>(notes.y)), w_fields(words.y, vec4<f32>(notes.y)));
 #endif
 }
-
-#if BYTES
+#else
 // The fields of 32 weights as bytes: of 8 bits, less 128, four neighbours a word, in order; of 4 bits, those at even places
 // of each eight in `first`, those at odd places in `second`, so that a mask and a shift bring them there.
 struct Block {

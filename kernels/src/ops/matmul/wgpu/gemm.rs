@@ -163,7 +163,8 @@ pub(super) fn reject_coop(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if !matches!(side, 8 | 16) || wgpu.subgroup.1 == 0 {
         return Some("the device has no cooperative matrices of 8 or 16".into());
     }
-    let (lanes, memory) = (SUBGROUPS * wgpu.subgroup.1, 2 * 2 * 8 * side * PITCH + SUBGROUPS * side * side * 4);
+    let (lanes, memory) =
+        (SUBGROUPS * wgpu.subgroup.1, 2 * 2 * 8 * side * PITCH + SUBGROUPS * side * side * 4);
     if lanes > wgpu.invocations || memory > wgpu.workgroup_memory {
         return Some(format!("needs {lanes} invocations and {memory} bytes of workgroup memory").into());
     }

@@ -47,21 +47,22 @@ pub(super) fn subgroup(op: &Matmul, cx: &mut WgpuCx<'_>) -> Result<(), KernelErr
 /// How the work is cut.
 pub(super) struct Shape {
     /// Rows of x in registers.
-    pub m: usize,
+    m: usize,
     /// Rows of w of a workgroup.
-    pub rows: usize,
+    rows: usize,
     /// Invocations of a workgroup, which lie along k.
-    pub lanes: usize,
+    lanes: usize,
 }
 
 impl Shape {
-    /// For spans of `span` weights. Few rows of w are spread over more workgroups; lanes beyond the spans of a row would idle.
+    /// For invocations that take `span` weights of a row at once, two times or more where k is long. Few rows of w are spread
+    /// over more workgroups.
     pub fn of(product: &Product<'_>, span: usize) -> Self {
-        let spans = product.op.w.k().div_ceil(span);
+        let turns = product.op.w.k().div_ceil(2 * span);
         Self {
             m: product.op.x.size(0).next_power_of_two(),
             rows: if product.gated() || product.part.rows >= 2048 { 4 } else { 2 },
-            lanes: spans.next_power_of_two().clamp(32, 128),
+            lanes: turns.next_power_of_two().clamp(32, 128),
         }
     }
 
@@ -81,14 +82,15 @@ impl Shape {
 }
 
 fn launch(product: &Product<'_>, cx: &mut WgpuCx<'_>, subgroup: bool) -> Result<(), KernelError> {
-    let span = match product.op.w.format() {
-        Format::IntGroup { bits, .. } => 128 / usize::from(bits),
-        Format::Dense(_) => 8,
+    let steps = match product.op.w.format() {
+        Format::IntGroup { bits: 4, .. } => 4,
+        Format::IntGroup { .. } => 2,
+        Format::Dense(_) => 1,
     };
-    let shape = Shape::of(product, span);
-    let (mut kernel, mut params) = product.kernel(cx, "ops/matmul/gemv.wgsl", true)?;
+    let shape = Shape::of(product, 8 * steps);
+    let (mut kernel, mut params) = product.kernel(cx, "ops/matmul/gemv.wgsl", false)?;
     product.x(&mut kernel, &mut params)?;
     shape.define(&mut kernel, subgroup);
-    kernel.params(&params);
+    kernel.define("STEPS", steps).params(&params);
     kernel.dispatch_linear(shape.groups(product))
 }

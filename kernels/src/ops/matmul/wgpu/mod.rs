@@ -60,3 +60,53 @@ impl WgpuOp for Matmul {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::matmul::Math;
+    use crate::select::select;
+    use crate::spec::{Backend, Caps, DType, WgpuCaps};
+
+    fn pick(wgpu: WgpuCaps, spec: MatmulSpec) -> Option<&'static str> {
+        let caps = Caps { backend: Backend::Wgpu, wgpu, ..Caps::default() };
+        select(Matmul::wgpu_variants(), &spec, &caps).map(|row| row.name)
+    }
+
+    #[test]
+    fn few_rows_stream_and_many_rows_tile() {
+        let plain = WgpuCaps::default();
+        let subgroups = WgpuCaps { subgroup: (32, 32), ..plain };
+        for w in ["bf16", "int8g128", "int4g32"] {
+            let w = w.parse().expect("a format");
+            let spec = |m| MatmulSpec { m, n: 4096, k: 4096, w, ..MatmulSpec::default() };
+            for m in [1, 4, 8] {
+                assert_eq!(pick(plain, spec(m)), Some("gemv"));
+                assert_eq!(pick(subgroups, spec(m)), Some("gemv-subgroup"));
+            }
+            assert_eq!(pick(subgroups, spec(1024)), Some("gemm-tile"));
+        }
+    }
+
+    #[test]
+    fn few_tiles_of_long_rows_are_split() {
+        let spec = MatmulSpec { m: 64, n: 576, k: 12288, ..MatmulSpec::default() };
+        assert_eq!(pick(WgpuCaps::default(), spec), Some("split-k"));
+        assert_eq!(pick(WgpuCaps::default(), MatmulSpec { k: 256, ..spec }), Some("gemm-tile"));
+    }
+
+    #[test]
+    fn faster_arithmetic_is_taken_where_it_is_allowed() {
+        let half = WgpuCaps { f16: true, subgroup: (32, 32), ..WgpuCaps::default() };
+        let coop = WgpuCaps { matrix: 16, workgroup_memory: 48 << 10, ..half };
+        let spec = MatmulSpec { m: 1024, n: 4096, k: 4096, x: DType::F16, ..MatmulSpec::default() };
+        let (bf16, int4) = ("bf16".parse().expect("a format"), "int4g128".parse().expect("a format"));
+        assert_eq!(pick(half, MatmulSpec { w: bf16, ..spec }), Some("gemm-f16"));
+        assert_eq!(pick(coop, MatmulSpec { w: bf16, ..spec }), Some("gemm-coop"));
+        assert_eq!(pick(coop, MatmulSpec { w: int4, ..spec }), Some("gemm-tile"));
+        let bytes = MatmulSpec { w: int4, math: Math::Int8, ..spec };
+        assert_eq!(pick(half, bytes), Some("gemm-dot4"));
+        assert_eq!(pick(coop, bytes), Some("gemm-coop"));
+        assert_eq!(pick(half, MatmulSpec { m: 1, ..bytes }), Some("gemv-subgroup"));
+    }
+}

@@ -143,13 +143,13 @@ impl Product<'_> {
         (wanted, k.div_ceil(wanted).next_multiple_of(step))
     }
 
-    /// A launch of `path` with weights, bias, residual and result bound; x is the caller's. `wide`: rows of packed
-    /// integers are read by 16 bytes where they are aligned.
+    /// A launch of `path` with weights, bias, residual and result bound; x is the caller's. `bytes`: the source
+    /// takes integer weights as bytes.
     pub fn kernel<'c, 'a>(
         &self,
         cx: &'c mut WgpuCx<'a>,
         path: &'static str,
-        wide: bool,
+        bytes: bool,
     ) -> Result<(Kernel<'c, 'a>, Params), KernelError> {
         let op = self.op;
         let mut kernel = cx.kernel(path);
@@ -161,7 +161,7 @@ impl Product<'_> {
             slice: op.w.k() as u32,
             ..Params::default()
         };
-        self.weights(&mut kernel, &mut params, wide)?;
+        self.weights(&mut kernel, &mut params, bytes)?;
         match &self.part.bias {
             Some(bias) => {
                 kernel.define("BIAS", bias.dtype());
@@ -193,7 +193,7 @@ impl Product<'_> {
         &self,
         kernel: &mut Kernel<'_, '_>,
         params: &mut Params,
-        wide: bool,
+        bytes: bool,
     ) -> Result<(), KernelError> {
         let (format, k, planes) = (self.op.w.format(), self.op.w.k(), &self.part.planes);
         params.w = kernel.read(1, &planes[0])?;
@@ -210,25 +210,25 @@ impl Product<'_> {
                     params.zeros = kernel.read(3, &planes[2])?;
                     params.zero_stride = planes[2].stride(0) as u32;
                 }
-                let aligned = |at: u32| at.is_multiple_of(4);
-                let wide = wide && aligned(params.w) && (self.part.rows == 1 || aligned(params.w_stride));
-                let span = if wide { 128 / usize::from(bits) } else { 8 };
+                // Words of a row that are read at once.
+                let words = match (bytes, bits) {
+                    (true, _) => 4,
+                    (false, 8) => 2,
+                    (false, _) => 1,
+                };
+                let aligned = params.w.is_multiple_of(words) && params.w_stride.is_multiple_of(words);
                 // A row that is one group counts as one without an end.
                 let whole = format.groups(k) <= 1;
                 let group = format.group_len(k);
                 params.group = if whole { u32::MAX } else { group as u32 };
-                let groups = match () {
-                    () if whole || group.is_multiple_of(span) => "span",
-                    () if group.is_multiple_of(8) => "eight",
-                    () => "any",
-                };
+                let eight = whole || group.is_multiple_of(8);
                 kernel
                     .define("W", "int")
-                    .define("WVEC", u8::from(wide))
+                    .define("WVEC", u8::from(words > 1 && aligned))
                     .define("BITS", bits)
                     .define("ZERO", u8::from(zero))
                     .define("SCALE", scale)
-                    .define("GROUPS", groups);
+                    .define("GROUPS", if eight { "eight" } else { "any" });
             }
         }
         Ok(())
