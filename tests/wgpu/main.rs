@@ -3,6 +3,7 @@
 //! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_WGPU_DEVICE=n` chooses the adapter.
 
 mod sources;
+mod sources_attention;
 mod streams;
 
 use std::sync::Arc;

@@ -43,6 +43,15 @@ macro_rules! sources {
 }
 
 sources![
+    "ops/attention/combine.wgsl",
+    "ops/attention/flash.wgsl",
+    "ops/attention/flash_coop.wgsl",
+    "ops/attention/keys.wgsl",
+    "ops/attention/mask.wgsl",
+    "ops/attention/params.wgsl",
+    "ops/attention/result.wgsl",
+    "ops/attention/rows4.wgsl",
+    "ops/attention/split.wgsl",
     "ops/gather_rows/rows.wgsl",
     "ops/matmul/eight.wgsl",
     "ops/matmul/epilogue.wgsl",

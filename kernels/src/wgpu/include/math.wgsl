@@ -121,12 +121,12 @@ fn exp2x4_f32(x: vec4<f32>) -> vec4<f32> {
     let n = round(clamp(x, vec4<f32>(-127.0), vec4<f32>(127.0)));
     // In [-0.5, 0.5] wherever the result is not a limit, and exact.
     let r = clamp(x - n, vec4<f32>(-0.5), vec4<f32>(0.5));
-    var y = vec4<f32>(1.5469732e-4);
-    y = fma(y, r, vec4<f32>(1.3392690e-3));
-    y = fma(y, r, vec4<f32>(9.6181290e-3));
-    y = fma(y, r, vec4<f32>(5.5503290e-2));
-    y = fma(y, r, vec4<f32>(2.4022651e-1));
-    y = fma(y, r, vec4<f32>(6.9314718e-1));
+    var y = vec4<f32>(1.54531629e-4);
+    y = fma(y, r, vec4<f32>(1.33908634e-3));
+    y = fma(y, r, vec4<f32>(9.61808256e-3));
+    y = fma(y, r, vec4<f32>(5.55035711e-2));
+    y = fma(y, r, vec4<f32>(2.40226508e-1));
+    y = fma(y, r, vec4<f32>(6.93147188e-1));
     y = fma(y, r, vec4<f32>(1.0));
     let scaled = bitcast<vec4<f32>>(bitcast<vec4<i32>>(y) + (vec4<i32>(n) << vec4<u32>(23u)));
     return select(scaled, vec4<f32>(0.0), x < vec4<f32>(-126.0));
