@@ -6,9 +6,10 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use ocelli_bench::kernels::{Cx, Tower};
 use ocelli_bench::shapes::{Shape, Shapes};
+use ocelli_kernels::{Backend, DeviceOptions};
 
 fn kernels(criterion: &mut Criterion) {
-    let mut cx = Cx::open(None).expect("the CPU is always there");
+    let mut cx = Cx::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU is always there");
     let tower = Shape { what: "vision tower".into(), op: "tower".into(), spec: Tower::SPEC.into() };
     let lists = Shapes::embedded().expect("the lists of the crate are tested");
     for shape in lists.iter().flat_map(|list| &list.shapes).chain([&tower]) {
@@ -33,7 +34,7 @@ fn kernels(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(&kernel.variant), |bencher| {
                 bencher.iter(|| {
                     turn += 1;
-                    (kernel.run)(turn).unwrap_or_else(|error| panic!("{error}"));
+                    (kernel.run)(cx.target(), turn).unwrap_or_else(|error| panic!("{error}"));
                 });
             });
         }

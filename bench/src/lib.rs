@@ -8,4 +8,5 @@ pub mod record;
 pub mod roof;
 pub mod shapes;
 pub mod stats;
+pub mod tune;
 pub mod verify;

@@ -21,8 +21,25 @@ pub struct Cache {
     pub shared: String,
 }
 
+/// A GPU that a run was on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// The GPU as its vendor names it.
+    pub name: String,
+    /// The API that drives it: Vulkan, Metal, Dx12.
+    pub api: String,
+    /// The driver and its version.
+    pub driver: String,
+    /// Whether the host's CPU does the work.
+    pub software: bool,
+    /// What measured the time: `device` (its own clock) or `host`.
+    pub clock: String,
+    /// Microseconds from a submission of almost no work until the host knows that it is done.
+    pub submit_us: f64,
+}
+
 /// The machine, as far as its figures depend on it. What the system does not tell is empty or absent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Model name of the processor.
     pub cpu: String,
@@ -50,6 +67,9 @@ pub struct Machine {
     pub load_percent: Option<u32>,
     /// Commit that the binary was built from.
     pub commit: String,
+    /// The GPU, where the kernels ran on one; the rest describes its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Adapter>,
 }
 
 impl Machine {
@@ -68,6 +88,7 @@ impl Machine {
             clock_mhz: cpuinfo("cpu MHz").and_then(|s| s.parse::<f64>().ok()).map(|mhz| mhz as u32),
             load_percent: load_percent(),
             commit: env!("OCELLI_COMMIT").to_owned(),
+            adapter: None,
         }
     }
 }

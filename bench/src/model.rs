@@ -65,6 +65,8 @@ pub struct ModelReport {
     pub prefill_tokens_per_s: Quantiles,
     /// Tokens of the answer a second, after the first.
     pub decode_tokens_per_s: Quantiles,
+    /// Share of the decode steps in which the host prepared work for a device beside it; 0 where the host does the work.
+    pub decode_encode_share: Quantiles,
 }
 
 /// Answers the prompt about the picture again and again. `progress` is told the number of each run as it is done, and
@@ -106,6 +108,7 @@ pub fn measure(
         first_token_ms: over(|t| t.resize_ms + t.tower_ms + t.connector_ms + t.prefill_ms),
         prefill_tokens_per_s: over(Timings::prefill_rate),
         decode_tokens_per_s: over(Timings::decode_rate),
+        decode_encode_share: over(Timings::encode_share),
     })
 }
 

@@ -63,6 +63,10 @@ pub enum Roof {
     Int8Gops,
     /// bf16 dot products.
     Bf16Gflops,
+    /// f16 multiply-adds.
+    F16Gflops,
+    /// Products of f16 matrices.
+    MatrixF16Gflops,
     /// Streaming reads.
     ReadGbps,
 }
@@ -74,6 +78,8 @@ impl Roof {
             Roof::FmaF32Gflops => "fma f32",
             Roof::Int8Gops => "int8",
             Roof::Bf16Gflops => "bf16",
+            Roof::F16Gflops => "fma f16",
+            Roof::MatrixF16Gflops => "matrix f16",
             Roof::ReadGbps => "read",
         }
     }
@@ -82,12 +88,14 @@ impl Roof {
     /// instruction.
     pub fn of(self, roofs: &Roofs, one_thread: bool) -> Option<f64> {
         let (all, one) = match self {
-            Roof::FmaF32Gflops => (Some(roofs.fma_f32_gflops), Some(roofs.fma_f32_gflops_1t)),
-            Roof::Int8Gops => (Some(roofs.int8_gops), Some(roofs.int8_gops_1t)),
+            Roof::FmaF32Gflops => (Some(roofs.fma_f32_gflops), roofs.fma_f32_gflops_1t),
+            Roof::Int8Gops => (Some(roofs.int8_gops), roofs.int8_gops_1t),
             Roof::Bf16Gflops => (roofs.bf16_gflops, roofs.bf16_gflops_1t),
-            Roof::ReadGbps => (Some(roofs.read_gbps), Some(roofs.read_gbps_1t)),
+            Roof::F16Gflops => (roofs.f16_gflops, None),
+            Roof::MatrixF16Gflops => (roofs.matrix_f16_gflops, None),
+            Roof::ReadGbps => (Some(roofs.read_gbps), roofs.read_gbps_1t),
         };
-        if one_thread { one } else { all }
+        if one_thread { one.or(all) } else { all }
     }
 }
 
@@ -96,11 +104,12 @@ impl Roof {
 ///
 /// A missing `math` roof counts as the f32 one.
 pub fn bound(roofs: &Roofs, one_thread: bool, math: Roof, flops: u64, bytes: u64) -> (Roof, f64) {
+    let always = |roof: Roof, all: f64| roof.of(roofs, one_thread).unwrap_or(all);
     let (math, rate) = match math.of(roofs, one_thread) {
         Some(rate) => (math, rate),
-        None => (Roof::FmaF32Gflops, if one_thread { roofs.fma_f32_gflops_1t } else { roofs.fma_f32_gflops }),
+        None => (Roof::FmaF32Gflops, always(Roof::FmaF32Gflops, roofs.fma_f32_gflops)),
     };
-    let read = if one_thread { roofs.read_gbps_1t } else { roofs.read_gbps };
+    let read = always(Roof::ReadGbps, roofs.read_gbps);
     let compute_us = flops as f64 / rate / 1e3;
     let read_us = bytes as f64 / read / 1e3;
     if compute_us >= read_us { (math, compute_us) } else { (Roof::ReadGbps, read_us) }
@@ -134,18 +143,11 @@ impl Record {
     pub fn table(&self) -> String {
         let mut text = String::new();
         let m = &self.machine;
-        let r = &self.roofs;
-        let bf16 = match (r.bf16_gflops, r.bf16_gflops_1t) {
-            (Some(all), Some(one)) => format!(", bf16 {all:.0} ({one:.0}) GFLOP/s"),
-            _ => String::new(),
+        let _ = match &m.adapter {
+            Some(adapter) => writeln!(text, "{}, {}, {}", adapter.name, adapter.api, adapter.driver),
+            None => writeln!(text, "{}, {} {}, {} threads", m.cpu, m.isa, m.features.join(" "), m.threads),
         };
-        let _ = writeln!(text, "{}, {} {}, {} threads", m.cpu, m.isa, m.features.join(" "), m.threads);
-        let _ = writeln!(
-            text,
-            "roofs, all threads (one): fma f32 {:.0} ({:.0}) GFLOP/s, int8 {:.0} ({:.0}) Gop/s{bf16}, \
-             read {:.1} ({:.1}) GB/s\n",
-            r.fma_f32_gflops, r.fma_f32_gflops_1t, r.int8_gops, r.int8_gops_1t, r.read_gbps, r.read_gbps_1t
-        );
+        let _ = writeln!(text, "{}\n", self.roofs_text());
         let rows: Vec<[String; 9]> = self.rows.iter().map(Row::cells).collect();
         let head =
             ["op", "spec", "variant", "median us", "p20", "p80", "G/s", "roof", "of roof"].map(str::to_owned);
@@ -163,6 +165,31 @@ impl Record {
             let _ = writeln!(text, "{}", line.trim_end());
         }
         text
+    }
+}
+
+impl Record {
+    /// The roofs in one line.
+    fn roofs_text(&self) -> String {
+        let each = [
+            (Roof::FmaF32Gflops, "GFLOP/s", 0),
+            (Roof::Int8Gops, "Gop/s", 0),
+            (Roof::Bf16Gflops, "GFLOP/s", 0),
+            (Roof::F16Gflops, "GFLOP/s", 0),
+            (Roof::MatrixF16Gflops, "GFLOP/s", 0),
+            (Roof::ReadGbps, "GB/s", 1),
+        ];
+        let on_cpu = self.machine.adapter.is_none();
+        let figure = |(roof, unit, digits): (Roof, &str, usize)| {
+            let all = roof.of(&self.roofs, false)?;
+            let one = match roof.of(&self.roofs, true) {
+                Some(one) if on_cpu => format!(" ({one:.digits$})"),
+                _ => String::new(),
+            };
+            Some(format!("{} {all:.digits$}{one} {unit}", roof.label()))
+        };
+        let figures: Vec<String> = each.into_iter().filter_map(figure).collect();
+        format!("roofs{}: {}", if on_cpu { ", all threads (one)" } else { "" }, figures.join(", "))
     }
 }
 
@@ -202,13 +229,12 @@ mod tests {
     fn roofs() -> Roofs {
         Roofs {
             fma_f32_gflops: 200.0,
-            fma_f32_gflops_1t: 100.0,
+            fma_f32_gflops_1t: Some(100.0),
             int8_gops: 800.0,
-            int8_gops_1t: 400.0,
-            bf16_gflops: None,
-            bf16_gflops_1t: None,
+            int8_gops_1t: Some(400.0),
             read_gbps: 20.0,
-            read_gbps_1t: 10.0,
+            read_gbps_1t: Some(10.0),
+            ..Roofs::default()
         }
     }
 

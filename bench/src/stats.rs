@@ -57,6 +57,15 @@ impl Plan {
 /// Times `run`, which gets the number of the run: it takes another set of operands each time, so that the caches do
 /// not hold what a cold run would read (see [`rotation`]). The first error ends the timing.
 pub fn time<E>(plan: Plan, mut run: impl FnMut(usize) -> Result<(), E>) -> Result<Timing, E> {
+    sample(plan, |turn| {
+        let start = Instant::now();
+        run(turn)?;
+        Ok(start.elapsed().as_secs_f64())
+    })
+}
+
+/// As [`time`], of what tells the seconds that it took.
+pub fn sample<E>(plan: Plan, mut run: impl FnMut(usize) -> Result<f64, E>) -> Result<Timing, E> {
     let mut turn = 0;
     let begin = Instant::now();
     while turn == 0 || begin.elapsed() < plan.warm_up {
@@ -66,9 +75,7 @@ pub fn time<E>(plan: Plan, mut run: impl FnMut(usize) -> Result<(), E>) -> Resul
     let mut seconds = Vec::with_capacity(plan.most.min(4096));
     let begin = Instant::now();
     while plan.goes_on(seconds.len(), begin) {
-        let start = Instant::now();
-        run(turn)?;
-        seconds.push(start.elapsed().as_secs_f64());
+        seconds.push(run(turn)?);
         turn += 1;
     }
     Ok(Timing::of(&mut seconds))
@@ -123,12 +130,16 @@ pub fn compare<E>(
     Ok(Comparison { a: Timing::of(&mut of_a), b: Timing::of(&mut of_b), ratio })
 }
 
-/// How many sets of operands of `bytes` each a timing has to rotate through so that a set is out of the caches before
-/// its next turn: together twice the last cache, but no more than 1 GiB (a guest has a part of a huge shared cache).
-pub fn rotation(bytes: u64) -> usize {
+/// Bytes that a timing on the CPU has to rotate through so that operands are out of the caches before their next turn:
+/// twice the last cache, but no more than 1 GiB (a guest has a part of a huge shared cache).
+pub fn cold_bytes() -> u64 {
     let cache = crate::machine::last_cache_bytes().unwrap_or(32 << 20);
-    let wanted = (2 * cache).min(1 << 30);
-    (wanted.div_ceil(bytes.max(1)) as usize + 1).clamp(2, 4096)
+    (2 * cache).min(1 << 30)
+}
+
+/// How many sets of operands of `bytes` each make `cold` bytes together.
+pub fn rotation(bytes: u64, cold: u64) -> usize {
+    (cold.div_ceil(bytes.max(1)) as usize + 1).clamp(2, 4096)
 }
 
 #[cfg(test)]
@@ -174,6 +185,7 @@ mod tests {
 
     #[test]
     fn large_operands_still_rotate() {
-        assert!(rotation(1 << 32) == 2 && rotation(0) == 4096 && rotation(1 << 26) >= 2);
+        let cold = cold_bytes();
+        assert!(rotation(1 << 32, cold) == 2 && rotation(0, cold) == 4096 && rotation(1 << 26, cold) >= 2);
     }
 }

@@ -19,6 +19,9 @@ pub mod spec;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+/// Digest of the sources of all kernels that this build has: figures of other kernels do not hold for them.
+pub const DIGEST: &str = env!("OCELLI_KERNELS_DIGEST");
+
 pub use buffer::{HOST_ALIGN, HostBuf, Storage, StreamId, View, WeightPart, Weights};
 pub use device::{DeviceInfo, DeviceOptions, devices, open};
 pub use null::{NullLog, NullRecord, NullStream};
@@ -28,7 +31,7 @@ pub use op::{
 };
 #[cfg(feature = "wgpu")]
 pub use op::{WgpuLaunch, WgpuOp};
-pub use oracle::Oracle;
+pub use oracle::{Expected, Oracle};
 pub use reference::{ReferenceDevice, ReferenceStream};
 pub use select::{Picks, Reject, Row, Variant, explain, select};
 pub use spec::{Backend, Caps, Cost, DType, Element, Format, KernelError, Layout, ShapeError, WgpuCaps};

@@ -12,7 +12,7 @@ use crate::ops::{
     Attention, GatherRows, Matmul, MergePatches, Norm, PatchEmbed, Pool, Rope, Sample, ScatterRows,
 };
 use crate::oracle::Oracle;
-use crate::select::{Row, Variant};
+use crate::select::{Picks, Row, Variant};
 use crate::spec::{Backend, Caps, Cost, KernelError, ShapeError};
 
 /// How an op uses a view.
@@ -199,6 +199,9 @@ pub trait Device: Send + Sync {
 
     /// A new queue of work.
     fn stream(&self) -> Result<Box<dyn Stream>, KernelError>;
+
+    /// Sets the choices of variants that come before estimates, in the queues that are made from now on.
+    fn prefer(&mut self, picks: Picks);
 }
 
 /// Something done for each op of the list.

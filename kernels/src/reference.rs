@@ -3,6 +3,7 @@
 use crate::buffer::{Storage, StreamId, View};
 use crate::op::{Device, Exec, Op, Queue, Stream};
 use crate::oracle::{Oracle, encode};
+use crate::select::Picks;
 use crate::spec::{Caps, KernelError};
 
 /// Runs references: slow, and as exact as the types of the outputs allow.
@@ -74,4 +75,6 @@ impl Device for ReferenceDevice {
     fn stream(&self) -> Result<Box<dyn Stream>, KernelError> {
         Ok(Box::new(ReferenceStream::default()))
     }
+
+    fn prefer(&mut self, _: Picks) {}
 }

@@ -92,6 +92,35 @@ impl Picks {
         self.tuned.len()
     }
 
+    /// The variant that comes before the estimates of `spec`, where it runs.
+    fn preferred<S: Hash>(
+        &self,
+        op: &'static str,
+        spec: &S,
+        runs: impl Fn(&str) -> bool,
+    ) -> Option<&str> {
+        let forced = self.force.as_ref().filter(|(of, _)| of.as_ref().is_none_or(|of| of == op));
+        let forced = forced.map(|(_, variant)| variant.as_str()).filter(|variant| runs(variant));
+        forced.or_else(|| {
+            let tuned = if self.tuned.is_empty() { None } else { self.tuned.get(&(op, hash(spec))) };
+            tuned.map(String::as_str).filter(|variant| runs(variant))
+        })
+    }
+
+    /// Marks in rows of [`explain`] the variant that [`choose`](Self::choose) takes; tells whether it is another than the
+    /// estimates'.
+    pub fn mark<S: Hash>(&self, op: &'static str, spec: &S, rows: &mut [Row]) -> bool {
+        let runs = |name: &str| rows.iter().any(|row| row.variant == name && row.rejected.is_none());
+        let Some(name) = self.preferred(op, spec, runs) else { return false };
+        let mut changed = false;
+        for row in rows {
+            let picked = row.variant == name;
+            changed |= picked != row.picked;
+            row.picked = picked;
+        }
+        changed
+    }
+
     /// The variant that runs `spec`: the forced one if it can, the measured one if it can, else that of [`select`].
     pub fn choose<'a, S: Hash, L>(
         &self,
@@ -102,19 +131,10 @@ impl Picks {
     ) -> Option<&'a Variant<S, L>> {
         let named =
             |name: &str| rows.iter().find(|row| row.name == name && (row.reject)(spec, caps).is_none());
-        if let Some((of, variant)) = &self.force
-            && of.as_ref().is_none_or(|of| of == op)
-            && let Some(row) = named(variant)
-        {
-            return Some(row);
+        match self.preferred(op, spec, |name| named(name).is_some()) {
+            Some(name) => named(name),
+            None => select(rows, spec, caps),
         }
-        if !self.tuned.is_empty()
-            && let Some(variant) = self.tuned.get(&(op, hash(spec)))
-            && let Some(row) = named(variant)
-        {
-            return Some(row);
-        }
-        select(rows, spec, caps)
     }
 }
 

@@ -42,8 +42,20 @@ fn figures(threads: usize) -> Vec<Figure> {
 fn ours(roofs: &Roofs, name: &str, threads: usize) -> Option<f64> {
     let one = threads == 1;
     match name {
-        "fma" => Some(if one { roofs.fma_f32_gflops_1t } else { roofs.fma_f32_gflops }),
-        "int8" => Some(if one { roofs.int8_gops_1t } else { roofs.int8_gops }),
+        "fma" => {
+            if one {
+                roofs.fma_f32_gflops_1t
+            } else {
+                Some(roofs.fma_f32_gflops)
+            }
+        }
+        "int8" => {
+            if one {
+                roofs.int8_gops_1t
+            } else {
+                Some(roofs.int8_gops)
+            }
+        }
         "bf16" => {
             if one {
                 roofs.bf16_gflops_1t
@@ -51,7 +63,13 @@ fn ours(roofs: &Roofs, name: &str, threads: usize) -> Option<f64> {
                 roofs.bf16_gflops
             }
         }
-        _ => Some(if one { roofs.read_gbps_1t } else { roofs.read_gbps }),
+        _ => {
+            if one {
+                roofs.read_gbps_1t
+            } else {
+                Some(roofs.read_gbps)
+            }
+        }
     }
 }
 

@@ -2,20 +2,38 @@
 
 use ocelli_kernels::ops::{
     Attention, AttentionKv, AttentionSpec, GatherRows, GatherRowsSpec, KvWrite, Mask, Matmul, MatmulSpec,
-    MergePatches, MergePatchesSpec, Norm, NormSpec, PatchEmbed, PatchEmbedSpec, Rope, RopeSpec, Sample,
-    SampleSpec, params,
+    MergePatches, MergePatchesSpec, Norm, NormSpec, PatchEmbed, PatchEmbedSpec, Pool, PoolOver, PoolSpec,
+    Rope, RopeSpec, Sample, SampleSpec, ScatterRows, ScatterRowsSpec, params,
 };
-use ocelli_kernels::{CpuOp, DType, KernelError, Op, ShapeError, View, Weights};
+#[cfg(feature = "wgpu")]
+use ocelli_kernels::WgpuOp;
+use ocelli_kernels::{BackendOp, CpuOp, DType, KernelError, Op, ShapeError, View, Weights};
 
 use super::operands::Operands;
 
+/// An op with kernels of every backend of this build.
+#[cfg(feature = "wgpu")]
+pub trait Kernels: BackendOp + CpuOp + WgpuOp {}
+#[cfg(feature = "wgpu")]
+impl<O: BackendOp + CpuOp + WgpuOp> Kernels for O {}
+/// An op with kernels of every backend of this build.
+#[cfg(not(feature = "wgpu"))]
+pub trait Kernels: BackendOp + CpuOp {}
+#[cfg(not(feature = "wgpu"))]
+impl<O: BackendOp + CpuOp> Kernels for O {}
+
 /// An op that benchmarks know how to make.
-pub trait Build: CpuOp {
+pub trait Build: Kernels {
     /// The op of this spec; each call takes other weights.
     fn build(spec: &Self::Spec, operands: &mut Operands) -> Result<Self, KernelError>;
 
     /// Bytes that another call takes elsewhere in memory: those that must not be in a cache when the op runs.
     fn cold_bytes(&self) -> u64;
+
+    /// Its weight matrix, which a device may want in another form.
+    fn weights(&mut self) -> Option<&mut Weights> {
+        None
+    }
 
     /// Ops on parts of the operands and results of this one that are to be checked: all of it, or, where the f64
     /// reference of all would take too long, some blocks.
@@ -41,6 +59,10 @@ impl Build for Matmul {
 
     fn cold_bytes(&self) -> u64 {
         self.w.bytes()
+    }
+
+    fn weights(&mut self) -> Option<&mut Weights> {
+        Some(&mut self.w)
     }
 
     fn parts(&self) -> Result<Vec<Self>, KernelError> {
@@ -145,6 +167,10 @@ impl Build for PatchEmbed {
     fn cold_bytes(&self) -> u64 {
         self.w.bytes()
     }
+
+    fn weights(&mut self) -> Option<&mut Weights> {
+        Some(&mut self.w)
+    }
 }
 
 impl Build for Norm {
@@ -237,6 +263,10 @@ impl Build for GatherRows {
     fn cold_bytes(&self) -> u64 {
         self.table.bytes()
     }
+
+    fn weights(&mut self) -> Option<&mut Weights> {
+        Some(&mut self.table)
+    }
 }
 
 impl Build for Sample {
@@ -257,6 +287,47 @@ impl Build for Sample {
 
     fn cold_bytes(&self) -> u64 {
         self.logits.bytes()
+    }
+}
+
+impl Build for ScatterRows {
+    fn build(spec: &ScatterRowsSpec, operands: &mut Operands) -> Result<Self, KernelError> {
+        let (count, d) = (spec.count as usize, spec.d as usize);
+        Ok(ScatterRows {
+            src: operands.activations(&[count, d], spec.x)?,
+            rows: operands.ints(&[count], |i| 2 * i as i32)?,
+            out: operands.output(&[2 * count, d], spec.out)?,
+        })
+    }
+
+    fn cold_bytes(&self) -> u64 {
+        self.src.bytes() + self.out.bytes()
+    }
+}
+
+impl Build for Pool {
+    fn build(spec: &PoolSpec, operands: &mut Operands) -> Result<Self, KernelError> {
+        // Rows of a segment: its spec does not tell.
+        const SEGMENT: usize = 16;
+        let (rows, d) = (spec.rows as usize, spec.d as usize);
+        let (block_h, block_w) = (spec.block_h as usize, spec.block_w as usize);
+        let (over, each) = if block_h * block_w == 0 {
+            let starts = operands.ints(&[rows + 1], |i| (i * SEGMENT) as i32)?;
+            (PoolOver::Segments(starts), SEGMENT)
+        } else {
+            let over = PoolOver::Grid { grid_h: block_h, grid_w: rows * block_w, block_h, block_w };
+            (over, block_h * block_w)
+        };
+        Ok(Pool {
+            x: operands.activations(&[rows * each, d], spec.x)?,
+            over,
+            kind: spec.kind,
+            out: operands.output(&[rows, d], spec.out)?,
+        })
+    }
+
+    fn cold_bytes(&self) -> u64 {
+        self.x.bytes() + self.out.bytes()
     }
 }
 

@@ -1,29 +1,29 @@
 //! Benchmarks of kernels: each op at each shape, checked against its f64 reference, timed cold, and held against the
-//! roof of the instructions that it uses.
+//! roof of the instructions that it uses. Everything but [`Target`] is the same for every backend.
 
 mod build;
 mod operands;
+mod target;
 mod tower;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ocelli_kernels::cpu::isa::Isa;
-use ocelli_kernels::cpu::pool::Pool;
-use ocelli_kernels::cpu::{CpuCx, caps};
-use ocelli_kernels::ops::{Attention, GatherRows, Matmul, MergePatches, Norm, PatchEmbed, Rope, Sample};
+use ocelli_kernels::ops::{
+    Attention, GatherRows, Matmul, MergePatches, Norm, PatchEmbed, Pool, Rope, Sample, ScatterRows,
+};
 use ocelli_kernels::spec::text;
-use ocelli_kernels::{Backend, Caps, Cost, KernelError, Oracle, select};
+use ocelli_kernels::{Backend, Cost, DeviceOptions, Expected, KernelError, Oracle};
 use serde_json::{Map, Value};
 
-use crate::machine::Machine;
 use crate::record::{Record, Roof, Row, bound};
-use crate::roof::{self, Roofs};
+use crate::roof::Roofs;
 use crate::shapes::{Shape, Shapes};
-use crate::stats::{Plan, time};
+use crate::stats::{Plan, Timing, sample};
 
-pub use build::Build;
+pub use build::{Build, Kernels};
 pub use operands::Operands;
+pub use target::{Placed, Target};
 pub use tower::Tower;
 
 /// Why a benchmark ended.
@@ -59,37 +59,21 @@ pub enum BenchError {
         /// The first wrong value.
         detail: String,
     },
+    /// The device could not be opened or measured.
+    #[error(transparent)]
+    Device(#[from] KernelError),
     /// The tower could not be made or run.
     #[error("tower: {0}")]
     Tower(String),
 }
 
-/// What to run.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Only `cpu` has kernels so far.
-    pub backend: Backend,
-    /// Threads; `None` takes every core that the process may use.
-    pub threads: Option<usize>,
-    /// Only shapes whose op, description or spec contains this.
-    pub only: Option<String>,
-    /// Every variant that runs a spec, not just the picked one.
-    pub all_variants: bool,
-    /// No new row is begun after this time.
-    pub limit: Duration,
-}
+/// How long a run goes on by itself: no new shape is begun later.
+pub const LIMIT: Duration = Duration::from_secs(105);
 
-impl Default for Options {
-    fn default() -> Options {
-        Options {
-            backend: Backend::Cpu,
-            threads: None,
-            only: None,
-            all_variants: false,
-            limit: Duration::from_secs(105),
-        }
-    }
-}
+/// What one launch on a device that the host emulates may take at the roof: there are no measurements beyond.
+const SOFTWARE_LIMIT_US: f64 = 300_000.0;
+/// What one launch may take at most to be timed, once it has run.
+const LAUNCH_LIMIT: Duration = Duration::from_secs(4);
 
 /// Fields of a spec that a row always has: sizes, and the types of the operands even where they are the usual ones.
 const KEPT: &[&str] = &["m", "n", "k", "x", "w"];
@@ -103,36 +87,41 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-/// Runs the embedded shapes and the vision tower. `progress` is told of each row as it is done.
-pub fn run(options: &Options, progress: &mut dyn FnMut(&Row)) -> Result<Outcome, BenchError> {
-    let begin = Instant::now();
-    if options.backend != Backend::Cpu {
-        return Err(BenchError::Backend { backend: options.backend, reason: "not built yet".into() });
-    }
-    let chosen = |shape: &Shape| match &options.only {
-        None => true,
-        Some(part) => [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part.as_str())),
+/// The embedded shapes and the vision tower, those that `only` chooses.
+pub fn shapes(only: Option<&str>) -> Result<Vec<Shape>, BenchError> {
+    let chosen = |shape: &Shape| {
+        only.is_none_or(|part| [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part)))
     };
     let tower = Shape { what: "vision tower".into(), op: "tower".into(), spec: Tower::SPEC.into() };
     // The shapes that bars are set for come first, should the time not reach.
     let mut lists = Shapes::embedded().map_err(BenchError::Shapes)?;
     lists.reverse();
-    let shapes = lists.iter().flat_map(|list| &list.shapes);
-    let shapes: Vec<&Shape> = std::iter::once(&tower).chain(shapes).filter(|shape| chosen(shape)).collect();
-    if shapes.is_empty() {
-        return Err(BenchError::Nothing(options.only.clone().unwrap_or_default()));
+    let all = std::iter::once(tower).chain(lists.into_iter().flat_map(|list| list.shapes));
+    let all: Vec<Shape> = all.filter(chosen).collect();
+    if all.is_empty() {
+        return Err(BenchError::Nothing(only.unwrap_or_default().to_owned()));
     }
-    let mut cx = Cx::open(options.threads)?;
-    let machine = Machine::describe(cx.cpu.isa, cx.cpu.pool.threads());
-    let roofs = roof::measure(cx.cpu.isa, cx.cpu.pool.threads());
-    let mut record = Record::new(machine, roofs);
+    Ok(all)
+}
+
+/// Runs shapes, with `all` every variant and not just the picked one; begins no new shape after `limit`. `progress` is
+/// told of each row as it is done.
+pub fn run(
+    cx: &mut Cx,
+    shapes: &[Shape],
+    all: bool,
+    limit: Duration,
+    progress: &mut dyn FnMut(&Row),
+) -> Result<Outcome, BenchError> {
+    let begin = Instant::now();
+    let mut record = Record::new(cx.target.machine(), cx.measure_roofs()?);
     let mut notes = vec![];
     for shape in shapes {
-        if begin.elapsed() > options.limit {
-            notes.push(format!("{} {}: left out, the time is over", shape.op, shape.spec));
+        if begin.elapsed() > limit {
+            notes.push(format!("{} {}: the time is over", shape.op, shape.spec));
             continue;
         }
-        let (rows, more) = cx.shape(shape, &record.roofs, options.all_variants)?;
+        let (rows, more) = cx.shape(shape, all)?;
         rows.iter().for_each(&mut *progress);
         record.rows.extend(rows);
         notes.extend(more);
@@ -142,9 +131,12 @@ pub fn run(options: &Options, progress: &mut dyn FnMut(&Row)) -> Result<Outcome,
 
 /// What kernels run on.
 pub struct Cx {
-    cpu: CpuCx,
-    caps: Caps,
+    target: Target,
     operands: Operands,
+    /// What the device can do, once it is measured.
+    roofs: Option<Roofs>,
+    /// Whether a variant that fails or is wrong is noted and left out.
+    lenient: bool,
 }
 
 /// A kernel at a shape, checked and ready to be timed.
@@ -157,23 +149,44 @@ pub struct Ready {
     pub spec: Map<String, Value>,
     /// What one run costs at least.
     pub cost: Cost,
+    /// Whether a run ends only when the device is done.
+    pub waits: bool,
     /// Runs it; another number takes other weights.
-    pub run: Box<dyn FnMut(usize) -> Result<(), KernelError>>,
+    pub run: Run,
 }
 
+/// A run of a kernel on a target.
+pub type Run = Box<dyn FnMut(&mut Target, usize) -> Result<(), KernelError>>;
+
 impl Cx {
-    /// The CPU at the level of `OCELLI_ISA`, with so many threads.
-    pub fn open(threads: Option<usize>) -> Result<Cx, BenchError> {
-        Cx::on(Operands::new(), threads)
+    /// A device.
+    pub fn open(backend: Backend, options: &DeviceOptions) -> Result<Cx, BenchError> {
+        Cx::on(Operands::new(), backend, options)
     }
 
     /// The same with given memory.
-    pub fn on(operands: Operands, threads: Option<usize>) -> Result<Cx, BenchError> {
-        let backend = Backend::Cpu;
-        let isa = Isa::detect().map_err(|e| BenchError::Backend { backend, reason: e.to_string() })?;
-        let pool = Arc::new(Pool::new(threads.unwrap_or_else(roof::default_threads)));
-        let caps = caps(isa, pool.threads());
-        Ok(Cx { cpu: CpuCx { isa, pool, id: operands.id }, caps, operands })
+    pub fn on(operands: Operands, backend: Backend, options: &DeviceOptions) -> Result<Cx, BenchError> {
+        let target = Target::open(backend, options, &operands)?;
+        Ok(Cx { target, operands, roofs: None, lenient: false })
+    }
+
+    /// The device.
+    pub fn target(&mut self) -> &mut Target {
+        &mut self.target
+    }
+
+    /// From now on a variant that fails or is wrong is noted and left out.
+    pub fn be_lenient(&mut self) {
+        self.lenient = true;
+    }
+
+    /// Measures what the device can do, once.
+    pub fn measure_roofs(&mut self) -> Result<Roofs, BenchError> {
+        let roofs = match self.roofs.take() {
+            Some(roofs) => roofs,
+            None => self.target.roofs()?,
+        };
+        Ok(self.roofs.insert(roofs).clone())
     }
 
     /// Checks and prepares the kernels of a shape, and notes what cannot run.
@@ -186,8 +199,13 @@ impl Cx {
             "rope" => self.prepare_op::<Rope>(shape, all),
             "merge_patches" => self.prepare_op::<MergePatches>(shape, all),
             "gather_rows" => self.prepare_op::<GatherRows>(shape, all),
+            "scatter_rows" => self.prepare_op::<ScatterRows>(shape, all),
+            "pool" => self.prepare_op::<Pool>(shape, all),
             "sample" => self.prepare_op::<Sample>(shape, all),
-            "tower" => Ok((vec![Tower::new(&self.cpu)?.ready()], vec![])),
+            "tower" if self.target.caps().wgpu.software => {
+                Ok((vec![], vec!["tower: a software device takes seconds for one run".to_owned()]))
+            }
+            "tower" => Ok((vec![Tower::new(self.target.device())?.ready()], vec![])),
             other => Err(BenchError::Shapes(format!("{}: no benchmark of op {other}", shape.what))),
         }
     }
@@ -200,51 +218,105 @@ impl Cx {
         let spec = build::read_spec::<O>(&shape.spec).map_err(BenchError::Shapes)?;
         let what = format!("{} {}", O::NAME, shape.spec);
         let failed = |source: KernelError| BenchError::Kernel { what: what.clone(), source };
-        let rows = O::cpu_variants();
-        let picked = select(rows, &spec, &self.caps).map(|row| row.name);
-        let Some(picked) = picked else {
+        let rows = self.target.rows::<O>(&spec);
+        if !rows.iter().any(|row| row.picked) {
             return Ok((vec![], vec![format!("{what}: no kernel runs it")]));
-        };
-        let first = O::build(&spec, &mut self.operands).map_err(failed)?;
-        if first.spec().map_err(|e| failed(e.into()))? != spec {
+        }
+        let op = O::build(&spec, &mut self.operands).map_err(failed)?;
+        if op.spec().map_err(|e| failed(e.into()))? != spec {
             return Err(BenchError::Shapes(format!("{what}: the op that was made has another spec")));
         }
-        let cost = first.cost();
-        let mut sets = vec![first];
-        for _ in 1..self.operands.sets(sets[0].cold_bytes()) {
-            sets.push(O::build(&spec, &mut self.operands).map_err(failed)?);
+        let cost = op.cost();
+        if let Some(note) = self.too_slow(&cost) {
+            return Ok((vec![], vec![format!("{what}: {note}")]));
         }
-        let sets = Arc::new(sets);
-        let mut ready = vec![];
-        for row in rows {
-            if (row.name != picked && !all) || (row.reject)(&spec, &self.caps).is_some() {
+        let mut oracle = Oracle::new(self.operands.id, true);
+        for part in op.parts().map_err(failed)? {
+            part.reference(&mut oracle).map_err(failed)?;
+        }
+        let expected = oracle.into_expected();
+
+        let placed = self.target.place(&op, &self.operands).map_err(failed)?;
+        let (mut notes, mut right) = (vec![], vec![]);
+        for (index, row) in rows.iter().enumerate() {
+            if row.rejected.is_some() || !(row.picked || all) {
                 continue;
             }
-            self.check(&sets[0], |op| (row.launch)(op, &self.cpu)).map_err(|error| match error {
-                Failure::Kernel(source) => failed(source),
-                Failure::Wrong(detail) => BenchError::Wrong { what: format!("{what}, {}", row.name), detail },
-            })?;
-            let (sets, cpu, launch) = (sets.clone(), self.cpu.clone(), row.launch);
-            ready.push(Ready {
-                variant: row.name.to_owned(),
-                picked: row.name == picked,
+            let start = Instant::now();
+            let found = self.check(&placed, &expected, |target, op| target.launch(op, index));
+            match found {
+                Ok(()) if start.elapsed() > LAUNCH_LIMIT => {
+                    let seconds = start.elapsed().as_secs_f64();
+                    notes.push(format!("{what}, {}: one run takes {seconds:.1} s", row.variant));
+                }
+                Ok(()) => right.push((index, row)),
+                Err(error) => {
+                    let error = match error {
+                        Failure::Kernel(source) => failed(source),
+                        Failure::Wrong(detail) => {
+                            BenchError::Wrong { what: format!("{what}, {}", row.variant), detail }
+                        }
+                    };
+                    if !self.lenient {
+                        return Err(error);
+                    }
+                    notes.push(format!("{}: {error}", row.variant));
+                }
+            }
+        }
+        self.target.reset(&placed, &self.operands).map_err(failed)?;
+
+        let mut sets = vec![placed.op];
+        if !right.is_empty() {
+            for _ in 1..self.sets(&sets[0], &cost) {
+                let op = O::build(&spec, &mut self.operands).map_err(failed)?;
+                sets.push(self.target.place(&op, &self.operands).map_err(failed)?.op);
+            }
+        }
+        let sets = Arc::new(sets);
+        let ready = right.into_iter().map(|(index, row)| {
+            let sets = sets.clone();
+            Ready {
+                variant: row.variant.to_owned(),
+                picked: row.picked,
                 spec: text::fields_with(&spec, KEPT),
                 cost,
-                run: Box::new(move |turn| launch(&sets[turn % sets.len()], &cpu)),
-            });
-        }
-        Ok((ready, vec![]))
+                waits: false,
+                run: Box::new(move |target, turn| target.launch(&sets[turn % sets.len()], index)),
+            }
+        });
+        Ok((ready.collect(), notes))
     }
 
-    /// Runs `op` once and compares its results with the reference.
-    fn check<O: Build>(&self, op: &O, run: impl Fn(&O) -> Result<(), KernelError>) -> Result<(), Failure> {
-        let mut oracle = Oracle::new(self.cpu.id, true);
-        for part in op.parts()? {
-            part.reference(&mut oracle)?;
+    /// Why a launch of this cost is not measured on a device that the host emulates.
+    fn too_slow(&self, cost: &Cost) -> Option<String> {
+        let roofs = self.roofs.as_ref().filter(|_| self.target.caps().wgpu.software)?;
+        let (_, us) = bound(roofs, false, Roof::FmaF32Gflops, cost.flops, cost.bytes());
+        (us > SOFTWARE_LIMIT_US)
+            .then(|| format!("a software device takes {:.1} s or more for one run", us / 1e6))
+    }
+
+    /// How many sets of operands a timing rotates through. On a GPU, what arithmetic bounds does not ask for cold weights.
+    fn sets<O: Build>(&self, op: &O, cost: &Cost) -> usize {
+        let on_gpu = self.target.caps().backend != Backend::Cpu;
+        if on_gpu && cost.flops > 64 * cost.bytes() {
+            return 2;
         }
-        run(op)?;
-        let reader = Oracle::new(self.cpu.id, false);
-        for one in oracle.into_expected() {
+        self.operands.sets(op.cold_bytes(), self.target.cold_bytes())
+    }
+
+    /// Runs `op` once and compares its results with what the reference expects.
+    fn check<O>(
+        &mut self,
+        placed: &Placed<O>,
+        expected: &[Expected],
+        run: impl FnOnce(&mut Target, &O) -> Result<(), KernelError>,
+    ) -> Result<(), Failure> {
+        self.target.reset(placed, &self.operands)?;
+        run(&mut self.target, &placed.op)?;
+        self.target.fetch(placed, &self.operands)?;
+        let reader = Oracle::new(self.operands.id, false);
+        for one in expected {
             let got = reader.read(&one.view)?;
             for (i, (&want, &bound)) in one.values.iter().zip(&one.bounds).enumerate() {
                 let index = one.indices.as_ref().map_or(i, |indices| indices[i]);
@@ -259,24 +331,21 @@ impl Cx {
         Ok(())
     }
 
-    fn shape(
-        &mut self,
-        shape: &Shape,
-        roofs: &Roofs,
-        all: bool,
-    ) -> Result<(Vec<Row>, Vec<String>), BenchError> {
+    fn shape(&mut self, shape: &Shape, all: bool) -> Result<(Vec<Row>, Vec<String>), BenchError> {
+        let roofs = self.measure_roofs()?;
         let (ready, notes) = self.prepare(shape, all)?;
-        let one_thread = self.cpu.pool.threads() == 1;
+        let (one_thread, backend) = (self.target.one_thread(), self.target.caps().backend);
         let mut rows = vec![];
         for mut kernel in ready {
-            let timing = time(plan(&kernel.cost, roofs), &mut kernel.run).map_err(|source| {
+            let plan = plan(&kernel.cost, &roofs);
+            let timing = self.time(&mut kernel, plan).map_err(|source| {
                 BenchError::Kernel { what: format!("{} {}", shape.op, shape.spec), source }
             })?;
             let math = roof_of(&kernel.variant);
-            let (roof, least_us) = bound(roofs, one_thread, math, kernel.cost.flops, kernel.cost.bytes());
+            let (roof, least_us) = bound(&roofs, one_thread, math, kernel.cost.flops, kernel.cost.bytes());
             rows.push(Row {
                 op: shape.op.clone(),
-                backend: Backend::Cpu.name().to_owned(),
+                backend: backend.name().to_owned(),
                 variant: kernel.variant,
                 picked: kernel.picked,
                 spec: kernel.spec,
@@ -290,6 +359,12 @@ impl Cx {
             });
         }
         Ok((rows, notes))
+    }
+
+    /// Times a kernel.
+    pub fn time(&mut self, kernel: &mut Ready, plan: Plan) -> Result<Timing, KernelError> {
+        let count = self.target.batch(kernel)?;
+        sample(plan, |turn| self.target.seconds(kernel, turn * count, count))
     }
 }
 
@@ -306,10 +381,14 @@ impl From<KernelError> for Failure {
 
 /// The roof of the arithmetic that a variant uses, which its name tells.
 fn roof_of(variant: &str) -> Roof {
-    if variant.contains("int8") {
+    if variant.contains("int8") || variant.contains("dot4") {
         Roof::Int8Gops
+    } else if variant.contains("coop") {
+        Roof::MatrixF16Gflops
     } else if variant.contains("bf16") {
         Roof::Bf16Gflops
+    } else if variant.contains("f16") {
+        Roof::F16Gflops
     } else {
         Roof::FmaF32Gflops
     }

@@ -87,10 +87,36 @@ impl Operands {
         }
     }
 
-    /// How many sets of weights of `bytes` each the timing of one op rotates through.
-    pub fn sets(&self, bytes: u64) -> usize {
+    /// How many sets of weights of `bytes` each the timing of one op rotates through, to have `cold` bytes between the turns
+    /// of one.
+    pub fn sets(&self, bytes: u64, cold: u64) -> usize {
         let fit = (self.slab_bytes as u64 / bytes.max(1)).max(1) as usize;
-        crate::stats::rotation(bytes).min(fit).min(512)
+        crate::stats::rotation(bytes, cold).min(fit).min(512)
+    }
+
+    /// All bytes of the memory that a view lies in; `None` for weights and tables, which nobody writes.
+    pub fn whole(&self, view: &View) -> Result<Option<View>, KernelError> {
+        let tables = [Some(&self.floats), self.ints.as_ref(), self.scales.as_ref()];
+        let is_table = |slab: &Slab| slab.storage.same(view.storage());
+        if !matches!(view.storage(), Storage::Host(_)) || tables.into_iter().flatten().any(is_table) {
+            return Ok(None);
+        }
+        Ok(Some(View::dense(view.storage().clone(), &[view.storage().len()], DType::U8)?))
+    }
+
+    /// A copy of the bytes of [`whole`](Self::whole) memory.
+    pub fn snapshot(&self, whole: &View) -> Result<Vec<u8>, KernelError> {
+        let base = whole.read_bytes_ptr(self.id)?;
+        // SAFETY: the view is dense and has `len` bytes, for which the pointer is valid; no op runs now.
+        Ok(unsafe { std::slice::from_raw_parts(base, whole.len()) }.to_vec())
+    }
+
+    /// Sets the bytes of [`whole`](Self::whole) memory.
+    pub fn restore(&self, whole: &View, bytes: &[u8]) -> Result<(), KernelError> {
+        if bytes.len() != whole.len() {
+            return Err(ShapeError::mismatch("bytes to restore", whole.len(), bytes.len()).into());
+        }
+        self.fill(whole, |i| bytes[i])
     }
 
     /// A random float matrix or table that is read only, of values about `0.02`.
@@ -262,6 +288,7 @@ mod tests {
         let a = operands.table(&[1000, 100], DType::F32).unwrap();
         let b = operands.table(&[1000, 100], DType::F32).unwrap();
         assert!(!a.overlaps(&b));
-        assert!(operands.sets(1 << 40) == 1 && operands.sets(1) == 512 && operands.sets(1 << 20) == 4);
+        let sets = |bytes| operands.sets(bytes, 1 << 30);
+        assert!(sets(1 << 40) == 1 && sets(1) == 512 && sets(1 << 20) == 4);
     }
 }

@@ -1,4 +1,11 @@
+use ocelli_kernels::Op;
+
 use super::*;
+
+fn on_cpu(bytes: usize, threads: usize) -> Cx {
+    let options = DeviceOptions { threads: Some(threads), ..DeviceOptions::default() };
+    Cx::on(Operands::sized(bytes), Backend::Cpu, &options).unwrap()
+}
 
 fn shape(op: &str, spec: &str) -> Shape {
     Shape { what: "test".into(), op: op.into(), spec: spec.into() }
@@ -23,6 +30,7 @@ fn every_embedded_shape_becomes_its_op() {
             "rope" => same::<Rope>(shape, &mut operands),
             "merge_patches" => same::<MergePatches>(shape, &mut operands),
             "gather_rows" => same::<GatherRows>(shape, &mut operands),
+            "scatter_rows" => same::<ScatterRows>(shape, &mut operands),
             "sample" => same::<Sample>(shape, &mut operands),
             other => panic!("no benchmark of {other}"),
         }
@@ -31,24 +39,16 @@ fn every_embedded_shape_becomes_its_op() {
 
 #[test]
 fn small_ops_are_checked_and_timed() {
-    let mut cx = Cx::on(Operands::sized(1 << 20), Some(2)).unwrap();
-    let roofs = Roofs {
-        fma_f32_gflops: 100.0,
-        fma_f32_gflops_1t: 50.0,
-        int8_gops: 200.0,
-        int8_gops_1t: 100.0,
-        bf16_gflops: None,
-        bf16_gflops_1t: None,
-        read_gbps: 20.0,
-        read_gbps_1t: 10.0,
-    };
+    let mut cx = on_cpu(1 << 20, 2);
+    cx.roofs =
+        Some(Roofs { fma_f32_gflops: 100.0, int8_gops: 200.0, read_gbps: 20.0, ..Roofs::default() });
     for (op, spec) in [
         ("matmul", "m=8 n=96 k=64 w=bf16 parts=3 bias=true residual=true"),
         ("matmul", "m=2 n=64 k=64 w=int4g32 gated=true act=silu parts=2"),
         ("attention", "seqs=2 q=4 kv=32 heads_q=4 heads_kv=2 head_dim=32 page=16 causal=true"),
         ("rope", "tokens=4 heads_q=4 heads_kv=2 head_dim=32 pairs=16 axes=1 page=16"),
     ] {
-        let (rows, notes) = cx.shape(&shape(op, spec), &roofs, true).unwrap();
+        let (rows, notes) = cx.shape(&shape(op, spec), true).unwrap();
         assert!(
             notes.is_empty() && rows.iter().filter(|row| row.picked).count() == 1,
             "{op} {spec}: {notes:?}"
@@ -64,18 +64,23 @@ fn small_ops_are_checked_and_timed() {
 
 #[test]
 fn a_wrong_result_is_noticed() {
-    let mut cx = Cx::on(Operands::sized(80 << 20), Some(1)).unwrap();
+    let mut cx = on_cpu(80 << 20, 1);
     for spec in ["m=4 n=64 k=64 w=bf16", "m=1 n=8192 k=4096 w=bf16"] {
         let spec = build::read_spec::<Matmul>(spec).unwrap();
         let op = Matmul::build(&spec, &mut cx.operands).unwrap();
-        let kernel = select(<Matmul as ocelli_kernels::CpuOp>::cpu_variants(), &spec, &cx.caps).unwrap();
-        assert!(cx.check(&op, |op| (kernel.launch)(op, &cx.cpu)).is_ok());
+        let row = cx.target.rows::<Matmul>(&spec).iter().position(|row| row.picked).unwrap();
+        let mut oracle = Oracle::new(cx.operands.id, true);
+        op.parts().unwrap().iter().for_each(|part| part.reference(&mut oracle).unwrap());
+        let expected = oracle.into_expected();
+        let placed = cx.target.place(&op, &cx.operands).unwrap();
+        assert!(cx.check(&placed, &expected, |target, op| target.launch(op, row)).is_ok());
         // One input value changes after the reference has seen it.
-        let spoiled = cx.check(&op, |op| {
-            let x = op.x.write_ptr::<f32>(cx.cpu.id)?;
+        let id = cx.operands.id;
+        let spoiled = cx.check(&placed, &expected, |target, op| {
+            let x = op.x.write_ptr::<f32>(id)?;
             // SAFETY: the view has at least one element, and no op runs now.
             unsafe { *x += 1.0 };
-            (kernel.launch)(op, &cx.cpu)
+            target.launch(op, row)
         });
         assert!(matches!(spoiled, Err(Failure::Wrong(_))));
     }
@@ -83,11 +88,12 @@ fn a_wrong_result_is_noticed() {
 
 #[test]
 fn bad_shapes_are_refused() {
-    let mut cx = Cx::on(Operands::sized(1 << 20), Some(1)).unwrap();
+    let mut cx = on_cpu(1 << 20, 1);
     assert!(matches!(cx.prepare(&shape("matmul", "m=1 q=2"), false), Err(BenchError::Shapes(_))));
     assert!(matches!(cx.prepare(&shape("convolve", ""), false), Err(BenchError::Shapes(_))));
-    let options = Options { backend: Backend::Cuda, ..Options::default() };
-    assert!(matches!(run(&options, &mut |_| {}), Err(BenchError::Backend { .. })));
+    let cuda = Cx::on(Operands::sized(1 << 20), Backend::Cuda, &DeviceOptions::default());
+    assert!(matches!(cuda, Err(BenchError::Backend { .. })));
+    assert!(matches!(shapes(Some("no such shape")), Err(BenchError::Nothing(_))));
 }
 
 #[test]
@@ -95,4 +101,7 @@ fn names_tell_the_roof() {
     assert_eq!(roof_of("gemv-int8-vnni"), Roof::Int8Gops);
     assert_eq!(roof_of("gemm-bf16"), Roof::Bf16Gflops);
     assert_eq!(roof_of("gemm-f32"), Roof::FmaF32Gflops);
+    assert_eq!(roof_of("gemv-dot4"), Roof::Int8Gops);
+    assert_eq!(roof_of("gemm-f16"), Roof::F16Gflops);
+    assert_eq!(roof_of("gemm-coop"), Roof::MatrixF16Gflops);
 }

@@ -1,5 +1,5 @@
 //! What this machine can do at most: arithmetic per second of the instructions that kernels use, and bytes read
-//! per second from memory, each with one thread and with all.
+//! per second from memory; on a CPU each with one thread and with all.
 //!
 //! Every figure is the best of many short windows. The loops run raw instructions on registers with enough
 //! independent accumulators to hide latency, and their results are consumed; the read loop sums a buffer far larger
@@ -8,6 +8,8 @@
 mod read;
 mod scalar;
 mod team;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -21,27 +23,36 @@ use serde::{Deserialize, Serialize};
 
 use team::{Budget, fastest};
 
-/// The measured roofs of one machine at one instruction set level.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The measured roofs of one device: a CPU at one instruction set level, or a GPU. What a device has not is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Roofs {
     /// f32 multiply-adds, all threads, in 1e9 flops per second (a multiply-add is two).
     pub fma_f32_gflops: f64,
-    /// The same with one thread.
-    pub fma_f32_gflops_1t: f64,
+    /// The same with one thread of a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fma_f32_gflops_1t: Option<f64>,
     /// int8 multiply-adds into 32-bit sums, all threads, in 1e9 operations per second (a multiply-add is two).
     pub int8_gops: f64,
-    /// The same with one thread.
-    pub int8_gops_1t: f64,
+    /// The same with one thread of a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub int8_gops_1t: Option<f64>,
     /// bf16 dot products into f32 sums, all threads; absent where the level has no such instruction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bf16_gflops: Option<f64>,
-    /// The same with one thread.
+    /// The same with one thread of a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bf16_gflops_1t: Option<f64>,
+    /// f16 multiply-adds of a GPU that has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f16_gflops: Option<f64>,
+    /// Products of f16 matrices with f32 sums of a GPU that has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matrix_f16_gflops: Option<f64>,
     /// Streaming reads from memory, all threads, in 1e9 bytes per second.
     pub read_gbps: f64,
-    /// The same with one thread.
-    pub read_gbps_1t: f64,
+    /// The same with one thread of a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_gbps_1t: Option<f64>,
 }
 
 /// One loop of multiply-adds on registers.
@@ -84,13 +95,14 @@ pub fn measure(isa: Isa, threads: usize) -> Roofs {
     let (read_gbps_1t, read_gbps) = one_and_all(threads, |threads, most| stream.rate(threads, most));
     Roofs {
         fma_f32_gflops,
-        fma_f32_gflops_1t,
+        fma_f32_gflops_1t: Some(fma_f32_gflops_1t),
         int8_gops,
-        int8_gops_1t,
+        int8_gops_1t: Some(int8_gops_1t),
         bf16_gflops: bf16.map(|b| b.1),
         bf16_gflops_1t: bf16.map(|b| b.0),
         read_gbps,
-        read_gbps_1t,
+        read_gbps_1t: Some(read_gbps_1t),
+        ..Roofs::default()
     }
 }
 
@@ -189,16 +201,14 @@ mod tests {
     fn roofs_round_trip_through_json() {
         let roofs = Roofs {
             fma_f32_gflops: 200.0,
-            fma_f32_gflops_1t: 100.0,
+            fma_f32_gflops_1t: Some(100.0),
             int8_gops: 400.5,
-            int8_gops_1t: 200.25,
-            bf16_gflops: None,
-            bf16_gflops_1t: None,
+            int8_gops_1t: Some(200.25),
             read_gbps: 30.0,
-            read_gbps_1t: 15.0,
+            ..Roofs::default()
         };
         let text = serde_json::to_string(&roofs).unwrap();
-        assert!(!text.contains("bf16"));
+        assert!(!text.contains("bf16") && !text.contains("read_gbps_1t"));
         assert_eq!(serde_json::from_str::<Roofs>(&text).unwrap(), roofs);
     }
 }

@@ -86,6 +86,9 @@ pub struct DeviceArgs {
     /// Multiply quantized weights with activations rounded to 8-bit integers: faster, less exact.
     #[arg(long)]
     pub fast_int8: bool,
+    /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
+    #[arg(long)]
+    pub no_tune: bool,
 }
 
 /// `--backend`.
@@ -260,6 +263,27 @@ pub enum KernelsCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Time the variants that could run each op and keep the fastest ones for this device; other commands then use them.
+    Tune(TuneArgs),
+}
+
+/// `ocelli kernels tune`.
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// Tune what this model runs too: a directory, or OWNER/NAME[@REVISION] of the Hugging Face hub.
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Only shapes whose op, description or spec contains this text.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+    /// Begin no new shape after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub limit: u64,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ocelli inspect`.
@@ -333,7 +357,10 @@ pub struct BenchKernelsArgs {
     /// Backend to measure.
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
-    /// Threads; without it every core that the process may use.
+    /// Number of the device within the backend.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device: usize,
+    /// Threads of the CPU backend; without it every core that the process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Only shapes whose op, description or spec contains this text.
@@ -342,6 +369,9 @@ pub struct BenchKernelsArgs {
     /// Every variant that runs a spec, not just the one that is picked.
     #[arg(long)]
     pub all: bool,
+    /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
+    #[arg(long)]
+    pub no_tune: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

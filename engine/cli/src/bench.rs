@@ -3,9 +3,10 @@
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use ocelli_bench::kernels::BenchError;
+use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::model::{ModelReport, Options, Quantiles, measure};
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
+use ocelli_kernels::{Backend, DeviceOptions};
 use serde::Serialize;
 
 use crate::args::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs};
@@ -17,26 +18,34 @@ use crate::progress::Spinner;
 pub fn bench(args: &BenchArgs) -> Outcome {
     match &args.command {
         BenchCommand::Model(args) => model(args),
-        BenchCommand::Kernels(args) => kernels(args),
+        BenchCommand::Kernels(args) => bench_kernels(args),
     }
 }
 
-fn kernels(args: &BenchKernelsArgs) -> Outcome {
-    let options = ocelli_bench::kernels::Options {
-        backend: args.backend.backend().unwrap_or_default(),
-        threads: args.threads.map(usize::from),
-        only: args.only.clone(),
-        all_variants: args.all,
-        ..ocelli_bench::kernels::Options::default()
-    };
+/// The failure that an error of a benchmark is.
+pub fn failure(error: BenchError) -> Failure {
+    match error {
+        BenchError::Nothing(_) => Failure::usage(format!("--only: {error}")),
+        BenchError::Backend { .. } => open::no_device(Failure::new(error.to_string())),
+        BenchError::Device(error) => open::no_device(error.into()),
+        _ => Failure::new(error.to_string()),
+    }
+}
+
+fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
+    let shapes = kernels::shapes(args.only.as_deref()).map_err(failure)?;
+    let threads = args.threads.map(usize::from);
+    let options = DeviceOptions { index: args.device, threads, picks: open::picks()? };
+    let mut cx = Cx::open(open::backend(args.backend, &options)?, &options).map_err(failure)?;
+    if !args.no_tune {
+        let picks = open::tuned(cx.target().caps(), options.picks);
+        cx.target().prefer(picks);
+    }
     let spinner = Spinner::new("measuring roofs");
-    let outcome = ocelli_bench::kernels::run(&options, &mut |row| {
+    let outcome = kernels::run(&mut cx, &shapes, args.all, kernels::LIMIT, &mut |row| {
         spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
     })
-    .map_err(|error| match error {
-        BenchError::Nothing(_) => Failure::usage(format!("--only: {error}")),
-        _ => Failure::new(error.to_string()),
-    })?;
+    .map_err(failure)?;
     drop(spinner);
     for note in &outcome.notes {
         tracing::warn!("left out: {note}");
@@ -55,6 +64,10 @@ struct Output<'a> {
     model: &'a str,
     backend: ocelli_kernels::Backend,
     device: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    api: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    driver: &'a str,
     isa: &'static str,
     threads: usize,
     dtype: ocelli_kernels::DType,
@@ -85,6 +98,8 @@ fn model(args: &BenchModelArgs) -> Outcome {
             model,
             backend: caps.backend,
             device: &caps.device,
+            api: &caps.api,
+            driver: &caps.driver,
             isa: caps.isa.name(),
             threads: caps.units,
             dtype: precision.dtype,
@@ -96,14 +111,13 @@ fn model(args: &BenchModelArgs) -> Outcome {
     let row = |name: &str, q: Quantiles, unit: &str| {
         format!("{name:<12} {:>10.1} {unit:<9} ({:.1} to {:.1})\n", q.median, q.p20, q.p80)
     };
+    let how = match caps.backend {
+        Backend::Cpu => format!("{} with {} threads", caps.isa.name(), caps.units),
+        _ => format!("{}, {}", caps.api, caps.driver),
+    };
     let mut text = format!(
-        "{model} on {} {}, {} with {} threads, {}: median of {} runs (20th to 80th percentile)\n",
-        caps.backend,
-        caps.device,
-        caps.isa.name(),
-        caps.units,
-        precision.dtype,
-        report.runs
+        "{model} on {} {}, {how}, {}: median of {} runs (20th to 80th percentile)\n",
+        caps.backend, caps.device, precision.dtype, report.runs
     );
     text += &format!(
         "picture {}x{} in {} tiles, prompt of {} tokens, answer of {}\n",
@@ -118,6 +132,10 @@ fn model(args: &BenchModelArgs) -> Outcome {
     text += &row("first token", report.first_token_ms, "ms");
     text += &row("prefill", report.prefill_tokens_per_s, "tokens/s");
     text += &row("decode", report.decode_tokens_per_s, "tokens/s");
+    if caps.backend != Backend::Cpu {
+        let share = report.decode_encode_share.median;
+        text += &format!("the host prepares work in {:.0}% of the decode time\n", 100.0 * share);
+    }
     print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

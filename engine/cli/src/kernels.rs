@@ -3,11 +3,14 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use ocelli_kernels::{Backend, BackendOp, Caps, DeviceOptions, OP_NAMES, OpVisitor, Row, for_each_op, spec};
+use ocelli_kernels::{
+    Backend, BackendOp, Caps, DeviceOptions, OP_NAMES, OpVisitor, Picks, Row, for_each_op, spec,
+};
 use serde_json::{Value, json};
 
 use crate::args::{KernelsArgs, KernelsCommand};
 use crate::fail::{Failure, Outcome, print, print_json};
+use crate::{open, tune};
 
 /// Runs the command.
 pub fn kernels(args: &KernelsArgs) -> Outcome {
@@ -15,8 +18,11 @@ pub fn kernels(args: &KernelsArgs) -> Outcome {
         KernelsCommand::List { op, json } => list(op.as_deref(), *json)?,
         KernelsCommand::Why { op, spec, backend, json } => {
             let backend = backend.backend().unwrap_or(Backend::Cpu);
-            why(op, &spec.join(" "), &capabilities(backend)?, *json)?;
+            let caps = capabilities(backend)?;
+            let picks = open::tuned(&caps, open::picks()?);
+            why(op, &spec.join(" "), &caps, &picks, *json)?;
         }
+        KernelsCommand::Tune(args) => tune::tune(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -81,23 +87,35 @@ struct Why<'a> {
     op: &'a str,
     text: &'a str,
     caps: &'a Caps,
-    found: Option<Result<(String, Vec<Row>), String>>,
+    picks: &'a Picks,
+    found: Option<Result<Found, String>>,
+}
+
+struct Found {
+    spec: String,
+    rows: Vec<Row>,
+    /// Whether another variant than the estimates' runs.
+    preferred: bool,
 }
 
 impl OpVisitor for Why<'_> {
     fn visit<O: BackendOp>(&mut self) {
         if O::NAME == self.op {
             let read = spec::text::read::<O::Spec>(self.text);
-            self.found = Some(read.map(|spec| (spec::text::write(&spec), O::explain(&spec, self.caps))));
+            self.found = Some(read.map(|spec| {
+                let mut rows = O::explain(&spec, self.caps);
+                let preferred = self.picks.mark(O::NAME, &spec, &mut rows);
+                Found { spec: spec::text::write(&spec), rows, preferred }
+            }));
         }
     }
 }
 
-fn why(op: &str, text: &str, caps: &Caps, as_json: bool) -> Result<(), Failure> {
+fn why(op: &str, text: &str, caps: &Caps, picks: &Picks, as_json: bool) -> Result<(), Failure> {
     known(op)?;
-    let mut question = Why { op, text, caps, found: None };
+    let mut question = Why { op, text, caps, picks, found: None };
     for_each_op(&mut question);
-    let (spec, rows) = match question.found {
+    let Found { spec, rows, preferred } = match question.found {
         Some(Ok(found)) => found,
         Some(Err(error)) => return Err(Failure::usage(format!("{op}: {error}"))),
         None => return Err(Failure::usage(format!("no op `{op}`"))),
@@ -107,7 +125,7 @@ fn why(op: &str, text: &str, caps: &Caps, as_json: bool) -> Result<(), Failure> 
     if as_json {
         let mut answer = json!({
             "schema": "ocelli.kernels.why.v1", "op": op, "spec": spec, "backend": backend, "device": caps.device,
-            "rows": rows,
+            "preferred": preferred, "rows": rows,
         });
         if on_cpu {
             answer["isa"] = caps.isa.name().into();
@@ -127,6 +145,9 @@ fn why(op: &str, text: &str, caps: &Caps, as_json: bool) -> Result<(), Failure> 
             (None, None) => String::new(),
         };
         let _ = writeln!(out, "{mark} {:<20} {said}", row.variant);
+    }
+    if preferred {
+        out.push_str("the choice is a measured or a forced one, not that of the estimates\n");
     }
     print(&out)
 }

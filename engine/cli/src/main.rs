@@ -12,6 +12,7 @@ mod open;
 mod progress;
 mod quantize;
 mod run;
+mod tune;
 mod units;
 mod verify;
 

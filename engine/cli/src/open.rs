@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use ocelli_bench::tune::{Loaded, Table, cache_dir};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
 use ocelli_engine::{Ctx, Pipeline, Precision, Vlm};
-use ocelli_kernels::{Backend, BackendOp, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
+use ocelli_kernels::{Backend, BackendOp, Caps, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 
-use crate::args::{DeviceArgs, ModelArgs};
+use crate::args::{BackendArg, DeviceArgs, ModelArgs};
 use crate::fail::Failure;
 use crate::progress::Download;
 
@@ -18,13 +19,52 @@ const FORCE_ENV: &str = "OCELLI_KERNEL_FORCE";
 pub fn device(args: &DeviceArgs) -> Result<(Arc<dyn Device>, Precision), Failure> {
     let options =
         DeviceOptions { index: args.device, threads: args.threads.map(usize::from), picks: picks()? };
-    let opened = match args.backend.backend() {
-        Some(backend) => ocelli_kernels::open(backend, &options)
-            .map_err(|error| Failure::from(error).hint("`ocelli devices` lists what this machine has"))?,
+    let mut opened = match args.backend.backend() {
+        Some(backend) => ocelli_kernels::open(backend, &options).map_err(|error| no_device(error.into()))?,
         None => auto(&options)?,
     };
+    if !args.no_tune {
+        let picks = tuned(opened.caps(), options.picks);
+        // Nobody else holds the device yet.
+        if let Some(device) = Arc::get_mut(&mut opened) {
+            device.prefer(picks);
+        }
+    }
     let precision = Precision { dtype: args.dtype.on(opened.caps()), fast_int8: args.fast_int8 };
     Ok((opened, precision))
+}
+
+/// With the way to what there is.
+pub fn no_device(failure: Failure) -> Failure {
+    failure.hint("`ocelli devices` lists what this machine has")
+}
+
+/// The backend of the device that the arguments ask for.
+pub fn backend(arg: BackendArg, options: &DeviceOptions) -> Result<Backend, Failure> {
+    match arg.backend() {
+        Some(backend) => Ok(backend),
+        None => Ok(auto(options)?.caps().backend),
+    }
+}
+
+/// `picks` with what `ocelli kernels tune` measured on a device.
+pub fn tuned(caps: &Caps, mut picks: Picks) -> Picks {
+    let Some(cache) = cache_dir() else { return picks };
+    let path = Table::path(&cache, caps);
+    let place = path.display();
+    match Table::load(&path, caps) {
+        Loaded::Absent => {}
+        Loaded::Stale(why) => {
+            tracing::info!("{place}: not of this device and these kernels, so it is not used: {why}");
+        }
+        Loaded::Corrupt(why) => {
+            tracing::warn!("{place}: not used: {why}; `ocelli kernels tune` makes it anew");
+        }
+        Loaded::Fits(table) => {
+            tracing::info!("{place}: {} measured choices of kernels", table.apply(&mut picks));
+        }
+    }
+    picks
 }
 
 /// The first backend that has a device of its own: CUDA, wgpu, CPU. A GPU that the CPU emulates is left to those who ask for

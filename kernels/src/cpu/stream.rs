@@ -79,6 +79,10 @@ impl Device for CpuDevice {
         let cx = CpuCx { isa: self.isa, pool: self.pool.clone(), id: StreamId::fresh() };
         Ok(Box::new(CpuStream { caps: self.caps.clone(), cx, picks: self.picks.clone() }))
     }
+
+    fn prefer(&mut self, picks: Picks) {
+        self.picks = Arc::new(picks);
+    }
 }
 
 /// Runs CPU kernels at once, on the calling thread and those of the pool.

@@ -59,6 +59,10 @@ pub struct Caps {
     pub backend: Backend,
     /// The device as its vendor names it.
     pub device: String,
+    /// The API that drives a GPU: Vulkan, Metal, Dx12; empty for a CPU.
+    pub api: String,
+    /// The driver of a GPU and its version; empty for a CPU.
+    pub driver: String,
     /// Instruction set that CPU kernels may use; `Scalar` for other backends.
     pub isa: Level,
     /// Dot products of packed bytes in one instruction (VNNI and its like).

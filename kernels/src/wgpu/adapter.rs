@@ -167,12 +167,19 @@ fn matrices(adapter: &wgpu::Adapter, features: wgpu::Features) -> Option<(u32, u
     all.iter().filter(fits).map(|p| (p.m_size, p.n_size, p.k_size)).max()
 }
 
+/// The driver and its version.
+fn driver(info: &wgpu::AdapterInfo) -> String {
+    format!("{} {}", info.driver, info.driver_info).trim().to_owned()
+}
+
 /// Capabilities of an adapter under a profile.
 pub(super) fn caps(adapter: &wgpu::Adapter, profile: Profile) -> Caps {
     let (features, limits, info) = (features(adapter, profile), limits(adapter, profile), adapter.get_info());
     let subgroups = features.contains(wgpu::Features::SUBGROUP);
     Caps {
         backend: Backend::Wgpu,
+        api: info.backend.to_string(),
+        driver: driver(&info),
         device: info.name,
         wgpu: WgpuCaps {
             f16: features.contains(wgpu::Features::SHADER_F16),
@@ -208,7 +215,7 @@ pub(super) fn details(adapter: &wgpu::Adapter) -> AdapterDetails {
     AdapterDetails {
         api: info.backend.to_string(),
         kind: format!("{:?}", info.device_type),
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        driver: driver(&info),
         max_buffer: limits.max_buffer_size,
         max_binding: limits.max_storage_buffer_binding_size,
         workgroup_memory: limits.max_compute_workgroup_storage_size,

@@ -73,4 +73,8 @@ impl Device for WgpuDevice {
     fn stream(&self) -> Result<Box<dyn Stream>, KernelError> {
         Ok(Box::new(self.queue()?))
     }
+
+    fn prefer(&mut self, picks: Picks) {
+        self.picks = Arc::new(picks);
+    }
 }

@@ -86,6 +86,10 @@ sources![
     "wgpu/include/output.wgsl",
     "wgpu/include/output4.wgsl",
     "wgpu/include/weight.wgsl",
+    "wgpu/roof/dot.wgsl",
+    "wgpu/roof/fma.wgsl",
+    "wgpu/roof/matrix.wgsl",
+    "wgpu/roof/read.wgsl",
 ];
 
 /// The text of a file.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::buffer::WgpuBuf;
+use super::clock::Clock;
 use super::gpu::{Gpu, PipelineKey};
 use super::launch::{Bound, WgpuCx, Window};
 use super::upload::Placed;
@@ -70,6 +71,8 @@ pub struct WgpuStream {
     /// Op and variant of the last launch, for errors.
     doing: (&'static str, &'static str),
     host_time: Duration,
+    /// The clock that passes write down, while time is measured.
+    pub(super) clock: Option<Clock>,
 }
 
 impl WgpuStream {
@@ -109,6 +112,7 @@ impl WgpuStream {
             in_flight: Arc::default(),
             doing: ("", ""),
             host_time: Duration::ZERO,
+            clock: None,
         })
     }
 
@@ -205,9 +209,14 @@ impl WgpuStream {
         let recording = &mut self.recording;
         let encoder =
             recording.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()));
-        let pass = recording
-            .pass
-            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        let clock = &mut self.clock;
+        let pass = recording.pass.get_or_insert_with(|| {
+            let descriptor = wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: clock.as_mut().and_then(Clock::pass),
+            };
+            encoder.begin_compute_pass(&descriptor).forget_lifetime()
+        });
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, &group.group, &[]);
         match &self.params {
@@ -229,7 +238,7 @@ impl WgpuStream {
     }
 
     /// The encoder between passes.
-    fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
+    pub(super) fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
         self.recording.pass = None;
         let gpu = &self.gpu;
         self.recording.encoder.get_or_insert_with(|| gpu.device.create_command_encoder(&Default::default()))
@@ -309,16 +318,16 @@ impl WgpuStream {
     }
 
     /// Starts a copy of the words around a byte range to the host.
-    fn fetch_range(
+    pub(super) fn fetch_range(
         &mut self,
-        buffer: &WgpuBuf,
+        buffer: &wgpu::Buffer,
         range: std::ops::Range<usize>,
     ) -> Result<(WgpuFetch, usize), KernelError> {
         let (start, end) = (range.start / 4 * 4, range.end.next_multiple_of(4));
         let bytes = (end - start) as u64;
         let host = self.read_memory(bytes)?;
         let begin = Instant::now();
-        self.encoder().copy_buffer_to_buffer(&buffer.buffer, start as u64, &host, 0, bytes);
+        self.encoder().copy_buffer_to_buffer(buffer, start as u64, &host, 0, bytes);
         self.submit()?;
         self.host_time += begin.elapsed();
         let number = lock(&self.in_flight).last;
@@ -376,7 +385,7 @@ fn wait_until(gpu: &Gpu, waiting: &Mutex<InFlight>, number: u64, doing: &str) ->
 }
 
 /// Bytes on their way to the host.
-struct WgpuFetch {
+pub(super) struct WgpuFetch {
     gpu: Arc<Gpu>,
     in_flight: Arc<Mutex<InFlight>>,
     spare: Arc<Mutex<Vec<wgpu::Buffer>>>,
@@ -390,7 +399,7 @@ struct WgpuFetch {
 
 impl WgpuFetch {
     /// The words that were copied.
-    fn words(mut self) -> Result<Vec<u8>, KernelError> {
+    pub(super) fn words(mut self) -> Result<Vec<u8>, KernelError> {
         wait_until(&self.gpu, &self.in_flight, self.number, &self.doing)?;
         let fail =
             |what: String| KernelError::Device(format!("{}: {}: {what}", self.gpu.caps.device, self.doing));
@@ -464,7 +473,7 @@ impl Queue for WgpuStream {
         }
         // Words that hold other bytes too are read, changed and written back.
         let (start, end) = (range.start / 4 * 4, range.end.next_multiple_of(4));
-        let (fetch, skip) = self.fetch_range(&buffer, start..end)?;
+        let (fetch, skip) = self.fetch_range(&buffer.buffer, start..end)?;
         let mut words = fetch.words()?;
         let skip = skip + range.start - start;
         let mut from = bytes.chunks_exact(size);
@@ -487,7 +496,7 @@ impl Queue for WgpuStream {
         if from.is_empty() {
             return Ok(Box::new(Vec::new()));
         }
-        let (words, skip) = self.fetch_range(&buffer, from.byte_range())?;
+        let (words, skip) = self.fetch_range(&buffer.buffer, from.byte_range())?;
         Ok(Box::new(ViewFetch { words, skip, layout: *from.layout(), size: from.dtype().size() }))
     }
 

@@ -3,7 +3,7 @@
 //! Nothing is computed and no weights are read: the request is planned by the very code that would run it, on a stream
 //! that only notes what it is given.
 
-mod plan;
+pub mod plan;
 mod table;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,288 @@
+//! The device whose kernels are measured: where their operands lie, how one is launched, and what its time is.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ocelli_kernels::cpu::isa::Isa;
+use ocelli_kernels::cpu::pool::Pool;
+use ocelli_kernels::cpu::{CpuCx, CpuDevice};
+#[cfg(feature = "wgpu")]
+use ocelli_kernels::wgpu::{Profile, WgpuDevice, WgpuStream};
+#[cfg(feature = "wgpu")]
+use ocelli_kernels::{DType, Queue};
+use ocelli_kernels::{Backend, Caps, Device, DeviceOptions, KernelError, Picks, Row, View};
+
+use super::build::Build;
+use super::operands::Operands;
+use super::{BenchError, Ready};
+use crate::machine::{self, Machine};
+use crate::roof::{self, Roofs};
+
+/// An open device.
+pub struct Target {
+    kind: Kind,
+    picks: Picks,
+}
+
+enum Kind {
+    Cpu {
+        device: CpuDevice,
+        cx: CpuCx,
+    },
+    #[cfg(feature = "wgpu")]
+    Wgpu {
+        device: WgpuDevice,
+        stream: Box<WgpuStream>,
+        submit_us: f64,
+    },
+}
+
+/// An op with its operands where the device's kernels want them.
+pub struct Placed<O> {
+    /// The op to launch.
+    pub op: O,
+    /// What it may write.
+    memory: Vec<Memory>,
+}
+
+/// Memory of activations: bytes on the host, and what stands for them on the device if that is elsewhere.
+struct Memory {
+    host: View,
+    device: Option<View>,
+    before: Vec<u8>,
+}
+
+impl Target {
+    /// Opens a device; ops on the host's memory are those of `operands`.
+    pub fn open(
+        backend: Backend,
+        options: &DeviceOptions,
+        operands: &Operands,
+    ) -> Result<Target, BenchError> {
+        let failed = |reason: String| BenchError::Backend { backend, reason };
+        let kind = match backend {
+            Backend::Cpu => {
+                let isa = Isa::detect().map_err(|error| failed(error.to_string()))?;
+                let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(roof::default_threads)));
+                let cx = CpuCx { isa, pool: pool.clone(), id: operands.id };
+                Kind::Cpu { device: CpuDevice::at(isa, pool), cx }
+            }
+            #[cfg(feature = "wgpu")]
+            Backend::Wgpu => {
+                let open = || -> Result<Kind, KernelError> {
+                    let device = WgpuDevice::open(options.index, Profile::from_env()?, Arc::default())?;
+                    let mut stream = Box::new(device.queue()?);
+                    let submit_us = roof::wgpu::submit_us(&mut stream)?;
+                    Ok(Kind::Wgpu { device, stream, submit_us })
+                };
+                // The kernels' own error names the backend already.
+                open().map_err(BenchError::Device)?
+            }
+            #[cfg(not(feature = "wgpu"))]
+            Backend::Wgpu => return Err(failed("this binary was built without the `wgpu` feature".into())),
+            Backend::Cuda => return Err(failed("not built yet".into())),
+        };
+        Ok(Target { kind, picks: options.picks.clone() })
+    }
+
+    /// Sets the choices that come before estimates.
+    pub fn prefer(&mut self, picks: Picks) {
+        self.picks = picks;
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        self.device().caps()
+    }
+
+    /// The device, for whole models.
+    pub fn device(&self) -> &dyn Device {
+        match &self.kind {
+            Kind::Cpu { device, .. } => device,
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { device, .. } => device,
+        }
+    }
+
+    /// Whether one thread does all the work.
+    pub fn one_thread(&self) -> bool {
+        self.caps().backend == Backend::Cpu && self.caps().units == 1
+    }
+
+    /// Describes the machine, and the GPU if it is one.
+    pub fn machine(&self) -> Machine {
+        match &self.kind {
+            Kind::Cpu { cx, .. } => Machine::describe(cx.isa, cx.pool.threads()),
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { device, stream, submit_us } => {
+                let caps = device.caps();
+                let host = Machine::describe(Isa::detect().unwrap_or(Isa::SCALAR), roof::default_threads());
+                let clock = if stream.has_clock() { "device" } else { "host" };
+                let adapter = machine::Adapter {
+                    name: caps.device.clone(),
+                    api: caps.api.clone(),
+                    driver: caps.driver.clone(),
+                    software: caps.wgpu.software,
+                    clock: clock.to_owned(),
+                    submit_us: *submit_us,
+                };
+                Machine { adapter: Some(adapter), ..host }
+            }
+        }
+    }
+
+    /// Measures what the device can do at most.
+    pub fn roofs(&mut self) -> Result<Roofs, KernelError> {
+        match &mut self.kind {
+            Kind::Cpu { cx, .. } => Ok(roof::measure(cx.isa, cx.pool.threads())),
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { stream, .. } => roof::wgpu::measure(stream),
+        }
+    }
+
+    /// Bytes of weights that a timing rotates through, so that none is in a cache when its turn comes.
+    pub fn cold_bytes(&self) -> u64 {
+        // Four times the largest cache of a GPU that is sold.
+        const GPU: u64 = 1 << 30;
+        let on_gpu = self.caps().backend != Backend::Cpu && !self.caps().wgpu.software;
+        if on_gpu { GPU } else { crate::stats::cold_bytes() }
+    }
+
+    /// Each variant in table order, with its reason or estimate; the one that runs is picked.
+    pub fn rows<O: Build>(&self, spec: &O::Spec) -> Vec<Row> {
+        let mut rows = O::explain(spec, self.caps());
+        self.picks.mark(O::NAME, spec, &mut rows);
+        rows
+    }
+
+    /// The op with its operands on the device. On a CPU that is where they are.
+    pub fn place<O: Build>(&mut self, op: &O, operands: &Operands) -> Result<Placed<O>, KernelError> {
+        let mut op = op.clone();
+        let mut memory: Vec<Memory> = vec![];
+        #[cfg(feature = "wgpu")]
+        if let (Kind::Wgpu { stream, .. }, Some(weights)) = (&mut self.kind, op.weights()) {
+            *weights = stream.place(weights)?;
+        }
+        let mut failed = Ok(());
+        op.visit(&mut |_, view| match self.place_view(view, operands, &mut memory) {
+            Ok(Some(placed)) => *view = placed,
+            Ok(None) => {}
+            Err(error) => failed = Err(error),
+        });
+        failed.map(|()| Placed { op, memory })
+    }
+
+    /// The view on the device, `None` where it is there already.
+    fn place_view(
+        &mut self,
+        view: &View,
+        operands: &Operands,
+        memory: &mut Vec<Memory>,
+    ) -> Result<Option<View>, KernelError> {
+        let host = match operands.whole(view)? {
+            Some(host) => host,
+            None => {
+                return match &mut self.kind {
+                    Kind::Cpu { .. } => Ok(None),
+                    #[cfg(feature = "wgpu")]
+                    Kind::Wgpu { stream, .. } => Ok(Some(stream.place_view(view)?)),
+                };
+            }
+        };
+        let known = memory.iter().position(|one| one.host.storage().same(host.storage()));
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let before = operands.snapshot(&host)?;
+                let device = match &mut self.kind {
+                    Kind::Cpu { .. } => None,
+                    #[cfg(feature = "wgpu")]
+                    Kind::Wgpu { stream, .. } => {
+                        let device = View::dense(stream.alloc(before.len())?, &[before.len()], DType::U8)?;
+                        stream.write(&device, &before)?;
+                        Some(device)
+                    }
+                };
+                memory.push(Memory { host, device, before });
+                memory.len() - 1
+            }
+        };
+        match memory.get(known).and_then(|one| one.device.as_ref()) {
+            Some(device) => Ok(Some(view.with_storage(device.storage().clone())?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Puts back what the op may write as it was.
+    pub fn reset<O>(&mut self, placed: &Placed<O>, operands: &Operands) -> Result<(), KernelError> {
+        for one in &placed.memory {
+            operands.restore(&one.host, &one.before)?;
+            #[cfg(feature = "wgpu")]
+            if let (Kind::Wgpu { stream, .. }, Some(device)) = (&mut self.kind, &one.device) {
+                stream.write(device, &one.before)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings what the op may have written to the host's memory.
+    pub fn fetch<O>(&mut self, placed: &Placed<O>, operands: &Operands) -> Result<(), KernelError> {
+        for one in &placed.memory {
+            #[cfg(feature = "wgpu")]
+            if let (Kind::Wgpu { stream, .. }, Some(device)) = (&mut self.kind, &one.device) {
+                let mut bytes = vec![0; one.before.len()];
+                stream.read(device, &mut bytes)?;
+                operands.restore(&one.host, &bytes)?;
+            }
+            #[cfg(not(feature = "wgpu"))]
+            let _ = (one, operands);
+        }
+        Ok(())
+    }
+
+    /// Launches a row of the table on a placed op.
+    pub fn launch<O: Build>(&mut self, op: &O, row: usize) -> Result<(), KernelError> {
+        match &mut self.kind {
+            Kind::Cpu { cx, .. } => (O::cpu_variants()[row].launch)(op, cx),
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { stream, .. } => stream.launch(op, &O::wgpu_variants()[row]),
+        }
+    }
+
+    /// Runs in one timing of a kernel: so many that the time is long against what its measurement takes.
+    pub fn batch(&mut self, kernel: &mut Ready) -> Result<usize, KernelError> {
+        let least = match &self.kind {
+            _ if kernel.waits => return Ok(1),
+            Kind::Cpu { .. } => return Ok(1),
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { stream, .. } if stream.has_clock() => 1e-3,
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { .. } => 20e-3,
+        };
+        // The first run compiles.
+        self.seconds(kernel, 0, 1)?;
+        let one = self.seconds(kernel, 1, 1)?;
+        Ok(((least / one.max(1e-7)).ceil() as usize).clamp(1, 300))
+    }
+
+    /// Runs a kernel `count` times, from turn `first` on; gives the seconds of one run.
+    pub fn seconds(&mut self, kernel: &mut Ready, first: usize, count: usize) -> Result<f64, KernelError> {
+        #[cfg(feature = "wgpu")]
+        if let (Kind::Wgpu { stream, .. }, false) = (&mut self.kind, kernel.waits) {
+            stream.start_clock()?;
+            for turn in first..first + count {
+                (kernel.run)(self, turn)?;
+            }
+            let Kind::Wgpu { stream, submit_us, .. } = &mut self.kind else { return Ok(0.0) };
+            let seconds = stream.stop_clock()?.as_secs_f64();
+            // The host's clock counts the submission too.
+            let own = if stream.has_clock() { seconds } else { (seconds - *submit_us * 1e-6).max(0.1 * seconds) };
+            return Ok(own.max(1e-9) / count.max(1) as f64);
+        }
+        let start = Instant::now();
+        for turn in first..first + count {
+            (kernel.run)(self, turn)?;
+        }
+        Ok(start.elapsed().as_secs_f64() / count.max(1) as f64)
+    }
+}
