@@ -8,6 +8,7 @@ mod plan;
 mod quantize;
 mod run;
 mod tools;
+mod tune;
 mod usage;
 mod verify;
 mod wgpu;
@@ -103,6 +104,8 @@ fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
         .env_remove("RUST_LOG")
         .env_remove("HF_ENDPOINT");
     command.env("HF_HOME", std::env::temp_dir().join("ocelli-cli-no-cache"));
+    // Choices that were measured on this machine are for its user, not for tests.
+    command.env("OCELLI_CACHE", std::env::temp_dir().join("ocelli-cli-no-cache"));
     command
 }
 

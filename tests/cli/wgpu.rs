@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::{command, demo, ended, example, golden, json, ocelli};
 
 /// Whether there is an adapter; if not, that is printed and counted.
-fn adapter() -> bool {
+pub fn adapter() -> bool {
     let devices = ocelli(&["devices", "--json"]).json();
     let all = devices["devices"].as_array().unwrap();
     let found = all.iter().find(|device| device["backend"] == "wgpu").expect("wgpu is listed");
