@@ -1,11 +1,13 @@
-//! Expansions of WGSL kernels, parsed and validated: what no driver of this machine runs is compiled at least.
+//! Expansions of WGSL kernels, parsed, validated and translated to SPIR-V: what no driver of this machine runs is compiled
+//! at least.
 
+use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use ocelli_kernels::wgpu::source::{Defines, expand};
 
 type Values = Vec<(&'static str, String)>;
 
-/// Expands a kernel, and validates it with every capability.
+/// Expands a kernel, validates it with every capability, and translates it.
 fn check(path: &str, values: &[&Values]) {
     let mut defines: Defines = values.iter().flat_map(|values| values.iter().cloned()).collect();
     for declared in ["var<immediate>", "@group(1) @binding(0) var<uniform>"] {
@@ -13,9 +15,12 @@ fn check(path: &str, values: &[&Values]) {
         let text = expand(path, &defines).unwrap_or_else(|error| panic!("{error} with {defines:?}"));
         let module = naga::front::wgsl::parse_str(&text)
             .unwrap_or_else(|error| panic!("{path} {defines:?}:\n{}", error.emit_to_string(&text)));
-        Validator::new(ValidationFlags::all(), Capabilities::all())
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&module)
             .unwrap_or_else(|error| panic!("{path} {defines:?}:\n{}", error.emit_to_string(&text)));
+        let options = spv::Options { lang_version: (1, 4), ..spv::Options::default() };
+        let words = spv::write_vec(&module, &info, &options, None);
+        words.unwrap_or_else(|error| panic!("{path} {defines:?}: {error}"));
     }
 }
 

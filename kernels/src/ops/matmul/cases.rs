@@ -205,14 +205,17 @@ fn halves(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     }
 }
 
-/// Enough tiles for large ones, and so few of such long rows that k is split.
+/// Enough tiles for large ones, so few of such long rows that k is split, and more sums than are kept at once.
 fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     for (i, text) in ["bf16", "int4g32", "int8g64z"].into_iter().enumerate() {
-        let shape = Shape { x: FLOATS[i], math: MATHS[i], bias: true, ..Shape::plain(250, 8200, 40) };
+        let shape = Shape { x: FLOATS[i], math: MATHS[i], bias: true, ..Shape::plain(130, 8200, 24) };
         add(format!("many tiles {text}"), shape.op(cx, format(text), &[1]));
-        let shape = Shape { x: FLOATS[i], gated: i > 0, bias: true, ..Shape::plain(40, 130, 6000) };
-        add(format!("long rows {text}"), shape.op(cx, format(text), &[[1].as_slice(), &[1], &[1, 1]][i]));
+        let shape = Shape { x: FLOATS[i], gated: i > 0, bias: true, ..Shape::plain(40, 130, 3000) };
+        let shares: &[usize] = if i < 2 { &[1] } else { &[1, 1] };
+        add(format!("long rows {text}"), shape.op(cx, format(text), shares));
     }
+    let shape = Shape { gated: true, residual: Some(DType::F32), ..Shape::plain(1030, 4100, 8) };
+    add("many sums".into(), shape.op(cx, format("bf16"), &[1, 1]));
 }
 
 /// Rows of SmolVLM-256M.

@@ -79,6 +79,7 @@ fn main(
         acc[i] = coopLoadT<MatrixC>(&results[0], SIDE);
     }
 
+    var a: array<MatrixA, 4>;
     var xs: array<Halves, EIGHTS>;
     var ws: array<Halves, EIGHTS>;
     // One turn more than there are tiles: each stages the tile that the turn before has read, and multiplies it.
@@ -112,7 +113,6 @@ fn main(
         }
         if k0 > begin {
             for (var k = 0u; k < DEPTH; k += SIDE) {
-                var a: array<MatrixA, 4>;
                 for (var i = 0u; i < 4u; i++) {
                     a[i] = coopLoadT<MatrixA>(&x_tile[x_from + i * SIDE * PITCH + k], PITCH);
                 }

@@ -7,8 +7,8 @@ use crate::buffer::{View, WeightPart};
 use crate::spec::{DType, Format, KernelError, ShapeError};
 use crate::wgpu::{Kernel, WgpuCx};
 
-/// Bytes of sums in working memory at once.
-const MOST_SUMS: usize = 64 << 20;
+/// Bytes of sums in working memory at once: what a device's cache may hold until they are finished.
+const MOST_SUMS: usize = 16 << 20;
 
 /// `Params` of `operands.wgsl`.
 #[repr(C)]
