@@ -224,6 +224,12 @@ impl Ctx {
         self.stream.host_time()
     }
 
+    /// Time that compiling kernels took so far.
+    #[must_use]
+    pub fn compile_time(&self) -> Duration {
+        self.stream.compile_time()
+    }
+
     /// The values of an i32 tensor.
     pub fn download_ids(&mut self, tensor: &Tensor) -> Result<Vec<i32>> {
         let view = self.view(tensor)?;

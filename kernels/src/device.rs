@@ -1,5 +1,6 @@
 //! The one list of devices.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -48,6 +49,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Choices of variants that come before estimates.
     pub picks: Picks,
+    /// A directory for what drivers make of kernels; `None` keeps nothing.
+    pub cache: Option<PathBuf>,
 }
 
 /// Why a backend of this build has no device, if so.
@@ -103,7 +106,12 @@ pub fn open(backend: Backend, options: &DeviceOptions) -> Result<Arc<dyn Device>
     #[cfg(feature = "wgpu")]
     if backend == Backend::Wgpu {
         let profile = crate::wgpu::Profile::from_env()?;
-        return Ok(Arc::new(crate::wgpu::WgpuDevice::open(options.index, profile, picks)?));
+        return Ok(Arc::new(crate::wgpu::WgpuDevice::open_cached(
+            options.index,
+            profile,
+            picks,
+            options.cache.as_deref(),
+        )?));
     }
     if options.index != 0 {
         return Err(KernelError::Device(format!(

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -163,9 +164,15 @@ pub trait Queue: Send {
         false
     }
 
-    /// Time that the host took to prepare ops for a device that works beside it; zero where the host does the work.
-    fn host_time(&self) -> std::time::Duration {
-        std::time::Duration::ZERO
+    /// Time that the host took to prepare ops for a device that works beside it, compilation left out; zero where the host
+    /// does the work.
+    fn host_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// Time that compiling kernels took.
+    fn compile_time(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Weights in the form that this device's kernels want; the same memory where that is possible.

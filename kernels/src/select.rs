@@ -93,12 +93,7 @@ impl Picks {
     }
 
     /// The variant that comes before the estimates of `spec`, where it runs.
-    fn preferred<S: Hash>(
-        &self,
-        op: &'static str,
-        spec: &S,
-        runs: impl Fn(&str) -> bool,
-    ) -> Option<&str> {
+    fn preferred<S: Hash>(&self, op: &'static str, spec: &S, runs: impl Fn(&str) -> bool) -> Option<&str> {
         let forced = self.force.as_ref().filter(|(of, _)| of.as_ref().is_none_or(|of| of == op));
         let forced = forced.map(|(_, variant)| variant.as_str()).filter(|variant| runs(variant));
         forced.or_else(|| {

@@ -1,12 +1,12 @@
 //! Ops of given specs, on random operands.
 
+#[cfg(feature = "wgpu")]
+use ocelli_kernels::WgpuOp;
 use ocelli_kernels::ops::{
     Attention, AttentionKv, AttentionSpec, GatherRows, GatherRowsSpec, KvWrite, Mask, Matmul, MatmulSpec,
     MergePatches, MergePatchesSpec, Norm, NormSpec, PatchEmbed, PatchEmbedSpec, Pool, PoolOver, PoolSpec,
     Rope, RopeSpec, Sample, SampleSpec, ScatterRows, ScatterRowsSpec, params,
 };
-#[cfg(feature = "wgpu")]
-use ocelli_kernels::WgpuOp;
 use ocelli_kernels::{BackendOp, CpuOp, DType, KernelError, Op, ShapeError, View, Weights};
 
 use super::operands::Operands;

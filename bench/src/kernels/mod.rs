@@ -345,8 +345,9 @@ impl Cx {
         let mut rows = vec![];
         for mut kernel in ready {
             let plan = plan(&kernel.cost, &roofs, self.target.caps().wgpu.software);
-            let timing = self.time(&mut kernel, plan).map_err(|source| {
-                BenchError::Kernel { what: format!("{} {}", shape.op, shape.spec), source }
+            let timing = self.time(&mut kernel, plan).map_err(|source| BenchError::Kernel {
+                what: format!("{} {}", shape.op, shape.spec),
+                source,
             })?;
             let math = roof_of(&kernel.variant);
             let (roof, least_us) = bound(&roofs, one_thread, math, kernel.cost.flops, kernel.cost.bytes());

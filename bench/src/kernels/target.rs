@@ -8,9 +8,9 @@ use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::cpu::{CpuCx, CpuDevice};
 #[cfg(feature = "wgpu")]
 use ocelli_kernels::wgpu::{Profile, WgpuDevice, WgpuStream};
+use ocelli_kernels::{Backend, Caps, Device, DeviceOptions, KernelError, Picks, Row, View};
 #[cfg(feature = "wgpu")]
 use ocelli_kernels::{DType, Queue};
-use ocelli_kernels::{Backend, Caps, Device, DeviceOptions, KernelError, Picks, Row, View};
 
 use super::build::Build;
 use super::operands::Operands;
@@ -274,7 +274,8 @@ impl Target {
             let Kind::Wgpu { stream, submit_us, .. } = &mut self.kind else { return Ok(0.0) };
             let seconds = stream.stop_clock()?.as_secs_f64();
             // The host's clock counts the submission too.
-            let own = if stream.has_clock() { seconds } else { (seconds - *submit_us * 1e-6).max(0.1 * seconds) };
+            let own =
+                if stream.has_clock() { seconds } else { (seconds - *submit_us * 1e-6).max(0.1 * seconds) };
             return Ok(own.max(1e-9) / count.max(1) as f64);
         }
         let start = Instant::now();

@@ -40,8 +40,7 @@ fn every_embedded_shape_becomes_its_op() {
 #[test]
 fn small_ops_are_checked_and_timed() {
     let mut cx = on_cpu(1 << 20, 2);
-    cx.roofs =
-        Some(Roofs { fma_f32_gflops: 100.0, int8_gops: 200.0, read_gbps: 20.0, ..Roofs::default() });
+    cx.roofs = Some(Roofs { fma_f32_gflops: 100.0, int8_gops: 200.0, read_gbps: 20.0, ..Roofs::default() });
     for (op, spec) in [
         ("matmul", "m=8 n=96 k=64 w=bf16 parts=3 bias=true residual=true"),
         ("matmul", "m=2 n=64 k=64 w=int4g32 gated=true act=silu parts=2"),

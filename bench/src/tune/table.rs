@@ -173,7 +173,13 @@ impl Table {
 #[must_use]
 pub fn cache_dir() -> Option<PathBuf> {
     let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    place(path("OCELLI_CACHE"), path("XDG_CACHE_HOME"), path("HOME"), path("LOCALAPPDATA"), std::env::consts::OS)
+    place(
+        path("OCELLI_CACHE"),
+        path("XDG_CACHE_HOME"),
+        path("HOME"),
+        path("LOCALAPPDATA"),
+        std::env::consts::OS,
+    )
 }
 
 fn place(

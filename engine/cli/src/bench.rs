@@ -35,7 +35,7 @@ pub fn failure(error: BenchError) -> Failure {
 fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     let shapes = kernels::shapes(args.only.as_deref()).map_err(failure)?;
     let threads = args.threads.map(usize::from);
-    let options = DeviceOptions { index: args.device, threads, picks: open::picks()? };
+    let options = DeviceOptions { index: args.device, threads, picks: open::picks()?, ..Default::default() };
     let mut cx = Cx::open(open::backend(args.backend, &options)?, &options).map_err(failure)?;
     if !args.no_tune {
         let picks = open::tuned(cx.target().caps(), options.picks);

@@ -47,6 +47,7 @@ struct Rates {
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
     encode_share: f64,
+    compile_ms: f64,
 }
 
 impl SamplingArgs {
@@ -131,6 +132,7 @@ pub fn run(args: &RunArgs) -> Outcome {
             prefill_tokens_per_s: cx.timings.prefill_rate(),
             decode_tokens_per_s: cx.timings.decode_rate(),
             encode_share: cx.timings.encode_share(),
+            compile_ms: cx.compile_time().as_secs_f64() * 1e3,
         };
         print_json(&Output {
             schema: "ocelli.run.v1",

@@ -95,7 +95,8 @@ fn text(choices: &[Choice], caps: &Caps, path: &str) -> String {
         };
     }
     let changed = choices.iter().filter(|choice| choice.variant != choice.estimated).count();
-    let _ = writeln!(text, "{changed} of {} choices differ from the estimates'; kept in {path}", choices.len());
+    let _ =
+        writeln!(text, "{changed} of {} choices differ from the estimates'; kept in {path}", choices.len());
     text
 }
 
@@ -104,8 +105,7 @@ fn model_shapes(model: &str, args: &TuneArgs, caps: &Caps) -> Result<Vec<Shape>,
     let files = open::files(Some(model))?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
     let family = ocelli_models::family(&files)?;
-    let precision =
-        Precision { dtype: args.device.dtype.on(caps), fast_int8: args.device.fast_int8 };
+    let precision = Precision { dtype: args.device.dtype.on(caps), fast_int8: args.device.fast_int8 };
     let mut shapes = vec![];
     for prompt_tokens in PROMPTS {
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);

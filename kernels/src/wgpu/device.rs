@@ -1,5 +1,6 @@
 //! Adapters as devices.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::adapter::{self, AdapterDetails, Profile};
@@ -35,6 +36,16 @@ pub struct WgpuDevice {
 impl WgpuDevice {
     /// Opens adapter `index` of [`list`]. Errors say which adapters there are.
     pub fn open(index: usize, profile: Profile, picks: Arc<Picks>) -> Result<Self, KernelError> {
+        Self::open_cached(index, profile, picks, None)
+    }
+
+    /// As [`open`](Self::open), with a directory for what the driver makes of kernels.
+    pub fn open_cached(
+        index: usize,
+        profile: Profile,
+        picks: Arc<Picks>,
+        cache: Option<&Path>,
+    ) -> Result<Self, KernelError> {
         let instance = adapter::instance();
         let all = adapter::adapters(&instance);
         if all.is_empty() {
@@ -45,7 +56,7 @@ impl WgpuDevice {
                 all.iter().enumerate().map(|(i, a)| format!("{i} ({})", a.get_info().name)).collect();
             KernelError::Device(format!("backend wgpu: no device {index}; there is {}", names.join(", ")))
         })?;
-        Ok(Self { gpu: Gpu::open(chosen, profile)?, picks })
+        Ok(Self { gpu: Gpu::open(chosen, profile, cache)?, picks })
     }
 
     /// Sets how long the device may take for one submission before an error says so.

@@ -1,13 +1,15 @@
 //! An open device: its queue, its pipelines, and what went wrong on it.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
 use super::adapter::{self, Profile};
+use super::disk::DiskCache;
 use super::source::{self, Defines};
 use crate::spec::{Caps, KernelError};
 
@@ -53,6 +55,9 @@ pub(super) struct Gpu {
     /// Layout of the uniform buffer with the parameters, where they are not immediates.
     pub params_layout: Option<wgpu::BindGroupLayout>,
     pipelines: Mutex<HashMap<PipelineKey, Arc<Pipeline>>>,
+    disk: Option<DiskCache>,
+    /// Nanoseconds that compilation took so far.
+    compiling: AtomicU64,
     /// What an error handler was told, until somebody asks.
     failed: Arc<Mutex<Option<String>>>,
     lost: Arc<Mutex<Option<String>>>,
@@ -74,7 +79,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    pub fn open(adapter: &wgpu::Adapter, profile: Profile) -> Result<Arc<Self>, KernelError> {
+    /// Opens an adapter; `cache` is a directory for what its driver makes of kernels.
+    pub fn open(
+        adapter: &wgpu::Adapter,
+        profile: Profile,
+        cache: Option<&Path>,
+    ) -> Result<Arc<Self>, KernelError> {
         let caps = adapter::caps(adapter, profile);
         if let Some(why) = adapter::refusal(adapter) {
             return Err(KernelError::Device(format!("{}: {why}", caps.device)));
@@ -122,6 +132,7 @@ impl Gpu {
                 }],
             })
         });
+        let disk = cache.and_then(|cache| DiskCache::open(&device, &adapter.get_info(), cache));
         Ok(Arc::new(Self {
             device,
             queue,
@@ -132,6 +143,8 @@ impl Gpu {
             caps,
             params_layout,
             pipelines: Mutex::default(),
+            disk,
+            compiling: AtomicU64::new(0),
             failed,
             lost,
             next: AtomicU64::new(1),
@@ -230,7 +243,9 @@ impl Gpu {
         if let Some(known) = lock(&self.pipelines).get(key) {
             return Ok(known.clone());
         }
+        let start = Instant::now();
         let made = Arc::new(self.compile(key)?);
+        self.compiling.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         lock(&self.pipelines).insert(key.clone(), made.clone());
         Ok(made)
     }
@@ -281,7 +296,7 @@ impl Gpu {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.disk.as_ref().map(DiskCache::cache),
         });
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(fail(format!("{error} with {:?}", key.defines)));
@@ -289,8 +304,23 @@ impl Gpu {
         Ok(Pipeline { pipeline, layout, id: self.fresh() })
     }
 
+    /// Time that compilation took so far.
+    pub fn compile_time(&self) -> Duration {
+        Duration::from_nanos(self.compiling.load(Ordering::Relaxed))
+    }
+
     /// Kernels compiled so far.
     pub fn compiled(&self) -> usize {
         lock(&self.pipelines).len()
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.compiled() > 0
+            && let Some(disk) = &self.disk
+        {
+            disk.save();
+        }
     }
 }

@@ -8,6 +8,7 @@ mod adapter;
 mod buffer;
 mod clock;
 mod device;
+mod disk;
 mod gpu;
 mod launch;
 mod roof;

@@ -90,12 +90,7 @@ impl WgpuStream {
         let mut kernel = cx.kernel("wgpu/roof/read.wgsl");
         let first = kernel.read(0, data)? as usize * data.dtype().size() / 16;
         let sums = kernel.bind(1, out)?;
-        kernel.params(&ReadParams {
-            count: count as u32,
-            run: RUN as u32,
-            data: first as u32,
-            out: sums,
-        });
+        kernel.params(&ReadParams { count: count as u32, run: RUN as u32, data: first as u32, out: sums });
         kernel.dispatch_linear(count.div_ceil(RUN))
     }
 
@@ -153,8 +148,7 @@ mod tests {
         let mut all: Defines = defines.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
         all.insert("PARAMS", "@group(1) @binding(0) var<uniform>".to_owned());
         let text = expand(path, &all).unwrap_or_else(|error| panic!("{error}"));
-        let module = wgsl::parse_str(&text)
-            .unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
+        let module = wgsl::parse_str(&text).unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));
         Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&module)
             .unwrap_or_else(|error| panic!("{}", error.emit_to_string(&text)));

@@ -521,13 +521,17 @@ impl Queue for WgpuStream {
     fn host_time(&self) -> Duration {
         self.host_time
     }
+
+    fn compile_time(&self) -> Duration {
+        self.gpu.compile_time()
+    }
 }
 
 impl<O: WgpuOp> Exec<O> for WgpuStream {
     fn exec(&mut self, op: &O) -> Result<(), KernelError> {
-        let start = Instant::now();
+        let (start, compiled) = (Instant::now(), self.gpu.compile_time());
         let result = self.exec_step(op);
-        self.host_time += start.elapsed();
+        self.host_time += start.elapsed().saturating_sub(self.gpu.compile_time() - compiled);
         result
     }
 }
