@@ -2,6 +2,7 @@
 
 mod batch;
 mod demo;
+mod real_size;
 mod wgpu;
 
 use std::path::{Path, PathBuf};

@@ -15,7 +15,9 @@ use ocelli_kernels::{DType, Queue};
 use super::build::Build;
 use super::operands::Operands;
 use super::{BenchError, Ready};
-use crate::machine::{self, Machine};
+use crate::machine::Machine;
+#[cfg(feature = "wgpu")]
+use crate::machine;
 use crate::roof::{self, Roofs};
 
 /// An open device.
@@ -251,14 +253,13 @@ impl Target {
 
     /// Runs in one timing of a kernel that has run before: so many that the time is long against what its measurement takes.
     pub fn batch(&mut self, kernel: &mut Ready) -> Result<usize, KernelError> {
-        let least = match &self.kind {
-            _ if kernel.waits => return Ok(1),
-            Kind::Cpu { .. } => return Ok(1),
+        let least: Option<f64> = match &self.kind {
+            _ if kernel.waits => None,
+            Kind::Cpu { .. } => None,
             #[cfg(feature = "wgpu")]
-            Kind::Wgpu { stream, .. } if stream.has_clock() => 1e-3,
-            #[cfg(feature = "wgpu")]
-            Kind::Wgpu { .. } => 20e-3,
+            Kind::Wgpu { stream, .. } => Some(if stream.has_clock() { 1e-3 } else { 20e-3 }),
         };
+        let Some(least) = least else { return Ok(1) };
         let one = self.seconds(kernel, 0, 1)?;
         Ok(((least / one.max(1e-7)).ceil() as usize).clamp(1, 300))
     }
