@@ -15,6 +15,8 @@
 //   softmax   eight lanes a row, eight keys a lane
 //   P v       a lane a column, neighbours again, as many keys at once as the workgroup holds heads
 //
+// Values are asked for before the products: of a lane the first HELD ones are on their way while the softmax is computed.
+//
 // SUBGROUPS: the four lanes of a key add up by shuffles, which any width of subgroups allows; else through workgroup memory.
 
 const HEAD_DIM: u32 = ${HEAD_DIM}u;
@@ -34,6 +36,9 @@ const TILE_K: u32 = 64u;
 const COLUMNS: u32 = (HEAD_DIM + 3u) / 4u;
 // Keys whose values are read at once.
 const V_LANES: u32 = WG / COLUMNS;
+// Keys of a lane in P v, and how many of their values it asks for ahead.
+const V_KEYS: u32 = (TILE_K + V_LANES - 1u) / V_LANES;
+const HELD: u32 = min(V_KEYS, 16u);
 // Lanes of a row in the softmax, and keys of each.
 const S_LANES: u32 = 8u;
 const S_KEYS: u32 = TILE_K / S_LANES;
@@ -41,7 +46,6 @@ const S_KEYS: u32 = TILE_K / S_LANES;
 var<workgroup> sequence: Sequence;
 // The rows of q; in the end what invocations with the same column add up.
 var<workgroup> queries: array<vec4<f32>, max(ROWS * COLUMNS, WG)>;
-var<workgroup> key_rows: array<u32, TILE_K>;
 #if SUBGROUPS
 var<workgroup> products: array<f32, ROWS * TILE_K>;
 #else
@@ -75,12 +79,9 @@ fn multiply_qk(s: Sequence, head_kv: u32, key0: u32, end: u32, index: u32) {
             sum[r] = 0.0;
         }
         if key0 + local < end {
-            let first = key_row(s, key0 + local);
-            if lane == 0u {
-                key_rows[local] = first.y + head_kv * p.v_head;
-            }
+            let first = key_row(s, key0 + local).x + head_kv * p.k_head;
             for (var c = lane; c < COLUMNS; c += 4u) {
-                let x = k_row4(first.x + head_kv * p.k_head, c);
+                let x = k_row4(first, c);
                 for (var r = 0u; r < ROWS; r++) {
                     sum[r] += dot(x, queries[r * COLUMNS + c]);
                 }
@@ -160,6 +161,15 @@ fn main(
         o[r] = vec4<f32>(0.0);
     }
     for (var key0 = begin + split * length; key0 < end; key0 += TILE_K) {
+        let keys = select(0u, min(TILE_K, end - key0), v_lane < V_LANES);
+        var held: array<vec4<f32>, HELD>;
+        for (var i = 0u; i < HELD; i++) {
+            let local = v_lane + i * V_LANES;
+            held[i] = vec4<f32>(0.0);
+            if local < keys {
+                held[i] = v_row4(key_row(s, key0 + local).y + head_kv * p.v_head, column);
+            }
+        }
         workgroupBarrier();
         multiply_qk(s, head_kv, key0, end, index);
         workgroupBarrier();
@@ -203,9 +213,16 @@ fn main(
         for (var r = 0u; r < ROWS; r++) {
             o[r] *= fade[r];
         }
-        let keys = select(0u, min(TILE_K, end - key0), v_lane < V_LANES);
-        for (var local = v_lane; local < keys; local += V_LANES) {
-            let x = v_row4(key_rows[local], column);
+        for (var i = 0u; i < HELD; i++) {
+            let local = v_lane + i * V_LANES;
+            if local < keys {
+                for (var r = 0u; r < ROWS; r++) {
+                    o[r] += powers[local * ROWS + r] * held[i];
+                }
+            }
+        }
+        for (var local = v_lane + HELD * V_LANES; local < keys; local += V_LANES) {
+            let x = v_row4(key_row(s, key0 + local).y + head_kv * p.v_head, column);
             for (var r = 0u; r < ROWS; r++) {
                 o[r] += powers[local * ROWS + r] * x;
             }

@@ -94,3 +94,20 @@ pub(super) fn launch(op: &Attention, cx: &mut WgpuCx<'_>) -> Result<(), KernelEr
     let blocks = rows.div_ceil((tiles.rows * tiles.ty) as usize);
     kernel.dispatch([blocks as u32, heads_kv as u32, op.seqs() as u32])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_of_every_head_fit_plain_webgpu() {
+        for head_dim in 1..=MOST_HEAD_DIM {
+            for rows in [1, 40, 5000] {
+                let tiles = Tiles::pick(head_dim, rows, 16 << 10);
+                assert!(tiles.bytes(columns(head_dim)) <= 16 << 10, "{head_dim}: {tiles:?}");
+                assert!(tiles.tx * tiles.ty <= 128 && tiles.rows <= tiles.tx, "{head_dim}: {tiles:?}");
+                assert!((4 * tiles.tx).is_multiple_of(tiles.v_rows), "{head_dim}: {tiles:?}");
+            }
+        }
+    }
+}

@@ -77,7 +77,9 @@ impl Params {
             AttentionKv::Paged { block_table, kv_lens, .. } => {
                 p.kv_lens = kernel.bind(5, kv_lens)?;
                 p.block_table = kernel.bind(6, block_table)?;
-                (p.table_width, p.page) = (block_table.size(1) as u32, k.size(1) as u32);
+                // Without a slot there are no keys.
+                p.table_width = if k.is_empty() { 0 } else { block_table.size(1) as u32 };
+                p.page = k.size(1).max(1) as u32;
                 p.kv_rows = k.size(0) as u32;
             }
         }
@@ -93,7 +95,7 @@ impl Params {
             .define("KV", k.dtype())
             .define("HEAD_DIM", op.q.size(2))
             .define("VEC4", u8::from(vec4))
-            .define("PAGED", u8::from(p.page > 0))
+            .define("PAGED", u8::from(matches!(op.kv, AttentionKv::Paged { .. })))
             .define("PREFIX", u8::from(op.mask.prefix.is_some()));
         Ok(p)
     }
