@@ -8,10 +8,12 @@
 // patch's corner, so one invocation stages one k of many patches: the division of k into channel, row and column is done
 // once a step, and neighbouring invocations read neighbouring pixels. Corners are worked out once a workgroup.
 //
-// Tiling: a workgroup of 64 invocations makes a TILE x TILE = 64 x 64 tile of the result in steps of DEPTH = 16 along k; an
-// invocation holds 8 x 8 results in registers, as four 4 x 4 blocks 32 apart, so that 4 vectors from workgroup memory feed
-// 64 multiply-adds. Both staged tiles hold four neighbours of a tile side in one vector; lines of PITCH = 17 vectors keep
-// the invocations that stage 16 different k in different banks. 8.7 KiB of workgroup memory in all.
+// Tiling: a workgroup of SIDE x SIDE invocations makes a TILE x TILE tile of the result, TILE = 8 SIDE, in steps of DEPTH
+// along k. An invocation holds 8 x 8 results in registers, as four 4 x 4 blocks half a tile apart, so that 4 vectors from
+// workgroup memory feed 64 multiply-adds. Both staged tiles hold four neighbours of a tile's side in one vector; lines of
+// PITCH vectors, one more than a side has, keep the invocations that stage different k in different banks. The tile of 128
+// (SIDE 16, DEPTH 8) stages half as much a multiply-add as that of 64 (SIDE 8, DEPTH 16), and needs four times the result to
+// fill a device. Either takes less than 9 KiB of workgroup memory.
 //
 // Rows and columns beyond the result are computed from the last real ones and not stored. POS, POS_IDS, BIAS: operands that
 // exist. The launch serves one part of a stacked w: N, bias, pos and out are then those of the part.
@@ -61,9 +63,10 @@ struct Params {
 }
 ${PARAMS} p: Params;
 
-const WG: u32 = 64u;
-const TILE: u32 = 64u;
-const DEPTH: u32 = 16u;
+const SIDE: u32 = ${SIDE}u;
+const WG: u32 = SIDE * SIDE;
+const TILE: u32 = 8u * SIDE;
+const DEPTH: u32 = ${DEPTH}u;
 const PITCH: u32 = TILE / 4u + 1u;
 
 var<workgroup> patches: array<vec4<f32>, DEPTH * PITCH>;
@@ -180,22 +183,17 @@ fn store4(m: u32, n: u32, sums: vec4<f32>) {
     }
 }
 
-fn store_block(m: u32, n: u32, block: mat4x4<f32>) {
-    store4(m, n, block[0]);
-    store4(m + 1u, n, block[1]);
-    store4(m + 2u, n, block[2]);
-    store4(m + 3u, n, block[3]);
-}
-
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let n0 = group.x * TILE;
     let m0 = group.y * TILE;
-    corners[lane] = corner_of(min(m0 + lane, p.m - 1u));
+    if lane < TILE {
+        corners[lane] = corner_of(min(m0 + lane, p.m - 1u));
+    }
     workgroupBarrier();
 
-    let row = lane / 8u;
-    let col = lane % 8u;
+    let row = lane / SIDE;
+    let col = lane % SIDE;
     var block00 = mat4x4<f32>();
     var block01 = mat4x4<f32>();
     var block10 = mat4x4<f32>();
@@ -205,9 +203,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         for (var line = 0u; line < DEPTH * PITCH; line += PITCH) {
             let a0 = patches[line + row];
-            let a1 = patches[line + row + 8u];
+            let a1 = patches[line + row + SIDE];
             let b0 = filters[line + col];
-            let b1 = filters[line + col + 8u];
+            let b1 = filters[line + col + SIDE];
             block00 = grow(block00, a0, b0);
             block01 = grow(block01, a0, b1);
             block10 = grow(block10, a1, b0);
@@ -216,10 +214,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
     }
 
-    let m = m0 + 4u * row;
+    // One row of the blocks at a time: a loop keeps the code of the stores small, the switch the blocks in registers. An `i`
+    // from p.m on is of a row from p.m on.
     let n = n0 + 4u * col;
-    store_block(m, n, block00);
-    store_block(m, n + 32u, block01);
-    store_block(m + 32u, n, block10);
-    store_block(m + 32u, n + 32u, block11);
+    for (var i = 0u; i < min(8u, p.m); i++) {
+        var left: vec4<f32>;
+        var right: vec4<f32>;
+        switch i {
+            case 0u: { left = block00[0]; right = block01[0]; }
+            case 1u: { left = block00[1]; right = block01[1]; }
+            case 2u: { left = block00[2]; right = block01[2]; }
+            case 3u: { left = block00[3]; right = block01[3]; }
+            case 4u: { left = block10[0]; right = block11[0]; }
+            case 5u: { left = block10[1]; right = block11[1]; }
+            case 6u: { left = block10[2]; right = block11[2]; }
+            default: { left = block10[3]; right = block11[3]; }
+        }
+        let m = m0 + 4u * row + i % 4u + i / 4u * (TILE / 2u);
+        store4(m, n, left);
+        store4(m, n + TILE / 2u, right);
+    }
 }

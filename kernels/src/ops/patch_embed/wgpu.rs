@@ -10,12 +10,55 @@ use crate::wgpu::{WeightParams, WgpuCx};
 
 impl WgpuOp for PatchEmbed {
     fn wgpu_variants() -> &'static [Variant<PatchEmbedSpec, WgpuLaunch<Self>>] {
-        &[Variant { name: "gemm-64x64", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+        &[
+            Variant {
+                name: "gemm-128x128",
+                reject: |_, _| None,
+                est_us: |spec, _| est_us(spec, LARGE),
+                launch: |op, cx| launch(op, cx, LARGE),
+            },
+            Variant {
+                name: "gemm-64x64",
+                reject: |_, _| None,
+                est_us: |spec, _| est_us(spec, SMALL),
+                launch: |op, cx| launch(op, cx, SMALL),
+            },
+        ]
     }
 }
 
-/// Rows and columns of the result that a workgroup makes: `TILE` of `gemm.wgsl`.
-const TILE: usize = 64;
+/// How `gemm.wgsl` is tiled.
+#[derive(Clone, Copy)]
+struct Tiling {
+    /// Rows and columns of invocations; each makes 8 x 8 results.
+    side: usize,
+    /// Columns of patches and filters staged at once.
+    depth: usize,
+    /// Multiply-adds of a full device in a microsecond.
+    per_us: f32,
+}
+
+const SMALL: Tiling = Tiling { side: 8, depth: 16, per_us: 4e6 };
+const LARGE: Tiling = Tiling { side: 16, depth: 8, per_us: 5e6 };
+
+impl Tiling {
+    /// Rows and columns of the result that a workgroup makes.
+    const fn tile(self) -> usize {
+        8 * self.side
+    }
+}
+
+/// Invocations that fill a device, about.
+const FULL: f32 = 16384.0;
+
+fn est_us(spec: &PatchEmbedSpec, tiling: Tiling) -> f32 {
+    let (patch, tile) = (spec.patch.max(1), tiling.tile() as u32);
+    let patches = spec.images * (spec.height / patch) * (spec.width / patch);
+    let groups = (patches.div_ceil(tile) * spec.d.div_ceil(tile)) as f32;
+    let waves = (groups * (tiling.side * tiling.side) as f32 / FULL).ceil();
+    let wave = FULL * 64.0 * (3 * patch * patch) as f32;
+    waves * wave / tiling.per_us
+}
 
 /// `Params` of `gemm.wgsl`.
 #[repr(C)]
@@ -44,7 +87,7 @@ struct Params {
     w: WeightParams,
 }
 
-fn launch(op: &PatchEmbed, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
+fn launch(op: &PatchEmbed, cx: &mut WgpuCx<'_>, tiling: Tiling) -> Result<(), KernelError> {
     if op.out.is_empty() {
         return Ok(());
     }
@@ -54,6 +97,7 @@ fn launch(op: &PatchEmbed, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
     for part in op.w.parts() {
         let mut kernel = cx.kernel("ops/patch_embed/gemm.wgsl");
         kernel.define("PIXELS", op.pixels.dtype()).define("OUT", op.out.dtype());
+        kernel.define("SIDE", tiling.side).define("DEPTH", tiling.depth);
         let w = kernel.weight(op.w.format(), k, part, false)?;
         let mut params = Params {
             m: m as u32,
@@ -90,7 +134,8 @@ fn launch(op: &PatchEmbed, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
             params.pos_ids = kernel.bind(6, ids)?;
         }
         kernel.params(&params);
-        kernel.dispatch([part.rows.div_ceil(TILE) as u32, m.div_ceil(TILE) as u32, 1])?;
+        let groups = |size: usize| size.div_ceil(tiling.tile()) as u32;
+        kernel.dispatch([groups(part.rows), groups(m), 1])?;
         first += part.rows;
     }
     Ok(())
