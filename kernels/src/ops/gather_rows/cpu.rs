@@ -10,6 +10,7 @@ use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for GatherRows {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<GatherRowsSpec, CpuLaunch<Self>>] {
         &[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }

@@ -15,6 +15,7 @@ use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for Norm {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<NormSpec, CpuLaunch<Self>>] {
         &[Variant { name: "rows-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }

@@ -15,6 +15,7 @@ use crate::select::Variant;
 use crate::spec::{DType, KernelError};
 
 impl CpuOp for PatchEmbed {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<PatchEmbedSpec, CpuLaunch<Self>>] {
         &[Variant { name: "gemm-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }

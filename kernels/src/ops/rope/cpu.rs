@@ -15,6 +15,7 @@ use crate::spec::{DType, Element, KernelError};
 const HEADS_PER_TASK: usize = 256;
 
 impl CpuOp for Rope {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<Self::Spec, CpuLaunch<Self>>] {
         const ROWS: &[Variant<RopeSpec, CpuLaunch<Rope>>] =
             &[Variant { name: "fused", reject: |_, _| None, est_us: |_, _| 1.0, launch }];

@@ -9,6 +9,7 @@ use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for ScatterRows {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<ScatterRowsSpec, CpuLaunch<Self>>] {
         &[Variant { name: "copy", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }

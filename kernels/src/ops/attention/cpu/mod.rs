@@ -14,6 +14,7 @@ use crate::select::{Reject, Variant};
 use crate::spec::Caps;
 
 impl CpuOp for Attention {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<AttentionSpec, CpuLaunch<Self>>] {
         const ROWS: &[Variant<AttentionSpec, CpuLaunch<Attention>>] = &[
             Variant { name: "flash", reject: |_, _| None, est_us: flash_us, launch: flash::launch },

@@ -9,6 +9,7 @@ use crate::op::{CpuLaunch, CpuOp, Op};
 use crate::select::Variant;
 
 impl CpuOp for Matmul {
+    #[inline(never)]
     fn cpu_variants() -> &'static [Variant<<Self as Op>::Spec, CpuLaunch<Self>>] {
         &[
             Variant {
