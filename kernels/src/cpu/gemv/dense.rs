@@ -1,8 +1,8 @@
 //! Weights that are floats.
 
 use super::super::simd::{Elem, Simd};
-use super::Dots;
 use super::x::{Layout, X};
+use super::{Dots, distance};
 
 /// A row-major matrix of floats.
 #[derive(Clone, Copy, Debug)]
@@ -19,11 +19,11 @@ unsafe impl<T> Sync for DenseDots<T> {}
 /// Vectors of a row in flight, each with its own accumulator: an FMA takes 4 cycles.
 const UNROLL: usize = 2;
 /// Bytes that a row is asked for ahead of its use.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 2048;
 
 impl<T: Elem> Dots for DenseDots<T> {
-    fn layout(&self, _: usize) -> Layout {
-        Layout { fields: 1, sums: 0 }
+    fn layout(&self, _: usize, _: usize) -> Layout {
+        Layout::fields(1)
     }
 
     fn row_bytes(&self, k: usize) -> usize {
@@ -49,10 +49,12 @@ impl<T: Elem> Dots for DenseDots<T> {
             *xs = x.row(m0 + i);
         }
         let k = x.k;
+        let (row_bytes, pitch) = (self.row_bytes(k), self.stride * size_of::<T>());
         let mut at = 0;
         // SAFETY: rows of `w` and `x` hold `k` values.
         unsafe {
             while at + UNROLL * S::LANES <= k {
+                let ahead = distance(at * size_of::<T>(), AHEAD, row_bytes, pitch, R);
                 for (u, acc) in acc.iter_mut().enumerate() {
                     let at = at + u * S::LANES;
                     let mut v = [s.zero(); M];
@@ -60,8 +62,8 @@ impl<T: Elem> Dots for DenseDots<T> {
                         v[i] = s.load(xs[i].add(at));
                     }
                     for r in 0..R {
-                        if u == 0 {
-                            s.prefetch(w[r].wrapping_add(at).cast::<u8>().wrapping_add(AHEAD));
+                        if (u * S::LANES * size_of::<T>()).is_multiple_of(64) {
+                            s.prefetch(w[r].wrapping_add(at).cast::<u8>().wrapping_add(ahead));
                         }
                         let b = T::load(s, w[r].add(at));
                         for i in 0..M {

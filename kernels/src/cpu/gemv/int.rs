@@ -6,8 +6,8 @@
 
 use super::super::gemm::epilogue;
 use super::super::simd::{MAX_LANES, Simd};
-use super::Dots;
 use super::x::{Layout, X};
+use super::{Dots, distance};
 use crate::quant::int_group::cpu::IntRows;
 
 /// One stored tensor of fields of `BITS` bits. Groups are whole words, and whole vectors of words or a power of two of
@@ -15,8 +15,8 @@ use crate::quant::int_group::cpu::IntRows;
 #[derive(Clone, Copy, Debug)]
 pub struct IntDots<const BITS: usize>(pub IntRows);
 
-/// Bytes that a row is asked for ahead of its use.
-const AHEAD: usize = 1024;
+/// Bytes that a row is asked for ahead of its use: with 4 rows, as much as memory delivers while a line is on its way.
+const AHEAD: usize = 2048;
 
 /// Whether [`IntDots`] takes groups of `group` weights of `bits` bits; 0 is the whole row.
 pub fn fits(bits: usize, group: usize) -> bool {
@@ -37,9 +37,9 @@ impl<const BITS: usize> IntDots<BITS> {
 }
 
 impl<const BITS: usize> Dots for IntDots<BITS> {
-    fn layout(&self, k: usize) -> Layout {
+    fn layout(&self, k: usize, _: usize) -> Layout {
         let sums = if self.0.zeros.is_some() { self.0.group.min(k.max(1)) } else { 0 };
-        Layout { fields: 32 / BITS, sums }
+        Layout { sums, ..Layout::fields(32 / BITS) }
     }
 
     fn row_bytes(&self, k: usize) -> usize {
@@ -77,14 +77,16 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
         unsafe {
             for r in 0..R {
                 self.scales(s, row + r, groups, 1.0 / Self::TOP, work.add(r * scale_len));
+                self.ask_scales(s, row + R + r, groups);
             }
+            let ahead = |v: usize| distance(4 * v, AHEAD, 4 * words, 4 * rows.words, R);
             let mut v = 0;
             if group_words >= S::LANES {
                 for g in 0..groups {
                     let end = words.min((g + 1) * group_words);
                     let mut sub = [[s.zero(); M]; R];
                     while v < end {
-                        block::<S, R, M, BITS>(s, &at, &xs, v, end, &mut sub);
+                        block::<S, R, M, BITS>(s, &at, &xs, v, end, ahead(v), &mut sub);
                         v += S::LANES;
                     }
                     for r in 0..R {
@@ -95,12 +97,14 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                     }
                 }
             } else {
+                // A power of two, see `fits`.
+                let group_shift = group_words.trailing_zeros();
                 let index = group_of_lane(s, group_words);
                 while v < words {
                     let mut sub = [[s.zero(); M]; R];
-                    block::<S, R, M, BITS>(s, &at, &xs, v, words, &mut sub);
+                    block::<S, R, M, BITS>(s, &at, &xs, v, words, ahead(v), &mut sub);
                     for r in 0..R {
-                        let scale = s.permute(s.load(work.add(r * scale_len + v / group_words)), index);
+                        let scale = s.permute(s.load(work.add(r * scale_len + (v >> group_shift))), index);
                         for i in 0..M {
                             acc[r][i] = s.fma(sub[r][i], scale, acc[r][i]);
                         }
@@ -189,6 +193,17 @@ impl<const BITS: usize> IntDots<BITS> {
         }
     }
 
+    /// Asks for the scales of a row, which need not exist.
+    #[inline(always)]
+    fn ask_scales<S: Simd>(&self, s: S, row: usize, groups: usize) {
+        let Self(rows) = self;
+        let size = rows.scale.size();
+        let from = rows.scales.wrapping_add(row * rows.scale_stride * size);
+        for at in (0..groups * size).step_by(64) {
+            s.prefetch(from.wrapping_add(at));
+        }
+    }
+
     /// Zero points of a row times scales; zeros where the scales are.
     ///
     /// # Safety
@@ -235,7 +250,7 @@ pub(super) fn group_of_lane<S: Simd>(s: S, group_words: usize) -> S::I {
     unsafe { s.load_i(lanes.as_ptr()) }
 }
 
-/// Adds the products of words `v..min(v + LANES, end)` of each row.
+/// Adds the products of words `v..min(v + LANES, end)` of each row, and asks for the words `ahead` bytes from there.
 ///
 /// # Safety
 /// The words exist before `end`; rows of `x` hold the fields of a whole vector of words from `v` on.
@@ -246,6 +261,7 @@ unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
     x: &[*const f32; M],
     v: usize,
     end: usize,
+    ahead: usize,
     sub: &mut [[S::V; M]; R],
 ) {
     let whole = v + S::LANES <= end;
@@ -255,10 +271,7 @@ unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
     unsafe {
         for (r, fields) in fields.iter_mut().enumerate() {
             let at = w[r].add(v);
-            // Fields of 4 bits are bound by arithmetic, and 4 streams of whole rows are found by the hardware.
-            if const { BITS == 8 } {
-                s.prefetch(at.cast::<u8>().wrapping_add(AHEAD));
-            }
+            s.prefetch(at.cast::<u8>().wrapping_add(ahead));
             let words = if whole { s.load_i(at) } else { s.to_bits(s.load_n(at.cast(), end - v)) };
             *fields = s.fields::<BITS>(words);
         }

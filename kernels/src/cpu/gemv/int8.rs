@@ -1,6 +1,6 @@
 //! Grouped integers times activations rounded to bytes: dot products of bytes, exact in i32.
 
-use super::super::gemm::Operand;
+use super::super::gemm::{Operand, epilogue};
 use super::super::isa::{Isa, Level};
 use super::super::scratch::Scratch;
 use super::super::simd::{Kernel, Simd};
@@ -10,26 +10,230 @@ use super::{Dots, IntDots};
 
 /// The instructions that multiply bytes.
 pub trait Bytes: Copy + Sync {
-    /// `sum u x` over the four bytes of each lane, `u` unsigned and below 16.
-    fn dot_small<S: Simd>(self, s: S, u: [S::I; 2], x: [S::I; 2]) -> S::I;
-    /// `sum (u - 128) x` over the four bytes of each lane, `u` unsigned; `less` is `sum 128 x`.
-    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, less: S::I) -> S::I;
+    /// `acc + sum u x` over the four bytes of each lane of both pairs, `u` unsigned and below 16.
+    fn dot_small<S: Simd>(self, s: S, acc: S::I, u: [S::I; 2], x: [S::I; 2]) -> S::I;
+    /// `acc + sum (u - LESS) x` over the four bytes of each lane, `u` unsigned.
+    fn dot<S: Simd>(self, s: S, acc: S::I, u: S::I, x: S::I) -> S::I;
+    /// What [`dot`](Self::dot) takes off each `u`: 128 or 0.
+    const LESS: i32;
     /// Starts a kernel that uses these instructions.
     fn start<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output;
 }
 
 /// One stored tensor of fields of `BITS` bits, see [`IntDots`]; `x` is rounded to bytes.
+///
+/// Stored fields are unsigned: a sum of products starts at `-2^(BITS - 1) sum x`, which is exact. Vectors of words that
+/// share a scale of the weights and one of `x` are summed as integers first, see [`Layout::vectors`].
 #[derive(Clone, Copy, Debug)]
 pub struct Int8Dots<const BITS: usize, B>(pub IntDots<BITS>, pub B);
 
 /// Bytes that a row is asked for ahead of its use.
-const AHEAD: usize = 1024;
+const AHEAD: usize = 4096;
+
+impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
+    /// What is to be taken off a stored field, and is not by the instructions.
+    const HALF: i32 = (1 << (BITS - 1)) - if BITS == 8 { B::LESS } else { 0 };
+    /// Whether so many instructions go by for a line that a core does not look far enough ahead by itself.
+    const ASK: bool = BITS == 4 || B::LESS != 0;
+
+    /// The product of a vector of words with the bytes that meet it, added to `acc`.
+    ///
+    /// # Safety
+    /// The bytes exist.
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(&self, s: S, acc: S::I, w: S::I, codes: *const i32) -> S::I {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            if const { BITS == 4 } {
+                let low = s.splat_i(0x0f0f_0f0f);
+                let halves = [s.and_i(w, low), s.and_i(s.shr_i::<4>(w), low)];
+                self.1.dot_small(s, acc, halves, [s.load_i(codes), s.load_i(codes.add(S::LANES))])
+            } else {
+                self.1.dot(s, acc, w, s.load_i(codes))
+            }
+        }
+    }
+
+    /// Scales of units: those of a row times those of a row of `x`.
+    ///
+    /// # Safety
+    /// The row exists; `scales` are its scales unless groups are one unit long; `to` holds a value for each unit, padded to
+    /// whole vectors and one more.
+    #[inline(always)]
+    unsafe fn unit_scales<S: Simd>(
+        &self,
+        s: S,
+        row: usize,
+        each: usize,
+        scales: *const f32,
+        x: &X,
+        i: usize,
+        to: *mut f32,
+    ) {
+        let (units, of_x) = (x.units(), x.scales(i));
+        // SAFETY: as the caller vouches; the memory of both is padded to whole vectors.
+        unsafe {
+            if each == 1 {
+                let rows = &self.0.0;
+                for u in (0..units).step_by(S::LANES) {
+                    let n = S::LANES.min(units - u);
+                    let v = epilogue::load_any(s, rows.scale, rows.scales, row * rows.scale_stride + u, n);
+                    s.store(to.add(u), s.mul(v, s.load(of_x.add(u))));
+                }
+                return;
+            }
+            for (g, first) in (0..units).step_by(each).enumerate() {
+                let scale = s.splat(*scales.add(g));
+                for u in (first..units.min(first + each)).step_by(S::LANES) {
+                    s.store(to.add(u), s.mul(scale, s.load(of_x.add(u))));
+                }
+            }
+        }
+    }
+
+    /// Sums of rows whose units are `N` vectors of words, each with one scale.
+    ///
+    /// # Safety
+    /// As [`dots`](Dots::dots); `scales` are those of the units, `stride` from row of `x` to row of `x`.
+    #[inline(always)]
+    unsafe fn units<S: Simd, const R: usize, const M: usize, const N: usize>(
+        &self,
+        s: S,
+        row: usize,
+        x: &X,
+        m0: usize,
+        scales: *const f32,
+        stride: usize,
+    ) -> [[S::V; M]; R] {
+        // An FMA takes 4 cycles; more sums than one are chains of their own.
+        let chains = if const { R * M == 1 } { 2 } else { 1 };
+        let rows = &self.0.0;
+        let words = (x.k * BITS).div_ceil(32);
+        let mut acc = [[[s.zero(); M]; R]; 2];
+        // SAFETY: as the caller vouches; `x` is padded to whole units.
+        unsafe {
+            let first = rows.packed.add(row * rows.words);
+            let mut u = 0;
+            while (u + chains) * N * S::LANES <= words {
+                for (c, acc) in acc.iter_mut().enumerate().take(chains) {
+                    let v = (u + c) * N * S::LANES;
+                    for (r, acc) in acc.iter_mut().enumerate() {
+                        let at = first.wrapping_add(r * rows.words + v);
+                        let mut w = [s.splat_i(0); N];
+                        for (n, w) in w.iter_mut().enumerate() {
+                            let at = at.add(n * S::LANES);
+                            if const { Self::ASK } && ((c * N + n) * S::LANES).is_multiple_of(16) {
+                                s.prefetch(at.wrapping_byte_add(AHEAD));
+                            }
+                            *w = s.load_i(at);
+                        }
+                        for (i, acc) in acc.iter_mut().enumerate() {
+                            let codes = x.codes(m0 + i).add(v * BYTES[BITS / 8]);
+                            let mut dot = s.first_i(*x.starts(m0 + i).add(u + c));
+                            for (n, w) in w.iter().enumerate() {
+                                dot = self.vector(s, dot, *w, codes.add(n * S::LANES * BYTES[BITS / 8]));
+                            }
+                            let scale = s.splat(*scales.add((r * M + i) * stride + u + c));
+                            *acc = s.fma(s.to_float(dot), scale, *acc);
+                        }
+                    }
+                }
+                u += chains;
+            }
+            let mut v = u * N * S::LANES;
+            while v < words {
+                let u = v / (N * S::LANES);
+                let starts = v.is_multiple_of(N * S::LANES);
+                for (r, acc) in acc[0].iter_mut().enumerate() {
+                    let w = load_words(s, first.add(r * rows.words + v), words - v);
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let start = if starts { *x.starts(m0 + i).add(u) } else { 0 };
+                        let codes = x.codes(m0 + i).add(v * BYTES[BITS / 8]);
+                        let dot = self.vector(s, s.first_i(start), w, codes);
+                        let scale = s.splat(*scales.add((r * M + i) * stride + u));
+                        *acc = s.fma(s.to_float(dot), scale, *acc);
+                    }
+                }
+                v += S::LANES;
+            }
+        }
+        let mut out = acc[0];
+        for (out, more) in out.iter_mut().zip(&acc[1]) {
+            for (out, more) in out.iter_mut().zip(more) {
+                *out = s.add(*out, *more);
+            }
+        }
+        out
+    }
+
+    /// Sums of rows with several groups in a vector of words.
+    ///
+    /// # Safety
+    /// As [`dots`](Dots::dots); `scales` are those of the rows, `stride` from row to row.
+    #[inline(always)]
+    unsafe fn small_groups<S: Simd, const R: usize, const M: usize>(
+        &self,
+        s: S,
+        row: usize,
+        x: &X,
+        m0: usize,
+        scales: *const f32,
+        stride: usize,
+    ) -> [[S::V; M]; R] {
+        let rows = &self.0.0;
+        let words = (x.k * BITS).div_ceil(32);
+        let group_words = self.0.group_words(x.k, S::LANES);
+        // A power of two, see `fits`.
+        let group_shift = group_words.trailing_zeros();
+        let index = group_of_lane(s, group_words);
+        let mut acc = [[s.zero(); M]; R];
+        // SAFETY: as the caller vouches; `x` is padded to whole vectors of words.
+        unsafe {
+            let first = rows.packed.add(row * rows.words);
+            for v in (0..words).step_by(S::LANES) {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let at = first.add(r * rows.words + v);
+                    s.prefetch(at.wrapping_byte_add(AHEAD));
+                    let w = load_words(s, at, words - v);
+                    let scale = s.permute(s.load(scales.add(r * stride + (v >> group_shift))), index);
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        let start = s.load_i(x.lane_starts(m0 + i).add(v));
+                        let dot = self.vector(s, start, w, x.codes(m0 + i).add(v * BYTES[BITS / 8]));
+                        let scale = s.mul(scale, s.splat(*x.scales(m0 + i).add(v / S::LANES)));
+                        *acc = s.fma(s.to_float(dot), scale, *acc);
+                    }
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Words of bytes that meet a word, by `BITS / 8`.
+const BYTES: [usize; 2] = [2, 1];
+
+/// Words `0..min(LANES, left)`, zeros after them.
+///
+/// # Safety
+/// `left` words exist.
+#[inline(always)]
+unsafe fn load_words<S: Simd>(s: S, at: *const i32, left: usize) -> S::I {
+    // SAFETY: as the caller vouches.
+    unsafe { if left >= S::LANES { s.load_i(at) } else { s.to_bits(s.load_n(at.cast(), left)) } }
+}
 
 impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
-    const WIDE: bool = true;
+    const ALONE: bool = true;
 
-    fn layout(&self, k: usize) -> Layout {
-        self.0.layout(k)
+    fn layout(&self, k: usize, lanes: usize) -> Layout {
+        let group_words = self.0.group_words(k, lanes);
+        let pairs = group_words >= lanes && (group_words / lanes).is_multiple_of(2);
+        Layout {
+            vectors: if pairs { 2 } else { 1 },
+            half: Self::HALF,
+            small: group_words < lanes,
+            ..self.0.layout(k, lanes)
+        }
     }
 
     fn row_bytes(&self, k: usize) -> usize {
@@ -38,12 +242,13 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
 
     #[inline(always)]
     fn work(&self, rows: usize, k: usize, lanes: usize) -> usize {
-        self.0.work(rows, k, lanes)
+        // Scales of units, for each of two rows and four of `x`.
+        self.0.work(rows, k, lanes) + 8 * unit_stride::<BITS>(k, lanes)
     }
 
     unsafe fn prepare(&self, isa: Isa, x: Operand, m: usize, k: usize, scratch: &mut Scratch) -> X {
         // SAFETY: as the caller vouches.
-        unsafe { X::prepare_bytes(isa, x, m, k, self.layout(k), scratch) }
+        unsafe { X::prepare_bytes(isa, x, m, k, self.layout(k, isa.lanes()), scratch) }
     }
 
     fn start<K: Kernel>(&self, isa: Isa, kernel: K) -> K::Output {
@@ -59,67 +264,39 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R] {
-        let Self(int, bytes) = self;
-        let rows = &int.0;
-        let (words, groups) = ((x.k * BITS).div_ceil(32), int.groups(x.k));
+        let int = &self.0;
+        let groups = int.groups(x.k);
         let scale_len = int.scale_len(x.k, S::LANES);
         let group_words = int.group_words(x.k, S::LANES);
         let small = group_words < S::LANES;
-        let index = group_of_lane(s, group_words);
-        let mut acc = [[s.zero(); M]; R];
-        let (mut v, mut g, mut left) = (0, 0, group_words);
-        let low = s.splat_i(0x0f0f_0f0f);
-        // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
-        unsafe {
-            for r in 0..R {
-                int.scales(s, row + r, groups, 1.0, work.add(r * scale_len));
-            }
-            while v < words {
-                let mut xs = [[s.splat_i(0); 2]; M];
-                let mut sums = [s.splat_i(0); M];
-                let mut scales = [s.zero(); M];
-                for i in 0..M {
-                    let codes = x.codes(m0 + i);
-                    if BITS == 4 {
-                        xs[i] = [s.load_i(codes.add(2 * v)), s.load_i(codes.add(2 * v + S::LANES))];
-                    } else {
-                        xs[i][0] = s.load_i(codes.add(v));
-                    }
-                    let sum = s.load_i(x.lane_sums(m0 + i).add(v));
-                    sums[i] = if BITS == 4 { s.shl_i::<3>(sum) } else { s.shl_i::<7>(sum) };
-                    scales[i] = s.splat(*x.scales(m0 + i).add(v / S::LANES));
+        let vectors = group_words / S::LANES;
+        let pairs = vectors.is_multiple_of(2);
+        let each = if pairs { vectors / 2 } else { vectors };
+        // SAFETY: rows, scales and `x` exist as the caller vouches; `work` says how much of it there is.
+        let acc = unsafe {
+            if small || each > 1 || int.0.zeros.is_some() {
+                for r in 0..R {
+                    int.scales(s, row + r, groups, 1.0, work.add(r * scale_len));
                 }
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let at = rows.packed.wrapping_add((row + r) * rows.words + v);
-                    s.prefetch(at.cast::<u8>().wrapping_add(AHEAD));
-                    let w = if v + S::LANES <= words {
-                        s.load_i(at)
-                    } else {
-                        s.to_bits(s.load_n(at.cast(), words - v))
-                    };
-                    let scale = if small {
-                        s.permute(s.load(work.add(r * scale_len + v / group_words)), index)
-                    } else {
-                        s.splat(*work.add(r * scale_len + g))
-                    };
-                    let halves = [s.and_i(w, low), s.and_i(s.shr_i::<4>(w), low)];
+            }
+            if small {
+                self.small_groups::<S, R, M>(s, row, x, m0, work, scale_len)
+            } else {
+                let (units, stride) =
+                    (work.add(int.work(R, x.k, S::LANES)), unit_stride::<BITS>(x.k, S::LANES));
+                for r in 0..R {
                     for i in 0..M {
-                        let dot = if BITS == 4 {
-                            s.sub_i(bytes.dot_small(s, halves, xs[i]), sums[i])
-                        } else {
-                            bytes.dot(s, w, xs[i][0], sums[i])
-                        };
-                        acc[i] = s.fma(s.to_float(dot), s.mul(scale, scales[i]), acc[i]);
+                        let to = units.add((r * M + i) * stride);
+                        self.unit_scales(s, row + r, each, work.add(r * scale_len), x, m0 + i, to);
                     }
                 }
-                v += S::LANES;
-                left = left.saturating_sub(S::LANES);
-                if left == 0 {
-                    g += 1;
-                    left = group_words;
+                if pairs {
+                    self.units::<S, R, M, 2>(s, row, x, m0, units, stride)
+                } else {
+                    self.units::<S, R, M, 1>(s, row, x, m0, units, stride)
                 }
             }
-        }
+        };
         let mut out = [[0.0; M]; R];
         for r in 0..R {
             for i in 0..M {
@@ -130,6 +307,11 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
         unsafe { int.less_zeros(s, row, x, m0, 1.0, work, &mut out) };
         out
     }
+}
+
+/// Scales of the units of a row, which are vectors of words at least, in whole vectors and one more.
+const fn unit_stride<const BITS: usize>(k: usize, lanes: usize) -> usize {
+    (k * BITS).div_ceil(32 * lanes).next_multiple_of(lanes) + lanes
 }
 
 /// What every level has: byte multiplications of AVX2 and AVX-512 BW, plain integers elsewhere.
@@ -227,9 +409,11 @@ mod x86 {
 }
 
 impl Bytes for Plain {
+    const LESS: i32 = 128;
+
     #[inline(always)]
-    fn dot_small<S: Simd>(self, s: S, u: [S::I; 2], x: [S::I; 2]) -> S::I {
-        match S::LEVEL {
+    fn dot_small<S: Simd>(self, s: S, acc: S::I, u: [S::I; 2], x: [S::I; 2]) -> S::I {
+        let sum = match S::LEVEL {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a token of this level exists, and its I is this register.
             Level::Avx2 => unsafe {
@@ -241,20 +425,22 @@ impl Bytes for Plain {
                 x86::same(x86::small_512(u.map(|a| x86::same(a)), x.map(|a| x86::same(a))))
             },
             _ => s.add_i(by_lane(s, u[0], x[0], 0), by_lane(s, u[1], x[1], 0)),
-        }
+        };
+        s.add_i(acc, sum)
     }
 
     #[inline(always)]
-    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, _: S::I) -> S::I {
-        match S::LEVEL {
+    fn dot<S: Simd>(self, s: S, acc: S::I, u: S::I, x: S::I) -> S::I {
+        let sum = match S::LEVEL {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a token of this level exists, and its I is this register.
             Level::Avx2 => unsafe { x86::same(x86::signed_256(x86::same(u), x86::same(x))) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx512 => unsafe { x86::same(x86::signed_512(x86::same(u), x86::same(x))) },
-            _ => by_lane(s, u, x, 128),
-        }
+            _ => by_lane(s, u, x, Self::LESS),
+        };
+        s.add_i(acc, sum)
     }
 
     #[inline(always)]
@@ -265,15 +451,17 @@ impl Bytes for Plain {
 
 #[cfg(target_arch = "x86_64")]
 impl Bytes for Vnni {
+    const LESS: i32 = 0;
+
     #[inline(always)]
-    fn dot_small<S: Simd>(self, s: S, u: [S::I; 2], x: [S::I; 2]) -> S::I {
-        let first = busd(s, s.splat_i(0), u[0], x[0]);
-        busd(s, first, u[1], x[1])
+    fn dot_small<S: Simd>(self, s: S, acc: S::I, u: [S::I; 2], x: [S::I; 2]) -> S::I {
+        let acc = busd(s, acc, u[0], x[0]);
+        busd(s, acc, u[1], x[1])
     }
 
     #[inline(always)]
-    fn dot<S: Simd>(self, s: S, u: S::I, x: S::I, less: S::I) -> S::I {
-        s.sub_i(busd(s, s.splat_i(0), u, x), less)
+    fn dot<S: Simd>(self, s: S, acc: S::I, u: S::I, x: S::I) -> S::I {
+        busd(s, acc, u, x)
     }
 
     fn start<K: Kernel>(self, _: Isa, kernel: K) -> K::Output {

@@ -25,11 +25,12 @@ use super::simd::{Kernel, Simd};
 
 /// Rows of stored weights that can be multiplied with prepared rows of `x`. One per family of storage formats.
 pub trait Dots: Copy + Sync {
-    /// Whether a row needs so few registers that 8 are taken together, not 4.
-    const WIDE: bool = false;
+    /// Whether the rows of `w` are taken one by one, for one row of `x`: memory is read in order then, which hardware
+    /// prefetches best. Otherwise [`ROWS`] are taken together, which share the loads of `x`.
+    const ALONE: bool = false;
 
-    /// How `x` has to lie, for rows of `k` weights.
-    fn layout(&self, k: usize) -> Layout;
+    /// How `x` has to lie, for rows of `k` weights, at a level of `lanes` lanes.
+    fn layout(&self, k: usize, lanes: usize) -> Layout;
 
     /// Bytes of a row of `k` weights, scales left out.
     fn row_bytes(&self, k: usize) -> usize;
@@ -40,7 +41,7 @@ pub trait Dots: Copy + Sync {
     /// `x` is readable for `m` rows of `k` as long as the result is used.
     unsafe fn prepare(&self, isa: Isa, x: Operand, m: usize, k: usize, scratch: &mut Scratch) -> X {
         // SAFETY: as the caller vouches.
-        unsafe { X::prepare(isa, x, m, k, self.layout(k), scratch) }
+        unsafe { X::prepare(isa, x, m, k, self.layout(k, isa.lanes()), scratch) }
     }
 
     /// Starts a kernel with the instructions that [`dots`](Self::dots) uses.
@@ -48,7 +49,7 @@ pub trait Dots: Copy + Sync {
         isa.run(kernel)
     }
 
-    /// Values of working memory for `rows` rows, at a level of `lanes` lanes.
+    /// Values of working memory for `rows` rows of `w` and up to 4 of `x`, at a level of `lanes` lanes.
     fn work(&self, rows: usize, k: usize, lanes: usize) -> usize {
         let _ = (rows, k, lanes);
         0
@@ -69,11 +70,13 @@ pub trait Dots: Copy + Sync {
 }
 
 /// Rows of `w` taken together at most.
-const MAX_ROWS: usize = 8;
+const ROWS: usize = 4;
 /// Bytes of weights that are worth waking a thread for.
 const JOB_BYTES: usize = 32 << 10;
 /// Columns of one job at most: the buffer of sums stays in L1.
 const JOB_COLS: usize = 256;
+/// Bytes of weights of one job at most, where it has more than 16 columns: threads end at about the same time.
+const MOST_BYTES: usize = 1 << 20;
 
 /// `out = epilogue(x w^T)`, products as `D` makes them, accumulated in f32. `rows[i]` are the weights of
 /// `args.parts[i]`, whose source is not used.
@@ -101,7 +104,7 @@ pub unsafe fn gemv<D: Dots>(isa: Isa, pool: &Pool, args: &GemmArgs, rows: &[D]) 
 fn job_cols(n_out: usize, col_bytes: usize, threads: usize) -> usize {
     let least = JOB_BYTES.div_ceil(col_bytes);
     let even = n_out.div_ceil(if threads == 1 { 1 } else { threads * 4 });
-    even.max(least).next_multiple_of(16).min(JOB_COLS)
+    even.min(MOST_BYTES / col_bytes).max(least).next_multiple_of(16).min(JOB_COLS)
 }
 
 struct Job<'a, D> {
@@ -121,7 +124,7 @@ impl<D: Dots> Kernel for Job<'_, D> {
         let halves = if args.gated { 2 } else { 1 };
         let stride = cols.next_multiple_of(super::simd::MAX_LANES);
         let half = args.m * stride;
-        let work_len = rows.iter().map(|d| d.work(MAX_ROWS, x.k, S::LANES)).max().unwrap_or(0);
+        let work_len = rows.iter().map(|d| d.work(ROWS, x.k, S::LANES)).max().unwrap_or(0);
         let buffer = worker.scratch.slice::<f32>(halves * half + work_len);
         let (sums, work) = buffer.split_at_mut(halves * half);
         for h in 0..halves {
@@ -164,33 +167,33 @@ unsafe fn part_sums<S: Simd, D: Dots>(
     let mut r = 0;
     // SAFETY: as the caller vouches. Instances are few because each is a kernel of its own for the compiler.
     unsafe {
-        if const { !matches!(S::LEVEL, Level::Scalar) } {
-            let block = if const { D::WIDE } { MAX_ROWS } else { MAX_ROWS / 2 };
-            while r + block <= count {
-                let mut i = 0;
-                while i + 4 <= x.m {
-                    for at in (r..r + block).step_by(2) {
-                        put(d.dots::<S, 2, 4>(s, row + at, x, i, work), &mut to[i * stride + at..], stride);
-                    }
-                    i += 4;
-                }
-                while i < x.m {
-                    let to = &mut to[i * stride + r..];
-                    if const { D::WIDE } {
-                        put(d.dots::<S, MAX_ROWS, 1>(s, row + r, x, i, work), to, stride);
-                    } else {
-                        put(d.dots::<S, { MAX_ROWS / 2 }, 1>(s, row + r, x, i, work), to, stride);
-                    }
-                    i += 1;
-                }
-                r += block;
-            }
-        }
         while r < count {
-            for i in 0..x.m {
-                put(d.dots::<S, 1, 1>(s, row + r, x, i, work), &mut to[i * stride + r..], stride);
+            let block = if r + ROWS <= count { ROWS } else { 1 };
+            let mut rest = 0;
+            if const { vectors::<S>() } && block == ROWS {
+                while rest + 4 <= x.m {
+                    for at in (r..r + ROWS).step_by(2) {
+                        put(
+                            d.dots::<S, 2, 4>(s, row + at, x, rest, work),
+                            &mut to[rest * stride + at..],
+                            stride,
+                        );
+                    }
+                    rest += 4;
+                }
             }
-            r += 1;
+            if const { vectors::<S>() && !D::ALONE } && block == ROWS {
+                for i in rest..x.m {
+                    put(d.dots::<S, ROWS, 1>(s, row + r, x, i, work), &mut to[i * stride + r..], stride);
+                }
+            } else {
+                for at in r..r + block {
+                    for i in rest..x.m {
+                        put(d.dots::<S, 1, 1>(s, row + at, x, i, work), &mut to[i * stride + at..], stride);
+                    }
+                }
+            }
+            r += block;
         }
         if let Some(b) = bias {
             for r in 0..count {
@@ -201,6 +204,18 @@ unsafe fn part_sums<S: Simd, D: Dots>(
             }
         }
     }
+}
+
+/// Whether there are instances for several rows at a time.
+const fn vectors<S: Simd>() -> bool {
+    !matches!(S::LEVEL, Level::Scalar)
+}
+
+/// How far ahead of byte `at` of a row its line is asked for: `ahead` bytes, and past the end of the row (`row` bytes,
+/// `pitch` from row to row) in the row that comes `rows` later, which is read next.
+#[inline(always)]
+fn distance(at: usize, ahead: usize, row: usize, pitch: usize, rows: usize) -> usize {
+    if at + ahead < row { ahead } else { (ahead + rows * pitch).wrapping_sub(row) }
 }
 
 #[inline(always)]

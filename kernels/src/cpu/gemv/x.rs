@@ -16,6 +16,19 @@ pub struct Layout {
     pub fields: usize,
     /// Consecutive values whose sums are wanted; 0 for none.
     pub sums: usize,
+    /// For values rounded to bytes: vectors of words that share a scale, a unit.
+    pub vectors: usize,
+    /// For values rounded to bytes: what a field that stands for zero is stored as.
+    pub half: i32,
+    /// For values rounded to bytes: whether sums are wanted for each word too.
+    pub small: bool,
+}
+
+impl Layout {
+    /// `fields` weights a word, no sums.
+    pub fn fields(fields: usize) -> Layout {
+        Layout { fields, sums: 0, vectors: 1, half: 0, small: false }
+    }
 }
 
 /// Rows of `x` as f32, padded with zeros to whole vectors of words.
@@ -34,9 +47,12 @@ pub struct X {
 /// What else there is to a row whose values are rounded to bytes.
 #[derive(Clone, Copy)]
 struct Blocks {
+    units: usize,
+    unit_stride: usize,
     scales: *const f32,
-    lane_sums: *const i32,
-    stride: usize,
+    starts: *const i32,
+    lane_starts: *const i32,
+    lane_stride: usize,
 }
 
 // SAFETY: the values are only read once prepared.
@@ -78,13 +94,21 @@ impl X {
     }
 
     fn new(m: usize, k: usize, values: *const f32, stride: usize, sums: *const f32, sum_stride: usize) -> X {
-        let none = Blocks { scales: std::ptr::null(), lane_sums: std::ptr::null(), stride: 0 };
+        let none = Blocks {
+            units: 0,
+            unit_stride: 0,
+            scales: std::ptr::null(),
+            starts: std::ptr::null(),
+            lane_starts: std::ptr::null(),
+            lane_stride: 0,
+        };
         X { m, k, values, stride, sums, sum_stride, blocks: none }
     }
 
-    /// Rounds `m` rows of `k` to bytes. A vector of words, `layout.fields` values a word, shares a scale: the largest value
-    /// over 127. Its bytes lie as [`Int8Dots`](super::Int8Dots) takes words apart: those that meet fields 0, 2, 4, 6 of each
-    /// word, then those that meet 1, 3, 5, 7; or, for words of four fields, in order.
+    /// Rounds `m` rows of `k` to bytes. A unit, `layout.vectors` vectors of words with `layout.fields` values a word, shares
+    /// a scale: the largest value over 127. Its bytes lie as [`Int8Dots`](super::Int8Dots) takes words apart: those that
+    /// meet fields 0, 2, 4, 6 of each word of a vector, then those that meet 1, 3, 5, 7; or, for words of four fields, in
+    /// order.
     ///
     /// # Safety
     /// The operand is readable for these rows.
@@ -96,27 +120,44 @@ impl X {
         layout: Layout,
         scratch: &mut Scratch,
     ) -> X {
-        let padded = k.next_multiple_of(layout.fields * MAX_LANES);
-        let (codes, words) = (padded / 4, padded / layout.fields);
+        let unit = layout.vectors * layout.fields * isa.lanes();
+        let units = k.div_ceil(unit);
+        let (codes, words) = (units * unit / 4, units * unit / layout.fields);
+        let pad = |values: usize| values.next_multiple_of(MAX_LANES) + MAX_LANES;
+        let (code_stride, word_stride, unit_stride) =
+            (codes.next_multiple_of(MAX_LANES), pad(words), pad(units));
         let groups = if layout.sums == 0 { 0 } else { k.div_ceil(layout.sums).next_multiple_of(MAX_LANES) };
-        let all = scratch.slice::<f32>(m * (codes + groups + 2 * words));
-        let (values, rest) = all.split_at_mut(m * codes);
+        let all = scratch.slice::<f32>(m * (code_stride + groups + 2 * unit_stride + word_stride));
+        let (values, rest) = all.split_at_mut(m * code_stride);
         let (sums, rest) = rest.split_at_mut(m * groups);
-        let (scales, lane_sums) = rest.split_at_mut(m * words);
-        let lane_sums: &mut [i32] = bytemuck::cast_slice_mut(lane_sums);
+        let (scales, rest) = rest.split_at_mut(m * unit_stride);
+        let (starts, lane_starts) = rest.split_at_mut(m * unit_stride);
+        let (starts, lane_starts): (&mut [i32], &mut [i32]) =
+            (bytemuck::cast_slice_mut(starts), bytemuck::cast_slice_mut(lane_starts));
+        let blocks = Blocks {
+            units,
+            unit_stride,
+            scales: scales.as_ptr(),
+            starts: starts.as_ptr(),
+            lane_starts: lane_starts.as_ptr(),
+            lane_stride: word_stride,
+        };
         isa.run(Round {
             x,
             m,
             k,
             layout,
+            units,
             codes: bytemuck::cast_slice_mut(values),
             sums,
             groups,
             scales,
-            lane_sums,
+            starts,
+            unit_stride,
+            lane_starts,
+            lane_stride: word_stride,
         });
-        let blocks = Blocks { scales: scales.as_ptr(), lane_sums: lane_sums.as_ptr(), stride: words };
-        X { blocks, ..X::new(m, k, values.as_ptr(), codes, sums.as_ptr(), groups) }
+        X { blocks, ..X::new(m, k, values.as_ptr(), code_stride, sums.as_ptr(), groups) }
     }
 
     /// Bytes of a rounded row, four to a value.
@@ -125,16 +166,28 @@ impl X {
         self.row(i).cast()
     }
 
-    /// Scale of each vector of words of a rounded row.
+    /// Units of a rounded row.
     #[inline(always)]
-    pub(super) fn scales(&self, i: usize) -> *const f32 {
-        self.blocks.scales.wrapping_add(i * self.blocks.stride)
+    pub(super) fn units(&self) -> usize {
+        self.blocks.units
     }
 
-    /// Sum of the bytes that meet each word of a rounded row.
+    /// Scale of each unit of a rounded row.
     #[inline(always)]
-    pub(super) fn lane_sums(&self, i: usize) -> *const i32 {
-        self.blocks.lane_sums.wrapping_add(i * self.blocks.stride)
+    pub(super) fn scales(&self, i: usize) -> *const f32 {
+        self.blocks.scales.wrapping_add(i * self.blocks.unit_stride)
+    }
+
+    /// Sum of the bytes of each unit of a rounded row, times `-half` of the layout.
+    #[inline(always)]
+    pub(super) fn starts(&self, i: usize) -> *const i32 {
+        self.blocks.starts.wrapping_add(i * self.blocks.unit_stride)
+    }
+
+    /// Sum of the bytes that meet each word of a rounded row, times `-half` of the layout, where it has `small` set.
+    #[inline(always)]
+    pub(super) fn lane_starts(&self, i: usize) -> *const i32 {
+        self.blocks.lane_starts.wrapping_add(i * self.blocks.lane_stride)
     }
 }
 
@@ -232,31 +285,35 @@ struct Round<'a> {
     m: usize,
     k: usize,
     layout: Layout,
+    units: usize,
     codes: &'a mut [i8],
     sums: &'a mut [f32],
     groups: usize,
     scales: &'a mut [f32],
-    lane_sums: &'a mut [i32],
+    starts: &'a mut [i32],
+    unit_stride: usize,
+    lane_starts: &'a mut [i32],
+    lane_stride: usize,
 }
 
 impl Kernel for Round<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Round { x, m, k, layout, codes, sums, groups, scales, lane_sums } = self;
-        let fields = layout.fields;
+        let Round { x, m, k, layout, units, sums, groups, .. } = self;
+        let (fields, vectors) = (layout.fields, layout.vectors);
         let block = fields * S::LANES;
-        let row_codes = codes.len() / m.max(1);
-        let row_words = scales.len() / m.max(1);
+        let row_codes = self.codes.len() / m.max(1);
         sums.fill(0.0);
         for i in 0..m {
             let from = x.ptr.wrapping_add(i * x.stride * x.dtype.size());
-            let codes = &mut codes[i * row_codes..][..row_codes];
-            for v in 0..row_codes / block {
-                let mut value = [s.zero(); 8];
+            let codes = &mut self.codes[i * row_codes..][..row_codes];
+            let lane_starts = &mut self.lane_starts[i * self.lane_stride..][..self.lane_stride];
+            for u in 0..units {
+                let mut value = [s.zero(); 2 * 8];
                 let mut most = s.zero();
-                for (j, value) in value.iter_mut().enumerate().take(fields) {
-                    let at = v * block + j * S::LANES;
+                for (j, value) in value.iter_mut().enumerate().take(vectors * fields) {
+                    let at = u * vectors * block + j * S::LANES;
                     let n = S::LANES.min(k.saturating_sub(at));
                     if n > 0 {
                         // SAFETY: the values exist.
@@ -266,28 +323,44 @@ impl Kernel for Round<'_> {
                 }
                 let scale = s.max_lane(most) / 127.0;
                 let by = s.splat(if scale > 0.0 { scale } else { 1.0 });
-                let mut rounded = [0i32; 8 * MAX_LANES];
-                for (j, value) in value.iter().enumerate().take(fields) {
-                    // SAFETY: there is room for 8 vectors.
-                    unsafe { s.store_i(rounded.as_mut_ptr().add(j * S::LANES), s.to_int(s.div(*value, by))) };
-                }
-                scales[i * row_words + v] = scale;
-                for lane in 0..S::LANES {
-                    let mut sum = 0;
-                    for j in 0..fields {
-                        let q = rounded[lane * fields + j];
-                        sum += i32::from(q as i8);
-                        let at =
-                            if fields == 8 { j % 2 * S::LANES * 4 + lane * 4 + j / 2 } else { lane * 4 + j };
-                        codes[v * block + at] = q as i8;
+                self.scales[i * self.unit_stride + u] = scale;
+                let mut total = s.splat_i(0);
+                for (v, value) in value.chunks_exact(fields).enumerate().take(vectors) {
+                    let v = u * vectors + v;
+                    let mut rounded = [0i8; 8 * MAX_LANES];
+                    for (j, value) in value.iter().enumerate() {
+                        let q = s.to_int(s.div(*value, by));
+                        total = s.add_i(total, q);
+                        // SAFETY: there is room for 8 vectors.
+                        unsafe { s.store_i8(rounded.as_mut_ptr().add(j * S::LANES), q) };
                     }
-                    lane_sums[i * row_words + v * S::LANES + lane] = sum;
-                }
-                if groups > 0 {
-                    for (j, q) in rounded.iter().enumerate().take(block.min(k.saturating_sub(v * block))) {
-                        sums[i * groups + (v * block + j) / layout.sums] += scale * *q as f32;
+                    let to = &mut codes[v * block..][..block];
+                    if fields == 8 {
+                        let (even, odd) = to.split_at_mut(block / 2);
+                        for ((pair, even), odd) in rounded.chunks_exact(2).zip(even).zip(odd) {
+                            (*even, *odd) = (pair[0], pair[1]);
+                        }
+                    } else {
+                        to.copy_from_slice(&rounded[..block]);
+                    }
+                    if layout.small {
+                        let words = &mut lane_starts[v * S::LANES..][..S::LANES];
+                        for (start, word) in words.iter_mut().zip(rounded.chunks_exact(fields)) {
+                            *start = -layout.half * word.iter().map(|q| i32::from(*q)).sum::<i32>();
+                        }
+                    }
+                    if groups > 0 {
+                        let count = block.min(k.saturating_sub(v * block));
+                        for (j, q) in rounded.iter().enumerate().take(count) {
+                            sums[i * groups + (v * block + j) / layout.sums] += scale * f32::from(*q);
+                        }
                     }
                 }
+                let mut lanes = [0; MAX_LANES];
+                // SAFETY: MAX_LANES values.
+                unsafe { s.store_i(lanes.as_mut_ptr(), total) };
+                let total: i32 = lanes.iter().sum();
+                self.starts[i * self.unit_stride + u] = -layout.half * total;
             }
         }
     }

@@ -179,6 +179,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
+    fn first_i(self, x: i32) -> __m256i {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(x)) }
+    }
+    #[inline(always)]
     fn add_i(self, a: __m256i, b: __m256i) -> __m256i {
         // SAFETY: a token exists, so the instructions do.
         unsafe { _mm256_add_epi32(a, b) }

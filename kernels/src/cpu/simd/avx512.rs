@@ -162,6 +162,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
+    fn first_i(self, x: i32) -> __m512i {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { _mm512_zextsi128_si512(_mm_cvtsi32_si128(x)) }
+    }
+    #[inline(always)]
     fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: a token exists, so the instructions do.
         unsafe { _mm512_add_epi32(a, b) }

@@ -137,6 +137,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn of_bits(self, a: Self::I) -> Self::V;
     /// All lanes `x`.
     fn splat_i(self, x: i32) -> Self::I;
+    /// `x` in the first lane, zeros in the others.
+    #[inline(always)]
+    fn first_i(self, x: i32) -> Self::I {
+        let mut lanes = [0; MAX_LANES];
+        lanes[0] = x;
+        // SAFETY: `LANES <= MAX_LANES` values.
+        unsafe { self.load_i(lanes.as_ptr()) }
+    }
     /// Wrapping `a + b`.
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// Wrapping `a - b`.
@@ -284,12 +292,25 @@ pub trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// Lanes of the level without vectors.
+const PORTABLE: usize = 8;
+
 impl Isa {
+    /// [`Simd::LANES`] of this level.
+    pub const fn lanes(self) -> usize {
+        match self.level() {
+            Level::Scalar => PORTABLE,
+            Level::Avx2 => 8,
+            Level::Avx512 => 16,
+            Level::Neon => 4,
+        }
+    }
+
     /// Runs the instance of `kernel` for this level.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.level() {
-            Level::Scalar => kernel.run(Portable::<8>),
+            Level::Scalar => kernel.run(Portable::<PORTABLE>),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Isa` of this level exists only where the CPU has the features.
             Level::Avx2 => unsafe { run_avx2(kernel) },
@@ -300,7 +321,7 @@ impl Isa {
             // SAFETY: as above.
             Level::Neon => unsafe { run_neon(kernel) },
             #[allow(unreachable_patterns, reason = "levels of other architectures are never constructed")]
-            _ => kernel.run(Portable::<8>),
+            _ => kernel.run(Portable::<PORTABLE>),
         }
     }
 
