@@ -30,7 +30,8 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
     add("connector.modality_projection.proj.weight".into(), &[D_TEXT, 16 * D_VISION]);
     add("text_model.embed_tokens.weight".into(), &[VOCAB, D_TEXT]);
     for i in 0..30 {
-        let mut layer = |name: &str, shape: &[usize]| add(format!("text_model.layers.{i}.{name}.weight"), shape);
+        let mut layer =
+            |name: &str, shape: &[usize]| add(format!("text_model.layers.{i}.{name}.weight"), shape);
         layer("input_layernorm", &[D_TEXT]);
         layer("post_attention_layernorm", &[D_TEXT]);
         for (name, rows) in [("q_proj", 576), ("k_proj", 192), ("v_proj", 192), ("o_proj", 576)] {

@@ -15,9 +15,9 @@ use ocelli_kernels::{DType, Queue};
 use super::build::Build;
 use super::operands::Operands;
 use super::{BenchError, Ready};
-use crate::machine::Machine;
 #[cfg(feature = "wgpu")]
 use crate::machine;
+use crate::machine::Machine;
 use crate::roof::{self, Roofs};
 
 /// An open device.
