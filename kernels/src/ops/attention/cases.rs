@@ -181,6 +181,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Attention>> {
     masks(&mut plans);
     batches(&mut plans);
     models(&mut plans);
+    few_queries(&mut plans);
     plans.into_iter().map(|plan| plan.build(cx)).collect()
 }
 
@@ -286,4 +287,18 @@ fn models(plans: &mut Vec<Plan>) {
     let decode = Plan { page: 16, ..Plan::new("smolvlm decode", &[(1, 1237)]).heads(9, 3, 64) };
     plans.push(decode.clone());
     plans.push(decode.types(DType::BF16, DType::BF16));
+}
+
+/// Masks of sequences that go on.
+fn few_queries(plans: &mut Vec<Plan>) {
+    let lens = [(4, 300), (1, 290), (3, 3), (1, 1000)];
+    let plan = |name: String| Plan { page: 16, ..Plan::new(name, &lens).heads(6, 2, 32) };
+    for window in [1, 63, 129] {
+        plans.push(Plan { window, ..plan(format!("few queries, window {window}")) });
+        let prefix = Some(vec![9, 140, 2, 500]);
+        plans.push(Plan { window, prefix, ..plan(format!("few queries, window {window} with prefix")) });
+    }
+    let capped = plan("few queries, softcap, spiky".into());
+    plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, ..capped });
+    plans.push(Plan { causal: false, ..plan("few queries, full".into()) });
 }
