@@ -15,6 +15,7 @@
 // more than CANDIDATES tokens, a histogram of digits of their keys, and for equal keys of their numbers, narrows it, 8 bits
 // a pass; then the tokens left are collected and ranked by comparing each with each. Real logits take the histogram and one
 // pass over the row for each of top-k, top-p and the draw.
+#include "ops/sample/histogram.wgsl"
 #include "ops/sample/order.wgsl"
 #include "wgpu/include/math.wgsl"
 
@@ -35,7 +36,6 @@ ${PARAMS} p: Params;
 
 // At least BINS and CANDIDATES.
 const WG: u32 = ${WG}u;
-const BINS: u32 = 256u;
 const REST: u32 = BINS - 1u;
 const CANDIDATES: u32 = 256u;
 const REACH: f32 = 24.0;
@@ -70,13 +70,6 @@ var<workgroup> best_key: atomic<u32>;
 var<workgroup> best_token: atomic<u32>;
 // Bin b of the first histogram holds the keys above `bounds[b + 1]` up to `bounds[b]`.
 var<workgroup> bounds: array<u32, BINS + 1u>;
-// A histogram in the making.
-var<workgroup> counts: array<atomic<u32>, BINS>;
-var<workgroup> mass_low: array<atomic<u32>, BINS>;
-var<workgroup> mass_high: array<atomic<u32>, BINS>;
-// Sums up to and with each bin: of the first histogram, and from BINS on of a later one.
-var<workgroup> count_to: array<u32, 2u * BINS>;
-var<workgroup> mass_to: array<vec2<u32>, 2u * BINS>;
 // Mass of the tokens that min-p keeps, in two words.
 var<workgroup> likely: array<atomic<u32>, 2>;
 var<workgroup> chosen: atomic<u32>;
@@ -91,26 +84,6 @@ var<private> quads: u32;
 var<private> most: f32;
 var<private> per_temperature: f32;
 var<private> per_bin: f32;
-
-fn add64(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-    let low = a.x + b.x;
-    return vec2<u32>(low, a.y + b.y + select(0u, 1u, low < a.x));
-}
-
-fn sub64(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
-    return vec2<u32>(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
-}
-
-fn less64(a: vec2<u32>, b: vec2<u32>) -> bool {
-    return a.y < b.y || (a.y == b.y && a.x < b.x);
-}
-
-// A share of a mass, rounded down.
-fn share64(mass: vec2<u32>, share: f32) -> vec2<u32> {
-    let value = share * (f32(mass.y) * 4294967296.0 + f32(mass.x));
-    let high = u32(value / 4294967296.0);
-    return vec2<u32>(u32(value - f32(high) * 4294967296.0), high);
-}
 
 // Probability relative to the best token's.
 fn likelihood(key: u32) -> f32 {
@@ -134,47 +107,6 @@ fn bin_of(key: u32) -> u32 {
         bin--;
     }
     return bin;
-}
-
-fn clear_histogram(lane: u32) {
-    if lane < BINS {
-        atomicStore(&counts[lane], 0u);
-        atomicStore(&mass_low[lane], 0u);
-        atomicStore(&mass_high[lane], 0u);
-    }
-    workgroupBarrier();
-}
-
-fn count_in(bin: u32, mass: u32) {
-    atomicAdd(&counts[bin], 1u);
-    if mass > 0u && atomicAdd(&mass_low[bin], mass) > 0xffffffffu - mass {
-        atomicAdd(&mass_high[bin], 1u);
-    }
-}
-
-// Sums of the histogram up to each bin, to `base`.
-fn sum_histogram(base: u32, lane: u32) {
-    workgroupBarrier();
-    if lane < BINS {
-        count_to[base + lane] = atomicLoad(&counts[lane]);
-        mass_to[base + lane] = vec2<u32>(atomicLoad(&mass_low[lane]), atomicLoad(&mass_high[lane]));
-    }
-    workgroupBarrier();
-    for (var step = 1u; step < BINS; step <<= 1u) {
-        let takes = lane < BINS && lane >= step;
-        var count = 0u;
-        var mass = vec2<u32>(0u);
-        if takes {
-            count = count_to[base + lane - step];
-            mass = mass_to[base + lane - step];
-        }
-        workgroupBarrier();
-        if takes {
-            count_to[base + lane] += count;
-            mass_to[base + lane] = add64(mass_to[base + lane], mass);
-        }
-        workgroupBarrier();
-    }
 }
 
 // The first histogram, and the mass that min-p keeps.
