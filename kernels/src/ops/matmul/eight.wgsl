@@ -2,8 +2,8 @@
 //
 // NAME: identifier; BINDING: number; TYPE: f32, bf16 or f16; ACCESS: read for weights, read_write for activations;
 // VEC: whether rows begin at multiples of 16 bytes and k is a multiple of eight.
-// Gives `NAME_eight_at(first, col)`: elements `first + col ..`, `first` that of a row and `col` a multiple of eight below
-// `p.k`; zeros past the end of the row, whatever lies there.
+// Gives `NAME_eight_at(first, col)`: elements `first + col ..`, `first` that of a row and `col` a multiple of eight
+// below `p.k`; zeros past the end of the row, whatever lies there.
 #if VEC
 @group(0) @binding(${BINDING}) var<storage, ${ACCESS}> ${NAME}: array<vec4<u32>>;
 

@@ -3,8 +3,8 @@
 //
 // sums: f32 [slices, m, n], the bias included   out: [m, n_out], see `epilogue.wgsl`
 //
-// An invocation adds the slices of two neighbouring columns in the order of k, whatever the order they were made in: the
-// result is the same each time. Lanes read neighbouring words.
+// An invocation adds the slices of two neighbouring columns in the order of k, whatever the order they were made in:
+// the result is the same each time. Lanes read neighbouring words.
 #include "wgpu/include/grid.wgsl"
 
 struct Params {

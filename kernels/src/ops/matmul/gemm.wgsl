@@ -8,19 +8,19 @@ enable f16;
 // TILE: f32, or f16 where x and the decoded weights are exact in f16, or may be rounded; PARTIAL: the grid's third axis
 // cuts k into slices.
 //
-// A workgroup of 256 gives a tile of ROWS x COLS, an invocation 4 or 8 rows by 4 or 8 columns of it in registers. Tiles of
-// DEPTH columns of k lie in workgroup memory, at most 16 KiB of them:
+// A workgroup of 256 gives a tile of ROWS x COLS, an invocation 4 or 8 rows by 4 or 8 columns of it in registers. Tiles
+// of DEPTH columns of k lie in workgroup memory, at most 16 KiB of them:
 //
 //   ROWS x COLS x DEPTH   invocation   for
 //    32 x 128 x 16          4 x 4      few rows: all the weights at little cost of idle rows
 //    64 x  64 x 32          4 x 4      few tiles
 //   128 x 128 x 16          8 x 8      many tiles: 64 multiply-adds for 16 values from workgroup memory
 //
-// Weights are decoded once for each workgroup, while they are staged: an invocation takes eight neighbours of k of one row,
-// so that the lanes of a row read 32 to 128 bytes together, and puts them into the tile transposed, k outermost: each
-// invocation then reads its rows, or its columns, as vectors. The next tile is on its way to registers while this one is
-// multiplied. Within a row of the tile the vectors are permuted by k (`place`): else the lanes that stage different k of
-// the same row would meet in one bank.
+// Weights are decoded once for each workgroup, while they are staged: an invocation takes eight neighbours of k of one
+// row, so that the lanes of a row read 32 to 128 bytes together, and puts them into the tile transposed, k outermost:
+// each invocation then reads its rows, or its columns, as vectors. The next tile is on its way to registers while this
+// one is multiplied. Within a row of the tile the vectors are permuted by k (`place`): else the lanes that stage
+// different k of the same row would meet in one bank.
 //
 // The grid's first axis walks rows of x, the second those of w: workgroups that run together share their weights.
 #include "ops/matmul/operands.wgsl"

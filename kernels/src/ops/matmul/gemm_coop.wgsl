@@ -1,26 +1,27 @@
 enable f16;
 enable wgpu_cooperative_matrix;
-// naga takes every variable for one that differs between invocations; those that control flow here are the same for all.
+// naga takes every variable for one that differs between invocations; those that control flow here are the same for
+// all.
 diagnostic(off, derivative_uniformity);
-// out[i, j] = epilogue(sum_k x[i, k] w[j, k]) by cooperative matrices: products of f16, sums of f32, one instruction of a
-// subgroup for SIDE x SIDE x SIDE multiply-adds. No driver of the machines that test this crate has them: expansions are
-// compiled and validated by `tests/wgpu/sources.rs`, and not run.
+// out[i, j] = epilogue(sum_k x[i, k] w[j, k]) by cooperative matrices: products of f16, sums of f32, one instruction of
+// a subgroup for SIDE x SIDE x SIDE multiply-adds. No driver of the machines that test this crate has them: expansions
+// are compiled and validated by `tests/wgpu/sources.rs`, and not run.
 //
-// x: [m, k] f16   w: [n, k] in any format, exact in f16 or allowed to be rounded   out: [m, n_out], see `operands.wgsl` and
-// `epilogue.wgsl`
+// x: [m, k] f16   w: [n, k] in any format, exact in f16 or allowed to be rounded   out: [m, n_out], see `operands.wgsl`
+// and `epilogue.wgsl`
 // SIDE: 8 or 16; WG: invocations, four times the widest subgroup.
 //
 // A workgroup gives a tile of 8 SIDE x 8 SIDE: four subgroups, two by two, hold 4 x 4 matrices of sums each. A step of
-// SIDE along k loads 4 + 4 matrices for 16 products: with less, workgroup memory could not keep up. Where subgroups turn
-// out narrower than the widest, those beyond four repeat the work of the first and store nothing, as all must reach every
-// instruction.
+// SIDE along k loads 4 + 4 matrices for 16 products: with less, workgroup memory could not keep up. Where subgroups
+// turn out narrower than the widest, those beyond four repeat the work of the first and store nothing, as all must
+// reach every instruction.
 //
 // DEPTH columns of k lie in workgroup memory as f16, decoded once for each workgroup while they are staged; rows are 16
-// bytes longer than that, so that eight of them lie in different banks. The weights' tile is [n][k]: the matrix of k by n
-// is its column-major reading. The next tile is on its way to registers while this one is multiplied.
+// bytes longer than that, so that eight of them lie in different banks. The weights' tile is [n][k]: the matrix of k by
+// n is its column-major reading. The next tile is on its way to registers while this one is multiplied.
 //
-// Matrices cannot be taken apart, so sums pass through workgroup memory, a matrix of each subgroup at a time, to invocations
-// that know their rows and columns.
+// Matrices cannot be taken apart, so sums pass through workgroup memory, a matrix of each subgroup at a time, to
+// invocations that know their rows and columns.
 #include "ops/matmul/operands.wgsl"
 #include "ops/matmul/epilogue.wgsl"
 

@@ -2,11 +2,11 @@
 //
 // x: [m, blocks] as `round.wgsl` leaves it   w: [n, k]   out: [m, n_out], see `operands.wgsl` and `epilogue.wgsl`
 //
-// The arithmetic is that of `gemv_dot4.wgsl`. A workgroup of 256 gives a tile of 64 x 64, an invocation 4 x 4 of it; one
-// block of 32 columns of k at a time lies in workgroup memory, 5 KiB: eight words of four bytes a row, transposed, the word
-// outermost, and the scale with the sum or the zero of each row. Half the invocations stage x and half the weights, four
-// words of a row each; vectors are permuted by the half, so that they do not meet in one bank. A block is 128 dot products
-// of four for 16 sums, then five operations to scale each sum.
+// The arithmetic is that of `gemv_dot4.wgsl`. A workgroup of 256 gives a tile of 64 x 64, an invocation 4 x 4 of it;
+// one block of 32 columns of k at a time lies in workgroup memory, 5 KiB: eight words of four bytes a row, transposed,
+// the word outermost, and the scale with the sum or the zero of each row. Half the invocations stage x and half the
+// weights, four words of a row each; vectors are permuted by the half, so that they do not meet in one bank. A block is
+// 128 dot products of four for 16 sums, then five operations to scale each sum.
 #define X bytes
 #define BYTES 1
 #define ROWS 64

@@ -4,11 +4,12 @@
 // M: rows of x, at least p.m; R: rows of w of a workgroup; WG: its invocations; STEPS: eights of a row of w that an
 // invocation loads at once; SUBGROUP: whether lanes add up by subgroups.
 //
-// Reading the weights is what takes time, so each is read once, for all rows of x. The invocations of a workgroup lie along
-// k, neighbours on neighbouring eights, so that a row streams in whole cache lines: 4 bytes a lane of 4-bit weights, 8 of
-// 8-bit, 16 of 16-bit ones. R STEPS loads, about 64 bytes an invocation, are on their way before the first is used.
-// Longer runs of one row a lane would spread the lanes' x over more cache lines than a load can take at once: x is small
-// and comes from the cache, but it is read M times as often as a row of w, and serves R rows each time.
+// Reading the weights is what takes time, so each is read once, for all rows of x. The invocations of a workgroup lie
+// along k, neighbours on neighbouring eights, so that a row streams in whole cache lines: 4 bytes a lane of 4-bit
+// weights, 8 of 8-bit, 16 of 16-bit ones. R STEPS loads, about 64 bytes an invocation, are on their way before the
+// first is used. Longer runs of one row a lane would spread the lanes' x over more cache lines than a load can take at
+// once: x is small and comes from the cache, but it is read M times as often as a row of w, and serves R rows each
+// time.
 //
 // Sums stay in registers; `lanes.wgsl` adds those of the invocations at the end.
 #include "wgpu/include/grid.wgsl"

@@ -1,11 +1,12 @@
-// out[i, j] = epilogue(sum_k x[i, k] w[j, k]) for at most eight rows of x rounded to bytes, weights of grouped integers.
+// out[i, j] = epilogue(sum_k x[i, k] w[j, k]) for at most eight rows of x rounded to bytes, weights of grouped
+// integers.
 //
 // x: [m, blocks] as `round.wgsl` leaves it   w: [n, k]   out: [m, n_out], see `operands.wgsl` and `epilogue.wgsl`
 // M, R, WG, SUBGROUP: as of `gemv.wgsl`, whose cut this is.
 //
-// With w = (u - z) s and x ~ q t, the 32 products of a block are s t (sum u q - z sum q): four of them an instruction, sums
-// exact in integers, and so is what is taken off for the zero. A weight costs a quarter of an instruction a row of x
-// instead of three or four.
+// With w = (u - z) s and x ~ q t, the 32 products of a block are s t (sum u q - z sum q): four of them an instruction,
+// sums exact in integers, and so is what is taken off for the zero. A weight costs a quarter of an instruction a row of
+// x instead of three or four.
 #include "wgpu/include/grid.wgsl"
 #define X bytes
 #define BYTES 1

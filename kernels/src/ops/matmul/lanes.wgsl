@@ -1,5 +1,6 @@
-// Adds the sums of the invocations of a workgroup and gives the results away: `emit_lanes(first, lane, .., &acc)`, where
-// `acc[j R + r]` is an invocation's share of row j of x times row r of the block of weights that begins at column `first`.
+// Adds the sums of the invocations of a workgroup and gives the results away: `emit_lanes(first, lane, .., &acc)`,
+// where `acc[j R + r]` is an invocation's share of row j of x times row r of the block of weights that begins at column
+// `first`.
 //
 // M: rows of x; R: rows of the block, two or four; WG: invocations; SUBGROUP: whether subgroups, of whatever width, add
 // theirs in registers. What is left goes through workgroup memory, at most 16 KiB: without subgroups by halves of the

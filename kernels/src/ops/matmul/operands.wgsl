@@ -1,9 +1,10 @@
 // Parameters and operands that the kernels of a product share: rows of x and of weights in any format, read eight
 // neighbouring elements of k at a time.
 //
-// X: type of x, or `bytes` for what `round.wgsl` made of it; XVEC: whether its rows can be read by 16 bytes; W: `int`, or the type of dense weights; WVEC: whether rows
-// of the weights can be read by 16 bytes. For `int` see `quant/int_group/decode.wgsl`, whose interface dense weights have
-// too: their span is eight decoded weights, their factor 1.
+// X: type of x, or `bytes` for what `round.wgsl` made of it; XVEC: whether its rows can be read by 16 bytes; W: `int`,
+// or the type of dense weights; WVEC: whether rows of the weights can be read by 16 bytes. For `int` see
+// `quant/int_group/decode.wgsl`, whose interface dense weights have too: their span is eight decoded weights, their
+// factor 1.
 #include "wgpu/include/convert.wgsl"
 
 struct Params {

@@ -1,8 +1,8 @@
 // How the invocations of a workgroup share a tile of sums, and how they give it away.
 //
 // ROWS, COLS: the tile; ACROSS: invocations along its columns. An invocation holds blocks of four rows by four columns:
-// rows `4 (u DOWN + down) ..` and columns `4 (v ACROSS + across) ..`, so that neighbouring lanes read neighbouring vectors.
-// Row i of block (u, v) is `acc[(4 u + i) WIDE + v]`.
+// rows `4 (u DOWN + down) ..` and columns `4 (v ACROSS + across) ..`, so that neighbouring lanes read neighbouring
+// vectors. Row i of block (u, v) is `acc[(4 u + i) WIDE + v]`.
 const WG: u32 = 256u;
 const ROWS: u32 = ${ROWS}u;
 const COLS: u32 = ${COLS}u;

@@ -13,12 +13,12 @@
 //   let notes = w_notes(row, col);                // factor and zero
 //   let w = w_eight(span, row, col, notes);       // times notes.x: weights col .. col + 8
 //
-// Weights past k are finite and mean nothing; the factors that they meet must be zero. With BYTES there are the fields of
-// 32 weights as signed bytes instead, see `w_block`; groups are multiples of 32 then.
+// Weights past k are finite and mean nothing; the factors that they meet must be zero. With BYTES there are the fields
+// of 32 weights as signed bytes instead, see `w_block`; groups are multiples of 32 then.
 //
-// Fields become floats without a conversion: a field at bits b .. of a word, put below the exponent of 2^(23 - b), is the
-// float 2^(23 - b) + u, and taking off 2^(23 - b) + z leaves u - z exactly. One mask serves the lower half of a word, a
-// shift by 16 brings the upper half there.
+// Fields become floats without a conversion: a field at bits b .. of a word, put below the exponent of 2^(23 - b), is
+// the float 2^(23 - b) + u, and taking off 2^(23 - b) + z leaves u - z exactly. One mask serves the lower half of a
+// word, a shift by 16 brings the upper half there.
 #include "wgpu/include/input.wgsl" NAME=w_scales BINDING=${SCALES} TYPE=${SCALE} ACCESS=read
 #if WVEC && BYTES
 @group(0) @binding(${PACKED}) var<storage, read> w_packed: array<vec4<u32>>;
@@ -115,8 +115,8 @@ fn w_eight(span: Span, row: u32, col: u32, notes: vec2<f32>) -> Eight {
 #endif
 }
 #else
-// The fields of 32 weights as bytes: of 8 bits, less 128, four neighbours a word, in order; of 4 bits, those at even places
-// of each eight in `first`, those at odd places in `second`, so that a mask and a shift bring them there.
+// The fields of 32 weights as bytes: of 8 bits, less 128, four neighbours a word, in order; of 4 bits, those at even
+// places of each eight in `first`, those at odd places in `second`, so that a mask and a shift bring them there.
 struct Block {
     first: vec4<u32>,
     second: vec4<u32>,

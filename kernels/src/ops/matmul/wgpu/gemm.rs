@@ -98,9 +98,9 @@ pub(super) fn split(op: &Matmul, cx: &mut WgpuCx<'_>) -> Result<(), KernelError>
 
 /// Why x and w may not be multiplied as f16, if so.
 ///
-/// x must be f16 already: other types reach beyond its range. Weights of bf16 from 2^-17 to 65504 are exact in f16, and what
-/// smaller ones lose, 2^-25 at most, is far below the rounding of a sum. Others are rounded to 11 bits, which stays within
-/// what bf16 math rounds, and within what x loses to 8 bits.
+/// x must be f16 already: other types reach beyond its range. Weights of bf16 from 2^-17 to 65504 are exact in f16, and
+/// what smaller ones lose, 2^-25 at most, is far below the rounding of a sum unless a whole row is that small. Others
+/// are rounded to 11 bits, which stays within what bf16 math rounds, and within what x loses to 8 bits.
 fn reject_half(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if !caps.wgpu.f16 {
         return Some("the device has no f16".into());

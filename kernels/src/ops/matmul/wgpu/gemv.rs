@@ -55,8 +55,8 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// For invocations that take `span` weights of a row at once, two times or more where k is long. Few rows of w are spread
-    /// over more workgroups.
+    /// For invocations that take `span` weights of a row at once, two times or more where k is long. Few rows of w are
+    /// spread over more workgroups.
     pub fn of(product: &Product<'_>, span: usize) -> Self {
         let turns = product.op.w.k().div_ceil(2 * span);
         Self {
