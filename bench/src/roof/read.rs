@@ -59,12 +59,13 @@ impl Stream {
     }
 }
 
-/// Four times the last cache, at least 256 MiB, at most 1 GiB and a quarter of the memory: cyclic passes over twice
-/// the cache evict every line before its turn comes, and where the cache of a shared host is huge a guest has a part.
+/// 32 times the last cache, at least 512 MiB, at most 1 GiB and a quarter of the memory. A cache may keep a part of what
+/// cyclic passes read, up to all that it holds, and each core may have a last cache of its own: what they keep has to be
+/// little of what a thread reads.
 fn buffer_bytes() -> usize {
     let cache = machine::last_cache_bytes().unwrap_or(32 << 20);
     let memory = machine::memory_bytes().unwrap_or(4 << 30);
-    let bytes = (4 * cache).clamp(256 << 20, 1 << 30).min(memory / 4) as usize;
+    let bytes = (32 * cache).clamp(512 << 20, 1 << 30).min(memory / 4) as usize;
     bytes.next_multiple_of(WINDOW).max(2 * WINDOW)
 }
 
