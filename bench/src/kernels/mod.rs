@@ -272,8 +272,8 @@ impl Cx {
         if !right.is_empty() {
             for _ in 1..self.sets(&sets[0], &cost) {
                 let op = O::build(&spec, &mut self.operands).map_err(failed)?;
-                match self.target.place(&op, &self.operands) {
-                    Ok(placed) => sets.push(placed.op),
+                match self.target.moved(op, &self.operands) {
+                    Ok(op) => sets.push(op),
                     // Caches are smaller than all memory: what fits will do.
                     Err(KernelError::OutOfMemory { .. }) => break,
                     Err(error) => return Err(failed(error)),

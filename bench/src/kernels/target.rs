@@ -174,6 +174,15 @@ impl Target {
         failed.map(|()| Placed { op, memory })
     }
 
+    /// The op with its operands on the device, for launches whose results nobody reads.
+    pub fn moved<O: Build>(&mut self, op: O, operands: &Operands) -> Result<O, KernelError> {
+        match &self.kind {
+            Kind::Cpu { .. } => Ok(op),
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { .. } => Ok(self.place(&op, operands)?.op),
+        }
+    }
+
     /// The view on the device, `None` where it is there already.
     fn place_view(
         &mut self,
