@@ -61,7 +61,8 @@ pub fn tuned(caps: &Caps, mut picks: Picks) -> Picks {
             tracing::warn!("{place}: not used: {why}; `ocelli kernels tune` makes it anew");
         }
         Loaded::Fits(table) => {
-            tracing::info!("{place}: {} measured choices of kernels", table.apply(&mut picks));
+            let count = table.apply(&mut picks);
+            tracing::info!("{place}: {count} measured choices of kernels");
         }
     }
     picks
