@@ -101,12 +101,15 @@ impl Running {
     }
 }
 
+/// Tokens on their way to the host.
+type Arriving = Box<dyn Fetch>;
+
 /// A forward pass whose tokens are on their way to the host.
 struct Pass {
     /// Numbers of the requests that get a token, in the order of the tokens.
     rows: Vec<usize>,
     /// The tokens; `None` where no prompt was complete.
-    tokens: Option<Box<dyn Fetch>>,
+    tokens: Option<Arriving>,
     /// The same on the device.
     ids: Tensor,
     prefill: bool,
@@ -356,7 +359,7 @@ impl<'m> Scheduler<'m> {
         plan: &[(usize, usize)],
         after: Option<&Pass>,
         ids: &Tensor,
-    ) -> Result<(Vec<usize>, Option<Box<dyn Fetch>>)> {
+    ) -> Result<(Vec<usize>, Option<Arriving>)> {
         let mut images = Vec::with_capacity(plan.len());
         for &(place, len) in plan {
             let running = &self.running[place];

@@ -58,10 +58,10 @@ fn writes_and_launches_keep_their_order() {
         let src = upload(&mut stream, &[1, 4], &[0.0; 4]);
         let out = upload(&mut stream, &[300, 4], &[0.0; 1200]);
         let rows = View::dense(stream.alloc(4).unwrap(), &[1], DType::I32).unwrap();
-        for i in 0..300 {
+        for i in 0..300i32 {
             let values = [i as f32, 1.0, 2.0, 3.0];
             stream.write(&src, bytemuck::cast_slice(&values)).unwrap();
-            stream.write(&rows, &(i as i32).to_le_bytes()).unwrap();
+            stream.write(&rows, &i.to_le_bytes()).unwrap();
             stream.exec(&ScatterRows { src: src.clone(), rows: rows.clone(), out: out.clone() }).unwrap();
         }
         let early = stream.fetch(&out.narrow(0, 299, 1).unwrap()).unwrap();
