@@ -176,11 +176,10 @@ impl Target {
 
     /// The op with its operands on the device, for launches whose results nobody reads.
     pub fn moved<O: Build>(&mut self, op: O, operands: &Operands) -> Result<O, KernelError> {
-        match &self.kind {
-            Kind::Cpu { .. } => Ok(op),
-            #[cfg(feature = "wgpu")]
-            Kind::Wgpu { .. } => Ok(self.place(&op, operands)?.op),
+        if self.caps().backend == Backend::Cpu {
+            return Ok(op);
         }
+        Ok(self.place(&op, operands)?.op)
     }
 
     /// The view on the device, `None` where it is there already.
