@@ -1,4 +1,5 @@
-//! Passes a digest of all sources to the crate: what was measured with other kernels is not used with these.
+//! Passes a digest of all sources to the crate: what was measured with other kernels is not used with these. Lists the WGSL
+//! files.
 
 use std::path::{Path, PathBuf};
 
@@ -28,10 +29,23 @@ fn main() -> std::io::Result<()> {
     files(Path::new("src"), &mut all)?;
     all.sort();
     let mut digest = Digest(0xcbf2_9ce4_8422_2325);
+    let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
+    let mut list = String::from(
+        "/// Every source file by its path below `kernels/src`.\npub const FILES: &[(&str, &str)] = &[\n",
+    );
     for path in all {
-        digest.add(path.to_string_lossy().replace('\\', "/").as_bytes());
+        let name = path.to_string_lossy().replace('\\', "/");
+        digest.add(name.as_bytes());
         digest.add(&std::fs::read(&path)?);
+        if name.ends_with(".wgsl") {
+            let below = name.trim_start_matches("src/");
+            let whole = Path::new(&root).join(&path);
+            list.push_str(&format!("    ({below:?}, include_str!({whole:?})),\n"));
+        }
     }
+    list.push_str("];\n");
+    let out = std::env::var("OUT_DIR").unwrap_or_default();
+    std::fs::write(Path::new(&out).join("sources.rs"), list)?;
     println!("cargo:rustc-env=OCELLI_KERNELS_DIGEST={:016x}", digest.0);
     Ok(())
 }

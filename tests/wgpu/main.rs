@@ -50,32 +50,112 @@ fn conforms<O: WgpuOp>(profile: Profile) {
     assert!(report.passed > 0, "{}: nothing ran", O::NAME);
 }
 
-macro_rules! conformance {
-    ($($name:ident: $op:ident),+ $(,)?) => {
-        mod full {
-            $(#[test]
-            fn $name() {
-                super::conforms::<super::ops::$op>(super::Profile::Full);
-            })+
-        }
-        mod baseline {
-            $(#[test]
-            fn $name() {
-                super::conforms::<super::ops::$op>(super::Profile::Baseline);
-            })+
-        }
-    };
+/// At the limits of the device, with all its features.
+mod full {
+    use super::{Profile, conforms, ops};
+
+    #[test]
+    fn attention() {
+        conforms::<ops::Attention>(Profile::Full);
+    }
+
+    #[test]
+    fn gather_rows() {
+        conforms::<ops::GatherRows>(Profile::Full);
+    }
+
+    #[test]
+    fn matmul() {
+        conforms::<ops::Matmul>(Profile::Full);
+    }
+
+    #[test]
+    fn merge_patches() {
+        conforms::<ops::MergePatches>(Profile::Full);
+    }
+
+    #[test]
+    fn norm() {
+        conforms::<ops::Norm>(Profile::Full);
+    }
+
+    #[test]
+    fn patch_embed() {
+        conforms::<ops::PatchEmbed>(Profile::Full);
+    }
+
+    #[test]
+    fn pool() {
+        conforms::<ops::Pool>(Profile::Full);
+    }
+
+    #[test]
+    fn rope() {
+        conforms::<ops::Rope>(Profile::Full);
+    }
+
+    #[test]
+    fn sample() {
+        conforms::<ops::Sample>(Profile::Full);
+    }
+
+    #[test]
+    fn scatter_rows() {
+        conforms::<ops::ScatterRows>(Profile::Full);
+    }
 }
 
-conformance! {
-    attention: Attention,
-    gather_rows: GatherRows,
-    matmul: Matmul,
-    merge_patches: MergePatches,
-    norm: Norm,
-    patch_embed: PatchEmbed,
-    pool: Pool,
-    rope: Rope,
-    sample: Sample,
-    scatter_rows: ScatterRows,
+/// At the limits of plain WebGPU, without any feature.
+mod baseline {
+    use super::{Profile, conforms, ops};
+
+    #[test]
+    fn attention() {
+        conforms::<ops::Attention>(Profile::Baseline);
+    }
+
+    #[test]
+    fn gather_rows() {
+        conforms::<ops::GatherRows>(Profile::Baseline);
+    }
+
+    #[test]
+    fn matmul() {
+        conforms::<ops::Matmul>(Profile::Baseline);
+    }
+
+    #[test]
+    fn merge_patches() {
+        conforms::<ops::MergePatches>(Profile::Baseline);
+    }
+
+    #[test]
+    fn norm() {
+        conforms::<ops::Norm>(Profile::Baseline);
+    }
+
+    #[test]
+    fn patch_embed() {
+        conforms::<ops::PatchEmbed>(Profile::Baseline);
+    }
+
+    #[test]
+    fn pool() {
+        conforms::<ops::Pool>(Profile::Baseline);
+    }
+
+    #[test]
+    fn rope() {
+        conforms::<ops::Rope>(Profile::Baseline);
+    }
+
+    #[test]
+    fn sample() {
+        conforms::<ops::Sample>(Profile::Baseline);
+    }
+
+    #[test]
+    fn scatter_rows() {
+        conforms::<ops::ScatterRows>(Profile::Baseline);
+    }
 }

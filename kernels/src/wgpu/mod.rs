@@ -1,8 +1,8 @@
 //! WGSL kernels through `wgpu`: Vulkan, Metal and DX12.
 //!
-//! - [`source`] expands `.wgsl` files; [`gpu`] compiles each expansion once; [`launch`] is what an op's kernels see.
-//! - [`roof`] holds loops that measure what a device can do at most; [`clock`] measures how long it works.
-//! - [`stream`] encodes ops into one command buffer and submits it when a result is wanted or enough work has gathered.
+//! - [`source`] expands `.wgsl` files; `gpu` compiles each expansion once; `launch` is what an op's kernels see.
+//! - `roof` holds loops that measure what a device can do at most; `clock` measures how long it works.
+//! - `stream` encodes ops into one command buffer and submits it when a result is wanted or enough work has gathered.
 
 mod adapter;
 mod buffer;

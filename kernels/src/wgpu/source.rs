@@ -35,64 +35,8 @@ impl fmt::Display for SourceError {
     }
 }
 
-macro_rules! sources {
-    ($($path:literal),+ $(,)?) => {
-        /// Every source file by its path below `kernels/src`.
-        pub const FILES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../", $path)))),+];
-    };
-}
-
-sources![
-    "ops/attention/combine.wgsl",
-    "ops/attention/flash.wgsl",
-    "ops/attention/flash_coop.wgsl",
-    "ops/attention/keys.wgsl",
-    "ops/attention/mask.wgsl",
-    "ops/attention/params.wgsl",
-    "ops/attention/result.wgsl",
-    "ops/attention/rows4.wgsl",
-    "ops/attention/split.wgsl",
-    "ops/gather_rows/rows.wgsl",
-    "ops/matmul/eight.wgsl",
-    "ops/matmul/epilogue.wgsl",
-    "ops/matmul/finish.wgsl",
-    "ops/matmul/gemm.wgsl",
-    "ops/matmul/gemm_coop.wgsl",
-    "ops/matmul/gemm_dot4.wgsl",
-    "ops/matmul/gemv.wgsl",
-    "ops/matmul/gemv_dot4.wgsl",
-    "ops/matmul/lanes.wgsl",
-    "ops/matmul/operands.wgsl",
-    "ops/matmul/round.wgsl",
-    "ops/matmul/tile.wgsl",
-    "ops/merge_patches/merge.wgsl",
-    "ops/norm/quad.wgsl",
-    "ops/norm/rows.wgsl",
-    "ops/patch_embed/gemm.wgsl",
-    "ops/pool/pool.wgsl",
-    "ops/rope/rope.wgsl",
-    "ops/rope/turn.wgsl",
-    "ops/sample/histogram.wgsl",
-    "ops/sample/keys.wgsl",
-    "ops/sample/mass.wgsl",
-    "ops/sample/order.wgsl",
-    "ops/sample/pick.wgsl",
-    "ops/scatter_rows/rows.wgsl",
-    "quant/int_group/decode.wgsl",
-    "quant/int_group/element.wgsl",
-    "wgpu/include/convert.wgsl",
-    "wgpu/include/grid.wgsl",
-    "wgpu/include/input.wgsl",
-    "wgpu/include/input4.wgsl",
-    "wgpu/include/math.wgsl",
-    "wgpu/include/output.wgsl",
-    "wgpu/include/output4.wgsl",
-    "wgpu/include/weight.wgsl",
-    "wgpu/roof/dot.wgsl",
-    "wgpu/roof/fma.wgsl",
-    "wgpu/roof/matrix.wgsl",
-    "wgpu/roof/read.wgsl",
-];
+// `FILES`: every `.wgsl` file below `kernels/src` with its text, listed by `build.rs`.
+include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 
 /// The text of a file.
 fn file(path: &str) -> Option<&'static str> {

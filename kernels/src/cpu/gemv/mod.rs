@@ -26,7 +26,7 @@ use super::simd::{Kernel, Simd};
 /// Rows of stored weights that can be multiplied with prepared rows of `x`. One per family of storage formats.
 pub trait Dots: Copy + Sync {
     /// Whether the rows of `w` are taken one by one, for one row of `x`: memory is read in order then, which hardware
-    /// prefetches best. Otherwise [`ROWS`] are taken together, which share the loads of `x`.
+    /// prefetches best. Otherwise `ROWS` are taken together, which share the loads of `x`.
     const ALONE: bool = false;
 
     /// How `x` has to lie, for rows of `k` weights, at a level of `lanes` lanes.
