@@ -152,8 +152,9 @@ stream() {
                 if driver_env "$driver"; then
                     counted "wgpu on $driver" on_driver "$driver" tests --test wgpu
                     # What no case could run on this driver, with the reason and the number of kernels.
-                    grep -hoE 'not run: .*' "$logs/wgpu-on-$driver.log" | sed 's/^not run: //' | sort -u |
-                        awk -F': ' '{why[$2]++} END {for (w in why) printf "not run: %d kernels: %s\n", why[w], w}' | sort
+                    grep -hoE 'not run: .*' "$logs/wgpu-on-$driver.log" | sort -u |
+                        sed -E 's/^not run: .* (at [a-z]+): /\1: /' | sort | uniq -c |
+                        sed -E 's/^ *([0-9]+) (at [a-z]+): /not run \2: \1 kernels: /'
                 else
                     skip wgpu "$driver: $(cat "$logs/$driver.why")"
                 fi

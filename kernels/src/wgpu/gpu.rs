@@ -186,7 +186,12 @@ impl Gpu {
                 let device = self.caps.device.clone();
                 Err(KernelError::Timeout { device, seconds: timeout.as_secs_f64(), doing: doing() })
             }
-            Err(error) => Err(KernelError::Device(format!("{}: {error}", self.caps.device))),
+            Err(error) => {
+                // A device that was lost refuses what is submitted to it, and says why when it is asked again.
+                let _ = self.device.poll(wgpu::PollType::Poll);
+                self.check(doing)?;
+                Err(KernelError::Device(format!("{}: {error}", self.caps.device)))
+            }
         }
     }
 

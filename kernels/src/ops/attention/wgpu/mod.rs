@@ -41,5 +41,5 @@ fn rows(spec: &AttentionSpec) -> u32 {
 
 /// Elements of a head, four a column.
 fn columns(head_dim: u32) -> u32 {
-    head_dim.div_ceil(4)
+    head_dim.div_ceil(4).max(1)
 }
