@@ -297,7 +297,7 @@ fn what_does_not_fit_is_out_of_memory() {
 fn slow_and_lost_devices_are_errors() {
     let Some(device) = device(Profile::Full) else { return };
     let mut stream = device.queue().unwrap();
-    let n = 1024;
+    let n = 512;
     let view = upload(&mut stream, &[n, n], &vec![0.5; n * n]);
     let out = upload(&mut stream, &[n, n], &vec![0.0; n * n]);
     let w = Weights::dense(view.clone(), None).unwrap();

@@ -186,11 +186,14 @@ impl Gpu {
                 let device = self.caps.device.clone();
                 Err(KernelError::Timeout { device, seconds: timeout.as_secs_f64(), doing: doing() })
             }
-            Err(error) => {
-                // A device that was lost refuses what is submitted to it, and says why when it is asked again.
-                let _ = self.device.poll(wgpu::PollType::Poll);
-                self.check(doing)?;
-                Err(KernelError::Device(format!("{}: {error}", self.caps.device)))
+            Err(wgpu::PollError::WrongSubmissionIndex(..)) => {
+                // The submission was refused, as those of a lost device are; it says why once its other work has ended.
+                let rest = wgpu::PollType::Wait { submission_index: None, timeout: Some(timeout) };
+                let _ = self.device.poll(rest);
+                let doing = doing();
+                self.check(|| doing.clone())?;
+                let what = "it refused a submission".to_owned();
+                Err(KernelError::Lost { device: self.caps.device.clone(), what, doing })
             }
         }
     }
