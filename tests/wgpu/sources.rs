@@ -1,5 +1,5 @@
-//! Expansions of WGSL kernels, parsed, validated and translated to SPIR-V: what no driver of this machine runs is
-//! compiled at least.
+//! Expansions of WGSL kernels, parsed, validated and translated to SPIR-V: matrices of side 16, which no
+//! software driver has, are compiled at least.
 
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};

@@ -1,5 +1,5 @@
-//! Expansions of attention kernels, parsed and validated: cooperative matrices, which no driver of this machine runs, are
-//! compiled at least.
+//! Expansions of attention kernels, parsed and validated: cooperative matrices of side 16, which no software
+//! driver has, are compiled at least.
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use ocelli_kernels::wgpu::source::{Defines, expand};

@@ -3,8 +3,8 @@ enable wgpu_cooperative_matrix;
 // naga takes every variable for one that differs between invocations; those that control flow here are the same for all.
 diagnostic(off, derivative_uniformity);
 // Attention of many queries as in flash.wgsl, by cooperative matrices: products of f16, sums of f32, one instruction of a
-// subgroup for SIDE x SIDE x SIDE multiply-adds. No driver of the machines that test this crate has them: expansions are
-// compiled and validated by `tests/wgpu/sources_attention.rs`, and not run.
+// subgroup for SIDE x SIDE x SIDE multiply-adds. Matrices of side 8 are run on a software
+// driver; expansions of both sides are validated by `tests/wgpu/sources_attention.rs`. No GPU has run it.
 //
 // q, out: [tokens, heads_q, HEAD_DIM] of f16   k, v: packed or paged, of f16, see keys.wgsl   masks: see mask.wgsl
 // SIDE: 8 or 16; WG: invocations, four times the widest subgroup, 128 at least; BLOCKS: matrices of rows of a subgroup.

@@ -4,8 +4,8 @@ enable wgpu_cooperative_matrix;
 // all.
 diagnostic(off, derivative_uniformity);
 // out[i, j] = epilogue(sum_k x[i, k] w[j, k]) by cooperative matrices: products of f16, sums of f32, one instruction of
-// a subgroup for SIDE x SIDE x SIDE multiply-adds. No driver of the machines that test this crate has them: expansions
-// are compiled and validated by `tests/wgpu/sources.rs`, and not run.
+// a subgroup for SIDE x SIDE x SIDE multiply-adds. Matrices of side 8 are run on a
+// software driver; expansions of both sides are validated by `tests/wgpu/sources.rs`. No GPU has run it.
 //
 // x: [m, k] f16   w: [n, k] in any format, exact in f16 or allowed to be rounded   out: [m, n_out], see `operands.wgsl`
 // and `epilogue.wgsl`

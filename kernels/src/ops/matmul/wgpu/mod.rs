@@ -7,7 +7,7 @@
 //! | `gemv`, `gemv-subgroup` | `gemv.wgsl` | at most eight rows of x |
 //! | `gemv-dot4`, `gemm-dot4` | `round.wgsl`, then `gemv_dot4.wgsl` or `gemm_dot4.wgsl` | integer weights, math=int8 |
 //! | `gemm-f16` | `gemm.wgsl` | x of f16, devices with f16 |
-//! | `gemm-coop` | `gemm_coop.wgsl` | x of f16, cooperative matrices; compiled in tests only |
+//! | `gemm-coop` | `gemm_coop.wgsl` | x of f16, cooperative matrices; never run on a GPU |
 //!
 //! A launch multiplies the rows of one part of the weights and ends its columns (`epilogue.wgsl`), or leaves f32 sums
 //! in working memory where slices of k, or gate and up from different parts, have to come together (`finish.wgsl`).
