@@ -1,5 +1,5 @@
 //! Passes a digest of all sources to the crate: what was measured with other kernels is not used with these. Lists the WGSL
-//! files.
+//! and CUDA files.
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,27 @@ fn files(folder: &Path, all: &mut Vec<PathBuf>) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A Rust constant that holds source files.
+struct Listing(String);
+
+impl Listing {
+    fn new() -> Self {
+        Self(
+            "/// Every source file by its path below `kernels/src`.\npub const FILES: &[(&str, &str)] = &[\n"
+                .into(),
+        )
+    }
+
+    fn add(&mut self, name: &str, whole: &Path) {
+        let below = name.trim_start_matches("src/");
+        self.0.push_str(&format!("    ({below:?}, include_str!({whole:?})),\n"));
+    }
+
+    fn write(self, to: &Path) -> std::io::Result<()> {
+        std::fs::write(to, self.0 + "];\n")
+    }
+}
+
 fn main() -> std::io::Result<()> {
     println!("cargo:rerun-if-changed=src");
     let mut all = Vec::new();
@@ -30,22 +51,21 @@ fn main() -> std::io::Result<()> {
     all.sort();
     let mut digest = Digest(0xcbf2_9ce4_8422_2325);
     let root = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
-    let mut list = String::from(
-        "/// Every source file by its path below `kernels/src`.\npub const FILES: &[(&str, &str)] = &[\n",
-    );
+    let mut wgsl = Listing::new();
+    let mut cuda = Listing::new();
     for path in all {
         let name = path.to_string_lossy().replace('\\', "/");
         digest.add(name.as_bytes());
         digest.add(&std::fs::read(&path)?);
         if name.ends_with(".wgsl") {
-            let below = name.trim_start_matches("src/");
-            let whole = Path::new(&root).join(&path);
-            list.push_str(&format!("    ({below:?}, include_str!({whole:?})),\n"));
+            wgsl.add(&name, &Path::new(&root).join(&path));
+        } else if name.ends_with(".cu") || name.ends_with(".cuh") {
+            cuda.add(&name, &Path::new(&root).join(&path));
         }
     }
-    list.push_str("];\n");
     let out = std::env::var("OUT_DIR").unwrap_or_default();
-    std::fs::write(Path::new(&out).join("sources.rs"), list)?;
+    wgsl.write(&Path::new(&out).join("wgsl.rs"))?;
+    cuda.write(&Path::new(&out).join("cuda.rs"))?;
     println!("cargo:rustc-env=OCELLI_KERNELS_DIGEST={:016x}", digest.0);
     Ok(())
 }

@@ -74,6 +74,9 @@ pub enum Storage {
     /// Memory of a device of the wgpu backend.
     #[cfg(feature = "wgpu")]
     Wgpu(Arc<crate::wgpu::WgpuBuf>),
+    /// Memory of a device of the CUDA backend.
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<crate::cuda::CudaBuf>),
     /// A length without memory, for runs that compute nothing.
     Meta(usize),
 }
@@ -98,6 +101,8 @@ impl Storage {
             Self::Host(buf) => buf.len,
             #[cfg(feature = "wgpu")]
             Self::Wgpu(buf) => buf.len(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(buf) => buf.len(),
             Self::Meta(len) => *len,
         }
     }
@@ -115,6 +120,8 @@ impl Storage {
             Self::Host(_) => "host",
             #[cfg(feature = "wgpu")]
             Self::Wgpu(_) => "wgpu",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda",
             Self::Meta(_) => "meta",
         }
     }
@@ -126,6 +133,8 @@ impl Storage {
             (Self::Host(a), Self::Host(b)) => Arc::ptr_eq(a, b),
             #[cfg(feature = "wgpu")]
             (Self::Wgpu(a), Self::Wgpu(b)) => Arc::ptr_eq(a, b),
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(a), Self::Cuda(b)) => Arc::ptr_eq(a, b),
             _ => false,
         }
     }
@@ -159,6 +168,8 @@ impl Storage {
             Self::Host(buf) => Arc::as_ptr(buf) as usize,
             #[cfg(feature = "wgpu")]
             Self::Wgpu(buf) => Arc::as_ptr(buf) as usize,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(buf) => Arc::as_ptr(buf) as usize,
             Self::Meta(_) => 0,
         }
     }
@@ -398,7 +409,7 @@ impl View {
     }
 
     /// Calls `each` with the bytes of every row in `rows` of a host view `[rows, cols]` with contiguous rows.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn with_host_rows(
         &self,
         rows: std::ops::Range<usize>,
@@ -425,8 +436,37 @@ impl View {
         Ok(())
     }
 
+    /// Calls `each` with the bytes of `rows` of a host view `[rows, cols]` whose rows follow each other without gaps.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn with_host_bytes(
+        &self,
+        rows: std::ops::Range<usize>,
+        each: impl FnOnce(&[u8]) -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let host = self.host()?;
+        if self.layout.rank() != 2
+            || !self.layout.is_dense()
+            || rows.end > self.size(0)
+            || rows.start > rows.end
+        {
+            return Err(ShapeError::mismatch(
+                "host rows",
+                format!("{rows:?} of a dense view"),
+                format!("{self:?}"),
+            )
+            .into());
+        }
+        let row = self.size(1) * self.dtype.size();
+        // SAFETY: `new` checked that the view lies within the buffer, which nobody writes while it is placed.
+        let bytes = unsafe {
+            let start = host.base.as_ptr().add(self.offset + rows.start * row);
+            std::slice::from_raw_parts(start, rows.len() * row)
+        };
+        each(bytes)
+    }
+
     /// Element `index` of a dense host view of floats.
-    #[cfg(feature = "wgpu")]
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn host_value(&self, index: usize) -> Result<f32, KernelError> {
         let (host, size) = (self.host()?, self.dtype.size());
         if index >= self.len() || !self.layout.is_dense() {

@@ -58,7 +58,7 @@ fn missing(backend: Backend) -> Option<&'static str> {
     match backend {
         Backend::Cpu => None,
         Backend::Wgpu if cfg!(feature = "wgpu") => None,
-        Backend::Cuda if cfg!(feature = "cuda") => Some("not built yet"),
+        Backend::Cuda if cfg!(feature = "cuda") => None,
         Backend::Wgpu => Some("this binary was built without the `wgpu` feature"),
         Backend::Cuda => Some("this binary was built without the `cuda` feature"),
     }
@@ -75,7 +75,8 @@ pub fn devices() -> Vec<DeviceInfo> {
                 Ok(device) => all.push(DeviceInfo::new(backend, 0, device.caps().device.clone(), None)),
                 Err(error) => all.push(DeviceInfo::new(backend, 0, String::new(), Some(error.to_string()))),
             },
-            _ => wgpu_devices(&mut all),
+            (Backend::Wgpu, None) => wgpu_devices(&mut all),
+            (Backend::Cuda, None) => cuda_devices(&mut all),
         }
     }
     all
@@ -97,6 +98,22 @@ fn wgpu_devices(all: &mut Vec<DeviceInfo>) {
 #[cfg(not(feature = "wgpu"))]
 fn wgpu_devices(_: &mut Vec<DeviceInfo>) {}
 
+#[cfg(feature = "cuda")]
+fn cuda_devices(all: &mut Vec<DeviceInfo>) {
+    match crate::cuda::list() {
+        Err(why) => all.push(DeviceInfo::new(Backend::Cuda, 0, String::new(), Some(why))),
+        Ok(found) => all.extend(
+            found
+                .into_iter()
+                .enumerate()
+                .map(|(index, (name, refused))| DeviceInfo::new(Backend::Cuda, index, name, refused)),
+        ),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_devices(_: &mut Vec<DeviceInfo>) {}
+
 /// Opens a device. Errors name the backend and why it cannot be had.
 pub fn open(backend: Backend, options: &DeviceOptions) -> Result<Arc<dyn Device>, KernelError> {
     if let Some(why) = missing(backend) {
@@ -112,6 +129,11 @@ pub fn open(backend: Backend, options: &DeviceOptions) -> Result<Arc<dyn Device>
             picks,
             options.cache.as_deref(),
         )?));
+    }
+    #[cfg(feature = "cuda")]
+    if backend == Backend::Cuda {
+        let cache = options.cache.as_deref();
+        return Ok(Arc::new(crate::cuda::CudaDevice::open(options.index, picks, cache)?));
     }
     if options.index != 0 {
         return Err(KernelError::Device(format!(

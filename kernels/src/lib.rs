@@ -7,6 +7,8 @@ mod buffer;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod device;
 mod null;
 mod op;
@@ -16,6 +18,8 @@ pub mod quant;
 mod reference;
 mod select;
 pub mod spec;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod stacked;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
@@ -29,9 +33,13 @@ pub use op::{
     Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, Fetch, OP_NAMES, Op, OpVisitor, Queue, Stream,
     for_each_op,
 };
+#[cfg(feature = "cuda")]
+pub use op::{CudaLaunch, CudaOp};
 #[cfg(feature = "wgpu")]
 pub use op::{WgpuLaunch, WgpuOp};
 pub use oracle::{Expected, Oracle};
 pub use reference::{ReferenceDevice, ReferenceStream};
 pub use select::{Picks, Reject, Row, Variant, explain, select};
-pub use spec::{Backend, Caps, Cost, DType, Element, Format, KernelError, Layout, ShapeError, WgpuCaps};
+pub use spec::{
+    Arch, Backend, Caps, Cost, CudaCaps, DType, Element, Format, KernelError, Layout, ShapeError, WgpuCaps,
+};

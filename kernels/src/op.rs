@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -73,6 +74,17 @@ pub trait WgpuOp: Op {
     fn wgpu_variants() -> &'static [Variant<Self::Spec, WgpuLaunch<Self>>];
 }
 
+/// A CUDA kernel of op `O`. The op's `spec()` has passed.
+#[cfg(feature = "cuda")]
+pub type CudaLaunch<O> = fn(&O, &mut crate::cuda::CudaCx<'_>) -> Result<(), KernelError>;
+
+/// An op's kernels for CUDA.
+#[cfg(feature = "cuda")]
+pub trait CudaOp: Op {
+    /// The rows, in table order.
+    fn cuda_variants() -> &'static [Variant<Self::Spec, CudaLaunch<Self>>];
+}
+
 /// An op on every backend: what a caller needs to list and explain kernels without a device.
 pub trait BackendOp: Op {
     /// Names of the variants of `backend`, in table order.
@@ -95,6 +107,12 @@ macro_rules! with_rows {
                 let $rows = O::wgpu_variants();
                 $with
             }
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => {
+                let $rows = O::cuda_variants();
+                $with
+            }
+            #[allow(unreachable_patterns)]
             _ => $else,
         }
     };
@@ -114,9 +132,13 @@ macro_rules! backend_op {
     };
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(all(feature = "wgpu", feature = "cuda"))]
+backend_op!(CpuOp + WgpuOp + CudaOp);
+#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
 backend_op!(CpuOp + WgpuOp);
-#[cfg(not(feature = "wgpu"))]
+#[cfg(all(not(feature = "wgpu"), feature = "cuda"))]
+backend_op!(CpuOp + CudaOp);
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 backend_op!(CpuOp);
 
 /// Runs op `O`. Ops of one stream happen in the order given.
@@ -136,6 +158,9 @@ impl Fetch for Vec<u8> {
         Ok(*self)
     }
 }
+
+/// Launches that a device noted; what it is belongs to the device.
+pub type Recorded = Arc<dyn std::any::Any + Send + Sync>;
 
 /// Memory and order of one queue of work on a device.
 pub trait Queue: Send {
@@ -183,6 +208,23 @@ pub trait Queue: Send {
     /// A read-only host view as memory of this device; the same memory where that is possible.
     fn place_view(&mut self, view: &View) -> Result<View, KernelError> {
         Ok(view.clone())
+    }
+
+    /// Notes launches from here on instead of running them, up to [`recorded`](Self::recorded). `false` where the device cannot.
+    /// What runs between the two must neither allocate, nor copy, nor wait.
+    fn record(&mut self) -> Result<bool, KernelError> {
+        Ok(false)
+    }
+
+    /// What was noted since [`record`](Self::record).
+    fn recorded(&mut self) -> Result<Recorded, KernelError> {
+        Err(KernelError::Device("this device records no launches".into()))
+    }
+
+    /// Runs noted launches, on the memory that they were noted with.
+    fn replay(&mut self, recorded: &Recorded) -> Result<(), KernelError> {
+        let _ = recorded;
+        Err(KernelError::Device("this device records no launches".into()))
     }
 
     /// Waits until all work is done.

@@ -7,6 +7,8 @@ mod cases;
 mod run;
 
 pub use cases::{Case, CaseCx, Fill};
+#[cfg(feature = "cuda")]
+pub use run::run_cuda;
 #[cfg(feature = "wgpu")]
 pub use run::run_wgpu;
 pub use run::{Report, run_cpu};

@@ -11,7 +11,7 @@ use crate::cpu::{CpuCx, caps};
 use crate::op::{Access, CpuOp, Op};
 use crate::oracle::{Expected, Oracle};
 use crate::select::{Variant, select};
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::spec::DType;
 use crate::spec::{Caps, KernelError, text};
 
@@ -226,28 +226,22 @@ pub fn run_cpu<O: CpuOp>(isas: &[Isa], pool: &Arc<Pool>, seed: u64) -> Report {
     report
 }
 
-/// Runs every wgpu variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place`
-/// names the device in the report.
-#[cfg(feature = "wgpu")]
-pub fn run_wgpu<O: crate::op::WgpuOp>(
-    device: &crate::wgpu::WgpuDevice,
+/// Runs each of `rows` on every case whose name contains `only`, on copies of its memory on a device. `place` names the device
+/// in the report.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn run_copies<O: Op, Q: crate::op::Queue, L>(
+    stream: &mut Q,
+    rows: &'static [Variant<O::Spec, L>],
     place: &str,
     seed: u64,
     only: Option<&str>,
+    launch: impl Fn(&mut Q, &O, &'static Variant<O::Spec, L>) -> Result<(), KernelError>,
 ) -> Report {
-    use crate::op::{Device, Queue};
-
     let mut report = Report::default();
-    if O::wgpu_variants().is_empty() {
-        report.failed.push(format!("{}: no wgpu kernels", O::NAME));
+    if rows.is_empty() {
+        report.failed.push(format!("{}: no kernels at {place}", O::NAME));
     }
-    let mut stream = match device.queue() {
-        Ok(stream) => stream,
-        Err(error) => {
-            report.failed.push(error.to_string());
-            return report;
-        }
-    };
+    let caps = stream.caps().clone();
     each_case::<O>(seed, &mut report, |report, _, case| {
         if only.is_some_and(|only| !case.about.contains(only)) {
             return;
@@ -274,15 +268,15 @@ pub fn run_wgpu<O: crate::op::WgpuOp>(
                 *view = moved;
             }
         });
-        each_row(report, case, O::wgpu_variants(), device.caps(), place, |variant| {
+        each_row(report, case, rows, &caps, place, |variant| {
             for ((view, bytes), _) in copies.iter().zip(&fresh).zip(&written).filter(|(_, written)| **written)
             {
                 stream.write(view, bytes)?;
             }
-            stream.launch(&op, variant)?;
+            launch(stream, &op, variant)?;
             let mut after = Vec::with_capacity(copies.len());
             for ((view, bytes), written) in copies.iter().zip(&fresh).zip(&written) {
-                // Large weights are bound for reading: nothing can have written them.
+                // Large weights are only read: nothing can have written them.
                 let mut now = bytes.clone();
                 if *written || bytes.len() <= 1 << 16 {
                     stream.read(view, &mut now)?;
@@ -293,4 +287,38 @@ pub fn run_wgpu<O: crate::op::WgpuOp>(
         });
     });
     report
+}
+
+/// Runs every wgpu variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place`
+/// names the device in the report.
+#[cfg(feature = "wgpu")]
+pub fn run_wgpu<O: crate::op::WgpuOp>(
+    device: &crate::wgpu::WgpuDevice,
+    place: &str,
+    seed: u64,
+    only: Option<&str>,
+) -> Report {
+    match device.queue() {
+        Ok(mut stream) => {
+            run_copies(&mut stream, O::wgpu_variants(), place, seed, only, |stream, op, row| {
+                stream.launch::<O>(op, row)
+            })
+        }
+        Err(error) => Report { failed: vec![error.to_string()], ..Report::default() },
+    }
+}
+
+/// Runs every CUDA variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place` names
+/// the device in the report.
+#[cfg(feature = "cuda")]
+pub fn run_cuda<O: crate::op::CudaOp>(
+    device: &crate::cuda::CudaDevice,
+    place: &str,
+    seed: u64,
+    only: Option<&str>,
+) -> Report {
+    let mut stream = device.queue();
+    run_copies(&mut stream, O::cuda_variants(), place, seed, only, |stream, op, row| {
+        stream.launch::<O>(op, row)
+    })
 }

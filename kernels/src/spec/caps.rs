@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Arch;
 use crate::cpu::isa::Level;
 
 /// A family of devices that has its own kernels.
@@ -73,6 +74,92 @@ pub struct Caps {
     pub units: usize,
     /// What a device of the wgpu backend can do.
     pub wgpu: WgpuCaps,
+    /// What a device of the CUDA backend can do.
+    pub cuda: CudaCaps,
+}
+
+impl Caps {
+    /// A typical GPU of an architecture, for choices and estimates without one.
+    #[must_use]
+    pub fn of_arch(arch: Arch) -> Self {
+        let (device, units, cuda) = CudaCaps::typical(arch);
+        Self {
+            backend: Backend::Cuda,
+            device: device.to_owned(),
+            api: "CUDA".into(),
+            units,
+            cuda,
+            ..Self::default()
+        }
+    }
+}
+
+/// What kernels depend on in a device of the CUDA backend. The default is that of the oldest architecture.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CudaCaps {
+    /// What kernels are compiled for.
+    pub arch: Arch,
+    /// Bytes of shared memory that a block may have.
+    pub shared_memory: u32,
+    /// Bytes of the second-level cache.
+    pub l2: u64,
+    /// Bandwidth of memory in GB/s, by the data sheet.
+    pub read_gbps: f32,
+    /// Rate of dense bf16 matrix products with f32 sums in TFLOP/s, by the data sheet.
+    pub tensor_tflops: f32,
+    /// Rate of f32 multiply-adds in TFLOP/s, by the data sheet.
+    pub f32_tflops: f32,
+}
+
+impl CudaCaps {
+    /// A typical device of an architecture: its name, its multiprocessors and the rest.
+    fn typical(arch: Arch) -> (&'static str, usize, Self) {
+        let caps = |kib: u32, l2: u64, read_gbps, tensor_tflops, f32_tflops| Self {
+            arch,
+            shared_memory: kib << 10,
+            l2: l2 << 20,
+            read_gbps,
+            tensor_tflops,
+            f32_tflops,
+        };
+        match arch {
+            Arch::Sm80 => ("NVIDIA A100", 108, caps(163, 40, 2039.0, 312.0, 19.5)),
+            Arch::Sm86 => ("NVIDIA GeForce RTX 3090", 82, caps(99, 6, 936.0, 71.0, 35.6)),
+            Arch::Sm89 => ("NVIDIA GeForce RTX 4090", 128, caps(99, 72, 1008.0, 165.0, 82.6)),
+            Arch::Sm90a => ("NVIDIA H100", 132, caps(227, 50, 3350.0, 989.0, 66.9)),
+            Arch::Sm120 => ("NVIDIA GeForce RTX 5090", 170, caps(99, 96, 1792.0, 209.0, 104.8)),
+        }
+    }
+
+    /// What a device of an architecture with this many multiprocessors at `ghz` can do, beside memory: rates of the typical
+    /// device, scaled.
+    #[must_use]
+    pub fn scaled(arch: Arch, units: usize, ghz: f32) -> Self {
+        let (_, typical, caps) = Self::typical(arch);
+        let boost = match arch {
+            Arch::Sm80 => 1.41,
+            Arch::Sm86 => 1.70,
+            Arch::Sm89 => 2.52,
+            Arch::Sm90a => 1.83,
+            Arch::Sm120 => 2.41,
+        };
+        let factor = units as f32 / typical as f32 * ghz / boost;
+        Self { tensor_tflops: caps.tensor_tflops * factor, f32_tflops: caps.f32_tflops * factor, ..caps }
+    }
+
+    /// Estimated microseconds of a launch that moves `bytes` and does `flops` at a rate in TFLOP/s.
+    #[must_use]
+    pub fn estimate_us(&self, bytes: f64, flops: f64, tflops: f32) -> f32 {
+        let memory = bytes / (f64::from(self.read_gbps) * 1e3);
+        let arithmetic = flops / (f64::from(tflops) * 1e6);
+        memory.max(arithmetic) as f32 + 2.0
+    }
+}
+
+impl Default for CudaCaps {
+    fn default() -> Self {
+        Self::typical(Arch::Sm80).2
+    }
 }
 
 /// Limits and features of a wgpu device that kernels depend on. The default is what every WebGPU device has.

@@ -1,5 +1,6 @@
 //! What an op is told before it runs: types, formats, layouts, costs, device capabilities and errors.
 
+mod arch;
 mod caps;
 mod cost;
 mod dtype;
@@ -9,7 +10,8 @@ mod layout;
 pub mod text;
 pub mod tolerance;
 
-pub use caps::{Backend, Caps, WgpuCaps};
+pub use arch::Arch;
+pub use caps::{Backend, Caps, CudaCaps, WgpuCaps};
 pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use error::{KernelError, ShapeError};

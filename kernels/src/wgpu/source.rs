@@ -36,7 +36,7 @@ impl fmt::Display for SourceError {
 }
 
 // `FILES`: every `.wgsl` file below `kernels/src` with its text, listed by `build.rs`.
-include!(concat!(env!("OUT_DIR"), "/sources.rs"));
+include!(concat!(env!("OUT_DIR"), "/wgsl.rs"));
 
 /// The text of a file.
 fn file(path: &str) -> Option<&'static str> {

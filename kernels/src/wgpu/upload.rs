@@ -11,7 +11,8 @@ use super::buffer::WgpuBuf;
 use super::stream::WgpuStream;
 use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
 use crate::op::Queue;
-use crate::spec::{DType, Format, KernelError};
+use crate::spec::{DType, KernelError};
+use crate::stacked::{self, Source, rows_held, runs, sources};
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 8 << 20;
@@ -29,12 +30,6 @@ pub(super) struct Placed {
     known: HashMap<Identity, (Vec<Weak<HostBuf>>, Weak<WgpuBuf>)>,
     /// Bytes handed over since the host last waited.
     pending: usize,
-}
-
-/// A run of host bytes: rows of one plane.
-struct Source<'a> {
-    view: &'a View,
-    rows: std::ops::Range<usize>,
 }
 
 /// Rows of planes one after another in one buffer. The same rows get the same buffer as long as that lives.
@@ -145,24 +140,6 @@ pub(super) fn place(stream: &mut WgpuStream, weights: &Weights) -> Result<Weight
     Ok(Weights::stack(placed)?)
 }
 
-/// Parts that can become one: all of them, unless packed zero points of one would begin inside a word.
-fn runs(weights: &Weights) -> Vec<&[WeightPart]> {
-    let parts = weights.parts();
-    let whole = |part: &WeightPart| match weights.format() {
-        Format::IntGroup { bits, zero: true, .. } => (part.rows * bits as usize).is_multiple_of(32),
-        _ => true,
-    };
-    let mut runs = Vec::new();
-    let mut start = 0;
-    for (i, part) in parts.iter().enumerate() {
-        if !whole(part) || i + 1 == parts.len() {
-            runs.push(&parts[start..=i]);
-            start = i + 1;
-        }
-    }
-    runs
-}
-
 /// Rows `range` of a run of parts as one matrix on the device.
 fn place_rows(
     stream: &mut WgpuStream,
@@ -179,9 +156,7 @@ fn place_rows(
             planes.push(place_view(stream, &parts[0].planes[index])?);
             continue;
         }
-        // Rows of packed zero points hold several rows of the matrix.
-        let pack = if shape.name == "zeros" { n.div_ceil(shape.rows.max(1)).next_power_of_two() } else { 1 };
-        let sources = sources(parts, &range, pack, |part| &part.planes[index]);
+        let sources = sources(parts, &range, rows_held(shape, n), |part| &part.planes[index]);
         let buffer = upload(stream, &sources, shape.rows * shape.cols * shape.dtype.size())?;
         planes.push(View::dense(Storage::Wgpu(buffer), &[shape.rows, shape.cols], shape.dtype)?);
     }
@@ -193,45 +168,13 @@ fn place_rows(
     Ok(Weights::new(format, n, k, planes, bias)?)
 }
 
-/// The rows of each part that lie in `range`, counted in planes whose rows hold `pack` rows each.
-fn sources<'a>(
-    parts: &'a [WeightPart],
-    range: &std::ops::Range<usize>,
-    pack: usize,
-    plane: impl Fn(&'a WeightPart) -> &'a View,
-) -> Vec<Source<'a>> {
-    let (mut all, mut first) = (Vec::new(), 0);
-    for part in parts {
-        let (start, end) = (range.start.max(first), range.end.min(first + part.rows));
-        if start < end {
-            all.push(Source {
-                view: plane(part),
-                rows: (start - first) / pack..(end - first).div_ceil(pack),
-            });
-        }
-        first += part.rows;
-    }
-    all
-}
-
-/// One bias for the rows: f32, zero where a part has none; `None` where no part has one.
+/// One bias for the rows, `None` where no part has one.
 fn place_biases(
     stream: &mut WgpuStream,
     parts: &[WeightPart],
     range: &std::ops::Range<usize>,
 ) -> Result<Option<View>, KernelError> {
-    if parts.iter().all(|part| part.bias.is_none()) {
-        return Ok(None);
-    }
-    let mut values: Vec<f32> = Vec::with_capacity(range.len());
-    let mut first = 0;
-    for part in parts {
-        let (start, end) = (range.start.max(first), range.end.min(first + part.rows));
-        for row in start..end.max(start) {
-            values.push(part.bias.as_ref().map_or(Ok(0.0), |bias| bias.host_value(row - first))?);
-        }
-        first += part.rows;
-    }
+    let Some(values) = stacked::biases(parts, range)? else { return Ok(None) };
     let buffer = Arc::new(WgpuBuf::new(&stream.gpu, values.len() * 4)?);
     stream.write_words(&buffer, 0, bytemuck::cast_slice(&values))?;
     Ok(Some(View::dense(Storage::Wgpu(buffer), &[values.len()], DType::F32)?))

@@ -5,6 +5,8 @@
 //! The queries of a sequence are its last ones: query `i` of `q_len` stands at position `kv_len - q_len + i`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

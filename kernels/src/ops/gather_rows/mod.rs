@@ -3,6 +3,8 @@
 //! `out[i] = scale * table[ids[i]]`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -4,6 +4,8 @@
 //! of the rows of `w` is the gate and the lower half is what it scales:
 //! `out[i, j] = act(x w[j]) * (x w[j + n / 2]) + residual[i, j]`.
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

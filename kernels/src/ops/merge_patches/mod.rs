@@ -3,6 +3,8 @@
 //! Patch `(r, c)` of a picture goes to token `(r / factor, c / factor)`, block `order(r % factor, c % factor)`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

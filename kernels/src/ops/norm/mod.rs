@@ -4,6 +4,8 @@
 //! layer: `out = (s - mean(s)) / sqrt(var(s) + eps) * (weight_offset + weight) + bias`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

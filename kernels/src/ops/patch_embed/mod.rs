@@ -5,6 +5,8 @@
 //! Patches follow each other row by row within a picture, pictures one after another.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

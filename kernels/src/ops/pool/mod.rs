@@ -1,6 +1,8 @@
 //! Reduces rows to one per segment or per block of a grid.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -5,6 +5,8 @@
 //! interleaved style `2 p` with `2 p + 1`. Elements beyond the pairs stay.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -5,6 +5,8 @@
 //! exceeds `uniform`. A temperature of 0 takes the largest penalized logit, the lowest id among equals.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

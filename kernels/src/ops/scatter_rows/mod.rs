@@ -3,6 +3,8 @@
 //! `out[rows[i]] = src[i]`; other rows of `out` stay.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

@@ -1,0 +1,26 @@
+//! CUDA kernels through the driver API of `cudarc`, compiled by NVRTC.
+//!
+//! - [`source`] lists `.cu` files and their headers; [`nvrtc`] finds and calls the compiler; [`cubin`] keeps what it makes.
+//! - [`Driver`] is what a device must do; `nvidia` is the real one, [`PlanDriver`] one that only notes which kernels are wanted.
+//!   Tests have a third, which runs the kernels on the host.
+//! - `launch` is what an op's kernels see; `stream` runs ops in order; `upload` brings weights to the device.
+
+mod buffer;
+pub mod cubin;
+mod device;
+mod driver;
+mod launch;
+mod nvidia;
+pub mod nvrtc;
+mod plan;
+pub mod source;
+mod stream;
+mod upload;
+
+pub use buffer::CudaBuf;
+pub use device::{CudaDevice, list};
+pub use driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
+pub use launch::{CudaCx, Kernel, TensorTile};
+pub use plan::PlanDriver;
+pub use source::KernelKey;
+pub use stream::CudaStream;

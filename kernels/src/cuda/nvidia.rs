@@ -1,0 +1,726 @@
+//! The real device: NVIDIA's driver API.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use cudarc::driver::sys::{
+    self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as FunctionAttribute, CUresult,
+};
+
+use super::cubin::Cubins;
+use super::driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
+use super::source::{ENTRY, KernelKey};
+use crate::op::{Fetch, Recorded};
+use crate::spec::{Arch, Backend, Caps, CudaCaps, DType, KernelError};
+
+/// Oldest driver interface that has all that is used: CUDA 12.0.
+const OLDEST_DRIVER: i32 = 12_000;
+/// Bytes of pinned memory that one copy goes through.
+const STAGE: usize = 8 << 20;
+/// Copies that may be on their way at once.
+const STAGES: usize = 2;
+/// Pinned blocks for small answers that are kept, and their size.
+const SPARE: usize = 8;
+const SPARE_BYTES: usize = 4096;
+/// How long the host waits for the device before an error says so.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long it waits without giving its core away.
+const SPIN: Duration = Duration::from_micros(200);
+
+/// A device of this machine before it is opened.
+pub(super) struct Found {
+    pub name: String,
+    pub refused: Option<String>,
+    device: sys::CUdevice,
+}
+
+/// Why there is no driver, or its version.
+fn driver_version() -> Result<i32, String> {
+    static VERSION: OnceLock<Result<i32, String>> = OnceLock::new();
+    VERSION
+        .get_or_init(|| {
+            // SAFETY: looks for the driver's library, whose initializers have no requirements.
+            if !unsafe { sys::is_culib_present() } {
+                return Err("no NVIDIA driver was found (libcuda)".into());
+            }
+            let mut version = 0;
+            // SAFETY: both functions may be called before all others; one integer is written.
+            unsafe {
+                said("cuDriverGetVersion", sys::cuDriverGetVersion(&mut version))?;
+                if version < OLDEST_DRIVER {
+                    return Err(format!(
+                        "the NVIDIA driver knows CUDA {}.{}; 12.0 or later is needed",
+                        version / 1000,
+                        version % 1000 / 10
+                    ));
+                }
+                said("cuInit", sys::cuInit(0))?;
+            }
+            Ok(version)
+        })
+        .clone()
+}
+
+/// The devices of this machine, or why there is none.
+pub(super) fn find() -> Result<Vec<Found>, String> {
+    driver_version()?;
+    let mut count = 0;
+    // SAFETY: the driver is initialized; one integer is written.
+    said("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&mut count) })?;
+    let mut all = Vec::new();
+    for index in 0..count {
+        let mut device = 0;
+        let mut name = [0; 256];
+        // SAFETY: the index is below the count; the name's length is that of the array.
+        unsafe {
+            said("cuDeviceGet", sys::cuDeviceGet(&mut device, index))?;
+            said("cuDeviceGetName", sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32, device))?;
+        }
+        // SAFETY: the driver ends the name with a NUL.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned();
+        let (major, minor) = capability(device)?;
+        let refused = Arch::of(major, minor).is_none().then(|| {
+            format!("{name} has compute capability {major}.{minor}; there are kernels for 8.x, 9.0 and 12.x")
+        });
+        all.push(Found { name, refused, device });
+    }
+    if all.is_empty() { Err("the NVIDIA driver lists no device".into()) } else { Ok(all) }
+}
+
+fn attribute(device: sys::CUdevice, which: Attribute) -> Result<i32, String> {
+    let mut value = 0;
+    // SAFETY: the driver is initialized and the device one of its own; one integer is written.
+    said("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut value, which, device) })?;
+    Ok(value)
+}
+
+fn capability(device: sys::CUdevice) -> Result<(u32, u32), String> {
+    let major = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok((major.unsigned_abs(), minor.unsigned_abs()))
+}
+
+fn caps(found: &Found, version: i32) -> Result<Caps, String> {
+    let get = |which| attribute(found.device, which).map(|value| value.unsigned_abs());
+    let (major, minor) = capability(found.device)?;
+    let arch = Arch::of(major, minor).ok_or_else(|| found.refused.clone().unwrap_or_default())?;
+    let units = get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+    let ghz = get(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)? as f32 / 1e6;
+    let memory_ghz = get(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)? as f32 / 1e6;
+    let bus_bytes = get(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)? as f32 / 8.0;
+    let scaled = CudaCaps::scaled(arch, units, ghz);
+    let read_gbps = 2.0 * memory_ghz * bus_bytes;
+    Ok(Caps {
+        backend: Backend::Cuda,
+        device: found.name.clone(),
+        api: "CUDA".into(),
+        driver: format!("CUDA {}.{}", version / 1000, version % 1000 / 10),
+        units,
+        cuda: CudaCaps {
+            shared_memory: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            l2: u64::from(get(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
+            read_gbps: if read_gbps > 0.0 { read_gbps } else { scaled.read_gbps },
+            ..scaled
+        },
+        ..Caps::default()
+    })
+}
+
+/// What the driver says of a result.
+fn said(what: &str, result: CUresult) -> Result<(), String> {
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut text = std::ptr::null();
+    // SAFETY: the function gives a static string for every known code and a null pointer for others.
+    let text = unsafe {
+        if sys::cuGetErrorString(result, &mut text) == CUresult::CUDA_SUCCESS && !text.is_null() {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        } else {
+            format!("{result:?}")
+        }
+    };
+    Err(format!("{what}: {text}"))
+}
+
+/// Context and queue; ends with the last that uses them.
+struct Context {
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    name: String,
+}
+
+// SAFETY: handles of the driver, which may be used from every thread.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn open(device: sys::CUdevice, name: String) -> Result<Self, String> {
+        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the driver is initialized, the device its own; the handles are written before they are used.
+        unsafe {
+            said("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
+            said("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
+            // CU_STREAM_NON_BLOCKING
+            said("cuStreamCreate", sys::cuStreamCreate(&mut stream, 1))?;
+        }
+        Ok(Self { device, context, stream, name })
+    }
+
+    /// Makes this the context of the calling thread.
+    fn enter(&self) -> Result<(), KernelError> {
+        // SAFETY: the context is alive.
+        self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
+    }
+
+    fn check(&self, what: &str, result: CUresult) -> Result<(), KernelError> {
+        let Err(text) = said(what, result) else { return Ok(()) };
+        Err(match result {
+            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ASSERT => {
+                KernelError::Lost { device: self.name.clone(), what: text, doing: what.to_owned() }
+            }
+            _ => KernelError::Device(format!("{}: {text}", self.name)),
+        })
+    }
+
+    fn event(self: &Arc<Self>, timing: bool) -> Result<Event, KernelError> {
+        let mut event = std::ptr::null_mut();
+        self.enter()?;
+        // CU_EVENT_DISABLE_TIMING is 2.
+        // SAFETY: the context is current; one handle is written.
+        self.check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, if timing { 0 } else { 2 }) })?;
+        Ok(Event { event, context: self.clone() })
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: nobody holds the context any more; the stream belongs to it.
+        unsafe {
+            sys::cuCtxSetCurrent(self.context);
+            sys::cuStreamSynchronize(self.stream);
+            sys::cuStreamDestroy_v2(self.stream);
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
+        }
+    }
+}
+
+/// A point in the queue.
+struct Event {
+    event: sys::CUevent,
+    context: Arc<Context>,
+}
+
+// SAFETY: a handle of the driver, which may be used from every thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    fn record(&self) -> Result<(), KernelError> {
+        self.context.enter()?;
+        // SAFETY: event and stream are alive.
+        self.context.check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, self.context.stream) })
+    }
+
+    fn wait(&self, doing: &str) -> Result<(), KernelError> {
+        self.context.enter()?;
+        let start = Instant::now();
+        loop {
+            // SAFETY: the event is alive.
+            let result = unsafe { sys::cuEventQuery(self.event) };
+            if result != CUresult::CUDA_ERROR_NOT_READY {
+                return self.context.check(doing, result);
+            }
+            let waited = start.elapsed();
+            if waited > TIMEOUT {
+                return Err(KernelError::Timeout {
+                    device: self.context.name.clone(),
+                    seconds: waited.as_secs_f64(),
+                    doing: doing.to_owned(),
+                });
+            }
+            if waited < SPIN { std::hint::spin_loop() } else { std::thread::sleep(Duration::from_micros(20)) }
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is alive and used no more.
+        unsafe {
+            sys::cuCtxSetCurrent(self.context.context);
+            sys::cuEventDestroy_v2(self.event);
+        }
+    }
+}
+
+/// Host memory that the device copies from and to by itself.
+struct Pinned {
+    base: *mut u8,
+    len: usize,
+    done: Event,
+}
+
+// SAFETY: the memory belongs to this value alone.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    fn new(context: &Arc<Context>, len: usize) -> Result<Self, KernelError> {
+        let done = context.event(false)?;
+        let mut base: *mut c_void = std::ptr::null_mut();
+        // SAFETY: the context is current since `event`; one pointer is written.
+        match unsafe { sys::cuMemHostAlloc(&mut base, len, 0) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(KernelError::OutOfMemory { bytes: len, device: "the host (pinned memory)".into() })
+            }
+            result => {
+                context.check("cuMemHostAlloc", result)?;
+                Ok(Self { base: base.cast(), len, done })
+            }
+        }
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: `len` bytes from `base` on are allocated, and copies by the device have been waited for.
+        unsafe { std::slice::from_raw_parts_mut(self.base, self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.done.wait("freeing pinned memory");
+        // SAFETY: allocated by `cuMemHostAlloc`; the device is done with it.
+        unsafe { sys::cuMemFreeHost(self.base.cast()) };
+    }
+}
+
+/// A loaded kernel.
+#[derive(Clone, Copy)]
+struct Function {
+    function: sys::CUfunction,
+    path: &'static str,
+}
+
+// SAFETY: a handle of the driver, which may be used from every thread.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+type Code = Arc<OnceLock<Result<Vec<u8>, String>>>;
+
+/// A device of the real driver.
+pub(super) struct Nvidia {
+    caps: Caps,
+    context: Arc<Context>,
+    cubins: Arc<Cubins>,
+    /// Code by key: being compiled, or ready.
+    code: Mutex<HashMap<KernelKey, Code>>,
+    loaded: Mutex<HashMap<KernelKey, KernelId>>,
+    functions: RwLock<Vec<Function>>,
+    stages: Mutex<Vec<Pinned>>,
+    spare: Arc<Mutex<Vec<Pinned>>>,
+    compile_time: Mutex<Duration>,
+    start: OnceLock<Event>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Nvidia {
+    pub(super) fn open(found: &Found, cubins: Arc<Cubins>) -> Result<Self, KernelError> {
+        let open = || {
+            if let Some(why) = &found.refused {
+                return Err(why.clone());
+            }
+            let caps = caps(found, driver_version()?)?;
+            Ok((caps, Context::open(found.device, found.name.clone())?))
+        };
+        let (caps, context) =
+            open().map_err(|what: String| KernelError::Device(format!("backend cuda: {what}")))?;
+        Ok(Self {
+            caps,
+            context: Arc::new(context),
+            cubins,
+            code: Mutex::default(),
+            loaded: Mutex::default(),
+            functions: RwLock::default(),
+            stages: Mutex::default(),
+            spare: Arc::default(),
+            compile_time: Mutex::default(),
+            start: OnceLock::new(),
+        })
+    }
+
+    /// The code of a kernel: waits for whoever compiles it already.
+    fn code(cubins: &Cubins, code: &Mutex<HashMap<KernelKey, Code>>, key: &KernelKey, arch: Arch) -> Code {
+        let slot = lock(code).entry(key.clone()).or_default().clone();
+        slot.get_or_init(|| cubins.get(key, arch).map(|(code, _)| code).map_err(|error| error.to_string()));
+        slot
+    }
+
+    fn load(&self, key: &KernelKey) -> Result<KernelId, KernelError> {
+        let arch = self.caps.cuda.arch;
+        let code = Self::code(&self.cubins, &self.code, key, arch);
+        let bytes = match code.get() {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(what)) => {
+                return Err(KernelError::Compile { kernel: key.path.to_owned(), what: what.clone() });
+            }
+            None => return Err(KernelError::Device(format!("{key}: no code"))),
+        };
+        self.context.enter()?;
+        let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let name = CString::new(ENTRY).map_err(|error| KernelError::Device(error.to_string()))?;
+        let most = self.caps.cuda.shared_memory as i32;
+        // SAFETY: the code is a whole cubin; handles are written before they are used; modules live as long as the process.
+        unsafe {
+            self.context.check(
+                &format!("{key}: cuModuleLoadData"),
+                sys::cuModuleLoadData(&mut module, bytes.as_ptr().cast()),
+            )?;
+            self.context.check(
+                &format!("{key}: cuModuleGetFunction"),
+                sys::cuModuleGetFunction(&mut function, module, name.as_ptr()),
+            )?;
+            let which = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            self.context.check(
+                &format!("{key}: cuFuncSetAttribute"),
+                sys::cuFuncSetAttribute(function, which, most),
+            )?;
+        }
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        functions.push(Function { function, path: key.path });
+        Ok(KernelId(functions.len() - 1))
+    }
+
+    fn wait(&self, doing: &str) -> Result<(), KernelError> {
+        let event = self.context.event(false)?;
+        event.record()?;
+        event.wait(doing)
+    }
+}
+
+/// Bytes on their way to the host.
+struct NvidiaFetch {
+    pinned: Option<Pinned>,
+    bytes: usize,
+    spare: Arc<Mutex<Vec<Pinned>>>,
+}
+
+impl Fetch for NvidiaFetch {
+    fn wait(mut self: Box<Self>) -> Result<Vec<u8>, KernelError> {
+        let Some(mut pinned) = self.pinned.take() else { return Ok(Vec::new()) };
+        pinned.done.wait("waiting for results")?;
+        let bytes = pinned.bytes()[..self.bytes].to_vec();
+        let mut spare = lock(&self.spare);
+        if pinned.len == SPARE_BYTES && spare.len() < SPARE {
+            spare.push(pinned);
+        }
+        Ok(bytes)
+    }
+}
+
+/// Recorded launches.
+struct Graph {
+    exec: sys::CUgraphExec,
+    context: Arc<Context>,
+}
+
+// SAFETY: a handle of the driver, used by one queue at a time.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the graph is alive and used no more.
+        unsafe {
+            sys::cuCtxSetCurrent(self.context.context);
+            sys::cuGraphExecDestroy(self.exec);
+        }
+    }
+}
+
+impl Driver for Nvidia {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, KernelError> {
+        self.context.enter()?;
+        let (mut address, len) = (0, bytes.max(1));
+        // SAFETY: the context is current; one address is written.
+        match unsafe { sys::cuMemAlloc_v2(&mut address, len) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(KernelError::OutOfMemory { bytes, device: self.context.name.clone() })
+            }
+            result => {
+                self.context.check("cuMemAlloc", result)?;
+                // SAFETY: the memory has just been allocated with this length.
+                let zeroed = unsafe { sys::cuMemsetD8Async(address, 0, len, self.context.stream) };
+                self.context.check("cuMemsetD8Async", zeroed)?;
+                Ok(address)
+            }
+        }
+    }
+
+    fn free(&self, address: u64) {
+        if self.context.enter().is_ok() {
+            // SAFETY: the address came from `alloc`; the driver waits for work that uses it.
+            unsafe { sys::cuMemFree_v2(address) };
+        }
+    }
+
+    fn write(&self, to: u64, bytes: &[u8]) -> Result<(), KernelError> {
+        self.context.enter()?;
+        let mut stages = lock(&self.stages);
+        for (index, chunk) in bytes.chunks(STAGE).enumerate() {
+            let mut stage = match stages.len() {
+                STAGES => stages.remove(0),
+                _ => Pinned::new(&self.context, STAGE)?,
+            };
+            stage.done.wait("copying to the device")?;
+            stage.bytes()[..chunk.len()].copy_from_slice(chunk);
+            let at = to + (index * STAGE) as u64;
+            // SAFETY: the pinned bytes live until the event; the range lies in the caller's allocation.
+            let result =
+                unsafe { sys::cuMemcpyHtoDAsync_v2(at, stage.base.cast(), chunk.len(), self.context.stream) };
+            self.context.check("cuMemcpyHtoDAsync", result)?;
+            stage.done.record()?;
+            stages.push(stage);
+        }
+        Ok(())
+    }
+
+    fn read(&self, from: u64, bytes: &mut [u8]) -> Result<(), KernelError> {
+        for (index, chunk) in bytes.chunks_mut(STAGE).enumerate() {
+            let part = self.fetch(from + (index * STAGE) as u64, chunk.len())?.wait()?;
+            chunk.copy_from_slice(&part);
+        }
+        Ok(())
+    }
+
+    fn fetch(&self, from: u64, bytes: usize) -> Result<Box<dyn Fetch>, KernelError> {
+        let kept = if bytes <= SPARE_BYTES { lock(&self.spare).pop() } else { None };
+        let pinned = match kept {
+            Some(pinned) => pinned,
+            None => Pinned::new(&self.context, bytes.max(SPARE_BYTES))?,
+        };
+        self.context.enter()?;
+        // SAFETY: the pinned bytes live until the event has been waited for; the range lies in the caller's allocation.
+        let result =
+            unsafe { sys::cuMemcpyDtoHAsync_v2(pinned.base.cast(), from, bytes, self.context.stream) };
+        self.context.check("cuMemcpyDtoHAsync", result)?;
+        pinned.done.record()?;
+        Ok(Box::new(NvidiaFetch { pinned: Some(pinned), bytes, spare: self.spare.clone() }))
+    }
+
+    fn kernel(&self, key: &KernelKey) -> Result<KernelId, KernelError> {
+        if let Some(kernel) = lock(&self.loaded).get(key) {
+            return Ok(*kernel);
+        }
+        let start = Instant::now();
+        let result = self.load(key);
+        *lock(&self.compile_time) += start.elapsed();
+        let kernel = result?;
+        lock(&self.loaded).insert(key.clone(), kernel);
+        Ok(kernel)
+    }
+
+    fn expect(&self, keys: &[KernelKey]) {
+        let (arch, keys) = (self.caps.cuda.arch, Arc::new(Mutex::new(keys.to_vec())));
+        let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+        for _ in 0..workers {
+            let (cubins, keys) = (self.cubins.clone(), keys.clone());
+            // Slots are shared, so that whoever needs a kernel meanwhile waits for it.
+            let slots: Vec<(KernelKey, Code)> = {
+                let mut code = lock(&self.code);
+                lock(&keys)
+                    .iter()
+                    .map(|key| (key.clone(), code.entry(key.clone()).or_default().clone()))
+                    .collect()
+            };
+            std::thread::spawn(move || {
+                loop {
+                    let Some(key) = lock(&keys).pop() else { return };
+                    if let Some((_, slot)) = slots.iter().find(|(of, _)| *of == key) {
+                        slot.get_or_init(|| {
+                            cubins.get(&key, arch).map(|(code, _)| code).map_err(|error| error.to_string())
+                        });
+                    }
+                }
+            });
+        }
+    }
+
+    fn launch(&self, kernel: KernelId, launch: &Launch<'_>) -> Result<(), KernelError> {
+        self.context.enter()?;
+        let function = {
+            let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
+            functions.get(kernel.0).copied()
+        };
+        let Some(Function { function, path }) = function else {
+            return Err(KernelError::Device(format!("kernel {} is not loaded", kernel.0)));
+        };
+        let mut attributes: [sys::CUlaunchAttribute; 3] = [
+            // SAFETY: plain data, for which zeros are a value.
+            unsafe { std::mem::zeroed() },
+            // SAFETY: as above.
+            unsafe { std::mem::zeroed() },
+            // SAFETY: as above.
+            unsafe { std::mem::zeroed() },
+        ];
+        let mut count = 0;
+        use sys::CUlaunchAttributeID as Id;
+        if launch.cluster > 1 {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
+            count += 1;
+        }
+        if launch.dependent {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if launch.cooperative {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[count].value.cooperative = 1;
+            count += 1;
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.context.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
+        };
+        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one struct, of which `params` is the bytes; the driver copies it before it returns.
+        let result =
+            unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()) };
+        self.context.check(path, result)
+    }
+
+    fn tensor_map(&self, tensor: &TensorDesc) -> Result<TensorMap, KernelError> {
+        use sys::CUtensorMapDataType_enum as Type;
+        let dtype = match tensor.dtype {
+            DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            DType::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
+            DType::I8 | DType::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        };
+        let swizzle = if tensor.swizzle128 {
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B
+        } else {
+            sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_NONE
+        };
+        let steps = [1; 5];
+        let mut map = TensorMap([0; 16]);
+        // SAFETY: the arrays have an entry for each axis (strides for each but one); the map is 128 bytes, aligned to 64.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                (&raw mut map).cast(),
+                dtype,
+                tensor.shape.len() as u32,
+                tensor.address as *mut c_void,
+                tensor.shape.as_ptr(),
+                tensor.strides.as_ptr(),
+                tensor.tile.as_ptr(),
+                steps.as_ptr(),
+                sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        self.context.check(&format!("cuTensorMapEncodeTiled of {tensor:?}"), result)?;
+        Ok(map)
+    }
+
+    fn sync(&self) -> Result<(), KernelError> {
+        self.wait("waiting for the device")
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn record(&self) -> Result<bool, KernelError> {
+        self.context.enter()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive and not being captured: the engine records one thing at a time.
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.context.stream, mode) };
+        self.context.check("cuStreamBeginCapture", result)?;
+        Ok(true)
+    }
+
+    fn recorded(&self) -> Result<Recorded, KernelError> {
+        self.context.enter()?;
+        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the stream is being captured; handles are written before they are used.
+        unsafe {
+            let ended = sys::cuStreamEndCapture(self.context.stream, &mut graph);
+            self.context.check("cuStreamEndCapture", ended)?;
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
+            sys::cuGraphDestroy(graph);
+            self.context.check("cuGraphInstantiateWithFlags", made)?;
+        }
+        Ok(Arc::new(Graph { exec, context: self.context.clone() }))
+    }
+
+    fn replay(&self, recorded: &Recorded) -> Result<(), KernelError> {
+        let Some(graph) = recorded.downcast_ref::<Graph>() else { return Err(KernelError::WrongStream) };
+        if !Arc::ptr_eq(&graph.context, &self.context) {
+            return Err(KernelError::WrongStream);
+        }
+        self.context.enter()?;
+        // SAFETY: graph and stream are alive.
+        let result = unsafe { sys::cuGraphLaunch(graph.exec, self.context.stream) };
+        self.context.check("cuGraphLaunch", result)
+    }
+
+    fn compile_time(&self) -> Duration {
+        *lock(&self.compile_time)
+    }
+
+    fn kernels(&self) -> usize {
+        lock(&self.loaded).len()
+    }
+
+    fn clock(&self) -> Result<Option<f64>, KernelError> {
+        if self.start.get().is_none() {
+            let event = self.context.event(true)?;
+            event.record()?;
+            let _ = self.start.set(event);
+        }
+        let Some(start) = self.start.get() else { return Ok(None) };
+        let now = self.context.event(true)?;
+        now.record()?;
+        now.wait("reading the device's clock")?;
+        let mut ms = 0.0;
+        // SAFETY: both events have been recorded with timing, and the later one has happened.
+        let result = unsafe { sys::cuEventElapsedTime(&mut ms, start.event, now.event) };
+        self.context.check("cuEventElapsedTime", result)?;
+        Ok(Some(f64::from(ms) * 1e3))
+    }
+}

@@ -1,0 +1,152 @@
+//! Weights on their way to the device, straight from the map.
+//!
+//! The stored tensors of a stacked matrix become one matrix, and every row begins at a multiple of 16 bytes.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use smallvec::SmallVec;
+
+use super::buffer::CudaBuf;
+use super::stream::CudaStream;
+use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
+use crate::spec::{DType, KernelError, Layout};
+use crate::stacked::{self, Source, rows_held, runs, sources};
+
+/// Bytes that are copied at once.
+const CHUNK: usize = 8 << 20;
+/// What the first byte of each row is a multiple of: the widest load.
+const ROW_ALIGN: usize = 16;
+
+/// Host rows by their identity: storage, byte offset, first and last row of each run.
+type Identity = Vec<(usize, usize, usize, usize)>;
+
+/// Host memory that is on the device already.
+#[derive(Default)]
+pub(super) struct Placed {
+    known: HashMap<Identity, (Vec<Weak<HostBuf>>, Weak<CudaBuf>)>,
+}
+
+/// Rows of planes one after another, `pitch` bytes apart, in one allocation. The same rows get the same memory as long as that
+/// lives.
+fn upload(
+    stream: &mut CudaStream,
+    sources: &[Source<'_>],
+    pitch: usize,
+) -> Result<Arc<CudaBuf>, KernelError> {
+    let mut identity = Identity::with_capacity(sources.len());
+    let mut owners = Vec::with_capacity(sources.len());
+    for Source { view, rows } in sources {
+        let Storage::Host(owner) = view.storage() else {
+            return Err(KernelError::WrongStorage { expected: "host", found: view.storage().kind() });
+        };
+        identity.push((view.storage().id(), view.offset(), rows.start, rows.end));
+        owners.push(Arc::downgrade(owner));
+    }
+    // An address may be used again after its owner has gone: the known owners must still live.
+    if let Some((owners, buffer)) = stream.placed.known.get(&identity)
+        && owners.iter().all(|owner| owner.strong_count() > 0)
+        && let Some(buffer) = buffer.upgrade()
+    {
+        return Ok(buffer);
+    }
+    let rows: usize = sources.iter().map(|source| source.rows.len()).sum();
+    let buffer = Arc::new(CudaBuf::new(&stream.driver, rows * pitch)?);
+    copy(stream, sources, pitch, &buffer)?;
+    stream.placed.known.insert(identity, (owners, Arc::downgrade(&buffer)));
+    Ok(buffer)
+}
+
+fn copy(
+    stream: &CudaStream,
+    sources: &[Source<'_>],
+    pitch: usize,
+    buffer: &CudaBuf,
+) -> Result<(), KernelError> {
+    let mut chunk: Vec<u8> = Vec::new();
+    let mut at = buffer.address;
+    for Source { view, rows } in sources {
+        let row_bytes = view.size(1) * view.dtype().size();
+        if row_bytes == pitch && view.layout().is_dense() {
+            // Dense rows go from the map to the device as they lie.
+            if !chunk.is_empty() {
+                stream.driver.write(at, &chunk)?;
+                at += chunk.len() as u64;
+                chunk.clear();
+            }
+            view.with_host_bytes(rows.clone(), |bytes| {
+                for part in bytes.chunks(CHUNK) {
+                    stream.driver.write(at, part)?;
+                    at += part.len() as u64;
+                }
+                Ok(())
+            })?;
+            continue;
+        }
+        view.with_host_rows(rows.clone(), |row| {
+            chunk.extend_from_slice(row);
+            chunk.resize(chunk.len() + pitch - row.len(), 0);
+            if chunk.len() >= CHUNK {
+                stream.driver.write(at, &chunk)?;
+                at += chunk.len() as u64;
+                chunk.clear();
+            }
+            Ok(())
+        })?;
+    }
+    if chunk.is_empty() { Ok(()) } else { stream.driver.write(at, &chunk) }
+}
+
+/// A host view on the device: dense.
+pub(super) fn place_view(stream: &mut CudaStream, view: &View) -> Result<View, KernelError> {
+    if !matches!(view.storage(), Storage::Host(_)) {
+        return Ok(view.clone());
+    }
+    let flat = match view.layout().rank() {
+        0 => view.reshape(&[1, 1])?,
+        1 => view.reshape(&[1, view.len()])?,
+        2 => view.clone(),
+        _ => view.reshape(&[view.size(0), view.len() / view.size(0).max(1)])?,
+    };
+    let pitch = flat.size(1) * view.dtype().size();
+    let buffer = upload(stream, &[Source { view: &flat, rows: 0..flat.size(0) }], pitch)?;
+    Ok(View::dense(Storage::Cuda(buffer), view.shape(), view.dtype())?)
+}
+
+/// A matrix on the device: one part, where its zero points allow.
+pub(super) fn place(stream: &mut CudaStream, weights: &Weights) -> Result<Weights, KernelError> {
+    let placed: Result<Vec<Weights>, KernelError> =
+        runs(weights).into_iter().map(|parts| place_parts(stream, weights, parts)).collect();
+    Ok(Weights::stack(placed?)?)
+}
+
+fn place_parts(
+    stream: &mut CudaStream,
+    weights: &Weights,
+    parts: &[WeightPart],
+) -> Result<Weights, KernelError> {
+    let (format, k) = (weights.format(), weights.k());
+    let n: usize = parts.iter().map(|part| part.rows).sum();
+    let range: Range<usize> = 0..n;
+    let mut planes: SmallVec<[View; 3]> = SmallVec::new();
+    for (index, shape) in format.planes(n, k).iter().enumerate() {
+        let pitch = (shape.cols * shape.dtype.size()).next_multiple_of(ROW_ALIGN);
+        let sources = sources(parts, &range, rows_held(shape, n), |part| &part.planes[index]);
+        let buffer = upload(stream, &sources, pitch)?;
+        let layout = Layout::strided(&[shape.rows, shape.cols], &[pitch / shape.dtype.size(), 1])?;
+        planes.push(View::new(Storage::Cuda(buffer), 0, layout, shape.dtype)?);
+    }
+    let bias = match parts {
+        [part] => part.bias.as_ref().map(|bias| place_view(stream, bias)).transpose()?,
+        _ => match stacked::biases(parts, &range)? {
+            None => None,
+            Some(values) => {
+                let buffer = Arc::new(CudaBuf::new(&stream.driver, values.len() * 4)?);
+                stream.driver.write(buffer.address, bytemuck::cast_slice(&values))?;
+                Some(View::dense(Storage::Cuda(buffer), &[values.len()], DType::F32)?)
+            }
+        },
+    };
+    Ok(Weights::new(format, n, k, planes, bias)?)
+}

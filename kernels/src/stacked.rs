@@ -1,0 +1,73 @@
+//! Stored tensors of a stacked matrix as the one matrix that they are to a GPU.
+
+use std::ops::Range;
+
+use crate::buffer::{View, WeightPart, Weights};
+use crate::spec::{Format, KernelError};
+
+/// A run of host rows of one plane.
+pub(crate) struct Source<'a> {
+    /// The plane.
+    pub view: &'a View,
+    /// Its rows.
+    pub rows: Range<usize>,
+}
+
+/// Parts that can become one: all of them, unless packed zero points of one would begin inside a word.
+pub(crate) fn runs(weights: &Weights) -> Vec<&[WeightPart]> {
+    let parts = weights.parts();
+    let whole = |part: &WeightPart| match weights.format() {
+        Format::IntGroup { bits, zero: true, .. } => (part.rows * bits as usize).is_multiple_of(32),
+        _ => true,
+    };
+    let mut runs = Vec::new();
+    let mut start = 0;
+    for (i, part) in parts.iter().enumerate() {
+        if !whole(part) || i + 1 == parts.len() {
+            runs.push(&parts[start..=i]);
+            start = i + 1;
+        }
+    }
+    runs
+}
+
+/// The rows of each part that lie in `range`, counted in planes whose rows hold `pack` rows each.
+pub(crate) fn sources<'a>(
+    parts: &'a [WeightPart],
+    range: &Range<usize>,
+    pack: usize,
+    plane: impl Fn(&'a WeightPart) -> &'a View,
+) -> Vec<Source<'a>> {
+    let (mut all, mut first) = (Vec::new(), 0);
+    for part in parts {
+        let (start, end) = (range.start.max(first), range.end.min(first + part.rows));
+        if start < end {
+            let rows = (start - first) / pack..(end - first).div_ceil(pack);
+            all.push(Source { view: plane(part), rows });
+        }
+        first += part.rows;
+    }
+    all
+}
+
+/// How many rows of the matrix one row of a plane holds: several only for packed zero points.
+pub(crate) fn rows_held(plane: &crate::spec::PlaneShape, n: usize) -> usize {
+    if plane.name == "zeros" { n.div_ceil(plane.rows.max(1)).next_power_of_two() } else { 1 }
+}
+
+/// One bias for the rows: f32, zero where a part has none; `None` where no part has one.
+pub(crate) fn biases(parts: &[WeightPart], range: &Range<usize>) -> Result<Option<Vec<f32>>, KernelError> {
+    if parts.iter().all(|part| part.bias.is_none()) {
+        return Ok(None);
+    }
+    let mut values: Vec<f32> = Vec::with_capacity(range.len());
+    let mut first = 0;
+    for part in parts {
+        let (start, end) = (range.start.max(first), range.end.min(first + part.rows));
+        for row in start..end.max(start) {
+            values.push(part.bias.as_ref().map_or(Ok(0.0), |bias| bias.host_value(row - first))?);
+        }
+        first += part.rows;
+    }
+    Ok(Some(values))
+}
