@@ -3,7 +3,8 @@
 #
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
-# Needs Rust and a C compiler; uses cargo-nextest where it is installed; fetches software Vulkan drivers, see vulkan.sh. What cannot run here is printed as
+# Needs Rust and a C compiler; uses cargo-nextest where it is installed; fetches software Vulkan drivers and NVIDIA's
+# run-time compiler, see vulkan.sh and nvrtc.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last line is `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
@@ -121,6 +122,14 @@ with_lavapipe() {
     if driver_env lavapipe; then on_driver lavapipe "$@"; else "$@"; fi
 }
 
+on_nvrtc() { # COMMAND...
+    (
+        eval "$nvrtc"
+        export OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}nvrtc"
+        "$@"
+    )
+}
+
 # Always the whole workspace and one profile, so that every stream shares its artefacts.
 tests() { # CARGO SELECTION...
     if [ $nextest = yes ]; then
@@ -160,7 +169,15 @@ stream() {
                 fi
             done ;;
         cuda)
-            skip "$1" "not built yet" ;;
+            if ! nvrtc=$(tests/nvrtc.sh 2>"$logs/nvrtc.why"); then
+                skip nvrtc "$(cat "$logs/nvrtc.why")"
+                counted cuda tests --test cuda
+            else
+                counted cuda on_nvrtc tests --test cuda
+            fi
+            # What ran where: rows emulated, kernels compiled, rows refused.
+            grep -hoE '^ *(compiled for|refused on|not run:) .*' "$logs/cuda.log" | sed -E 's/^ +//' | sort -u
+            printf 'emulated: %s rows\n' "$(grep -cE '^ *[a-z_]+ [a-z0-9-]+ at emulated [a-z0-9_]+: [0-9]+ cases$' "$logs/cuda.log")" ;;
         *)
             if [ "$1" = cli ] && ! cargo build --release --locked --workspace --bins >"$logs/cli-build.log" 2>&1; then
                 tail -n 40 "$logs/cli-build.log"

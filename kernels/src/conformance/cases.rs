@@ -32,13 +32,21 @@ pub enum Fill {
 pub struct CaseCx {
     id: StreamId,
     state: u64,
+    /// Whether operands get values.
+    filled: bool,
 }
 
 impl CaseCx {
     /// A generator whose cases depend on `seed` alone.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { id: StreamId::fresh(), state: seed }
+        Self { id: StreamId::fresh(), state: seed, filled: true }
+    }
+
+    /// A generator of operands without values, for those who look at shapes alone. Random shapes are others than with values.
+    #[must_use]
+    pub fn shapes(seed: u64) -> Self {
+        Self { filled: false, ..Self::new(seed) }
     }
 
     /// The stream that the memory belongs to.
@@ -86,7 +94,9 @@ impl CaseCx {
     fn guarded(&mut self, layout: Layout, dtype: DType) -> View {
         let bytes = layout.extent() * dtype.size();
         let storage = Storage::host(bytes + 2 * GUARD, self.id).expect("memory for a test case");
-        storage.restore(&vec![0xFF; bytes + 2 * GUARD]);
+        if self.filled {
+            storage.restore(&vec![0xFF; bytes + 2 * GUARD]);
+        }
         View::new(storage, GUARD, layout, dtype).expect("a view of guarded memory")
     }
 
@@ -118,6 +128,9 @@ impl CaseCx {
     /// A random input whose rows are `gap` elements apart, with NaN in the gaps.
     pub fn random_gapped(&mut self, shape: &[usize], dtype: DType, fill: Fill, gap: usize) -> View {
         let view = self.guarded(Self::gapped(shape, gap), dtype);
+        if !self.filled {
+            return view;
+        }
         let mut bytes = Vec::with_capacity(view.len() * dtype.size());
         for _ in 0..view.len() {
             let value = self.value(fill);
@@ -154,6 +167,9 @@ impl CaseCx {
                     (_, DType::I32) => {
                         let view =
                             self.guarded(Layout::dense(&shape).expect("a layout of a test case"), DType::I32);
+                        if !self.filled {
+                            return view;
+                        }
                         let bytes: Vec<u8> =
                             (0..view.len()).flat_map(|_| (self.bits() as u32).to_le_bytes()).collect();
                         view.fill_from(&bytes, self.id).expect("own memory");

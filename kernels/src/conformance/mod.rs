@@ -7,8 +7,8 @@ mod cases;
 mod run;
 
 pub use cases::{Case, CaseCx, Fill};
-#[cfg(feature = "cuda")]
-pub use run::run_cuda;
 #[cfg(feature = "wgpu")]
 pub use run::run_wgpu;
 pub use run::{Report, run_cpu};
+#[cfg(feature = "cuda")]
+pub use run::{cuda_kernels, run_cuda};

@@ -322,3 +322,49 @@ pub fn run_cuda<O: crate::op::CudaOp>(
         stream.launch::<O>(op, row)
     })
 }
+
+/// The kernels that the cases of an op ask for on a device of an architecture, by variant.
+#[cfg(feature = "cuda")]
+pub fn cuda_kernels<O: crate::op::CudaOp>(
+    arch: crate::spec::Arch,
+    seed: u64,
+) -> Result<BTreeMap<&'static str, std::collections::BTreeSet<crate::cuda::KernelKey>>, KernelError> {
+    use crate::cuda::{CudaStream, PlanDriver};
+    use crate::op::Queue;
+
+    let mut cx = CaseCx::shapes(seed);
+    let mut all: BTreeMap<_, std::collections::BTreeSet<_>> = BTreeMap::new();
+    for Case { mut op, .. } in O::cases(&mut cx) {
+        let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
+        for row in O::cuda_variants() {
+            let plan = Arc::new(PlanDriver::of_arch(arch));
+            if (row.reject)(&spec, crate::cuda::Driver::caps(&*plan)).is_some() {
+                all.entry(row.name).or_default();
+                continue;
+            }
+            let mut stream = CudaStream::new(plan.clone(), Arc::default());
+            let mut moved = Vec::new();
+            let mut failed = None;
+            op.visit(&mut |_, view| {
+                let place = moved.iter().find(|(of, _): &&(Storage, Storage)| of.same(view.storage()));
+                let to = match place {
+                    Some((_, to)) => Ok(to.clone()),
+                    None => stream.alloc(view.storage().len()),
+                };
+                match to.and_then(|to| {
+                    moved.push((view.storage().clone(), to.clone()));
+                    Ok(view.with_storage(to)?)
+                }) {
+                    Ok(on_device) => *view = on_device,
+                    Err(error) => failed = Some(error),
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            stream.launch::<O>(&op, row)?;
+            all.entry(row.name).or_default().extend(plan.keys());
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,188 @@
+//! Every kernel compiled for every architecture that its row declares; its resources and instructions checked.
+//!
+//! A kernel may keep nothing in local memory: no spilled registers, no arrays that are indexed at run time. What a file claims of
+//! its machine code stands in its first comment, after `SASS:`, and is looked for in what the disassembler prints.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::sync::Mutex;
+
+use ocelli_kernels::conformance::cuda_kernels;
+use ocelli_kernels::cuda::nvrtc::Nvrtc;
+use ocelli_kernels::cuda::{KernelKey, source};
+use ocelli_kernels::{Arch, CudaOp, ops};
+
+use super::{SEED, required};
+
+/// Kernels of a row that are compiled for architectures other than the two that are compiled whole.
+const SAMPLE: usize = 2;
+
+/// Kernels by op and row.
+type Rows = BTreeMap<String, BTreeSet<KernelKey>>;
+
+fn add<O: CudaOp>(arch: Arch, all: &mut Rows) {
+    match cuda_kernels::<O>(arch, SEED) {
+        Ok(rows) => all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys))),
+        Err(error) => panic!("{} on {arch}: {error}", O::NAME),
+    }
+}
+
+/// The rows of all ops on one architecture, with the kernels that their cases ask for.
+fn rows(arch: Arch) -> Rows {
+    let mut all = Rows::new();
+    add::<ops::Attention>(arch, &mut all);
+    add::<ops::GatherRows>(arch, &mut all);
+    add::<ops::Matmul>(arch, &mut all);
+    add::<ops::MergePatches>(arch, &mut all);
+    add::<ops::Norm>(arch, &mut all);
+    add::<ops::PatchEmbed>(arch, &mut all);
+    add::<ops::Pool>(arch, &mut all);
+    add::<ops::Rope>(arch, &mut all);
+    add::<ops::Sample>(arch, &mut all);
+    add::<ops::ScatterRows>(arch, &mut all);
+    all
+}
+
+/// The compiler, or `None` with the reason printed and counted.
+fn compiler() -> Option<Nvrtc> {
+    match Nvrtc::find() {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(why) => {
+            assert!(!required("nvrtc"), "{why}");
+            println!("skipped: nvrtc: {why}");
+            None
+        }
+    }
+}
+
+/// Whether a kernel is one of a whole architecture's or of a sample.
+fn wanted(arch: Arch, keys: BTreeSet<KernelKey>) -> Vec<KernelKey> {
+    match arch {
+        Arch::Sm80 | Arch::Sm90a => keys.into_iter().collect(),
+        _ => keys.into_iter().take(SAMPLE).collect(),
+    }
+}
+
+/// Instructions that a file claims for an architecture: `SASS: HMMA LDGSTS` for all, `SASS sm_90a: HGMMA` for one.
+fn claims(path: &str, arch: Arch) -> Vec<&'static str> {
+    let text = source::file(path).map_or("", |(_, text)| text);
+    let head = text.lines().take_while(|line| line.starts_with("//"));
+    head.filter_map(|line| line.trim_start_matches('/').trim_start().strip_prefix("SASS"))
+        .filter_map(|rest| rest.split_once(':'))
+        .filter(|(of, _)| of.trim().is_empty() || of.trim() == arch.name())
+        .flat_map(|(_, names)| names.split_whitespace())
+        .collect()
+}
+
+/// What is wrong with a kernel's machine code; `None` if nothing is.
+fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch) -> Option<String> {
+    let compiled = match nvrtc.compile(key, arch) {
+        Ok(compiled) => compiled,
+        Err(error) => return Some(error.to_string()),
+    };
+    let says = |what: &str| compiled.log.lines().find(|line| line.contains(what)).map(str::trim);
+    if let Some(line) = says("bytes stack frame")
+        && !line.starts_with("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads")
+    {
+        return Some(format!("local memory: {line}"));
+    }
+    // The compiler's complaint that products of a warpgroup run one after another.
+    if let Some(line) = says("wgmma.mma_async instructions are serialized").or(says("setmaxnreg ignored")) {
+        return Some(line.to_owned());
+    }
+    let claims = claims(key.path, arch);
+    let disassembler = std::env::var_os("OCELLI_NVDISASM")?;
+    if claims.is_empty() {
+        return None;
+    }
+    let name = format!("{}-{}-{:?}.cubin", std::process::id(), arch, std::thread::current().id());
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&file, &compiled.code).unwrap();
+    let output = Command::new(disassembler).arg("-c").arg(&file).output().unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let code = String::from_utf8_lossy(&output.stdout);
+    let missing: Vec<&str> = claims.into_iter().filter(|claim| !code.contains(claim)).collect();
+    (!missing.is_empty()).then(|| format!("the machine code lacks {}", missing.join(", ")))
+}
+
+fn compiles(arch: Arch) {
+    let Some(nvrtc) = compiler() else { return };
+    if !nvrtc.supports(arch) {
+        assert!(!required("nvrtc"), "NVRTC {:?} does not know {arch}", nvrtc.version);
+        println!("skipped: {arch}: NVRTC {:?} does not know it", nvrtc.version);
+        return;
+    }
+    let mut refused = 0;
+    let mut todo: BTreeSet<KernelKey> = BTreeSet::new();
+    for (row, keys) in rows(arch) {
+        if keys.is_empty() {
+            refused += 1;
+            println!("refused on {arch}: {row}");
+        }
+        todo.extend(wanted(arch, keys));
+    }
+    let (count, todo, faults) = (todo.len(), Mutex::new(todo), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let Some(key) = todo.lock().unwrap().pop_first() else { return };
+                    if let Some(what) = fault(&nvrtc, &key, arch) {
+                        faults.lock().unwrap().push(format!("{key} for {arch}: {what}"));
+                    }
+                }
+            });
+        }
+    });
+    println!("compiled for {arch}: {count} kernels; {refused} rows are not for it");
+    let faults = faults.into_inner().unwrap();
+    assert!(faults.is_empty(), "{} of {count} kernels:\n{}", faults.len(), faults.join("\n"));
+    assert!(count > 0, "{arch}: nothing was compiled");
+}
+
+#[test]
+fn sm_80() {
+    compiles(Arch::Sm80);
+}
+
+#[test]
+fn sm_86() {
+    compiles(Arch::Sm86);
+}
+
+#[test]
+fn sm_89() {
+    compiles(Arch::Sm89);
+}
+
+#[test]
+fn sm_90a() {
+    compiles(Arch::Sm90a);
+}
+
+#[test]
+fn sm_120() {
+    compiles(Arch::Sm120);
+}
+
+/// Each row runs on some architecture, and each `.cu` file belongs to some row.
+#[test]
+fn every_file_belongs_to_a_row() {
+    let mut files: BTreeSet<&str> =
+        source::FILES.iter().map(|(path, _)| *path).filter(|path| path.ends_with(".cu")).collect();
+    let all = Arch::ALL.map(rows);
+    let mut idle: BTreeSet<&String> = all[0].keys().collect();
+    for rows in &all {
+        for (row, keys) in rows {
+            for key in keys {
+                files.remove(key.path);
+            }
+            if !keys.is_empty() {
+                idle.remove(row);
+            }
+        }
+    }
+    assert!(files.is_empty(), "no case of any row asks for {files:?}");
+    assert!(idle.is_empty(), "no case of any architecture runs {idle:?}");
+}
