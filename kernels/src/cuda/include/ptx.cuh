@@ -70,6 +70,13 @@ DEVICE f32 exp2_fast(f32 x) {
     return y;
 }
 
+// 1 / x within 1 unit in the last place; 0 for x infinite or beyond 2^126.
+DEVICE f32 reciprocal_fast(f32 x) {
+    f32 y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // ---- bits ----
 
 // Any function of three bits, applied to words: bit i of `TABLE` is its value where (a, b, c) spells i.

@@ -1,0 +1,155 @@
+// out = act(x w^T + bias) + residual in exact f32, for operands of any type, alignment and format; gated too. See `epilogue.cuh`.
+//
+// x: [m, k]   w: [n, k], floats or grouped integers (BITS)   out: [m, n], or [m, n / 2] if GATED
+//
+// A block makes a tile of 128 x 128 products with 256 threads. Steps of 16 along k go through shared memory, widened to f32 and
+// stored k-major, so that a thread reads the four operands of its 2 x 2 squares of 4 x 4 products with loads of 16 bytes: 64
+// multiply-adds for 4 loads. While a step is multiplied the next one is on its way to registers, and it goes to the other of
+// two buffers: one barrier a step. A gated tile has 64 gates and the 64 columns that they scale, so that a thread holds both.
+//
+// At the end the products pass through shared memory, 64 rows at a time, for an epilogue on whole groups of columns in which
+// neighbouring threads touch neighbouring memory.
+#include "ops/matmul/epilogue.cuh"
+#include "ops/matmul/weights.cuh"
+
+struct Params {
+    const void* x;
+    i64 x_stride;
+    WeightRows w;
+    WeightRows up; // what the gates `w` scale
+    Epilogue e;
+    i32 k;
+    u32 x_type;
+    u32 x_aligned; // whether each row of x begins at a multiple of 16 bytes
+    u32 pad;
+};
+
+constexpr i32 TILE = 128;
+constexpr i32 STEP = 16;
+constexpr i32 SPAN = 8;         // elements along k that a thread brings at once
+constexpr i32 PITCH = TILE + 4; // elements from one k to the next in shared memory
+constexpr i32 BUFFER = STEP * PITCH;
+constexpr i32 TILE_COLS = GATED ? TILE / 2 : TILE;
+
+// Elements `at` .. `at + SPAN` of a row that begins at element `row_start`; zeros from element k on.
+DEVICE void load_span(f32 (&v)[SPAN], const void* p, u32 type, i64 row_start, i32 at, i32 k, bool aligned) {
+    if (aligned && at + SPAN <= k) {
+        load_group(v, p, type, row_start + at);
+    } else {
+        load_some(v, p, type, row_start + at, k - at);
+    }
+}
+
+DEVICE void load_x(f32 (&v)[SPAN], const Params& p, i32 row, i32 at) {
+    if (row < p.e.rows) {
+        load_span(v, p.x, p.x_type, row * p.x_stride, at, p.k, p.x_aligned != 0);
+    } else {
+#pragma unroll
+        for (f32& value : v) value = 0.0f;
+    }
+}
+
+// Row `slot` of the tile of weights whose first column of the result is `first`.
+DEVICE void load_w(f32 (&v)[SPAN], const Params& p, i32 first, i32 slot, i32 at) {
+    const WeightRows& w = slot < TILE_COLS ? p.w : p.up;
+    const i32 row = first + slot % TILE_COLS;
+    if (row < p.e.cols) {
+        if constexpr (BITS == 0) {
+            load_span(v, w.data, w.type, (w.first + row) * w.stride, at, p.k, w.aligned != 0);
+        } else {
+#pragma unroll
+            for (i32 i = 0; i < SPAN; ++i) v[i] = at + i < p.k ? load_weight<BITS>(w, row, at + i) : 0.0f;
+        }
+    } else {
+#pragma unroll
+        for (f32& value : v) value = 0.0f;
+    }
+}
+
+DEVICE void load_four(f32* to, const f32* from) {
+    const float4 v = *reinterpret_cast<const float4*>(from);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+DEVICE void store_four(f32* to, const f32* from) {
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+
+KERNEL(256, 2)(const __grid_constant__ Params p) {
+    SHARED_MEMORY(smem);
+    f32* const tiles = reinterpret_cast<f32*>(smem); // two buffers of a step of x and of w
+
+    const i32 tiles_down = ceil_div(p.e.rows, TILE);
+    const i32 first_row = static_cast<i32>(blockIdx.x) % tiles_down * TILE;
+    const i32 first_col = static_cast<i32>(blockIdx.x) / tiles_down * TILE_COLS;
+
+    // What this thread brings: a row of each tile, one half of a step.
+    const i32 slot = static_cast<i32>(threadIdx.x) % TILE;
+    const i32 half = static_cast<i32>(threadIdx.x) / TILE * SPAN;
+    // What it multiplies: rows and columns `4 i` and `64 + 4 i` on; a warp makes 4 x 8 such squares.
+    const i32 warp = static_cast<i32>(threadIdx.x) / 32, lane = static_cast<i32>(threadIdx.x) % 32;
+    const i32 row4 = 4 * (warp / 2 * 4 + lane / 8), col4 = 4 * (warp % 2 * 8 + lane % 8);
+
+    f32 sum[8][8] = {};
+    f32 next_x[SPAN], next_w[SPAN];
+    const auto fetch = [&](i32 at) {
+        load_x(next_x, p, first_row + slot, at + half);
+        load_w(next_w, p, first_col, slot, at + half);
+    };
+    const auto keep = [&](i32 buffer) {
+        f32* const to = tiles + buffer * 2 * BUFFER + half * PITCH + slot;
+#pragma unroll
+        for (i32 i = 0; i < SPAN; ++i) {
+            to[i * PITCH] = next_x[i];
+            to[BUFFER + i * PITCH] = next_w[i];
+        }
+    };
+
+    grid_wait();
+    if (p.k > 0) {
+        fetch(0);
+        keep(0);
+    }
+    __syncthreads();
+    i32 buffer = 0;
+    for (i32 at = 0; at < p.k; at += STEP) {
+        const bool more = at + STEP < p.k;
+        if (more) fetch(at + STEP);
+        const f32* const x = tiles + buffer * 2 * BUFFER;
+        const f32* const w = x + BUFFER;
+#pragma unroll
+        for (i32 step = 0; step < STEP; ++step) {
+            f32 a[8], b[8];
+            load_four(a, x + step * PITCH + row4);
+            load_four(a + 4, x + step * PITCH + TILE / 2 + row4);
+            load_four(b, w + step * PITCH + col4);
+            load_four(b + 4, w + step * PITCH + TILE / 2 + col4);
+#pragma unroll
+            for (i32 i = 0; i < 8; ++i)
+#pragma unroll
+                for (i32 j = 0; j < 8; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+        }
+        buffer ^= 1;
+        if (more) keep(buffer);
+        __syncthreads();
+    }
+    grid_release();
+
+#pragma unroll
+    for (i32 part = 0; part < 2; ++part) {
+#pragma unroll
+        for (i32 i = 0; i < 4; ++i) {
+            store_four(tiles + (row4 + i) * PITCH + col4, sum[4 * part + i]);
+            store_four(tiles + (row4 + i) * PITCH + TILE / 2 + col4, sum[4 * part + i] + 4);
+        }
+        __syncthreads();
+        constexpr i32 GROUPS = TILE_COLS / 4;
+        for (i32 i = static_cast<i32>(threadIdx.x); i < TILE / 2 * GROUPS; i += 256) {
+            const i32 row = i / GROUPS, col = i % GROUPS * 4;
+            f32 product[4], up[4] = {};
+            load_four(product, tiles + row * PITCH + col);
+            if constexpr (GATED) load_four(up, tiles + row * PITCH + TILE / 2 + col);
+            emit<4, GATED>(p.e, first_row + part * TILE / 2 + row, first_col + col, product, up);
+        }
+        __syncthreads();
+    }
+}

@@ -1,0 +1,27 @@
+// Rows of one stored tensor of weights, as a launch gets them.
+#pragma once
+#include "quant/int_group/element.cuh"
+
+// Addresses are of the tensor's first row; row `i` of the launch is its row `first + i`, because zero points of several rows
+// share a word. Strides are in elements of each plane. Planes that the format does not have are null.
+struct WeightRows {
+    const void* data;   // floats; of grouped integers, words of packed fields
+    const void* scales;
+    const void* zeros;
+    i64 stride;
+    i64 scale_stride;
+    i64 zero_stride;
+    i32 first;
+    i32 group;   // weights along k that share a scale
+    u32 type;    // ValueType of the floats: dense weights, or scales
+    u32 aligned; // whether each row of `data` begins at a multiple of 16 bytes
+};
+
+// Weight (row, col) of the launch in f32, of any format: Bits is 0 where weights are dense, else that of the integers.
+template <int Bits> DEVICE f32 load_weight(const WeightRows& w, i32 row, i32 col) {
+    if constexpr (Bits == 0) {
+        return load_value(w.data, w.type, (w.first + row) * w.stride + col);
+    } else {
+        return int_group_element<Bits>(w, w.first + row, col);
+    }
+}
