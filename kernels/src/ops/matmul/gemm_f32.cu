@@ -31,38 +31,25 @@ constexpr i32 PITCH = TILE + 4; // elements from one k to the next in shared mem
 constexpr i32 BUFFER = STEP * PITCH;
 constexpr i32 TILE_COLS = GATED ? TILE / 2 : TILE;
 
-// Elements `at` .. `at + SPAN` of a row that begins at element `row_start`; zeros from element k on.
-DEVICE void load_span(f32 (&v)[SPAN], const void* p, u32 type, i64 row_start, i32 at, i32 k, bool aligned) {
-    if (aligned && at + SPAN <= k) {
-        load_group(v, p, type, row_start + at);
-    } else {
-        load_some(v, p, type, row_start + at, k - at);
-    }
+// A row of an operand that a thread brings, dense: its first element, and how many there are, 0 for rows beyond the operand.
+struct Row {
+    const void* data;
+    u32 type;
+    bool aligned;
+    i32 count;
+};
+
+DEVICE Row row_of(const void* data, u32 type, bool aligned, i64 offset, bool exists, i32 k) {
+    const i64 size = type == VALUE_F32 ? 4 : 2;
+    return Row{static_cast<const u8*>(data) + (exists ? offset * size : 0), type, aligned, exists ? k : 0};
 }
 
-DEVICE void load_x(f32 (&v)[SPAN], const Params& p, i32 row, i32 at) {
-    if (row < p.e.rows) {
-        load_span(v, p.x, p.x_type, row * p.x_stride, at, p.k, p.x_aligned != 0);
+// Elements `at` .. `at + SPAN`; zeros for those that the row does not have.
+DEVICE void load_span(f32 (&v)[SPAN], const Row& row, i32 at) {
+    if (row.aligned && at + SPAN <= row.count) {
+        load_group(v, row.data, row.type, at);
     } else {
-#pragma unroll
-        for (f32& value : v) value = 0.0f;
-    }
-}
-
-// Row `slot` of the tile of weights whose first column of the result is `first`.
-DEVICE void load_w(f32 (&v)[SPAN], const Params& p, i32 first, i32 slot, i32 at) {
-    const WeightRows& w = slot < TILE_COLS ? p.w : p.up;
-    const i32 row = first + slot % TILE_COLS;
-    if (row < p.e.cols) {
-        if constexpr (BITS == 0) {
-            load_span(v, w.data, w.type, (w.first + row) * w.stride, at, p.k, w.aligned != 0);
-        } else {
-#pragma unroll
-            for (i32 i = 0; i < SPAN; ++i) v[i] = at + i < p.k ? load_weight<BITS>(w, row, at + i) : 0.0f;
-        }
-    } else {
-#pragma unroll
-        for (f32& value : v) value = 0.0f;
+        load_some(v, row.data, row.type, at, row.count - at);
     }
 }
 
@@ -74,7 +61,7 @@ DEVICE void store_four(f32* to, const f32* from) {
     *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
 }
 
-KERNEL(256, 2)(const __grid_constant__ Params p) {
+KERNEL(256, BITS == 0 ? 2 : 1)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     f32* const tiles = reinterpret_cast<f32*>(smem); // two buffers of a step of x and of w
 
@@ -91,9 +78,19 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
 
     f32 sum[8][8] = {};
     f32 next_x[SPAN], next_w[SPAN];
+    const Row x_row = row_of(p.x, p.x_type, p.x_aligned != 0, (first_row + slot) * p.x_stride, first_row + slot < p.e.rows, p.k);
+    const WeightRows& w = slot < TILE_COLS ? p.w : p.up;
+    const i32 col = first_col + slot % TILE_COLS;
+    const Row w_row = row_of(w.data, w.type, w.aligned != 0, (w.first + col) * w.stride, col < p.e.cols, p.k);
     const auto fetch = [&](i32 at) {
-        load_x(next_x, p, first_row + slot, at + half);
-        load_w(next_w, p, first_col, slot, at + half);
+        load_span(next_x, x_row, at + half);
+        if constexpr (BITS == 0) {
+            load_span(next_w, w_row, at + half);
+        } else {
+#pragma unroll
+            for (i32 i = 0; i < SPAN; ++i)
+                next_w[i] = at + half + i < w_row.count ? int_group_element<BITS>(w, w.first + col, at + half + i) : 0.0f;
+        }
     };
     const auto keep = [&](i32 buffer) {
         f32* const to = tiles + buffer * 2 * BUFFER + half * PITCH + slot;

@@ -16,12 +16,3 @@ struct WeightRows {
     u32 type;    // ValueType of the floats: dense weights, or scales
     u32 aligned; // whether each row of `data` begins at a multiple of 16 bytes
 };
-
-// Weight (row, col) of the launch in f32, of any format: Bits is 0 where weights are dense, else that of the integers.
-template <int Bits> DEVICE f32 load_weight(const WeightRows& w, i32 row, i32 col) {
-    if constexpr (Bits == 0) {
-        return load_value(w.data, w.type, (w.first + row) * w.stride + col);
-    } else {
-        return int_group_element<Bits>(w, w.first + row, col);
-    }
-}
