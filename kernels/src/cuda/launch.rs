@@ -99,6 +99,19 @@ impl Kernel<'_, '_> {
         view.map_or(Ok(0), |view| self.address(view))
     }
 
+    /// Whether every row of a view, a stretch along its last axis, begins at a multiple of `bytes`.
+    pub fn aligned(&self, view: &View, bytes: usize) -> Result<bool, KernelError> {
+        let last = view.shape().len().saturating_sub(1);
+        let even = |axis| (view.stride(axis) * view.dtype().size()).is_multiple_of(bytes);
+        let rows = (0..last).all(|axis| view.size(axis) <= 1 || even(axis));
+        Ok(rows && self.address(view)?.is_multiple_of(bytes as u64))
+    }
+
+    /// Whether every row of every view begins at a multiple of 16 bytes.
+    pub fn all_aligned<'v>(&self, views: impl IntoIterator<Item = &'v View>) -> Result<bool, KernelError> {
+        views.into_iter().try_fold(true, |all, view| Ok(all && self.aligned(view, 16)?))
+    }
+
     /// A tensor map for the copy engine, a member of the kernel's parameters.
     pub fn tensor_map(&self, tile: &TensorTile<'_>) -> Result<TensorMap, KernelError> {
         self.cx.stream.driver.tensor_map(&TensorDesc {
