@@ -1,11 +1,130 @@
-//! CUDA kernels.
+//! CUDA kernels: one source, a launch with one or several blocks a row. Settings are read on the device, so greedy and drawing
+//! rows are one batch.
 
-use super::{Sample, SampleSpec};
+use bytemuck::{Pod, Zeroable};
+
+use super::{Sample, SampleSpec, params};
+use crate::buffer::View;
+use crate::cuda::CudaCx;
 use crate::op::{CudaLaunch, CudaOp};
 use crate::select::Variant;
+use crate::spec::{Caps, DType, KernelError};
 
 impl CudaOp for Sample {
     fn cuda_variants() -> &'static [Variant<SampleSpec, CudaLaunch<Self>>] {
-        &[]
+        &[
+            Variant {
+                name: "split",
+                reject: |_, _| None,
+                est_us: |spec, caps| 3.0 + read_us(spec, caps, CHUNK),
+                launch: |op, cx| launch(op, cx, CHUNK),
+            },
+            Variant {
+                name: "row",
+                reject: |spec, caps| {
+                    let (need, have) = (MEMORY + spec.vocab as usize / 8 + 32, caps.cuda.shared_memory as usize);
+                    (need > have).then(|| format!("{need} bytes of shared memory, the device has {have}").into())
+                },
+                est_us: |spec, caps| 2.0 + read_us(spec, caps, spec.vocab as usize),
+                launch: |op, cx| launch(op, cx, op.logits.size(1)),
+            },
+        ]
     }
+}
+
+/// Tokens of a block where several have a row.
+const CHUNK: usize = 4096;
+/// Threads of a block.
+const THREADS: usize = 1024;
+/// Bytes of a block's shared memory before its bit mask.
+const MEMORY: usize = 14 << 10;
+/// Bytes of keys at once.
+const KEYS: usize = 64 << 20;
+/// Bytes that one block reads in a microsecond.
+const BLOCK_BYTES: f32 = 60e3;
+
+/// Time to read all logits in blocks of `chunk` tokens.
+fn read_us(spec: &SampleSpec, caps: &Caps, chunk: usize) -> f32 {
+    let blocks = spec.rows as usize * (spec.vocab as usize).div_ceil(chunk.max(1));
+    let waves = blocks.div_ceil(2 * caps.units.max(1));
+    (waves * chunk * spec.x.size()) as f32 / BLOCK_BYTES
+}
+
+// `Settings` of `search.cuh` names the columns in this order.
+const _: () = {
+    use params::{COUNT, MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_K, TOP_P, UNIFORM};
+    assert!(TEMPERATURE == 0 && TOP_K == 1 && TOP_P == 2 && MIN_P == 3);
+    assert!(REPETITION_PENALTY == 4 && UNIFORM == 5 && COUNT == 6);
+};
+
+/// `Params` of `sample.cu`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    logits: u64,
+    settings: u64,
+    history: u64,
+    keys: u64,
+    best: u64,
+    counters: u64,
+    out: u64,
+    logits_stride: u64,
+    settings_stride: u64,
+    history_stride: u64,
+    out_stride: u64,
+    vocab: u32,
+    width: u32,
+    chunk: u32,
+    padding: u32,
+}
+
+fn launch(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), KernelError> {
+    let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
+    if rows == 0 || vocab == 0 {
+        return Ok(());
+    }
+    let at_once = (KEYS / 4 / vocab.next_multiple_of(4)).clamp(1, 65_535);
+    for first in (0..rows).step_by(at_once) {
+        let part = |view: &View| view.narrow(0, first, at_once.min(rows - first));
+        let part = Sample {
+            logits: part(&op.logits)?,
+            params: part(&op.params)?,
+            history: op.history.as_ref().map(part).transpose()?,
+            out: part(&op.out)?,
+        };
+        launch_rows(&part, cx, chunk.next_multiple_of(32))?;
+    }
+    Ok(())
+}
+
+fn launch_rows(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), KernelError> {
+    let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
+    let blocks = vocab.div_ceil(chunk);
+    let keys = cx.scratch(0, rows * vocab.next_multiple_of(4), DType::I32)?;
+    let best = cx.scratch(1, rows * blocks * 2, DType::I32)?;
+    let counters = cx.counters(rows)?;
+    let history = op.history.as_ref().filter(|history| !history.is_empty());
+    let mut kernel = cx.kernel("ops/sample/sample.cu");
+    let fours = vocab.is_multiple_of(4) && kernel.aligned(&op.logits, 4 * op.logits.dtype().size())?;
+    kernel.define("X", op.logits.dtype()).define("VEC", if fours { 4 } else { 1 });
+    kernel.define("THREADS", THREADS).define("MEMORY", MEMORY);
+    kernel.shared(MEMORY + chunk / 8).dependent();
+    let params = Params {
+        logits: kernel.address(&op.logits)?,
+        settings: kernel.address(&op.params)?,
+        history: kernel.address_or_null(history)?,
+        keys: kernel.address(&keys)?,
+        best: kernel.address(&best)?,
+        counters: kernel.address(&counters)?,
+        out: kernel.address(&op.out)?,
+        logits_stride: op.logits.stride(0) as u64,
+        settings_stride: op.params.stride(0) as u64,
+        history_stride: history.map_or(0, |history| history.stride(0) as u64),
+        out_stride: op.out.stride(0) as u64,
+        vocab: vocab as u32,
+        width: history.map_or(0, |history| history.size(1) as u32),
+        chunk: chunk as u32,
+        padding: 0,
+    };
+    kernel.launch([blocks as u32, rows as u32, 1], THREADS as u32, &params)
 }

@@ -1,0 +1,204 @@
+// Rotary position embedding: each pair (a, b) of a head is turned by its angle,
+//
+//   (a, b) -> (a cos - b sin, b cos + a sin) * scaling,   angle = f32(position) * inv_freq[pair],
+//
+// after an optional RMS normalization of the head. Queries are turned in place, keys in place or on their way into pages of
+// the KV cache, to which values are copied.
+//
+// q: [tokens, heads_q, head_dim]   k, v: [tokens, heads_kv, head_dim]   type X
+// positions: i32 [axes, tokens]   inv_freq: f32 [pairs]   pair_axis: i32 [pairs] or null   slots: i32 [tokens]
+// k_pages, v_pages: [pages, page_size, heads_kv, head_dim] of type KV, if PAGED; else keys stay in place
+//
+// A block has one token, so that sine and cosine of each pair are computed once, in shared memory, for all heads of the block.
+// A team of TEAM lanes has one head: of queries, then keys, then values. Its unit is VEC pairs, in two vectors of VEC
+// elements, which stay in registers with the UNITS units of a lane; elements that are not turned follow as units of 2 VEC. With
+// VEC = 8 vectors are 16 bytes or more: all heads begin at 16 bytes, and there are whole units of pairs and of the rest. VEC = 1
+// takes any size and place. The loads of a head are under way while angles are computed.
+//
+// The kernel is a dependent launch. Tokens with a negative slot, and heads beyond the last, only help with the angles.
+#include "cuda/include/math.cuh"
+#include "cuda/include/vec.cuh"
+
+struct Heads {
+    u64 token;
+    u64 head;
+};
+struct Pages {
+    u64 page;
+    u64 slot;
+    u64 head;
+};
+struct Params {
+    X* q;
+    X* k;
+    const X* v;
+    KV* k_pages;
+    KV* v_pages;
+    const i32* slots;
+    const i32* positions;
+    const f32* inv_freq;
+    const i32* pair_axis;
+    const Q_NORM* q_norm;
+    const K_NORM* k_norm;
+    // Strides.
+    Heads of_q;
+    Heads of_k;
+    Heads of_v;
+    Pages of_k_pages;
+    Pages of_v_pages;
+    u64 axis;
+    u32 axes;
+    u32 heads_q;
+    u32 heads_kv;
+    u32 head_dim;
+    u32 pairs;
+    u32 page_size;
+    // Slots of all pages.
+    u32 limit;
+    f32 scaling;
+    f32 weight_offset;
+    f32 eps;
+};
+
+// Where a head comes from and goes to; `to` or `page` is null.
+struct Head {
+    const X* from;
+    X* to;
+    KV* page;
+};
+
+DEVICE Head head_of(const Params& p, u32 token, u32 item) {
+    if (item < p.heads_q) {
+        X* q = p.q + token * p.of_q.token + item * p.of_q.head;
+        return {q, q, nullptr};
+    }
+    const bool is_value = item >= p.heads_q + p.heads_kv;
+    const u32 head = item - p.heads_q - (is_value ? p.heads_kv : 0);
+    X* k = p.k + token * p.of_k.token + head * p.of_k.head;
+    if constexpr (!PAGED) return {k, k, nullptr};
+    const i32 slot = p.slots[token];
+    if (slot < 0 || static_cast<u32>(slot) >= p.limit) return {nullptr, nullptr, nullptr};
+    const u64 page = static_cast<u32>(slot) / p.page_size;
+    const u64 place = static_cast<u32>(slot) % p.page_size;
+    if (is_value) {
+        KV* v_page = p.v_pages + page * p.of_v_pages.page + place * p.of_v_pages.slot + head * p.of_v_pages.head;
+        return {p.v + token * p.of_v.token + head * p.of_v.head, nullptr, v_page};
+    }
+    return {k, nullptr, p.k_pages + page * p.of_k_pages.page + place * p.of_k_pages.slot + head * p.of_k_pages.head};
+}
+
+// Sine and cosine of a pair's angle, scaled.
+DEVICE float2 turn_of(const Params& p, u32 token, u32 pair, f32 freq) {
+    const u32 axis = p.pair_axis ? min_of(static_cast<u32>(p.pair_axis[pair]), p.axes - 1) : 0;
+    const float2 turn = sin_cos(static_cast<f32>(p.positions[axis * p.axis + token]) * freq);
+    return make_float2(turn.x * p.scaling, turn.y * p.scaling);
+}
+
+// A unit's first elements of its two vectors, and whether it is turned.
+struct Unit {
+    u32 a;
+    u32 b;
+    bool turned;
+
+    DEVICE Unit(const Params& p, u32 unit) {
+        turned = unit * VEC < p.pairs;
+        const bool apart = !INTERLEAVED && turned;
+        a = apart ? unit * VEC : unit * 2 * VEC;
+        b = apart ? a + p.pairs : a + VEC;
+    }
+};
+
+template <typename W> DEVICE void scale_by(f32 (&x)[VEC], f32 scale, const W* weight, f32 offset) {
+    f32 w[VEC];
+    load_vec(w, weight);
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) x[i] *= scale * (w[i] + offset);
+}
+
+DEVICE void turn(f32& a, f32& b, float2 by) {
+    const f32 x = a;
+    a = x * by.y - b * by.x;
+    b = b * by.y + x * by.x;
+}
+
+DEVICE void turn_unit(f32 (&a)[VEC], f32 (&b)[VEC], const float2* turns) {
+    // A vector of one holds no pair: the two vectors do.
+    if constexpr (INTERLEAVED && VEC > 1) {
+#pragma unroll
+        for (int i = 0; i < VEC / 2; ++i) {
+            turn(a[2 * i], a[2 * i + 1], turns[i]);
+            turn(b[2 * i], b[2 * i + 1], turns[VEC / 2 + i]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) turn(a[i], b[i], turns[i]);
+    }
+}
+
+DEVICE void store(const Head& head, u32 at, const f32 (&x)[VEC]) {
+    if (head.page) {
+        store_vec(head.page + at, x);
+    } else {
+        store_vec(head.to + at, x);
+    }
+}
+
+KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
+    SHARED_MEMORY(smem);
+    float2* turns = reinterpret_cast<float2*>(smem);
+    const u32 token = blockIdx.x;
+    const u32 item = blockIdx.y * (THREADS / TEAM) + threadIdx.x / TEAM;
+    const u32 lane = threadIdx.x % TEAM;
+    const u32 items = p.heads_q + (PAGED ? 2 : 1) * p.heads_kv;
+    grid_wait();
+    grid_release();
+
+    Head head = {nullptr, nullptr, nullptr};
+    if (item < items) head = head_of(p, token, item);
+    f32 a[UNITS][VEC];
+    f32 b[UNITS][VEC];
+    f32 squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+        const Unit unit(p, lane + i * TEAM);
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) a[i][j] = b[i][j] = 0.0f;
+        if (head.from && unit.a < p.head_dim) load_vec(a[i], head.from + unit.a);
+        if (head.from && unit.b < p.head_dim) load_vec(b[i], head.from + unit.b);
+    }
+    for (u32 pair = threadIdx.x; pair < p.pairs; pair += THREADS) {
+        turns[pair] = turn_of(p, token, pair, p.inv_freq[pair]);
+    }
+    __syncthreads();
+
+    const bool is_value = item >= p.heads_q + p.heads_kv;
+    if constexpr (NORM) {
+#pragma unroll
+        for (int i = 0; i < UNITS; ++i) {
+#pragma unroll
+            for (int j = 0; j < VEC; ++j) squares = fmaf(a[i][j], a[i][j], fmaf(b[i][j], b[i][j], squares));
+        }
+        const f32 scale = rsqrtf(warp_sum<TEAM>(squares) / static_cast<f32>(p.head_dim) + p.eps);
+        if (!is_value) {
+#pragma unroll
+            for (int i = 0; i < UNITS; ++i) {
+                const Unit unit(p, lane + i * TEAM);
+                if (item < p.heads_q) {
+                    if (unit.a < p.head_dim) scale_by(a[i], scale, p.q_norm + unit.a, p.weight_offset);
+                    if (unit.b < p.head_dim) scale_by(b[i], scale, p.q_norm + unit.b, p.weight_offset);
+                } else {
+                    if (unit.a < p.head_dim) scale_by(a[i], scale, p.k_norm + unit.a, p.weight_offset);
+                    if (unit.b < p.head_dim) scale_by(b[i], scale, p.k_norm + unit.b, p.weight_offset);
+                }
+            }
+        }
+    }
+    if (!head.from) return;
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+        const Unit unit(p, lane + i * TEAM);
+        if (unit.turned && !is_value) turn_unit(a[i], b[i], turns + (lane + i * TEAM) * VEC);
+        if (unit.a < p.head_dim) store(head, unit.a, a[i]);
+        if (unit.b < p.head_dim) store(head, unit.b, b[i]);
+    }
+}
