@@ -177,3 +177,14 @@ impl Kernel<'_, '_> {
         self.cx.stream.launch_kernel(&self.key, &launch)
     }
 }
+
+/// `ValueType` of `values.cuh`: the type of a view's floats, 0 for none.
+#[must_use]
+pub fn value_type(view: Option<&View>) -> u32 {
+    match view.map(View::dtype) {
+        None => 0,
+        Some(DType::F32) => 1,
+        Some(DType::BF16) => 2,
+        Some(_) => 3,
+    }
+}

@@ -20,7 +20,7 @@ mod upload;
 pub use buffer::CudaBuf;
 pub use device::{CudaDevice, list};
 pub use driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
-pub use launch::{CudaCx, Kernel, TensorTile};
+pub use launch::{CudaCx, Kernel, TensorTile, value_type};
 pub use plan::PlanDriver;
 pub use source::KernelKey;
 pub use stream::CudaStream;

@@ -22,8 +22,10 @@ impl CudaOp for Sample {
             Variant {
                 name: "row",
                 reject: |spec, caps| {
-                    let (need, have) = (MEMORY + spec.vocab as usize / 8 + 32, caps.cuda.shared_memory as usize);
-                    (need > have).then(|| format!("{need} bytes of shared memory, the device has {have}").into())
+                    let (need, have) =
+                        (MEMORY + spec.vocab as usize / 8 + 32, caps.cuda.shared_memory as usize);
+                    (need > have)
+                        .then(|| format!("{need} bytes of shared memory, the device has {have}").into())
                 },
                 est_us: |spec, caps| 2.0 + read_us(spec, caps, spec.vocab as usize),
                 launch: |op, cx| launch(op, cx, op.logits.size(1)),

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::{Activation, Matmul};
 use crate::buffer::{View, WeightPart};
-use crate::cuda::Kernel;
-use crate::spec::{DType, Format, KernelError};
+use crate::cuda::{Kernel, value_type};
+use crate::spec::{Format, KernelError};
 
 /// `WeightRows` of `weights.cuh`.
 #[repr(C)]
@@ -96,16 +96,6 @@ fn rows_from(op: &Matmul, row: usize) -> Option<(Rows<'_>, usize)> {
         begin += part.rows;
     }
     None
-}
-
-/// `ValueType` of `values.cuh`.
-pub(super) fn value_type(view: Option<&View>) -> u32 {
-    match view.map(View::dtype) {
-        None => 0,
-        Some(DType::F32) => 1,
-        Some(DType::BF16) => 2,
-        Some(_) => 3,
-    }
 }
 
 /// Whether rows of a view `[rows, cols]` begin at multiples of 16 bytes, the first at `address`.

@@ -1,0 +1,52 @@
+// out[i] = scale * table[ids[i]]
+//
+// table: [rows, d] of any format   ids: i32 [tokens]   out: [tokens, d]
+//
+// A launch serves one part of the table, rows `first..first + rows` of the whole: it writes the rows of `out` whose ids fall
+// into the part, and no others. A block decodes a stretch of one row, so that few tokens of long rows, as in decoding, still
+// make several blocks. BITS is 4 or 8 for grouped integers and 0 for floats.
+#include "quant/int_group/element.cuh"
+
+struct Table {
+    const void* data;
+    const void* scales;
+    const void* zeros;
+    i64 stride;
+    i64 scale_stride;
+    i64 zero_stride;
+    i32 group;
+    u32 type;
+};
+
+struct Params {
+    Table table;
+    const i32* ids;
+    void* out;
+    i64 out_stride;
+    u32 out_type;
+    u32 d;
+    u32 first;
+    u32 rows;
+    u32 columns;
+    f32 scale;
+};
+
+KERNEL(128, 8)(const __grid_constant__ Params p) {
+    const u32 chunks = (p.d + p.columns - 1) / p.columns;
+    const u32 i = blockIdx.x / chunks;
+    grid_wait();
+    // Negative ids become numbers beyond every part.
+    const u32 id = static_cast<u32>(p.ids[i]);
+    if (id < p.first || id - p.first >= p.rows) return;
+    const u32 row = id - p.first;
+    const u32 begin = (blockIdx.x % chunks) * p.columns;
+    const u32 end = min_of(begin + p.columns, p.d);
+    for (u32 col = begin + threadIdx.x; col < end; col += blockDim.x) {
+#if BITS
+        const f32 value = int_group_element<BITS>(p.table, row, col);
+#else
+        const f32 value = load_value(p.table.data, p.table.type, row * p.table.stride + col);
+#endif
+        store_value(p.out, p.out_type, i * p.out_stride + col, p.scale * value);
+    }
+}
