@@ -3,8 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::super::{Matmul, MatmulSpec};
-use super::params::{Epilogue, WeightRows, rows_aligned, segments, value_type};
+use super::params::{Epilogue, WeightRows, rows_aligned, segments};
 use crate::cuda::CudaCx;
+use crate::cuda::value_type;
 use crate::op::CudaLaunch;
 use crate::select::Variant;
 use crate::spec::{Caps, Format, KernelError};
