@@ -30,8 +30,8 @@ pub use buffer::{HOST_ALIGN, HostBuf, Storage, StreamId, View, WeightPart, Weigh
 pub use device::{DeviceInfo, DeviceOptions, devices, open};
 pub use null::{NullLog, NullRecord, NullStream};
 pub use op::{
-    Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, Fetch, OP_NAMES, Op, OpVisitor, Queue, Stream,
-    for_each_op,
+    Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, Fetch, OP_NAMES, Op, OpVisitor, Queue, Recorded,
+    Stream, for_each_op,
 };
 #[cfg(feature = "cuda")]
 pub use op::{CudaLaunch, CudaOp};

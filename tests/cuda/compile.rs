@@ -82,7 +82,7 @@ fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch) -> Option<String> {
     };
     let says = |what: &str| compiled.log.lines().find(|line| line.contains(what)).map(str::trim);
     if let Some(line) = says("bytes stack frame")
-        && !line.starts_with("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads")
+        && !line.ends_with(" 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads")
     {
         return Some(format!("local memory: {line}"));
     }

@@ -1,0 +1,5 @@
+// Appended to each kernel: calls it with the bytes of its parameters.
+template <typename P> static void emulator_call(void (*kernel)(P), const void* params) { kernel(*static_cast<const P*>(params)); }
+template <typename P> static constexpr unsigned long emulator_size(void (*)(P)) { return sizeof(P); }
+extern "C" void emulator_kernel(const void* params) { emulator_call(&ocelli_kernel, params); }
+extern "C" unsigned long emulator_param_bytes() { return emulator_size(&ocelli_kernel); }
