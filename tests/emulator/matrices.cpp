@@ -34,6 +34,7 @@ std::uint16_t to_f16(float x) {
     const std::uint16_t sign = std::signbit(x) ? 0x8000 : 0;
     if (std::isnan(x)) return 0x7fff;
     const float size = std::fabs(x);
+    if (size == 0.0f) return sign;
     if (size >= 65520.0f) return sign | 0x7c00;
     int exponent;
     std::frexp(size, &exponent);
