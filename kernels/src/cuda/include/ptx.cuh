@@ -148,6 +148,12 @@ DEVICE void grid_release() {
 // Address of shared memory as instructions take it.
 DEVICE u32 shared_address(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
 
+// Tells the compiler that `p` points to global memory, which it does not see of a pointer chosen among parameters.
+template <typename T> DEVICE T* in_global(T* p) {
+    __builtin_assume(__isGlobal(p));
+    return p;
+}
+
 // 16, 8, 4 bytes that are read once: weights. They do not stay in L1.
 DEVICE uint4 load_stream(const uint4* p) {
     uint4 v;
