@@ -70,8 +70,11 @@ struct Params {
     out_stride: u64,
     rows: u32,
     d: u32,
+    /// `1 / d`.
+    share: f32,
     weight_offset: f32,
     eps: f32,
+    padding: u32,
 }
 
 fn launch(op: &Norm, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -105,8 +108,10 @@ fn launch(op: &Norm, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         out_stride: op.out.stride(0) as u64,
         rows: rows as u32,
         d: d as u32,
+        share: 1.0 / d as f32,
         weight_offset: op.weight_offset,
         eps: op.eps,
+        padding: 0,
     };
     let blocks = rows.div_ceil(shape.threads / shape.team) as u32;
     kernel.launch([blocks, 1, 1], shape.threads as u32, &params)

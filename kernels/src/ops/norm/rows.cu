@@ -28,8 +28,11 @@ struct Params {
     u64 out_stride;
     u32 rows;
     u32 d;
+    // 1 / d.
+    f32 share;
     f32 weight_offset;
     f32 eps;
+    u32 padding;
 };
 
 constexpr u32 STEP = TEAM * VEC;
@@ -101,7 +104,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     f32* parts = reinterpret_cast<f32*>(smem);
     const u32 row = blockIdx.x * (THREADS / TEAM) + threadIdx.x / TEAM;
     const u32 first = threadIdx.x % TEAM * VEC;
-    const f32 count = static_cast<f32>(p.d);
 
     Affine affine[KEPT];
 #pragma unroll
@@ -131,7 +133,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
             for (int i = 0; i < KEEP; ++i) {
                 if (first + i * STEP < p.d) part += gather<true>(kept[i], 0.0f);
             }
-            mean = total(part, parts) / count;
+            mean = total(part, parts) * p.share;
             part = 0.0f;
         }
 #pragma unroll
@@ -144,7 +146,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
                 r.load(kept[0], col);
                 part += gather<true>(kept[0], 0.0f);
             }
-            mean = total(part, parts) / count;
+            mean = total(part, parts) * p.share;
             part = 0.0f;
         }
         for (u32 col = first; col < p.d; col += STEP) {
@@ -152,7 +154,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
             part += gather<false>(kept[0], mean);
         }
     }
-    const f32 scale = rsqrtf(total(part, parts) / count + p.eps);
+    const f32 scale = rsqrtf(total(part, parts) * p.share + p.eps);
 
     if constexpr (KEEP > 0) {
 #pragma unroll

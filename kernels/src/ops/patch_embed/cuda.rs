@@ -135,7 +135,8 @@ impl Weight {
             Some(plane) => Ok((kernel.address(plane)?, plane.stride(0) as u64)),
             None => Ok::<_, KernelError>((0, 0)),
         };
-        let ((data, stride), (scales, scale_stride), (zeros, zero_stride)) = (plane(0)?, plane(1)?, plane(2)?);
+        let ((data, stride), (scales, scale_stride), (zeros, zero_stride)) =
+            (plane(0)?, plane(1)?, plane(2)?);
         let group = match format {
             Format::Dense(dtype) => {
                 kernel.define("BITS", 0).define("W", dtype);
@@ -296,11 +297,11 @@ fn mma_part(
     let mut kernel = cx.kernel("ops/patch_embed/mma.cu");
     define(op, &mut kernel);
     kernel.define("W", plane.dtype()).define("PATCH", op.patch);
-    let out = out_from(op, &kernel, first)?;
-    let pair = 2 * op.out.dtype().size();
-    let pairs = part.rows.is_multiple_of(2)
-        && out.is_multiple_of(pair as u64)
-        && (op.out.size(0) == 1 || op.out.stride(0).is_multiple_of(2));
+    let in_pairs = |view: &View| kernel.aligned(view, 2 * view.dtype().size());
+    let mut pairs = part.rows.is_multiple_of(2) && first.is_multiple_of(2) && in_pairs(&op.out)?;
+    if let Some(pos) = &op.pos {
+        pairs = pairs && in_pairs(pos)?;
+    }
     kernel.define("PAIRS", pairs).shared(MMA_SHARED).dependent();
     let [r, g, b] = op.std;
     let params = MmaParams {
@@ -308,7 +309,7 @@ fn mma_part(
         w: kernel.address(plane)?,
         shift: kernel.address(&shift)?,
         positions: Positions::of(op, &kernel, first)?,
-        out,
+        out: out_from(op, &kernel, first)?,
         w_stride: plane.stride(0) as u64,
         out_stride: op.out.stride(0) as u64,
         pictures: Pictures::of(op),

@@ -20,7 +20,7 @@
 // Tiling: 8 warps make a tile of 128 patches x 128 filters, each 64 x 32 of it: 32 mma of 16x8x16 a step, from 6 ldmatrix of
 // four matrices for each half of the step. Rows of 64 bytes in shared memory are swizzled by parts of 16, so that the eight
 // rows of a matrix lie in different banks. Rows of the filters must begin at 16 bytes; PAIRS says whether results may be
-// stored two at a time. Patches and filters beyond the result are computed from the last patch and from zeros.
+// stored, and position embeddings loaded, two at a time. Patches and filters beyond the result are computed from the last patch and from zeros.
 #include "cuda/include/vec.cuh"
 #include "ops/patch_embed/patches.cuh"
 
@@ -127,17 +127,25 @@ DEVICE void copy_filters(const Params& p, u8* tile, u32 n0, u32 k0) {
     }
 }
 
-DEVICE void store_pair(const Params& p, OUT* out, const POS* pos, u32 n, f32 x, f32 y) {
-    f32 pair[2] = {x, y};
-#pragma unroll
-    for (u32 i = 0; i < 2; ++i) {
-        if (n + i < p.n) pair[i] += p.shift[n + i] + (pos ? to_f32(pos[n + i]) : 0.0f);
-    }
+// Two neighbours of a row of results, from column n on; those beyond the row are left out.
+DEVICE void load_pair(f32 (&to)[2], const POS* row, u32 n, u32 end) {
     if constexpr (PAIRS) {
-        if (n < p.n) store_vec(out + n, pair);
+        if (n < end) load_vec(to, row + n);
     } else {
-        if (n < p.n) out[n] = from_f32<OUT>(pair[0]);
-        if (n + 1 < p.n) out[n + 1] = from_f32<OUT>(pair[1]);
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            if (n + i < end) to[i] = to_f32(row[n + i]);
+        }
+    }
+}
+DEVICE void store_pair(OUT* row, const f32 (&from)[2], u32 n, u32 end) {
+    if constexpr (PAIRS) {
+        if (n < end) store_vec(row + n, from);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 2; ++i) {
+            if (n + i < end) row[n + i] = from_f32<OUT>(from[i]);
+        }
     }
 }
 
@@ -217,16 +225,25 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
         }
     }
 
+    const u32 n = n0 + col0 + lane % 4 * 2;
+    f32 shift[4][2];
+#pragma unroll
+    for (u32 j = 0; j < 8; ++j) {
+        const u32 col = n + j / 2 * 8 + j % 2;
+        shift[j / 2][j % 2] = col < p.n ? p.shift[col] : 0.0f;
+    }
 #pragma unroll
     for (u32 i = 0; i < 8; ++i) {
         const u32 patch = m0 + row0 + i * 8 + lane / 4;
         if (patch >= p.pictures.patches) break;
         const POS* pos = p.positions.row(p.pictures, patch);
-        OUT* out = p.out + patch * p.out_stride;
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
-            const f32* pair = sums[i / 2][j] + i % 2 * 2;
-            store_pair(p, out, pos, n0 + col0 + j * 8 + lane % 4 * 2, pair[0], pair[1]);
+            f32 pair[2] = {0.0f, 0.0f};
+            if (pos) load_pair(pair, pos, n + j * 8, p.n);
+#pragma unroll
+            for (u32 e = 0; e < 2; ++e) pair[e] += sums[i / 2][j][i % 2 * 2 + e] + shift[j][e];
+            store_pair(p.out + patch * p.out_stride, pair, n + j * 8, p.n);
         }
     }
 }

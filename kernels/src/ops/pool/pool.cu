@@ -90,8 +90,9 @@ KERNEL(32 * SLICES, 1)(const __grid_constant__ Params p) {
         for (int j = 0; j < VEC; ++j) all[j] = join(all[j], parts[other * WIDTH + j * 32 + lane_id()]);
     }
     if constexpr (KIND == MEAN) {
+        const f32 share = 1.0f / static_cast<f32>(max_of(members.count, 1u));
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) all[j] /= static_cast<f32>(max_of(members.count, 1u));
+        for (int j = 0; j < VEC; ++j) all[j] *= share;
     }
     store_vec(p.out + output * p.out_stride + col, all);
 }

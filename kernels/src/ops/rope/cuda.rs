@@ -106,8 +106,11 @@ struct Params {
     page_size: u32,
     limit: u32,
     scaling: f32,
+    /// `1 / head_dim`.
+    share: f32,
     weight_offset: f32,
     eps: f32,
+    padding: u32,
 }
 
 fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -142,6 +145,7 @@ fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         pairs: pairs as u32,
         page_size: 1,
         scaling: op.attention_scaling,
+        share: 1.0 / head_dim as f32,
         ..Params::default()
     };
     kernel.define("NORM", op.norm.is_some());

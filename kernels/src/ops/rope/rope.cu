@@ -56,35 +56,41 @@ struct Params {
     // Slots of all pages.
     u32 limit;
     f32 scaling;
+    // 1 / head_dim.
+    f32 share;
     f32 weight_offset;
     f32 eps;
+    u32 padding;
 };
 
-// Where a head comes from and goes to; `to` or `page` is null.
+// Where a head comes from and goes to.
 struct Head {
     const X* from;
-    X* to;
+    // Its page, or its own place if it is not paged.
     KV* page;
+    X* place;
+    bool paged;
+    // Whether it is there, and whether it is to be stored.
+    bool real;
+    bool kept;
 };
 
 DEVICE Head head_of(const Params& p, u32 token, u32 item) {
-    if (item < p.heads_q) {
-        X* q = p.q + token * p.of_q.token + item * p.of_q.head;
-        return {q, q, nullptr};
-    }
+    X* q = p.q + token * p.of_q.token + item * p.of_q.head;
+    if (item < p.heads_q) return {q, p.k_pages, q, false, true, true};
     const bool is_value = item >= p.heads_q + p.heads_kv;
     const u32 head = item - p.heads_q - (is_value ? p.heads_kv : 0);
+    const bool real = head < p.heads_kv && (PAGED || !is_value);
     X* k = p.k + token * p.of_k.token + head * p.of_k.head;
-    if constexpr (!PAGED) return {k, k, nullptr};
+    if constexpr (!PAGED) return {k, p.k_pages, k, false, real, real};
     const i32 slot = p.slots[token];
-    if (slot < 0 || static_cast<u32>(slot) >= p.limit) return {nullptr, nullptr, nullptr};
+    const bool kept = real && slot >= 0 && static_cast<u32>(slot) < p.limit;
     const u64 page = static_cast<u32>(slot) / p.page_size;
     const u64 place = static_cast<u32>(slot) % p.page_size;
-    if (is_value) {
-        KV* v_page = p.v_pages + page * p.of_v_pages.page + place * p.of_v_pages.slot + head * p.of_v_pages.head;
-        return {p.v + token * p.of_v.token + head * p.of_v.head, nullptr, v_page};
-    }
-    return {k, nullptr, p.k_pages + page * p.of_k_pages.page + place * p.of_k_pages.slot + head * p.of_k_pages.head};
+    const Pages& of = is_value ? p.of_v_pages : p.of_k_pages;
+    KV* to = (is_value ? p.v_pages : p.k_pages) + page * of.page + place * of.slot + head * of.head;
+    const X* from = is_value ? p.v + token * p.of_v.token + head * p.of_v.head : k;
+    return {from, to, k, true, real, kept};
 }
 
 // Sine and cosine of a pair's angle, scaled.
@@ -136,10 +142,10 @@ DEVICE void turn_unit(f32 (&a)[VEC], f32 (&b)[VEC], const float2* turns) {
 }
 
 DEVICE void store(const Head& head, u32 at, const f32 (&x)[VEC]) {
-    if (head.page) {
-        store_vec(head.page + at, x);
+    if (head.paged) {
+        store_vec(in_global(head.page) + at, x);
     } else {
-        store_vec(head.to + at, x);
+        store_vec(in_global(head.place) + at, x);
     }
 }
 
@@ -149,12 +155,10 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     const u32 token = blockIdx.x;
     const u32 item = blockIdx.y * (THREADS / TEAM) + threadIdx.x / TEAM;
     const u32 lane = threadIdx.x % TEAM;
-    const u32 items = p.heads_q + (PAGED ? 2 : 1) * p.heads_kv;
     grid_wait();
     grid_release();
 
-    Head head = {nullptr, nullptr, nullptr};
-    if (item < items) head = head_of(p, token, item);
+    const Head head = head_of(p, token, item);
     f32 a[UNITS][VEC];
     f32 b[UNITS][VEC];
     f32 squares = 0.0f;
@@ -163,8 +167,8 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
         const Unit unit(p, lane + i * TEAM);
 #pragma unroll
         for (int j = 0; j < VEC; ++j) a[i][j] = b[i][j] = 0.0f;
-        if (head.from && unit.a < p.head_dim) load_vec(a[i], head.from + unit.a);
-        if (head.from && unit.b < p.head_dim) load_vec(b[i], head.from + unit.b);
+        if (head.real && unit.a < p.head_dim) load_vec(a[i], in_global(head.from) + unit.a);
+        if (head.real && unit.b < p.head_dim) load_vec(b[i], in_global(head.from) + unit.b);
     }
     for (u32 pair = threadIdx.x; pair < p.pairs; pair += THREADS) {
         turns[pair] = turn_of(p, token, pair, p.inv_freq[pair]);
@@ -178,7 +182,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
 #pragma unroll
             for (int j = 0; j < VEC; ++j) squares = fmaf(a[i][j], a[i][j], fmaf(b[i][j], b[i][j], squares));
         }
-        const f32 scale = rsqrtf(warp_sum<TEAM>(squares) / static_cast<f32>(p.head_dim) + p.eps);
+        const f32 scale = rsqrtf(warp_sum<TEAM>(squares) * p.share + p.eps);
         if (!is_value) {
 #pragma unroll
             for (int i = 0; i < UNITS; ++i) {
@@ -193,7 +197,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
             }
         }
     }
-    if (!head.from) return;
+    if (!head.kept) return;
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
         const Unit unit(p, lane + i * TEAM);
