@@ -86,8 +86,8 @@ DEVICE u32 tap_of(const Pictures& p, u32 c, u32 i) { return (i / PATCH * p.width
 
 // The pairs of a step that a thread stages: one of each of 8 patches.
 struct Levels {
-    u8 lo[8];
-    u8 hi[8];
+    u32 lo[8];
+    u32 hi[8];
 
     DEVICE void load(const Params& p, const u32* corners, Step step) {
         const u32 k = step.k + lane_id() % 16 * 2;
