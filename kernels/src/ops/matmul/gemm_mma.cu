@@ -2,14 +2,14 @@
 //
 // x: [m, k] of T   w: [n, k] of T   out: [m, n], or [m, n / 2] if GATED; sums in f32. sm_80 and later.
 //
-// A block makes a tile of TILE_M x TILE_N products with 8 warps, 2 down and 4 across. Both operands lie along k in memory, which
+// A block makes a tile of TILE_M x TILE_N products with WARPS_DOWN x WARPS_ACROSS warps. Both operands lie along k in memory, which
 // is how mma takes them: stages of STEP elements of k come by cp.async, STAGES in a ring, and go to registers by ldmatrix. A
 // row of a stage is 64 or 128 bytes; its parts of 16 bytes are permuted by the row's number, so that the eight rows which
 // ldmatrix reads at once lie in different banks. Operands of the next 16 of k are read while those before are multiplied, across
 // stages too: one barrier a stage.
 //
 // Copies of 16 bytes ask for rows that begin at multiples of 16 bytes (VEC = 8); else elements are read one by one (VEC = 1).
-// What lies beyond the operands becomes zeros. Where tiles are too few for the device, k is cut into slices (`join_slices`).
+// What lies past k becomes zeros. Where tiles are too few for the device, k is cut into slices (`join_slices`).
 //
 // A warp of a gated tile has half gates and half what they scale, of the same columns: a thread holds both.
 //
@@ -33,8 +33,7 @@ struct Params {
     u32 pad;
 };
 
-constexpr i32 THREADS = 256;
-constexpr i32 WARPS_DOWN = 2, WARPS_ACROSS = 4;
+constexpr i32 THREADS = 32 * WARPS_DOWN * WARPS_ACROSS;
 constexpr i32 WARP_M = TILE_M / WARPS_DOWN, WARP_N = TILE_N / WARPS_ACROSS;
 constexpr i32 DOWN = WARP_M / 16, ACROSS = WARP_N / 8; // products of mma of a warp
 constexpr i32 TILE_COLS = GATED ? TILE_N / 2 : TILE_N; // columns of the result
@@ -42,7 +41,8 @@ constexpr i32 WARP_COLS = GATED ? WARP_N / 2 : WARP_N;
 constexpr i32 PARTS = STEP / 8; // of 16 bytes, in a row of a stage
 constexpr i32 STAGE = (TILE_M + TILE_N) * STEP;
 constexpr i32 PITCH = WARP_N + 8; // f32 from row to row of products on their way out
-constexpr i32 BLOCKS = TILE_M * TILE_N > 128 * 128 ? 1 : 2;
+// On a multiprocessor: so that a thread may have the registers that its products and two sets of operands take.
+constexpr i32 BLOCKS = (WARP_M * WARP_N > 1024 ? 256 : 384) / THREADS;
 
 static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "a warp's products are made of 16 x 16");
 static_assert(STEP == 32 || STEP == 64, "a row of a stage has 64 or 128 bytes");
@@ -53,39 +53,38 @@ DEVICE i32 swizzled(i32 row, i32 part) {
     return row * STEP + (part ^ key) * 8;
 }
 
-// Brings eight elements of a row from column `col` on; zeros past column `end`, and for all if the row does not exist.
-DEVICE void bring(T* to, const T* row, bool exists, i32 col, i32 end) {
-    const i32 count = exists ? min_of(max_of(end - col, 0), 8) : 0;
+// Starts to bring the first `count` of eight elements; the others become zeros.
+DEVICE void bring(T* to, const T* from, i32 count) {
     if constexpr (VEC == 8) {
-        cp_async_16(to, row + (count > 0 ? col : 0), static_cast<u32>(count) * 2);
+        cp_async_16(to, from, static_cast<u32>(count) * 2);
     } else {
         u32 words[4];
 #pragma unroll
         for (i32 i = 0; i < 4; ++i) {
-            const u32 lo = 2 * i < count ? row[col + 2 * i].bits : 0, hi = 2 * i + 1 < count ? row[col + 2 * i + 1].bits : 0;
+            const u32 lo = 2 * i < count ? from[2 * i].bits : 0, hi = 2 * i + 1 < count ? from[2 * i + 1].bits : 0;
             words[i] = lo | hi << 16;
         }
         store_words(to, words);
     }
 }
 
-// Starts to bring a stage: columns `col` on, below `end`, of the tile's rows of x and w.
+// Starts to bring a stage: columns `col` on, below `end`, of the tile's rows of x and w. In the place of rows beyond an operand
+// comes its last one: their products are left out of the result.
 DEVICE void bring_stage(T* stage, const Params& p, i32 first_row, i32 first_col, i32 col, i32 end) {
     constexpr i32 ROWS = THREADS / PARTS; // that the block brings at once
     const i32 part = static_cast<i32>(threadIdx.x) % PARTS, at = static_cast<i32>(threadIdx.x) / PARTS;
+    const i32 count = max_of(0, min_of(8, end - col - 8 * part));
+    const i32 from = count > 0 ? col + 8 * part : 0; // an address of the row even where nothing is read
 #pragma unroll
     for (i32 slot = at; slot < TILE_M; slot += ROWS) {
-        const i32 row = first_row + slot;
-        const bool exists = row < p.e.rows;
-        bring(stage + swizzled(slot, part), p.x + (exists ? row : 0) * p.x_stride, exists, col + 8 * part, end);
+        const i32 row = min_of(first_row + slot, p.e.rows - 1);
+        bring(stage + swizzled(slot, part), p.x + row * p.x_stride + from, count);
     }
 #pragma unroll
     for (i32 slot = at; slot < TILE_N; slot += ROWS) {
         const WeightRows& w = GATED && slot % WARP_N >= WARP_COLS ? p.up : p.w;
-        const i32 row = first_col + slot / WARP_N * WARP_COLS + slot % WARP_COLS;
-        const bool exists = row < p.e.cols;
-        const T* const from = static_cast<const T*>(w.data) + (w.first + (exists ? row : 0)) * w.stride;
-        bring(stage + TILE_M * STEP + swizzled(slot, part), from, exists, col + 8 * part, end);
+        const i32 row = w.first + min_of(first_col + slot / WARP_N * WARP_COLS + slot % WARP_COLS, p.e.cols - 1);
+        bring(stage + TILE_M * STEP + swizzled(slot, part), static_cast<const T*>(w.data) + row * w.stride + from, count);
     }
 }
 
