@@ -110,6 +110,16 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Norm>> {
             push(format!("{kind:?} {x} both in place"), Norm { sum, out: out.unwrap_or(op.out), ..op });
         }
     }
+    // Rows that all begin at 16 bytes.
+    for (kind, x, out, d) in
+        [(Rms, BF16, BF16, 576), (Layer, F16, F16, 768), (Layer, BF16, F32, 3072), (Rms, F16, BF16, 8200)]
+    {
+        let shape = Shape { rows: 5, d, kind, x, out, fill: Fill::Spiky, gap: 8 };
+        push(format!("{kind:?} 5x{d} {x} to {out}, aligned"), plain(cx, shape, Some(x), kind == Layer));
+        let op = plain(cx, shape, Some(x), kind == Layer);
+        let (add, sum) = (cx.random(&[5, d], x, Fill::Normal(2.0)), Some(op.x.clone()));
+        push(format!("{kind:?} 5x{d} {x} to {out}, aligned add"), Norm { add: Some(add), sum, ..op });
+    }
     // Heads of a packed projection: a window into wider rows.
     let narrow = |view: View| view.narrow(1, 64, 64).and_then(|view| view.narrow(0, 1, 3));
     let (x, out) = (cx.random(&[4, 192], F32, Fill::Normal(1.0)), cx.output(&[4, 192], F32));

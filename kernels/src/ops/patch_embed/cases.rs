@@ -100,6 +100,25 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<PatchEmbed>> {
             push("position ids", s, PatchEmbed { pos: Some(table), pos_ids: ids, ..plain });
         }
     }
+    // Filters of 16 bits whose rows begin at 16 bytes, whatever the size of a channel.
+    for (w, patch, d, out, gap) in [
+        (BF16, 1, 5, F32, 0),
+        (BF16, 3, 10, BF16, 1),
+        (BF16, 4, 130, F32, 2),
+        (BF16, 14, 37, BF16, 3),
+        (F16, 14, 130, F16, 0),
+    ] {
+        let k = 3 * patch * patch;
+        let filters = cx.random_gapped(&[d, k], w, Fill::Normal(0.07), k.next_multiple_of(8) - k);
+        let bias = cx.random(&[d], w, Fill::Normal(1.0));
+        if let Ok(filters) = Weights::dense(filters, Some(bias)) {
+            let (height, width) = (3 * patch + 1, 23 * patch);
+            let s = Shape { images: 2, height, width, patch, d, w: Format::Dense(w), out, gap, ..base };
+            let plain = op(cx, s, false);
+            let pos = Some(cx.random_gapped(&[3 * 23, d], out, Fill::Normal(1.0), gap));
+            push("aligned filters", s, PatchEmbed { w: filters, pos, ..plain });
+        }
+    }
     // Filters whose rows lie apart, and a stack of two tensors with a bias on one.
     let wide = cx.random_gapped(&[24, 192], F32, Fill::Normal(0.07), 13);
     if let Ok(w) = Weights::dense(wide, None) {

@@ -38,7 +38,7 @@ struct Params {
     grid_w: u32,
     block_h: u32,
     block_w: u32,
-    padding: u32,
+    kind: u32,
 }
 
 fn launch(op: &Pool, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -48,13 +48,13 @@ fn launch(op: &Pool, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     }
     let mut kernel = cx.kernel("ops/pool/pool.cu");
     let kind = match op.kind {
-        PoolKind::Mean => "MEAN",
-        PoolKind::Max => "MAX",
-        PoolKind::First => "FIRST",
-        PoolKind::Last => "LAST",
+        PoolKind::Mean => 0,
+        PoolKind::Max => 1,
+        PoolKind::First => 2,
+        PoolKind::Last => 3,
     };
     let vec = if d.is_multiple_of(8) && kernel.all_aligned([&op.x, &op.out])? { 8 } else { 1 };
-    kernel.define("X", op.x.dtype()).define("OUT", op.out.dtype()).define("KIND", kind);
+    kernel.define("X", op.x.dtype()).define("OUT", op.out.dtype());
     kernel.define("VEC", vec).define("SLICES", SLICES);
     kernel.shared(SLICES * 32 * vec * 4).dependent();
     let (segments, grid_w, block_h, block_w) = match op.over {
@@ -72,7 +72,7 @@ fn launch(op: &Pool, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         grid_w,
         block_h,
         block_w,
-        padding: 0,
+        kind,
     };
     let blocks = outputs * d.div_ceil(32 * vec);
     kernel.launch([blocks as u32, 1, 1], 32 * SLICES as u32, &params)

@@ -9,8 +9,10 @@
 // A block makes 32 VEC neighbouring columns of one output, a lane VEC of them: 8 where all rows begin at 16 bytes and d is a
 // multiple of 8, else 1. Its SLICES warps go through every SLICES-th member each and join their results in shared memory, so
 // that one long segment keeps a device busy too. The largest starts from a slice's own first member, and slices without one
-// are left out at the end. KIND: MEAN, MAX, FIRST or LAST.
+// are left out at the end.
 #include "cuda/include/vec.cuh"
+
+enum Kind : u32 { MEAN, MAX, FIRST, LAST };
 
 struct Params {
     const X* x;
@@ -24,10 +26,8 @@ struct Params {
     u32 grid_w;
     u32 block_h;
     u32 block_w;
-    u32 padding;
+    Kind kind;
 };
-
-enum Kind { MEAN, MAX, FIRST, LAST };
 constexpr u32 WIDTH = 32 * VEC;
 
 struct Members {
@@ -47,14 +47,14 @@ DEVICE Members members_of(const Params& p, u32 output) {
     const i32 rows = static_cast<i32>(p.rows);
     const i32 first = min_of(max_of(p.segments[output], 0), rows);
     const i32 count = min_of(max_of(p.segments[output + 1], first), rows) - first;
-    if constexpr (KIND == FIRST || KIND == LAST) {
-        const i32 row = KIND == LAST && count > 0 ? first + count - 1 : first;
+    if (p.kind == FIRST || p.kind == LAST) {
+        const i32 row = p.kind == LAST && count > 0 ? first + count - 1 : first;
         return {static_cast<u32>(row), 0xffffffffu, 0, static_cast<u32>(min_of(count, 1))};
     }
     return {static_cast<u32>(first), 0xffffffffu, 0, static_cast<u32>(count)};
 }
 
-DEVICE f32 join(f32 a, f32 b) { return KIND == MAX ? fmaxf(a, b) : a + b; }
+DEVICE f32 join(Kind kind, f32 a, f32 b) { return kind == MAX ? fmaxf(a, b) : a + b; }
 
 KERNEL(32 * SLICES, 1)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
@@ -77,7 +77,7 @@ KERNEL(32 * SLICES, 1)(const __grid_constant__ Params p) {
             f32 values[VEC];
             load_vec(values, p.x + row * p.x_stride + col);
 #pragma unroll
-            for (int j = 0; j < VEC; ++j) all[j] = i == slice ? values[j] : join(all[j], values[j]);
+            for (int j = 0; j < VEC; ++j) all[j] = i == slice ? values[j] : join(p.kind, all[j], values[j]);
         }
     }
     // Neighbouring lanes have neighbouring words, whatever VEC is.
@@ -87,9 +87,9 @@ KERNEL(32 * SLICES, 1)(const __grid_constant__ Params p) {
     if (slice > 0 || col >= p.d) return;
     for (u32 other = 1; other < min_of(static_cast<u32>(SLICES), members.count); ++other) {
 #pragma unroll
-        for (int j = 0; j < VEC; ++j) all[j] = join(all[j], parts[other * WIDTH + j * 32 + lane_id()]);
+        for (int j = 0; j < VEC; ++j) all[j] = join(p.kind, all[j], parts[other * WIDTH + j * 32 + lane_id()]);
     }
-    if constexpr (KIND == MEAN) {
+    if (p.kind == MEAN) {
         const f32 share = 1.0f / static_cast<f32>(max_of(members.count, 1u));
 #pragma unroll
         for (int j = 0; j < VEC; ++j) all[j] *= share;

@@ -27,6 +27,8 @@ struct Plan {
     limit: usize,
     scaling: f32,
     fill: Fill,
+    /// Elements between the fused rows of queries, keys and values.
+    gap: usize,
 }
 
 impl Plan {
@@ -47,6 +49,7 @@ impl Plan {
             limit: 5000,
             scaling: 1.0,
             fill: Fill::Normal(1.0),
+            gap: 5,
         }
     }
 
@@ -58,7 +61,7 @@ impl Plan {
         let (tokens, hd) = (self.tokens, self.head_dim);
         let (wide_q, wide_kv) = (self.heads_q * hd, self.heads_kv * hd);
         // Queries, keys and values are slices of one fused row.
-        let fused = cx.random_gapped(&[tokens, wide_q + 2 * wide_kv], self.x, self.fill, 5);
+        let fused = cx.random_gapped(&[tokens, wide_q + 2 * wide_kv], self.x, self.fill, self.gap);
         let part = |start: usize, heads: usize| -> View {
             let rows = fused.narrow(1, start, heads * hd).expect("a part of the row");
             rows.reshape(&[tokens, heads, hd]).expect("heads of a row")
@@ -161,7 +164,17 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Rope>> {
         plans.push(Plan { limit, ..Plan::new(format!("positions to {limit}"), 60) });
     }
     plans.push(Plan { scaling: 1.190_207_7, ..Plan::new("scaled", 30) });
-    let smolvlm = Plan { heads_q: 9, heads_kv: 3, ..Plan::new("smolvlm", 1157) };
+    // Heads that all begin at 16 bytes.
+    for style in [RopeStyle::Half, RopeStyle::Interleaved] {
+        for (head_dim, pairs) in [(64, 32), (64, 0), (80, 40), (80, 16), (96, 48), (128, 64), (256, 128)] {
+            let name = format!("{style:?} {head_dim}/{pairs}, aligned");
+            let plan = Plan { style, gap: 8, ..Plan::new(name, 7).head(head_dim, pairs) };
+            let norm = Plan { norm: true, x: DType::BF16, ..plan.clone() };
+            plans.push(Plan { pages: Some((DType::BF16, 4)), heads_kv: 2, ..norm.clone() });
+            plans.push(if head_dim == 64 { plan } else { norm });
+        }
+    }
+    let smolvlm = Plan { heads_q: 9, heads_kv: 3, gap: 0, ..Plan::new("smolvlm", 1157) };
     plans.push(Plan { pages: Some((DType::F32, 16)), ..smolvlm.clone() });
     plans.push(Plan { x: DType::BF16, pages: Some((DType::BF16, 16)), ..smolvlm });
     plans.into_iter().map(|plan| plan.build(cx)).collect()

@@ -43,8 +43,10 @@ impl Shape {
         let whole = pairs.is_multiple_of(VEC) && head_dim.is_multiple_of(2 * VEC);
         let vec = if aligned && whole { VEC } else { 1 };
         let all = head_dim.div_ceil(2 * vec);
-        let team = all.next_power_of_two().min(32);
-        Self { vec, team, units: all.div_ceil(team) }
+        // Without vectors one shape serves all heads of usual size.
+        let team = if vec == 1 { 32 } else { all.next_power_of_two().min(32) };
+        let units = all.div_ceil(team);
+        Self { vec, team, units: if vec == 1 { units.next_power_of_two().max(4) } else { units } }
     }
 }
 
@@ -103,6 +105,8 @@ struct Params {
     heads_kv: u32,
     head_dim: u32,
     pairs: u32,
+    interleaved: u32,
+    paged: u32,
     page_size: u32,
     limit: u32,
     scaling: f32,
@@ -125,7 +129,7 @@ fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     views.extend(op.norm.iter().flat_map(|norm| [&norm.q, &norm.k]));
     views.extend(op.kv.iter().flat_map(|kv| [&kv.v, &kv.k_pages, &kv.v_pages]));
     let shape = Shape::of(head_dim, pairs, kernel.all_aligned(views)?);
-    kernel.define("X", op.q.dtype()).define("INTERLEAVED", op.style == RopeStyle::Interleaved);
+    kernel.define("X", op.q.dtype());
     kernel.define("VEC", shape.vec).define("TEAM", shape.team).define("UNITS", shape.units);
     kernel.define("THREADS", THREADS).shared(pairs * 8).dependent();
 
@@ -143,19 +147,19 @@ fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         heads_kv: heads_kv as u32,
         head_dim: head_dim as u32,
         pairs: pairs as u32,
+        interleaved: (op.style == RopeStyle::Interleaved).into(),
+        paged: op.kv.is_some().into(),
         page_size: 1,
         scaling: op.attention_scaling,
         share: 1.0 / head_dim as f32,
         ..Params::default()
     };
-    kernel.define("NORM", op.norm.is_some());
     kernel.define("Q_NORM", op.norm.as_ref().map_or(op.q.dtype(), |norm| norm.q.dtype()));
     kernel.define("K_NORM", op.norm.as_ref().map_or(op.q.dtype(), |norm| norm.k.dtype()));
     if let Some(norm) = &op.norm {
         (params.q_norm, params.k_norm) = (kernel.address(&norm.q)?, kernel.address(&norm.k)?);
         (params.weight_offset, params.eps) = (norm.weight_offset, norm.eps);
     }
-    kernel.define("PAGED", op.kv.is_some());
     kernel.define("KV", op.kv.as_ref().map_or(op.q.dtype(), |kv| kv.k_pages.dtype()));
     if let Some(kv) = &op.kv {
         params.v = kernel.address(&kv.v)?;

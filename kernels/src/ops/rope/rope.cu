@@ -7,7 +7,8 @@
 //
 // q: [tokens, heads_q, head_dim]   k, v: [tokens, heads_kv, head_dim]   type X
 // positions: i32 [axes, tokens]   inv_freq: f32 [pairs]   pair_axis: i32 [pairs] or null   slots: i32 [tokens]
-// k_pages, v_pages: [pages, page_size, heads_kv, head_dim] of type KV, if PAGED; else keys stay in place
+// q_norm, k_norm: [head_dim] of types Q_NORM and K_NORM, or null where heads are not normalized
+// k_pages, v_pages: [pages, page_size, heads_kv, head_dim] of type KV or null, where keys stay in place
 //
 // A block has one token, so that sine and cosine of each pair are computed once, in shared memory, for all heads of the block.
 // A team of TEAM lanes has one head: of queries, then keys, then values. Its unit is VEC pairs, in two vectors of VEC
@@ -52,6 +53,9 @@ struct Params {
     u32 heads_kv;
     u32 head_dim;
     u32 pairs;
+    // Whether pair p is elements 2 p and 2 p + 1, not p and p + pairs; whether keys and values go to pages.
+    u32 interleaved;
+    u32 paged;
     u32 page_size;
     // Slots of all pages.
     u32 limit;
@@ -80,9 +84,9 @@ DEVICE Head head_of(const Params& p, u32 token, u32 item) {
     if (item < p.heads_q) return {q, p.k_pages, q, false, true, true};
     const bool is_value = item >= p.heads_q + p.heads_kv;
     const u32 head = item - p.heads_q - (is_value ? p.heads_kv : 0);
-    const bool real = head < p.heads_kv && (PAGED || !is_value);
+    const bool real = head < p.heads_kv && (p.paged || !is_value);
     X* k = p.k + token * p.of_k.token + head * p.of_k.head;
-    if constexpr (!PAGED) return {k, p.k_pages, k, false, real, real};
+    if (!p.paged) return {k, p.k_pages, k, false, real, real};
     const i32 slot = p.slots[token];
     const bool kept = real && slot >= 0 && static_cast<u32>(slot) < p.limit;
     const u64 page = static_cast<u32>(slot) / p.page_size;
@@ -108,7 +112,7 @@ struct Unit {
 
     DEVICE Unit(const Params& p, u32 unit) {
         turned = unit * VEC < p.pairs;
-        const bool apart = !INTERLEAVED && turned;
+        const bool apart = !p.interleaved && turned;
         a = apart ? unit * VEC : unit * 2 * VEC;
         b = apart ? a + p.pairs : a + VEC;
     }
@@ -127,9 +131,9 @@ DEVICE void turn(f32& a, f32& b, float2 by) {
     b = b * by.y + x * by.x;
 }
 
-DEVICE void turn_unit(f32 (&a)[VEC], f32 (&b)[VEC], const float2* turns) {
+DEVICE void turn_unit(f32 (&a)[VEC], f32 (&b)[VEC], const float2* turns, bool interleaved) {
     // A vector of one holds no pair: the two vectors do.
-    if constexpr (INTERLEAVED && VEC > 1) {
+    if (VEC > 1 && interleaved) {
 #pragma unroll
         for (int i = 0; i < VEC / 2; ++i) {
             turn(a[2 * i], a[2 * i + 1], turns[i]);
@@ -176,7 +180,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     __syncthreads();
 
     const bool is_value = item >= p.heads_q + p.heads_kv;
-    if constexpr (NORM) {
+    if (p.q_norm) {
 #pragma unroll
         for (int i = 0; i < UNITS; ++i) {
 #pragma unroll
@@ -201,7 +205,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
         const Unit unit(p, lane + i * TEAM);
-        if (unit.turned && !is_value) turn_unit(a[i], b[i], turns + (lane + i * TEAM) * VEC);
+        if (unit.turned && !is_value) turn_unit(a[i], b[i], turns + (lane + i * TEAM) * VEC, p.interleaved);
         if (unit.a < p.head_dim) store(head, unit.a, a[i]);
         if (unit.b < p.head_dim) store(head, unit.b, b[i]);
     }
