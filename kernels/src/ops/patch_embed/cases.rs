@@ -115,7 +115,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<PatchEmbed>> {
             let (height, width) = (3 * patch + 1, 23 * patch);
             let s = Shape { images: 2, height, width, patch, d, w: Format::Dense(w), out, gap, ..base };
             let plain = op(cx, s, false);
-            let pos = Some(cx.random_gapped(&[3 * 23, d], out, Fill::Normal(1.0), gap));
+            let pos = Some(cx.random_gapped(&[4 * 23, d], out, Fill::Normal(1.0), gap));
             push("aligned filters", s, PatchEmbed { w: filters, pos, ..plain });
         }
     }
