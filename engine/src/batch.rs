@@ -1,6 +1,6 @@
 //! What one forward pass takes: ragged sequences, packed without padding.
 
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, ReplayKey};
 use crate::error::{Error, Result};
 use crate::kv::{KvCache, PAGE, SeqId};
 use crate::tensor::Tensor;
@@ -77,6 +77,21 @@ pub struct Packed {
     pub pairs: u64,
 }
 
+impl Packed {
+    /// What launches on this batch depend on.
+    #[must_use]
+    pub fn replay_key(&self) -> ReplayKey {
+        let mut key = ReplayKey::default();
+        let always =
+            [&self.ids, &self.positions, &self.slots, &self.q_starts, &self.kv_lens, &self.block_table];
+        for tensor in always.into_iter().chain(&self.wanted) {
+            key.view(tensor.view());
+        }
+        key.number(self.rows_wanted).number(self.max_q).number(self.max_kv);
+        key
+    }
+}
+
 impl Batch<'_> {
     /// Takes slots in the cache for the new tokens and uploads what the device needs.
     ///
@@ -120,6 +135,10 @@ impl Batch<'_> {
             max_kv = max_kv.max(past + new);
             pairs += (new * past + new * (new + 1) / 2) as u64;
         }
+        // Where steps are recorded, their sizes must not change from one to the next.
+        if max_q == 1 && cx.records() {
+            max_kv = ocelli_kernels::spec::bucket(max_kv) as usize;
+        }
         let width = max_kv.div_ceil(PAGE).max(1);
         let mut table = vec![0i32; self.seqs.len() * width];
         for (row, seq) in table.chunks_exact_mut(width).zip(&self.seqs) {
@@ -128,17 +147,22 @@ impl Batch<'_> {
             }
         }
         let (tokens, rows_wanted) = (ids.len(), wanted.len());
+        let every = rows_wanted == tokens;
+        let known: &[i32] = if self.ids.is_some() { &[] } else { &ids };
+        let rows: &[i32] = if every { &[] } else { &wanted };
+        let [ids, positions, slots, q_starts, kv_lens, table, wanted] =
+            cx.upload_ids([known, &positions, &slots, &q_starts, &kv_lens, &table, rows])?;
         Ok(Packed {
             ids: match &self.ids {
                 Some(known) => known.narrow(0, 0, tokens)?,
-                None => cx.upload(&[tokens], &ids)?,
+                None => ids,
             },
-            positions: cx.upload(&[1, tokens], &positions)?,
-            slots: cx.upload(&[tokens], &slots)?,
-            q_starts: cx.upload(&[q_starts.len()], &q_starts)?,
-            kv_lens: cx.upload(&[kv_lens.len()], &kv_lens)?,
-            block_table: cx.upload(&[self.seqs.len(), width], &table)?,
-            wanted: if rows_wanted == tokens { None } else { Some(cx.upload(&[rows_wanted], &wanted)?) },
+            positions: positions.reshape(&[1, tokens])?,
+            slots,
+            q_starts,
+            kv_lens,
+            block_table: table.reshape(&[self.seqs.len(), width])?,
+            wanted: (!every).then_some(wanted),
             images,
             tokens,
             rows_wanted,

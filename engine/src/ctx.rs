@@ -1,12 +1,14 @@
 //! The context of a forward pass: a stream, the arena of its activations, and an optional observer.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
 use half::{bf16, f16};
 use ocelli_kernels::ops::{Math, Matmul};
 use ocelli_kernels::{
-    DType, Device, Element, Exec, Fetch, KernelError, NullLog, NullStream, Op, Stream, View, Weights,
+    DType, Device, Element, Exec, Fetch, KernelError, NullLog, NullStream, Op, Recorded, Stream, View,
+    Weights,
 };
 
 use crate::error::{Error, Result};
@@ -52,9 +54,32 @@ pub struct Ctx {
     arena: Arena,
     observer: Option<Observer<'static>>,
     precision: Precision,
+    replays: HashMap<ReplayKey, Option<Recorded>>,
     /// Where the time went.
     pub timings: Timings,
 }
+
+/// What recorded launches depend on: the memory and the sizes of everything that they take.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct ReplayKey(Vec<usize>);
+
+impl ReplayKey {
+    /// Adds a number.
+    pub fn number(&mut self, value: usize) -> &mut Self {
+        self.0.push(value);
+        self
+    }
+
+    /// Adds memory with its layout.
+    pub fn view(&mut self, view: &View) -> &mut Self {
+        self.0.extend([view.storage().id(), view.offset(), view.layout().rank()]);
+        self.0.extend((0..view.layout().rank()).flat_map(|axis| [view.size(axis), view.stride(axis)]));
+        self
+    }
+}
+
+/// Recordings that are kept at most.
+const MOST_REPLAYS: usize = 64;
 
 impl Ctx {
     /// A context on a new stream of a device.
@@ -65,7 +90,14 @@ impl Ctx {
     /// A context on a given stream.
     #[must_use]
     pub fn on(stream: Box<dyn Stream>, precision: Precision) -> Self {
-        Self { stream, arena: Arena::default(), observer: None, precision, timings: Timings::default() }
+        Self {
+            stream,
+            arena: Arena::default(),
+            observer: None,
+            precision,
+            replays: HashMap::new(),
+            timings: Timings::default(),
+        }
     }
 
     /// A context that computes nothing and notes what would run on a device with these capabilities.
@@ -140,6 +172,46 @@ impl Ctx {
         Err(Error::Device(KernelError::Device("an activation was used after its scope had ended".into())))
     }
 
+    /// Whether [`replay`](Self::replay) records.
+    #[must_use]
+    pub fn records(&self) -> bool {
+        self.stream.records() && self.observer.is_none()
+    }
+
+    /// Runs `work`, which launches ops and nothing else, on memory that `key` tells and on activations of its own. Where the
+    /// device can, it is recorded when a key comes for the second time (everything is compiled and allocated then) and from
+    /// then on replayed without running it.
+    pub fn replay(&mut self, mut key: ReplayKey, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        if !self.records() {
+            return self.scope(work);
+        }
+        let (block, byte) = self.arena.top();
+        key.number(block).number(byte);
+        match self.replays.get(&key) {
+            Some(Some(recorded)) => Ok(self.stream.replay(recorded)?),
+            Some(None) => {
+                self.stream.record()?;
+                let worked = self.scope(work);
+                // Ends the recording whatever has happened.
+                let recorded = self.stream.recorded();
+                worked?;
+                let recorded = recorded?;
+                self.stream.replay(&recorded)?;
+                self.replays.insert(key, Some(recorded));
+                Ok(())
+            }
+            None => {
+                if self.replays.len() >= MOST_REPLAYS {
+                    self.stream.sync()?;
+                    self.replays.clear();
+                }
+                self.scope(work)?;
+                self.replays.insert(key, None);
+                Ok(())
+            }
+        }
+    }
+
     /// Runs an op of the module at `path`.
     pub fn exec<O: Op>(&mut self, path: &str, op: &O) -> Result<()>
     where
@@ -184,6 +256,19 @@ impl Ctx {
         let tensor = self.alloc(shape, T::DTYPE)?;
         self.stream.write(tensor.view(), bytemuck::cast_slice(values))?;
         Ok(tensor)
+    }
+
+    /// Copies lists of numbers into new activations, one `[len]` for each, by one transfer.
+    pub fn upload_ids<const N: usize>(&mut self, lists: [&[i32]; N]) -> Result<[Tensor; N]> {
+        let all = self.upload(&[lists.iter().map(|list| list.len()).sum()], &lists.concat())?;
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(N);
+        for list in lists {
+            parts.push(all.narrow(0, start, list.len())?);
+            start += list.len();
+        }
+        // There are N lists.
+        parts.try_into().map_err(|_| Error::Device(KernelError::Device("lists of ids were lost".into())))
     }
 
     /// The values of a tensor as f32, row-major.

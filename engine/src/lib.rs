@@ -19,7 +19,7 @@ mod timing;
 pub mod vlm;
 pub mod weights;
 
-pub use ctx::{Ctx, Observer, Precision, Stage};
+pub use ctx::{Ctx, Observer, Precision, ReplayKey, Stage};
 pub use error::{Error, Result};
 pub use pipeline::Pipeline;
 pub use tensor::Tensor;

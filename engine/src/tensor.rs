@@ -80,6 +80,11 @@ pub(crate) struct Mark {
 }
 
 impl Arena {
+    /// Where the next allocation goes: block and byte.
+    pub fn top(&self) -> (usize, usize) {
+        self.top
+    }
+
     pub fn mark(&self) -> Mark {
         Mark { top: self.top, live: self.live.len() }
     }

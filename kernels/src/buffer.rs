@@ -169,7 +169,7 @@ impl Storage {
             #[cfg(feature = "wgpu")]
             Self::Wgpu(buf) => Arc::as_ptr(buf) as usize,
             #[cfg(feature = "cuda")]
-            Self::Cuda(buf) => Arc::as_ptr(buf) as usize,
+            Self::Cuda(buf) => buf.address() as usize,
             Self::Meta(_) => 0,
         }
     }

@@ -210,10 +210,15 @@ pub trait Queue: Send {
         Ok(view.clone())
     }
 
-    /// Notes launches from here on instead of running them, up to [`recorded`](Self::recorded). `false` where the device cannot.
-    /// What runs between the two must neither allocate, nor copy, nor wait.
-    fn record(&mut self) -> Result<bool, KernelError> {
-        Ok(false)
+    /// Whether launches can be [recorded](Self::record).
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Notes launches from here on instead of running them, up to [`recorded`](Self::recorded). What runs between the two must
+    /// neither allocate, nor copy, nor wait.
+    fn record(&mut self) -> Result<(), KernelError> {
+        Err(KernelError::Device("this device records no launches".into()))
     }
 
     /// What was noted since [`record`](Self::record).

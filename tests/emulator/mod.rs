@@ -389,9 +389,13 @@ impl Driver for EmulatedDriver {
         false
     }
 
-    fn record(&self) -> Result<bool, KernelError> {
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record(&self) -> Result<(), KernelError> {
         *self.recording.lock().unwrap() = Some(Vec::new());
-        Ok(true)
+        Ok(())
     }
 
     fn recorded(&self) -> Result<Recorded, KernelError> {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use ocelli_kernels::{Backend, Caps, DType};
+use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]
@@ -119,7 +119,7 @@ impl BackendArg {
 /// `--dtype`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DTypeArg {
-    /// f16 on GPUs that compute with it, f32 elsewhere.
+    /// bf16 with CUDA, f16 on other GPUs that compute with it, f32 elsewhere.
     Auto,
     /// 32-bit floats.
     F32,
@@ -140,10 +140,13 @@ impl DTypeArg {
         }
     }
 
-    /// The type on a device: auto is f16 on GPUs that compute with it, f32 elsewhere.
+    /// The type on a device: auto is bf16 with CUDA, f16 on other GPUs that compute with it, f32 elsewhere.
     pub fn on(self, caps: &Caps) -> DType {
-        let fast = caps.backend == Backend::Wgpu && caps.wgpu.f16 && !caps.wgpu.software;
-        self.named().unwrap_or(if fast { DType::F16 } else { DType::F32 })
+        self.named().unwrap_or(match caps.backend {
+            Backend::Cuda => DType::BF16,
+            Backend::Wgpu if caps.wgpu.f16 && !caps.wgpu.software => DType::F16,
+            _ => DType::F32,
+        })
     }
 }
 
@@ -259,12 +262,37 @@ pub enum KernelsCommand {
         /// The backend.
         #[arg(long, value_enum, default_value_t = BackendArg::Cpu)]
         backend: BackendArg,
+        /// A typical GPU of this architecture instead of a device of this machine: sm_80, sm_86, sm_89, sm_90a or sm_120.
+        #[arg(long, value_name = "ARCH", conflicts_with = "backend")]
+        arch: Option<Arch>,
         /// Print one JSON object.
         #[arg(long)]
         json: bool,
     },
+    /// Compile the CUDA kernels that a model needs ahead of its run; needs no GPU. A run takes them from the folder that
+    /// OCELLI_CUBINS names, and then needs no compiler.
+    Compile(CompileArgs),
     /// Time the variants that could run each op and keep the fastest ones for this device; other commands then use them.
     Tune(TuneArgs),
+}
+
+/// `ocelli kernels compile`.
+#[derive(Debug, Args)]
+pub struct CompileArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Architectures, with commas between: sm_80 (A100), sm_86 (RTX 30), sm_89 (RTX 40), sm_90a (H100, H200), sm_120 (RTX 50).
+    #[arg(long, value_name = "ARCH", value_delimiter = ',', required = true)]
+    pub arch: Vec<Arch>,
+    /// The folder to write to; made if absent.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Type of activations, keys and values.
+    #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
+    pub dtype: DTypeArg,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ocelli kernels tune`.

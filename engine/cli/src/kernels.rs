@@ -16,12 +16,21 @@ use crate::{open, tune};
 pub fn kernels(args: &KernelsArgs) -> Outcome {
     match &args.command {
         KernelsCommand::List { op, json } => list(op.as_deref(), *json)?,
-        KernelsCommand::Why { op, spec, backend, json } => {
-            let backend = backend.backend().unwrap_or(Backend::Cpu);
-            let caps = capabilities(backend)?;
-            let picks = open::tuned(&caps, open::picks()?);
+        KernelsCommand::Why { op, spec, backend, arch, json } => {
+            let caps = match arch {
+                Some(_) if !cfg!(feature = "cuda") => {
+                    return Err(Failure::new(
+                        "backend cuda: this binary was built without the `cuda` feature",
+                    ));
+                }
+                Some(arch) => Caps::of_arch(*arch),
+                None => capabilities(backend.backend().unwrap_or(Backend::Cpu))?,
+            };
+            let picks = open::picks()?;
+            let picks = if arch.is_some() { picks } else { open::tuned(&caps, picks) };
             why(op, &spec.join(" "), &caps, &picks, *json)?;
         }
+        KernelsCommand::Compile(args) => crate::compile::compile(args)?,
         KernelsCommand::Tune(args) => tune::tune(args)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -35,6 +44,8 @@ fn capabilities(backend: Backend) -> Result<Caps, Failure> {
         (Backend::Wgpu, Err(_)) if cfg!(feature = "wgpu") => {
             Ok(Caps { backend, device: "any WebGPU device".into(), ..Caps::default() })
         }
+        (Backend::Cuda, Err(error)) if cfg!(feature = "cuda") => Err(Failure::from(error)
+            .hint("--arch sm_90a (or another architecture) explains the choice for a typical GPU")),
         (_, Err(error)) => Err(error.into()),
     }
 }
@@ -121,21 +132,26 @@ fn why(op: &str, text: &str, caps: &Caps, picks: &Picks, as_json: bool) -> Resul
         None => return Err(Failure::usage(format!("no op `{op}`"))),
     };
     let backend = caps.backend;
-    let on_cpu = backend == Backend::Cpu;
     if as_json {
         let mut answer = json!({
             "schema": "ocelli.kernels.why.v1", "op": op, "spec": spec, "backend": backend, "device": caps.device,
             "preferred": preferred, "rows": rows,
         });
-        if on_cpu {
-            answer["isa"] = caps.isa.name().into();
-            answer["threads"] = caps.units.into();
-        } else {
-            answer["wgpu"] = serde_json::to_value(caps.wgpu)?;
+        match backend {
+            Backend::Cpu => {
+                answer["isa"] = caps.isa.name().into();
+                answer["threads"] = caps.units.into();
+            }
+            Backend::Wgpu => answer["wgpu"] = serde_json::to_value(caps.wgpu)?,
+            Backend::Cuda => answer["cuda"] = serde_json::to_value(caps.cuda)?,
         }
         return print_json(&answer);
     }
-    let at = if on_cpu { format!(" at {}, {} threads", isa_text(caps), caps.units) } else { String::new() };
+    let at = match backend {
+        Backend::Cpu => format!(" at {}, {} threads", isa_text(caps), caps.units),
+        Backend::Cuda => format!(", {}, {} multiprocessors", caps.cuda.arch, caps.units),
+        Backend::Wgpu => String::new(),
+    };
     let mut out = format!("{op} {spec}\n{backend}: {}{at}\n", caps.device);
     for row in &rows {
         let mark = if row.picked { "->" } else { "  " };

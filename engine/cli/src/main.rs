@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod compile;
 mod devices;
 mod fail;
 mod inspect;

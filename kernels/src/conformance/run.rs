@@ -177,13 +177,15 @@ fn each_case<O: Op>(seed: u64, report: &mut Report, mut each: impl FnMut(&mut Re
     }
 }
 
-/// Runs each of `rows` on a case with `run`, which gives what it left in every storage.
+/// Runs each of `rows` on a case with `run`, which gives what it left in every storage; not what a device of capabilities
+/// `elsewhere` runs too.
 fn each_row<O: Op, L>(
     report: &mut Report,
     case: &Ready<O>,
     rows: &'static [Variant<O::Spec, L>],
     caps: &Caps,
     place: &str,
+    elsewhere: Option<&Caps>,
     mut run: impl FnMut(&'static Variant<O::Spec, L>) -> Result<Vec<Vec<u8>>, KernelError>,
 ) {
     if select(rows, &case.spec, caps).is_none() {
@@ -192,6 +194,9 @@ fn each_row<O: Op, L>(
     for variant in rows {
         if let Some(reason) = (variant.reject)(&case.spec, caps) {
             *report.skipped.entry(format!("{} at {place}: {reason}", variant.name)).or_default() += 1;
+            continue;
+        }
+        if elsewhere.is_some_and(|caps| (variant.reject)(&case.spec, caps).is_none()) {
             continue;
         }
         let result = run(variant).map_err(|error| error.to_string());
@@ -215,7 +220,7 @@ pub fn run_cpu<O: CpuOp>(isas: &[Isa], pool: &Arc<Pool>, seed: u64) -> Report {
         for &isa in isas {
             let cpu = CpuCx { isa, pool: pool.clone(), id: cx.id() };
             let caps = caps(isa, pool.threads());
-            each_row(report, case, O::cpu_variants(), &caps, &isa.to_string(), |variant| {
+            each_row(report, case, O::cpu_variants(), &caps, &isa.to_string(), None, |variant| {
                 case.memory.reset();
                 (variant.launch)(&case.op, &cpu)?;
                 Ok(case.memory.snapshot())
@@ -227,7 +232,7 @@ pub fn run_cpu<O: CpuOp>(isas: &[Isa], pool: &Arc<Pool>, seed: u64) -> Report {
 }
 
 /// Runs each of `rows` on every case whose name contains `only`, on copies of its memory on a device. `place` names the device
-/// in the report.
+/// in the report. What a device of capabilities `elsewhere` runs too is left out.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn run_copies<O: Op, Q: crate::op::Queue, L>(
     stream: &mut Q,
@@ -235,6 +240,7 @@ fn run_copies<O: Op, Q: crate::op::Queue, L>(
     place: &str,
     seed: u64,
     only: Option<&str>,
+    elsewhere: Option<&Caps>,
     launch: impl Fn(&mut Q, &O, &'static Variant<O::Spec, L>) -> Result<(), KernelError>,
 ) -> Report {
     let mut report = Report::default();
@@ -268,7 +274,7 @@ fn run_copies<O: Op, Q: crate::op::Queue, L>(
                 *view = moved;
             }
         });
-        each_row(report, case, rows, &caps, place, |variant| {
+        each_row(report, case, rows, &caps, place, elsewhere, |variant| {
             for ((view, bytes), _) in copies.iter().zip(&fresh).zip(&written).filter(|(_, written)| **written)
             {
                 stream.write(view, bytes)?;
@@ -300,7 +306,7 @@ pub fn run_wgpu<O: crate::op::WgpuOp>(
 ) -> Report {
     match device.queue() {
         Ok(mut stream) => {
-            run_copies(&mut stream, O::wgpu_variants(), place, seed, only, |stream, op, row| {
+            run_copies(&mut stream, O::wgpu_variants(), place, seed, only, None, |stream, op, row| {
                 stream.launch::<O>(op, row)
             })
         }
@@ -309,13 +315,14 @@ pub fn run_wgpu<O: crate::op::WgpuOp>(
 }
 
 /// Runs every CUDA variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place` names
-/// the device in the report.
+/// the device in the report. What a device of capabilities `elsewhere` runs too is left out.
 #[cfg(feature = "cuda")]
 pub fn run_cuda<O: crate::op::CudaOp>(
     device: &crate::cuda::CudaDevice,
     place: &str,
     seed: u64,
     only: Option<&str>,
+    elsewhere: Option<&Caps>,
 ) -> Report {
     let mut stream = device.queue();
     run_copies(&mut stream, O::cuda_variants(), place, seed, only, |stream, op, row| {

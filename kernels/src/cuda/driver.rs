@@ -94,9 +94,14 @@ pub trait Driver: Send + Sync {
     /// Whether the device works beside the host.
     fn overlaps(&self) -> bool;
 
-    /// Notes launches from here on instead of running them. `false` where that is not possible.
-    fn record(&self) -> Result<bool, KernelError> {
-        Ok(false)
+    /// Whether launches can be noted and replayed.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Notes launches from here on instead of running them.
+    fn record(&self) -> Result<(), KernelError> {
+        Err(KernelError::Device("this device records no launches".into()))
     }
 
     /// Ends [`record`](Self::record): what was noted.

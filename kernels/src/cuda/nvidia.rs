@@ -21,6 +21,9 @@ const OLDEST_DRIVER: i32 = 12_000;
 const STAGE: usize = 8 << 20;
 /// Copies that may be on their way at once.
 const STAGES: usize = 2;
+/// Bytes of the pinned memory that small writes go through, in two halves, and the largest of them.
+const RING: usize = 4 << 20;
+const SMALL: usize = 64 << 10;
 /// Pinned blocks for small answers that are kept, and their size.
 const SPARE: usize = 8;
 const SPARE_BYTES: usize = 4096;
@@ -306,6 +309,34 @@ impl Drop for Pinned {
     }
 }
 
+/// Pinned memory for small writes. The host waits only when it comes back to a half that the device has not read yet, many writes
+/// later.
+struct Ring {
+    halves: [Pinned; 2],
+    half: usize,
+    used: usize,
+}
+
+impl Ring {
+    fn new(context: &Arc<Context>) -> Result<Self, KernelError> {
+        let half = || Pinned::new(context, RING / 2);
+        Ok(Self { halves: [half()?, half()?], half: 0, used: 0 })
+    }
+
+    /// Memory for `len` bytes, at most `SMALL`.
+    fn take(&mut self, len: usize) -> Result<&mut [u8], KernelError> {
+        if self.used + len > RING / 2 {
+            self.halves[self.half].done.record()?;
+            self.half = 1 - self.half;
+            self.used = 0;
+            self.halves[self.half].done.wait("copying to the device")?;
+        }
+        let start = self.used;
+        self.used += len.next_multiple_of(16);
+        Ok(&mut self.halves[self.half].bytes()[start..start + len])
+    }
+}
+
 /// A loaded kernel.
 #[derive(Clone, Copy)]
 struct Function {
@@ -330,6 +361,7 @@ pub(super) struct Nvidia {
     loaded: Mutex<HashMap<KernelKey, KernelId>>,
     functions: RwLock<Vec<Function>>,
     stages: Mutex<Vec<Pinned>>,
+    ring: Mutex<Option<Ring>>,
     spare: Arc<Mutex<Vec<Pinned>>>,
     compile_time: Mutex<Duration>,
     start: OnceLock<Event>,
@@ -358,6 +390,7 @@ impl Nvidia {
             loaded: Mutex::default(),
             functions: RwLock::default(),
             stages: Mutex::default(),
+            ring: Mutex::default(),
             spare: Arc::default(),
             compile_time: Mutex::default(),
             start: OnceLock::new(),
@@ -486,6 +519,24 @@ impl Driver for Nvidia {
 
     fn write(&self, to: u64, bytes: &[u8]) -> Result<(), KernelError> {
         self.context.enter()?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if bytes.len() <= SMALL {
+            let mut ring = lock(&self.ring);
+            let ring = match &mut *ring {
+                Some(ring) => ring,
+                none => none.insert(Ring::new(&self.context)?),
+            };
+            let pinned = ring.take(bytes.len())?;
+            pinned.copy_from_slice(bytes);
+            // SAFETY: the pinned bytes are not used again before the device has read them; the range lies in the caller's
+            // allocation.
+            let result = unsafe {
+                sys::cuMemcpyHtoDAsync_v2(to, pinned.as_ptr().cast(), bytes.len(), self.context.stream)
+            };
+            return self.context.check("cuMemcpyHtoDAsync", result);
+        }
         let mut stages = lock(&self.stages);
         for (index, chunk) in bytes.chunks(STAGE).enumerate() {
             let mut stage = match stages.len() {
@@ -665,13 +716,16 @@ impl Driver for Nvidia {
         true
     }
 
-    fn record(&self) -> Result<bool, KernelError> {
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record(&self) -> Result<(), KernelError> {
         self.context.enter()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is alive and not being captured: the engine records one thing at a time.
         let result = unsafe { sys::cuStreamBeginCapture_v2(self.context.stream, mode) };
-        self.context.check("cuStreamBeginCapture", result)?;
-        Ok(true)
+        self.context.check("cuStreamBeginCapture", result)
     }
 
     fn recorded(&self) -> Result<Recorded, KernelError> {

@@ -208,7 +208,11 @@ impl Queue for CudaStream {
         super::upload::place_view(self, view)
     }
 
-    fn record(&mut self) -> Result<bool, KernelError> {
+    fn records(&self) -> bool {
+        self.driver.records()
+    }
+
+    fn record(&mut self) -> Result<(), KernelError> {
         self.driver.record()
     }
 

@@ -67,6 +67,7 @@ EMULATOR_QUIET void barrier_arrive(u32 id, u32 threads) { emulator::named_barrie
 EMULATOR_QUIET void grid_wait() {}
 EMULATOR_QUIET void grid_release() {}
 
+template <typename T> EMULATOR_QUIET T* in_global(T* p) { return p; }
 EMULATOR_QUIET u32 shared_address(const void* p) { return emulator::shared_address(p); }
 // Instrumented on purpose: these are the kernel's own accesses.
 inline uint4 load_stream(const uint4* p) { return *p; }
