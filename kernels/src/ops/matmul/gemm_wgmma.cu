@@ -1,0 +1,336 @@
+// out = act(x w^T + bias) + residual with the matrix products of warpgroups (sm_90a), for x, w of one 16-bit type T; gated too.
+//
+// x: [m, k] of T   w: [n, k] of T   out, residual: [m, n], or [m, n / 2] if GATED, of OUT   bias: any float   sums in f32
+//
+// Blocks stay and walk over the tiles of TILE_M x TILE_N products in an order that keeps shared operands in the second-level
+// cache. All traffic with memory is the copy engine's, and roles are split:
+//
+//   producer (a thread)       brings stages of 64 along k to a ring of STAGES, 128-byte swizzled as wgmma takes them
+//   consumers (warpgroups)    multiply what is there and never wait for memory: while the products of a stage are under way
+//                             the stage before is given back. They end their products in registers and leave them, 128
+//                             bytes a row, in buffers
+//   deliverers (a thread for  send full buffers to `out`, and make them ready again: for the next piece of `residual`, if
+//   each consumer)            there is one, which consumers find in place of what they will write
+//
+// A consumer holds DOWN x 64 rows of a tile. Two consumers either share a tile of twice as many rows, which reads operands the
+// least for each product: where k is long. Or they take turns with tiles (PINGPONG): one multiplies while the other ends its
+// tile, and the order of stages in the ring is the order of their turns: where k is short beside what follows. The producer
+// runs ahead into the next tile either way. Two blocks of a CLUSTER take tiles that lie one below the other: each brings one
+// half of their common weights to both.
+//
+// A gated tile has TILE_N / 2 gates and the columns that they scale, so that a thread holds both. What lies beyond an operand
+// comes as zeros, and what lies beyond the result is not written: every size is allowed. All rows begin at multiples of 16 bytes.
+#include "cuda/include/wgmma.cuh"
+#include "ops/matmul/epilogue.cuh"
+#include "ops/matmul/tiles.cuh"
+
+struct Params {
+    TensorMap x;   // boxes [TILE_M, 64]
+    TensorMap w;   // boxes [TILE_N / 2, 64]
+    TensorMap up;  // what the gates `w` scale, if GATED
+    TensorMap out; // boxes of 64 rows of 128 bytes
+    TensorMap residual;
+    Epilogue e;
+    i32 k;
+    i32 pad[11];
+};
+
+constexpr i32 CONSUMER_ROWS = 64 * DOWN;
+constexpr i32 SHARERS = PINGPONG ? 1 : CONSUMERS; // consumers of a tile
+constexpr i32 TILE_M = CONSUMER_ROWS * SHARERS;
+constexpr i32 TILE_COLS = GATED ? TILE_N / 2 : TILE_N; // columns of the result
+constexpr i32 THREADS = 128 * (1 + CONSUMERS);
+constexpr i32 STEP = 64;      // elements of k in a stage
+constexpr i32 ROW_BYTES = 128; // of a row of a stage or of a buffer
+constexpr i32 X_BYTES = TILE_M * ROW_BYTES, W_BYTES = TILE_N * ROW_BYTES;
+constexpr i32 STAGE_BYTES = X_BYTES + W_BYTES;
+constexpr i32 BUFFER_BYTES = 64 * ROW_BYTES;
+constexpr i32 BUFFER_COLS = ROW_BYTES / static_cast<i32>(sizeof(OUT));
+constexpr i32 PIECES_ACROSS = TILE_COLS / BUFFER_COLS;
+constexpr i32 PIECES = DOWN * PIECES_ACROSS; // buffers that a consumer fills for a tile
+static_assert(TILE_COLS % BUFFER_COLS == 0, "a tile is whole buffers");
+
+// Shared memory: the ring, the buffers of each consumer, its biases, barriers.
+constexpr i32 BUFFERS_AT = STAGES * STAGE_BYTES;
+constexpr i32 BIAS_AT = BUFFERS_AT + CONSUMERS * BUFFERS * BUFFER_BYTES;
+constexpr i32 BARRIERS_AT = BIAS_AT + (BIAS ? CONSUMERS * TILE_N * 4 : 0);
+
+// Registers of a thread: few for the threads that only start copies, so that consumers have those for all sums.
+constexpr i32 REGISTERS = 65536 / (THREADS * BLOCKS) / 8 * 8;
+constexpr i32 FEW_REGISTERS = 40;
+constexpr i32 MANY_REGISTERS = min_of(240, (REGISTERS * THREADS - FEW_REGISTERS * 128) / (128 * CONSUMERS) / 8 * 8);
+
+struct Barriers {
+    u64 full[STAGES];                // a stage has come
+    u64 empty[STAGES];               // its consumers, of both blocks of a cluster, are done with it
+    u64 ready[CONSUMERS * BUFFERS];  // a buffer may be written, and holds the residual
+    u64 filled[CONSUMERS * BUFFERS]; // a buffer holds results
+};
+
+// Whose turn it is in a ring, and the parity of the round.
+template <i32 SIZE> struct Turn {
+    i32 slot = 0;
+    u32 parity = 0;
+    DEVICE void next() {
+        if (++slot == SIZE) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+    DEVICE void skip(i32 count) {
+        slot += count;
+        parity ^= slot / SIZE & 1;
+        slot %= SIZE;
+    }
+};
+
+// The tiles of this block, or those of one of its consumers. Tiles of the blocks of a cluster lie one below the other.
+struct Walk {
+    i32 down, across; // tiles of clusters
+    i32 rank;         // of this block in its cluster
+    i32 tile;         // the present one, of `down * across`
+    i32 stride;
+
+    DEVICE explicit Walk(const Epilogue& e) {
+        down = ceil_div(e.rows, TILE_M * CLUSTER);
+        across = ceil_div(e.cols, TILE_COLS);
+        rank = CLUSTER > 1 ? static_cast<i32>(cluster_rank()) : 0;
+        tile = static_cast<i32>(blockIdx.x) / CLUSTER;
+        stride = static_cast<i32>(gridDim.x) / CLUSTER;
+    }
+    DEVICE Walk(const Epilogue& e, i32 consumer) : Walk(e) {
+        if constexpr (PINGPONG) {
+            tile += consumer * stride;
+            stride *= CONSUMERS;
+        }
+    }
+    DEVICE bool more() const { return tile < down * across; }
+    DEVICE void next() { tile += stride; }
+    DEVICE Place place() const { return place_of<16 / CLUSTER>(tile, down, across); }
+    DEVICE i32 first_row() const { return (place().down * CLUSTER + rank) * TILE_M; }
+    DEVICE i32 first_col() const { return place().across * TILE_COLS; }
+};
+
+// The first row of consumer `number` in a tile.
+DEVICE i32 consumer_row(i32 number) { return PINGPONG ? 0 : number * CONSUMER_ROWS; }
+
+// Brings the stages of all tiles.
+DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
+    const i32 steps = ceil_div(p.k, STEP);
+    Turn<STAGES> turn;
+    for (Walk walk(p.e); walk.more(); walk.next()) {
+        const i32 row = walk.first_row(), col = walk.first_col();
+        for (i32 step = 0; step < steps; ++step, turn.next()) {
+            mbarrier_wait(&bars.empty[turn.slot], turn.parity ^ 1);
+            u64* const full = &bars.full[turn.slot];
+            u8* const stage = smem + turn.slot * STAGE_BYTES;
+            mbarrier_arrive_expect(full, STAGE_BYTES);
+            tma_load_2d(stage, &p.x, full, step * STEP, row);
+            // The weights come in two halves: of the columns, or gates and what they scale.
+#pragma unroll
+            for (i32 half = 0; half < 2; ++half) {
+                u8* const to = stage + X_BYTES + half * (W_BYTES / 2);
+                const TensorMap* const map = GATED && half == 1 ? &p.up : &p.w;
+                const i32 first = GATED ? col : col + half * (TILE_N / 2);
+                if constexpr (CLUSTER == 1) {
+                    tma_load_2d(to, map, full, step * STEP, first);
+                } else if (half == walk.rank) {
+                    tma_load_2d_multicast(to, map, full, step * STEP, first, (1 << CLUSTER) - 1);
+                }
+            }
+        }
+    }
+    grid_release();
+}
+
+// Sends the buffers of consumer `number` to the result as they are filled, and makes them ready for what comes next.
+DEVICE void deliver(const Params& p, u8* smem, Barriers& bars, i32 number) {
+    u8* const buffers = smem + BUFFERS_AT + number * BUFFERS * BUFFER_BYTES;
+    u64* const ready = bars.ready + number * BUFFERS;
+    u64* const filled = bars.filled + number * BUFFERS;
+
+    // Buffer `slot` for the piece that `ahead` and `piece` name, and on to the piece after it.
+    Walk ahead(p.e, number);
+    i32 piece = 0;
+    const auto make_ready = [&](i32 slot) {
+        if (!ahead.more()) return;
+        if constexpr (RESIDUAL) {
+            mbarrier_arrive_expect(&ready[slot], BUFFER_BYTES);
+            tma_load_2d(buffers + slot * BUFFER_BYTES, &p.residual, &ready[slot],
+                        ahead.first_col() + piece % PIECES_ACROSS * BUFFER_COLS,
+                        ahead.first_row() + consumer_row(number) + piece / PIECES_ACROSS * 64);
+        } else {
+            mbarrier_arrive(&ready[slot]);
+        }
+        if (++piece == PIECES) {
+            piece = 0;
+            ahead.next();
+        }
+    };
+#pragma unroll
+    for (i32 slot = 0; slot < BUFFERS; ++slot) make_ready(slot);
+
+    Turn<BUFFERS> turn;
+    for (Walk walk(p.e, number); walk.more(); walk.next()) {
+        const i32 row = walk.first_row() + consumer_row(number), col = walk.first_col();
+        for (i32 i = 0; i < PIECES; ++i, turn.next()) {
+            mbarrier_wait(&filled[turn.slot], turn.parity);
+            tma_store_2d(&p.out, buffers + turn.slot * BUFFER_BYTES, col + i % PIECES_ACROSS * BUFFER_COLS,
+                         row + i / PIECES_ACROSS * 64);
+            tma_store_commit();
+            tma_store_wait_read<0>();
+            make_ready(turn.slot);
+        }
+    }
+}
+
+// Gives a stage back to the producers of all blocks that fill it; once for each warp.
+DEVICE void give_back(u64* empty) {
+    const u32 lane = lane_id();
+    if constexpr (CLUSTER == 1) {
+        if (lane == 0) mbarrier_arrive(empty);
+    } else {
+        if (lane < CLUSTER) mbarrier_arrive_remote(empty, lane);
+    }
+}
+
+// Two neighbouring results in a buffer, where the residual was.
+DEVICE void put(OUT* at, f32 lo, f32 hi) {
+    if constexpr (same_type<OUT, f32>::value) {
+        float2* const to = reinterpret_cast<float2*>(at);
+        const float2 r = RESIDUAL ? *to : make_float2(0.0f, 0.0f);
+        *to = make_float2(lo + r.x, hi + r.y);
+    } else {
+        u32* const to = reinterpret_cast<u32*>(at);
+        const float2 r = RESIDUAL ? unpack2<OUT>(*to) : make_float2(0.0f, 0.0f);
+        *to = pack2<OUT>(lo + r.x, hi + r.y);
+    }
+}
+
+// Ends the products of 64 rows and BUFFER_COLS columns that lie in a warpgroup's registers, and leaves them in a buffer. `sum` and
+// `biases` are of the tile's 64 rows, `first` is the first column.
+DEVICE void finish(u8* buffer, const f32 (&sum)[TILE_N / 2], const f32* biases, i32 first) {
+    const i32 thread = static_cast<i32>(threadIdx.x) % 128, lane = thread % 32;
+    const i32 row = thread / 32 * 16 + lane / 4, pair = lane % 4 * 2;
+    constexpr i32 TO_UP = TILE_N / 4; // from the registers of a gate to those of what it scales
+#pragma unroll
+    for (i32 col = 0; col < BUFFER_COLS; col += 8) {
+        float2 bias = make_float2(0.0f, 0.0f), bias_up = bias;
+        if constexpr (BIAS) {
+            bias = *reinterpret_cast<const float2*>(biases + first + col + pair);
+            if constexpr (GATED) bias_up = *reinterpret_cast<const float2*>(biases + TILE_COLS + first + col + pair);
+        }
+        const i32 byte = (col + pair) * static_cast<i32>(sizeof(OUT));
+#pragma unroll
+        for (i32 half = 0; half < 2; ++half) {
+            const i32 at = (first + col) / 2 + 2 * half;
+            f32 lo = activate(sum[at] + bias.x, ACT), hi = activate(sum[at + 1] + bias.y, ACT);
+            if constexpr (GATED) {
+                lo *= sum[at + TO_UP] + bias_up.x;
+                hi *= sum[at + TO_UP + 1] + bias_up.y;
+            }
+            u8* const to = buffer + (row + 8 * half) * ROW_BYTES + (byte / 16 ^ row % 8) * 16 + byte % 16;
+            put(reinterpret_cast<OUT*>(to), lo, hi);
+        }
+    }
+}
+
+// Biases of a tile whose first column is `first`, in the order of the tile's weights.
+DEVICE void bring_biases(f32* biases, const Epilogue& e, i32 first) {
+    for (i32 i = static_cast<i32>(threadIdx.x) % 128; i < TILE_N; i += 128) {
+        const bool upper = GATED && i >= TILE_COLS;
+        const i32 col = first + i % TILE_COLS;
+        const u32 type = upper ? e.bias_up_type : e.bias_type;
+        const bool exists = type != VALUE_NONE && col < e.cols;
+        biases[i] = exists ? load_value(upper ? e.bias_up : e.bias, type, col) : 0.0f;
+    }
+}
+
+// Multiplies the rows of consumer `number`, and leaves the results in its buffers.
+DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
+    u8* const buffers = smem + BUFFERS_AT + number * BUFFERS * BUFFER_BYTES;
+    f32* const biases = reinterpret_cast<f32*>(smem + BIAS_AT) + number * TILE_N;
+    const u64 x_descriptor = wgmma_descriptor(smem + consumer_row(number) * ROW_BYTES);
+    const u64 w_descriptor = wgmma_descriptor(smem + X_BYTES);
+
+    const i32 steps = ceil_div(p.k, STEP);
+    Turn<STAGES> turn;
+    Turn<BUFFERS> out;
+    if constexpr (PINGPONG) turn.skip(number * steps);
+    f32 sum[DOWN][TILE_N / 2];
+    for (Walk walk(p.e, number); walk.more(); walk.next()) {
+        u64* before = nullptr;
+        for (i32 step = 0; step < steps; ++step, turn.next()) {
+            mbarrier_wait(&bars.full[turn.slot], turn.parity);
+            const u32 stage = static_cast<u32>(turn.slot * STAGE_BYTES) >> 4;
+            wgmma_fence();
+#pragma unroll
+            for (i32 k = 0; k < STEP / 16; ++k)
+#pragma unroll
+                for (i32 d = 0; d < DOWN; ++d) {
+                    const u64 x = x_descriptor + stage + (d * 64 * ROW_BYTES >> 4) + 2 * k;
+                    wgmma_ss<TILE_N, T>(sum[d], x, w_descriptor + stage + 2 * k, step + k > 0);
+                }
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (before != nullptr) give_back(before);
+            before = &bars.empty[turn.slot];
+        }
+        wgmma_wait<0>();
+#pragma unroll
+        for (i32 d = 0; d < DOWN; ++d) wgmma_pin(sum[d]);
+        give_back(before);
+        if constexpr (PINGPONG) turn.skip((CONSUMERS - 1) * steps);
+
+        if constexpr (BIAS) {
+            barrier_sync(1 + number, 128); // nobody needs those of the tile before
+            bring_biases(biases, p.e, walk.first_col());
+            barrier_sync(1 + number, 128);
+        }
+#pragma unroll
+        for (i32 d = 0; d < DOWN; ++d) {
+#pragma unroll
+            for (i32 piece = 0; piece < PIECES_ACROSS; ++piece, out.next()) {
+                mbarrier_wait(&bars.ready[number * BUFFERS + out.slot], out.parity);
+                finish(buffers + out.slot * BUFFER_BYTES, sum[d], biases, piece * BUFFER_COLS);
+                fence_async_shared();
+                __syncwarp();
+                if (lane_id() == 0) mbarrier_arrive(&bars.filled[number * BUFFERS + out.slot]);
+            }
+        }
+    }
+}
+
+KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
+    SHARED_MEMORY(smem);
+    Barriers& bars = *reinterpret_cast<Barriers*>(smem + BARRIERS_AT);
+    if (threadIdx.x == 0) {
+        for (u64& bar : bars.full) mbarrier_init(&bar, 1);
+        for (u64& bar : bars.empty) mbarrier_init(&bar, 4 * SHARERS * CLUSTER);
+        for (u64& bar : bars.ready) mbarrier_init(&bar, 1);
+        for (u64& bar : bars.filled) mbarrier_init(&bar, 4);
+        mbarrier_init_fence();
+        tensor_map_prefetch(&p.x);
+        tensor_map_prefetch(&p.w);
+        tensor_map_prefetch(&p.out);
+    }
+    if constexpr (CLUSTER > 1) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
+    grid_wait();
+
+    const i32 warp = static_cast<i32>(warp_id());
+    if (warp < 4) {
+        registers_shrink<FEW_REGISTERS>();
+        if (warp == 0 && elect_one()) produce(p, smem, bars);
+        if (warp > 0 && warp <= CONSUMERS && elect_one()) deliver(p, smem, bars, warp - 1);
+        __syncwarp();
+    } else {
+        registers_grow<MANY_REGISTERS>();
+        consume(p, smem, bars, warp / 4 - 1);
+    }
+    // Blocks of a cluster write to each other's memory: none may end before the other.
+    if constexpr (CLUSTER > 1) cluster_sync();
+}
