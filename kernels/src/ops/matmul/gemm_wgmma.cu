@@ -53,12 +53,16 @@ static_assert(TILE_COLS % BUFFER_COLS == 0, "a tile is whole buffers");
 // Shared memory: the ring, the buffers of each consumer, its biases, barriers.
 constexpr i32 BUFFERS_AT = STAGES * STAGE_BYTES;
 constexpr i32 BIAS_AT = BUFFERS_AT + CONSUMERS * BUFFERS * BUFFER_BYTES;
-constexpr i32 BARRIERS_AT = BIAS_AT + (BIAS ? CONSUMERS * TILE_N * 4 : 0);
+constexpr i32 BARRIERS_AT = BIAS_AT + CONSUMERS * TILE_N * 4;
 
 // Registers of a thread: few for the threads that only start copies, so that consumers have those for all sums.
-constexpr i32 REGISTERS = 65536 / (THREADS * BLOCKS) / 8 * 8;
+constexpr i32 REGISTERS = 65536 / THREADS / 8 * 8;
 constexpr i32 FEW_REGISTERS = 40;
 constexpr i32 MANY_REGISTERS = min_of(240, (REGISTERS * THREADS - FEW_REGISTERS * 128) / (128 * CONSUMERS) / 8 * 8);
+
+// Barriers of a consumer's threads, and those by which consumers take turns; one for each.
+constexpr u32 SHARE = 1, TURN = SHARE + CONSUMERS;
+static_assert(!PINGPONG || CONSUMERS == 2, "two take turns");
 
 struct Barriers {
     u64 full[STAGES];                // a stage has come
@@ -195,15 +199,15 @@ DEVICE void give_back(u64* empty) {
 }
 
 // Two neighbouring results in a buffer, where the residual was.
-DEVICE void put(OUT* at, f32 lo, f32 hi) {
-    if constexpr (same_type<OUT, f32>::value) {
+template <typename O> DEVICE void put(O* at, f32 lo, f32 hi) {
+    if constexpr (same_type<O, f32>::value) {
         float2* const to = reinterpret_cast<float2*>(at);
         const float2 r = RESIDUAL ? *to : make_float2(0.0f, 0.0f);
         *to = make_float2(lo + r.x, hi + r.y);
     } else {
         u32* const to = reinterpret_cast<u32*>(at);
-        const float2 r = RESIDUAL ? unpack2<OUT>(*to) : make_float2(0.0f, 0.0f);
-        *to = pack2<OUT>(lo + r.x, hi + r.y);
+        const float2 r = RESIDUAL ? unpack2<O>(*to) : make_float2(0.0f, 0.0f);
+        *to = pack2<O>(lo + r.x, hi + r.y);
     }
 }
 
@@ -215,11 +219,8 @@ DEVICE void finish(u8* buffer, const f32 (&sum)[TILE_N / 2], const f32* biases, 
     constexpr i32 TO_UP = TILE_N / 4; // from the registers of a gate to those of what it scales
 #pragma unroll
     for (i32 col = 0; col < BUFFER_COLS; col += 8) {
-        float2 bias = make_float2(0.0f, 0.0f), bias_up = bias;
-        if constexpr (BIAS) {
-            bias = *reinterpret_cast<const float2*>(biases + first + col + pair);
-            if constexpr (GATED) bias_up = *reinterpret_cast<const float2*>(biases + TILE_COLS + first + col + pair);
-        }
+        const float2 bias = *reinterpret_cast<const float2*>(biases + first + col + pair);
+        const float2 bias_up = *reinterpret_cast<const float2*>(biases + (GATED ? TILE_COLS : 0) + first + col + pair);
         const i32 byte = (col + pair) * static_cast<i32>(sizeof(OUT));
 #pragma unroll
         for (i32 half = 0; half < 2; ++half) {
@@ -235,15 +236,26 @@ DEVICE void finish(u8* buffer, const f32 (&sum)[TILE_N / 2], const f32* biases, 
     }
 }
 
-// Biases of a tile whose first column is `first`, in the order of the tile's weights.
-DEVICE void bring_biases(f32* biases, const Epilogue& e, i32 first) {
-    for (i32 i = static_cast<i32>(threadIdx.x) % 128; i < TILE_N; i += 128) {
-        const bool upper = GATED && i >= TILE_COLS;
-        const i32 col = first + i % TILE_COLS;
+// The biases of a tile that this thread fetches: `first` is the tile's first column, the order is that of its weights. Zeros where
+// there are none.
+constexpr i32 BIASES = TILE_N / 128;
+DEVICE void fetch_biases(f32 (&to)[BIASES], const Epilogue& e, i32 first) {
+#pragma unroll
+    for (i32 i = 0; i < BIASES; ++i) {
+        const i32 at = i * 128 + static_cast<i32>(threadIdx.x) % 128;
+        const bool upper = GATED && at >= TILE_COLS;
+        const i32 col = first + at % TILE_COLS;
         const u32 type = upper ? e.bias_up_type : e.bias_type;
         const bool exists = type != VALUE_NONE && col < e.cols;
-        biases[i] = exists ? load_value(upper ? e.bias_up : e.bias, type, col) : 0.0f;
+        to[i] = exists ? load_value(upper ? e.bias_up : e.bias, type, col) : 0.0f;
     }
+}
+// Shows them to all threads of consumer `number`.
+DEVICE void share_biases(f32* biases, const f32 (&from)[BIASES], i32 number) {
+    barrier_sync(SHARE + number, 128); // nobody needs those of the tile before
+#pragma unroll
+    for (i32 i = 0; i < BIASES; ++i) biases[i * 128 + static_cast<i32>(threadIdx.x) % 128] = from[i];
+    barrier_sync(SHARE + number, 128);
 }
 
 // Multiplies the rows of consumer `number`, and leaves the results in its buffers.
@@ -256,9 +268,17 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     const i32 steps = ceil_div(p.k, STEP);
     Turn<STAGES> turn;
     Turn<BUFFERS> out;
-    if constexpr (PINGPONG) turn.skip(number * steps);
+    if constexpr (PINGPONG) {
+        turn.skip(number * steps);
+        if (number == 1) barrier_arrive(TURN, 2 * 128); // the first turn is that of consumer 0
+    }
     f32 sum[DOWN][TILE_N / 2];
     for (Walk walk(p.e, number); walk.more(); walk.next()) {
+        f32 bias[BIASES];
+        fetch_biases(bias, p.e, walk.first_col());
+        // A parity tells a round of the ring from the next one only: a consumer may look at it when the other one, whose stages
+        // come before its own, has seen all of them.
+        if constexpr (PINGPONG) barrier_sync(TURN + number, 2 * 128);
         u64* before = nullptr;
         for (i32 step = 0; step < steps; ++step, turn.next()) {
             mbarrier_wait(&bars.full[turn.slot], turn.parity);
@@ -276,17 +296,16 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
             if (before != nullptr) give_back(before);
             before = &bars.empty[turn.slot];
         }
+        if constexpr (PINGPONG) {
+            barrier_arrive(TURN + 1 - number, 2 * 128);
+            turn.skip(steps);
+        }
         wgmma_wait<0>();
 #pragma unroll
         for (i32 d = 0; d < DOWN; ++d) wgmma_pin(sum[d]);
         give_back(before);
-        if constexpr (PINGPONG) turn.skip((CONSUMERS - 1) * steps);
 
-        if constexpr (BIAS) {
-            barrier_sync(1 + number, 128); // nobody needs those of the tile before
-            bring_biases(biases, p.e, walk.first_col());
-            barrier_sync(1 + number, 128);
-        }
+        share_biases(biases, bias, number);
 #pragma unroll
         for (i32 d = 0; d < DOWN; ++d) {
 #pragma unroll
@@ -301,7 +320,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     }
 }
 
-KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
+KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     Barriers& bars = *reinterpret_cast<Barriers*>(smem + BARRIERS_AT);
     if (threadIdx.x == 0) {

@@ -1,19 +1,14 @@
-//! Products for many rows of x.
+//! `gemm_f32.cu`: products of anything in exact f32.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::super::{Matmul, MatmulSpec};
-use super::params::{Epilogue, WeightRows, rows_aligned, segments};
+use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::cuda::CudaCx;
 use crate::cuda::value_type;
-use crate::op::CudaLaunch;
-use crate::select::Variant;
 use crate::spec::{Caps, Format, KernelError};
 
-/// A row of the table.
-type Row = Variant<MatmulSpec, CudaLaunch<Matmul>>;
-
-pub(super) const F32: Row = Variant { name: "gemm-f32", reject: |_, _| None, est_us: est_f32, launch: f32 };
+pub(super) const F32: Row = Row { name: "gemm-f32", reject: |_, _| None, est_us: est_f32, launch: f32 };
 
 /// Rows and columns of a tile of `gemm_f32.cu`, its threads, and bytes of its two steps of both operands.
 const F32_TILE: usize = 128;

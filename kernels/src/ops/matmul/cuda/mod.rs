@@ -3,12 +3,20 @@
 //! | row | source | for |
 //! | --- | --- | --- |
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
+//! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
+//! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |
+//! | `gemm-wgmma-128x128` | `gemm_wgmma.cu` | ends of tiles beside products: short rows, fewer tiles |
+//! | `gemm-wgmma-64x128` | `gemm_wgmma.cu` | still fewer tiles |
 //!
 //! A launch gives neighbouring columns of the result whose weights lie in one stored tensor (`params::segments`) and ends
-//! them (`epilogue.cuh`).
+//! them (`epilogue.cuh`). Kernels of tensor cores take x in the type of the weights; where the op allows it, x is rounded first
+//! (`halves`).
 
 mod gemm;
+mod halves;
+mod mma;
 mod params;
+mod wgmma;
 
 use super::{Matmul, MatmulSpec};
 use crate::op::{CudaLaunch, CudaOp};
@@ -16,7 +24,7 @@ use crate::select::Variant;
 
 impl CudaOp for Matmul {
     fn cuda_variants() -> &'static [Variant<MatmulSpec, CudaLaunch<Self>>] {
-        const ROWS: &[Variant<MatmulSpec, CudaLaunch<Matmul>>] = &[gemm::F32];
+        const ROWS: &[params::Row] = &[gemm::F32, mma::MMA, wgmma::LARGE, wgmma::MIDDLE, wgmma::SMALL];
         ROWS
     }
 }

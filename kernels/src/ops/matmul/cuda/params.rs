@@ -3,10 +3,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::{Activation, Matmul};
+use super::super::{Activation, Matmul, MatmulSpec};
 use crate::buffer::{View, WeightPart};
 use crate::cuda::{Kernel, value_type};
+use crate::op::CudaLaunch;
+use crate::select::Variant;
 use crate::spec::{Format, KernelError};
+
+/// A row of the table.
+pub(super) type Row = Variant<MatmulSpec, CudaLaunch<Matmul>>;
 
 /// `WeightRows` of `weights.cuh`.
 #[repr(C)]

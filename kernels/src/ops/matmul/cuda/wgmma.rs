@@ -1,0 +1,209 @@
+//! `gemm_wgmma.cu`: products on the tensor cores of Hopper, with operands and results moved by the copy engine.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::super::{Activation, Matmul, MatmulSpec};
+use super::params::{Epilogue, Row, Segment, segments};
+use super::{halves, mma};
+use crate::buffer::View;
+use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
+use crate::select::Reject;
+use crate::spec::{Arch, Caps, KernelError};
+
+pub(super) const LARGE: Row = Row {
+    name: "gemm-wgmma-128x256",
+    reject,
+    est_us: |spec, caps| est_us(&TILE_128X256, spec, caps),
+    launch: |op, cx| launch(&TILE_128X256, op, cx),
+};
+pub(super) const MIDDLE: Row = Row {
+    name: "gemm-wgmma-128x128",
+    reject,
+    est_us: |spec, caps| est_us(&TILE_128X128, spec, caps),
+    launch: |op, cx| launch(&TILE_128X128, op, cx),
+};
+pub(super) const SMALL: Row = Row {
+    name: "gemm-wgmma-64x128",
+    reject,
+    est_us: |spec, caps| est_us(&TILE_64X128, spec, caps),
+    launch: |op, cx| launch(&TILE_64X128, op, cx),
+};
+
+/// A tile of products and how its block is organized.
+struct Tile {
+    rows: usize,
+    cols: usize,
+    /// Whether consumers take turns with tiles instead of sharing each.
+    pingpong: bool,
+    /// Stages in the ring, and buffers of a consumer for results.
+    stages: usize,
+    buffers: usize,
+    /// Share of the tensor cores' rate that it reaches: smaller tiles wait for memory.
+    share: f32,
+}
+
+const TILE_128X256: Tile = Tile { rows: 128, cols: 256, pingpong: false, stages: 4, buffers: 2, share: 0.80 };
+const TILE_128X128: Tile = Tile { rows: 128, cols: 128, pingpong: true, stages: 6, buffers: 2, share: 0.70 };
+const TILE_64X128: Tile = Tile { rows: 64, cols: 128, pingpong: true, stages: 8, buffers: 2, share: 0.50 };
+
+/// Warpgroups that multiply.
+const CONSUMERS: usize = 2;
+/// Rows of a buffer, and of a product of a warpgroup.
+const BAND: usize = 64;
+/// Bytes of a row of a stage or of a buffer: what the swizzle spans.
+const ROW_BYTES: usize = 128;
+
+impl Tile {
+    fn shared(&self) -> usize {
+        let ring = self.stages * (self.rows + self.cols) * ROW_BYTES;
+        let buffers = CONSUMERS * self.buffers;
+        let barriers = 2 * (self.stages + buffers) * 8;
+        ring + buffers * BAND * ROW_BYTES + CONSUMERS * self.cols * 4 + barriers
+    }
+
+    /// Tiles along the rows and the columns of a result that takes m x n products.
+    fn grid(&self, m: usize, n: usize) -> [usize; 2] {
+        [m.div_ceil(self.rows), n.div_ceil(self.cols)]
+    }
+
+    /// Blocks of a cluster: two where tiles that lie one below the other are even in number, or so many that one more is
+    /// little.
+    fn cluster(&self, m: usize) -> usize {
+        let down = m.div_ceil(self.rows);
+        if down.is_multiple_of(2) || down > 8 { 2 } else { 1 }
+    }
+}
+
+fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if caps.cuda.arch != Arch::Sm90a {
+        return Some("for sm_90a".into());
+    }
+    halves::reject(spec)
+}
+
+fn est_us(tile: &Tile, spec: &MatmulSpec, caps: &Caps) -> f32 {
+    let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
+    let [down, across] = tile.grid(m, n);
+    let units = caps.units.max(1);
+    let turns = (down * across).div_ceil(units) as f32;
+    // The way in and out costs what 128 columns of k do: of each tile, or of the last alone where other tiles hide it.
+    let end = 128.0 * if tile.pingpong { 1.0 } else { turns };
+    let flops = (2 * tile.rows * tile.cols) as f32 * (turns * k as f32 + end);
+    let us = flops * units as f32 / (caps.cuda.tensor_tflops * tile.share * 1e6);
+    let memory = caps.cuda.estimate_us(spec.w.bytes(n, k) as f64, 0.0, 1.0);
+    (1.0 + memory).max(3.5 + us) + halves::est_us(spec, caps)
+}
+
+/// `Params` of `gemm_wgmma.cu`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    x: TensorMap,
+    w: TensorMap,
+    up: TensorMap,
+    out: TensorMap,
+    residual: TensorMap,
+    e: Epilogue,
+    k: i32,
+    pad: [i32; 11],
+}
+
+/// What the copy engine moves for one segment.
+struct Operands {
+    x: View,
+    w: View,
+    up: Option<View>,
+    out: View,
+    residual: Option<View>,
+}
+
+impl Operands {
+    fn of(segment: &Segment<'_>) -> Result<Self, KernelError> {
+        let op = segment.op;
+        let columns = |view: &View| view.narrow(1, segment.col, segment.cols);
+        let rows = |rows: super::params::Rows<'_>| rows.part.planes[0].narrow(0, rows.first, segment.cols);
+        Ok(Self {
+            x: op.x.clone(),
+            w: rows(segment.w)?,
+            up: segment.up.map(rows).transpose()?,
+            out: columns(&op.out)?,
+            residual: op.residual.as_ref().map(columns).transpose()?,
+        })
+    }
+
+    /// Whether the copy engine can move all of it: rows at multiples of 16 bytes, a residual of the result's type.
+    fn fit(&self, kernel: &Kernel<'_, '_>) -> Result<bool, KernelError> {
+        let views = [&self.x, &self.w, &self.out].into_iter().chain(&self.up).chain(&self.residual);
+        let types = self.residual.as_ref().is_none_or(|residual| residual.dtype() == self.out.dtype());
+        Ok(types && self.x.size(1) > 0 && kernel.all_aligned(views)?)
+    }
+}
+
+/// A map of `[rows, cols]` in boxes of `rows` rows of 128 bytes.
+fn map(kernel: &Kernel<'_, '_>, view: &View, rows: usize) -> Result<TensorMap, KernelError> {
+    let size = view.dtype().size();
+    // A lone row has any stride: one that the copy engine takes.
+    let pitch = if view.size(0) > 1 { view.stride(0) } else { view.size(1) } * size;
+    kernel.tensor_map(&TensorTile {
+        view,
+        shape: &[view.size(1) as u64, view.size(0) as u64],
+        strides_bytes: &[pitch.next_multiple_of(16) as u64],
+        tile: &[(ROW_BYTES / size) as u32, rows as u32],
+        swizzle128: true,
+    })
+}
+
+fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
+    let op = &*halves::halved(op, cx)?;
+    let segments = segments(op);
+    let operands = segments.iter().map(Operands::of).collect::<Result<Vec<_>, _>>()?;
+    let units = cx.caps().units;
+    for operands in &operands {
+        if !operands.fit(&cx.kernel(PATH))? {
+            return mma::launch(op, cx);
+        }
+    }
+    for (segment, operands) in segments.iter().zip(&operands) {
+        let products = if op.gated { 2 * segment.cols } else { segment.cols };
+        let [down, across] = tile.grid(op.x.size(0), products);
+        let cluster = tile.cluster(op.x.size(0));
+        let clusters = (down.div_ceil(cluster) * across).min((units / cluster).max(1));
+        let mut kernel = cx.kernel(PATH);
+        let optional =
+            |view: Option<&View>, rows| view.map_or(Ok(TensorMap([0; 16])), |view| map(&kernel, view, rows));
+        let params = Params {
+            x: map(&kernel, &operands.x, tile.rows)?,
+            w: map(&kernel, &operands.w, tile.cols / 2)?,
+            up: optional(operands.up.as_ref(), tile.cols / 2)?,
+            out: map(&kernel, &operands.out, BAND)?,
+            residual: optional(operands.residual.as_ref(), BAND)?,
+            e: segment.epilogue(&kernel)?,
+            k: op.x.size(1) as i32,
+            pad: [0; 11],
+        };
+        kernel.define("T", op.x.dtype()).define("OUT", op.out.dtype());
+        kernel.define("GATED", op.gated).define("RESIDUAL", op.residual.is_some());
+        kernel.define("ACT", act(op.act));
+        kernel.define("TILE_N", tile.cols).define("CONSUMERS", CONSUMERS);
+        kernel.define("DOWN", tile.rows / BAND / if tile.pingpong { 1 } else { CONSUMERS });
+        kernel.define("PINGPONG", tile.pingpong).define("CLUSTER", cluster);
+        kernel.define("STAGES", tile.stages).define("BUFFERS", tile.buffers);
+        kernel.shared(tile.shared()).cluster(cluster as u32).dependent();
+        let threads = 128 * (1 + CONSUMERS);
+        kernel.launch([(clusters * cluster) as u32, 1, 1], threads as u32, &params)?;
+    }
+    Ok(())
+}
+
+const PATH: &str = "ops/matmul/gemm_wgmma.cu";
+
+/// `Act` of `epilogue.cuh`.
+fn act(act: Activation) -> &'static str {
+    match act {
+        Activation::None => "ACT_NONE",
+        Activation::GeluTanh => "ACT_GELU_TANH",
+        Activation::GeluErf => "ACT_GELU_ERF",
+        Activation::QuickGelu => "ACT_QUICK_GELU",
+        Activation::Silu => "ACT_SILU",
+    }
+}
