@@ -19,8 +19,11 @@
 //
 // Tiling: 8 warps make a tile of 128 patches x 128 filters, each 64 x 32 of it: 32 mma of 16x8x16 a step, from 6 ldmatrix of
 // four matrices for each half of the step. Rows of 64 bytes in shared memory are swizzled by parts of 16, so that the eight
-// rows of a matrix lie in different banks. Rows of the filters must begin at 16 bytes; PAIRS says whether results may be
-// stored, and position embeddings loaded, two at a time. Patches and filters beyond the result are computed from the last patch and from zeros.
+// rows of a matrix lie in different banks. Patches and filters beyond the result are computed from the last patch and from
+// zeros. Rows of the filters must begin at 16 bytes; PAIRS says whether results may be stored, and position embeddings
+// loaded, two at a time.
+//
+// SASS: HMMA LDSM LDGSTS
 #include "cuda/include/vec.cuh"
 #include "ops/patch_embed/patches.cuh"
 
@@ -214,7 +217,9 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
 #pragma unroll
-                for (u32 j = 0; j < 4; ++j) mma_16816<W>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+                for (u32 j = 0; j < 4; ++j) {
+                    mma_16816<W>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+                }
             }
         }
         if (step + 1 < STEPS) levels.stage(patches + (step + 1) % 2 * TILE_BYTES);

@@ -23,7 +23,7 @@ fn est_us(spec: &RopeSpec, caps: &Caps) -> f32 {
     2.0 + spec.tokens as f32 * spec.head_dim as f32 * (read + written) / (caps.cuda.read_gbps * 1e3)
 }
 
-/// Threads of a block.
+/// Threads of a block at most.
 const THREADS: usize = 128;
 /// Pairs of a unit where everything is aligned.
 const VEC: usize = 8;
@@ -131,7 +131,7 @@ fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let shape = Shape::of(head_dim, pairs, kernel.all_aligned(views)?);
     kernel.define("X", op.q.dtype());
     kernel.define("VEC", shape.vec).define("TEAM", shape.team).define("UNITS", shape.units);
-    kernel.define("THREADS", THREADS).shared(pairs * 8).dependent();
+    kernel.shared(pairs * 8).dependent();
 
     let mut params = Params {
         q: kernel.address(&op.q)?,
@@ -170,6 +170,7 @@ fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         params.page_size = kv.k_pages.size(1).max(1) as u32;
         params.limit = (kv.k_pages.size(0) * kv.k_pages.size(1)) as u32;
     }
-    let blocks = items.div_ceil(THREADS / shape.team) as u32;
-    kernel.launch([tokens as u32, blocks, 1], THREADS as u32, &params)
+    let threads = (items * shape.team).next_multiple_of(32).min(THREADS);
+    let blocks = items.div_ceil(threads / shape.team) as u32;
+    kernel.launch([tokens as u32, blocks, 1], threads as u32, &params)
 }

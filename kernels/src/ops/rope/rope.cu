@@ -10,11 +10,11 @@
 // q_norm, k_norm: [head_dim] of types Q_NORM and K_NORM, or null where heads are not normalized
 // k_pages, v_pages: [pages, page_size, heads_kv, head_dim] of type KV or null, where keys stay in place
 //
-// A block has one token, so that sine and cosine of each pair are computed once, in shared memory, for all heads of the block.
-// A team of TEAM lanes has one head: of queries, then keys, then values. Its unit is VEC pairs, in two vectors of VEC
-// elements, which stay in registers with the UNITS units of a lane; elements that are not turned follow as units of 2 VEC. With
-// VEC = 8 vectors are 16 bytes or more: all heads begin at 16 bytes, and there are whole units of pairs and of the rest. VEC = 1
-// takes any size and place. The loads of a head are under way while angles are computed.
+// A block has one token, so that sine and cosine of each pair are computed once, in shared memory, for all heads of the block;
+// its warps are as many as the heads need. A team of TEAM lanes has one head: of queries, then keys, then values. Its unit is
+// VEC pairs, in two vectors of VEC elements; the UNITS units of a lane stay in registers, and elements that are not turned
+// follow as units of 2 VEC. With VEC = 8 vectors are 16 bytes or more: all heads begin at 16 bytes, and there are whole units
+// of pairs and of the rest. VEC = 1 takes any size and place. The loads of a head are under way while angles are computed.
 //
 // The kernel is a dependent launch. Tokens with a negative slot, and heads beyond the last, only help with the angles.
 #include "cuda/include/math.cuh"
@@ -153,11 +153,11 @@ DEVICE void store(const Head& head, u32 at, const f32 (&x)[VEC]) {
     }
 }
 
-KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
+KERNEL(128, 4)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     float2* turns = reinterpret_cast<float2*>(smem);
     const u32 token = blockIdx.x;
-    const u32 item = blockIdx.y * (THREADS / TEAM) + threadIdx.x / TEAM;
+    const u32 item = blockIdx.y * (blockDim.x / TEAM) + threadIdx.x / TEAM;
     const u32 lane = threadIdx.x % TEAM;
     grid_wait();
     grid_release();
@@ -174,7 +174,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
         if (head.real && unit.a < p.head_dim) load_vec(a[i], in_global(head.from) + unit.a);
         if (head.real && unit.b < p.head_dim) load_vec(b[i], in_global(head.from) + unit.b);
     }
-    for (u32 pair = threadIdx.x; pair < p.pairs; pair += THREADS) {
+    for (u32 pair = threadIdx.x; pair < p.pairs; pair += blockDim.x) {
         turns[pair] = turn_of(p, token, pair, p.inv_freq[pair]);
     }
     __syncthreads();

@@ -106,7 +106,8 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             const u32 place = token - first + i;
-            if (penalizes && (seen[place / 32] >> (place % 32) & 1)) four[i] = penalized(four[i], set.repetition_penalty);
+            const bool again = penalizes && (seen[place / 32] >> (place % 32) & 1);
+            if (again) four[i] = penalized(four[i], set.repetition_penalty);
             words[i] = token + i < p.vocab ? key_of(four[i]) : 0;
             best = max_of(best, rank_of(words[i], token + i));
         }
