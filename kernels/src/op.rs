@@ -85,15 +85,6 @@ pub trait CudaOp: Op {
     fn cuda_variants() -> &'static [Variant<Self::Spec, CudaLaunch<Self>>];
 }
 
-/// An op on every backend: what a caller needs to list and explain kernels without a device.
-pub trait BackendOp: Op {
-    /// Names of the variants of `backend`, in table order.
-    fn variants(backend: Backend) -> Vec<&'static str>;
-
-    /// Each variant of `caps.backend` with its reason or estimate.
-    fn explain(spec: &Self::Spec, caps: &Caps) -> Vec<Row>;
-}
-
 /// Calls `$with` with the rows of `O` on a backend; `$else` for backends without kernels in this build.
 macro_rules! with_rows {
     ($backend:expr, $rows:ident => $with:expr, $else:expr) => {
@@ -120,6 +111,15 @@ macro_rules! with_rows {
 
 macro_rules! backend_op {
     ($($bound:tt)+) => {
+        /// An op on every backend of this build: what a caller needs to list, explain and launch kernels.
+        pub trait BackendOp: $($bound)+ {
+            /// Names of the variants of `backend`, in table order.
+            fn variants(backend: Backend) -> Vec<&'static str>;
+
+            /// Each variant of `caps.backend` with its reason or estimate.
+            fn explain(spec: &Self::Spec, caps: &Caps) -> Vec<Row>;
+        }
+
         impl<O: $($bound)+> BackendOp for O {
             fn variants(backend: Backend) -> Vec<&'static str> {
                 with_rows!(backend, rows => rows.iter().map(|row| row.name).collect(), Vec::new())

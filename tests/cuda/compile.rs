@@ -40,6 +40,13 @@ fn rows(arch: Arch) -> Rows {
     add::<ops::Rope>(arch, &mut all);
     add::<ops::Sample>(arch, &mut all);
     add::<ops::ScatterRows>(arch, &mut all);
+    for (path, _) in source::FILES.iter().filter(|(path, _)| path.starts_with("cuda/roof/")) {
+        let keys = match (*path, arch) {
+            ("cuda/roof/wgmma.cu", Arch::Sm80 | Arch::Sm86 | Arch::Sm89 | Arch::Sm120) => BTreeSet::new(),
+            _ => BTreeSet::from([KernelKey { path, defines: source::Defines::new() }]),
+        };
+        all.insert((*path).to_owned(), keys);
+    }
     all
 }
 

@@ -165,7 +165,7 @@ fn compile(path: &str, text: Option<&Path>, defines: &[String], arch: Arch) -> R
     }
     let library = folder().join(format!("{}-{state:016x}.so", path.replace(['/', '.'], "-")));
     make(&library, |part| {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src");
         let kernel = text.map_or_else(|| sources.join(path), Path::to_path_buf);
         let (wrapper, object) = (part.with_extension("cpp"), part.with_extension("o"));
         let entry = here().join("entry.h");

@@ -1,6 +1,7 @@
 //! Golden parity of model families with transformers.
 
 mod batch;
+mod cuda;
 mod demo;
 mod real_size;
 mod wgpu;

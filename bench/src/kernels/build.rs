@@ -1,29 +1,16 @@
 //! Ops of given specs, on random operands.
 
-#[cfg(feature = "wgpu")]
-use ocelli_kernels::WgpuOp;
 use ocelli_kernels::ops::{
     Attention, AttentionKv, AttentionSpec, GatherRows, GatherRowsSpec, KvWrite, Mask, Matmul, MatmulSpec,
     MergePatches, MergePatchesSpec, Norm, NormSpec, PatchEmbed, PatchEmbedSpec, Pool, PoolOver, PoolSpec,
     Rope, RopeSpec, Sample, SampleSpec, ScatterRows, ScatterRowsSpec, params,
 };
-use ocelli_kernels::{BackendOp, CpuOp, DType, KernelError, Op, ShapeError, View, Weights};
+use ocelli_kernels::{BackendOp, DType, KernelError, Op, ShapeError, View, Weights};
 
 use super::operands::Operands;
 
-/// An op with kernels of every backend of this build.
-#[cfg(feature = "wgpu")]
-pub trait Kernels: BackendOp + CpuOp + WgpuOp {}
-#[cfg(feature = "wgpu")]
-impl<O: BackendOp + CpuOp + WgpuOp> Kernels for O {}
-/// An op with kernels of every backend of this build.
-#[cfg(not(feature = "wgpu"))]
-pub trait Kernels: BackendOp + CpuOp {}
-#[cfg(not(feature = "wgpu"))]
-impl<O: BackendOp + CpuOp> Kernels for O {}
-
 /// An op that benchmarks know how to make.
-pub trait Build: Kernels {
+pub trait Build: BackendOp {
     /// The op of this spec; each call takes other weights.
     fn build(spec: &Self::Spec, operands: &mut Operands) -> Result<Self, KernelError>;
 

@@ -21,7 +21,7 @@ use crate::roof::Roofs;
 use crate::shapes::{Shape, Shapes};
 use crate::stats::{Plan, Timing, sample};
 
-pub use build::{Build, Kernels};
+pub use build::Build;
 pub use operands::Operands;
 pub use target::{Placed, Target};
 pub use tower::Tower;

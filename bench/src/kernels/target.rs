@@ -6,17 +6,17 @@ use std::time::Instant;
 use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::cpu::{CpuCx, CpuDevice};
+#[cfg(feature = "cuda")]
+use ocelli_kernels::cuda::{CudaDevice, CudaStream};
 #[cfg(feature = "wgpu")]
 use ocelli_kernels::wgpu::{Profile, WgpuDevice, WgpuStream};
-use ocelli_kernels::{Backend, Caps, Device, DeviceOptions, KernelError, Picks, Row, View};
-#[cfg(feature = "wgpu")]
-use ocelli_kernels::{DType, Queue};
+use ocelli_kernels::{Backend, Caps, DType, Device, DeviceOptions, KernelError, Picks, Queue, Row, View};
 
 use super::build::Build;
 use super::operands::Operands;
 use super::{BenchError, Ready};
-#[cfg(feature = "wgpu")]
-use crate::machine;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use crate::machine::Adapter;
 use crate::machine::Machine;
 use crate::roof::{self, Roofs};
 
@@ -35,6 +35,12 @@ enum Kind {
     Wgpu {
         device: WgpuDevice,
         stream: Box<WgpuStream>,
+        submit_us: f64,
+    },
+    #[cfg(feature = "cuda")]
+    Cuda {
+        device: CudaDevice,
+        stream: Box<CudaStream>,
         submit_us: f64,
     },
 }
@@ -82,7 +88,18 @@ impl Target {
             }
             #[cfg(not(feature = "wgpu"))]
             Backend::Wgpu => return Err(failed("this binary was built without the `wgpu` feature".into())),
-            Backend::Cuda => return Err(failed("not built yet".into())),
+            #[cfg(feature = "cuda")]
+            Backend::Cuda => {
+                let open = || -> Result<Kind, KernelError> {
+                    let device = CudaDevice::open(options.index, Arc::default(), options.cache.as_deref())?;
+                    let mut stream = Box::new(device.queue());
+                    let submit_us = roof::cuda::submit_us(&mut stream)?;
+                    Ok(Kind::Cuda { device, stream, submit_us })
+                };
+                open().map_err(BenchError::Device)?
+            }
+            #[cfg(not(feature = "cuda"))]
+            Backend::Cuda => return Err(failed("this binary was built without the `cuda` feature".into())),
         };
         Ok(Target { kind, picks: options.picks.clone() })
     }
@@ -103,6 +120,19 @@ impl Target {
             Kind::Cpu { device, .. } => device,
             #[cfg(feature = "wgpu")]
             Kind::Wgpu { device, .. } => device,
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { device, .. } => device,
+        }
+    }
+
+    /// The queue of a GPU; `None` on a CPU, whose operands are where they are.
+    fn queue(&mut self) -> Option<&mut dyn Queue> {
+        match &mut self.kind {
+            Kind::Cpu { .. } => None,
+            #[cfg(feature = "wgpu")]
+            Kind::Wgpu { stream, .. } => Some(&mut **stream),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { stream, .. } => Some(&mut **stream),
         }
     }
 
@@ -116,20 +146,9 @@ impl Target {
         match &self.kind {
             Kind::Cpu { cx, .. } => Machine::describe(cx.isa, cx.pool.threads()),
             #[cfg(feature = "wgpu")]
-            Kind::Wgpu { device, stream, submit_us } => {
-                let caps = device.caps();
-                let host = Machine::describe(Isa::detect().unwrap_or(Isa::SCALAR), roof::default_threads());
-                let clock = if stream.has_clock() { "device" } else { "host" };
-                let adapter = machine::Adapter {
-                    name: caps.device.clone(),
-                    api: caps.api.clone(),
-                    driver: caps.driver.clone(),
-                    software: caps.wgpu.software,
-                    clock: clock.to_owned(),
-                    submit_us: *submit_us,
-                };
-                Machine { adapter: Some(adapter), ..host }
-            }
+            Kind::Wgpu { device, stream, submit_us } => on_gpu(device.caps(), stream.has_clock(), *submit_us),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { device, submit_us, .. } => on_gpu(device.caps(), true, *submit_us),
         }
     }
 
@@ -139,6 +158,8 @@ impl Target {
             Kind::Cpu { cx, .. } => Ok(roof::measure(cx.isa, cx.pool.threads())),
             #[cfg(feature = "wgpu")]
             Kind::Wgpu { stream, .. } => roof::wgpu::measure(stream),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { stream, .. } => roof::cuda::measure(stream),
         }
     }
 
@@ -161,9 +182,8 @@ impl Target {
     pub fn place<O: Build>(&mut self, op: &O, operands: &Operands) -> Result<Placed<O>, KernelError> {
         let mut op = op.clone();
         let mut memory: Vec<Memory> = vec![];
-        #[cfg(feature = "wgpu")]
-        if let (Kind::Wgpu { stream, .. }, Some(weights)) = (&mut self.kind, op.weights()) {
-            *weights = stream.place(weights)?;
+        if let (Some(queue), Some(weights)) = (self.queue(), op.weights()) {
+            *weights = queue.place(weights)?;
         }
         let mut failed = Ok(());
         op.visit(&mut |_, view| match self.place_view(view, operands, &mut memory) {
@@ -192,11 +212,7 @@ impl Target {
         let host = match operands.whole(view)? {
             Some(host) => host,
             None => {
-                return match &mut self.kind {
-                    Kind::Cpu { .. } => Ok(None),
-                    #[cfg(feature = "wgpu")]
-                    Kind::Wgpu { stream, .. } => Ok(Some(stream.place_view(view)?)),
-                };
+                return self.queue().map(|queue| queue.place_view(view)).transpose();
             }
         };
         let known = memory.iter().position(|one| one.host.storage().same(host.storage()));
@@ -204,12 +220,11 @@ impl Target {
             Some(known) => known,
             None => {
                 let before = operands.snapshot(&host)?;
-                let device = match &mut self.kind {
-                    Kind::Cpu { .. } => None,
-                    #[cfg(feature = "wgpu")]
-                    Kind::Wgpu { stream, .. } => {
-                        let device = View::dense(stream.alloc(before.len())?, &[before.len()], DType::U8)?;
-                        stream.write(&device, &before)?;
+                let device = match self.queue() {
+                    None => None,
+                    Some(queue) => {
+                        let device = View::dense(queue.alloc(before.len())?, &[before.len()], DType::U8)?;
+                        queue.write(&device, &before)?;
                         Some(device)
                     }
                 };
@@ -227,9 +242,8 @@ impl Target {
     pub fn reset<O>(&mut self, placed: &Placed<O>, operands: &Operands) -> Result<(), KernelError> {
         for one in &placed.memory {
             operands.restore(&one.host, &one.before)?;
-            #[cfg(feature = "wgpu")]
-            if let (Kind::Wgpu { stream, .. }, Some(device)) = (&mut self.kind, &one.device) {
-                stream.write(device, &one.before)?;
+            if let (Some(queue), Some(device)) = (self.queue(), &one.device) {
+                queue.write(device, &one.before)?;
             }
         }
         Ok(())
@@ -238,14 +252,11 @@ impl Target {
     /// Brings what the op may have written to the host's memory.
     pub fn fetch<O>(&mut self, placed: &Placed<O>, operands: &Operands) -> Result<(), KernelError> {
         for one in &placed.memory {
-            #[cfg(feature = "wgpu")]
-            if let (Kind::Wgpu { stream, .. }, Some(device)) = (&mut self.kind, &one.device) {
+            if let (Some(queue), Some(device)) = (self.queue(), &one.device) {
                 let mut bytes = vec![0; one.before.len()];
-                stream.read(device, &mut bytes)?;
+                queue.read(device, &mut bytes)?;
                 operands.restore(&one.host, &bytes)?;
             }
-            #[cfg(not(feature = "wgpu"))]
-            let _ = (one, operands);
         }
         Ok(())
     }
@@ -256,6 +267,8 @@ impl Target {
             Kind::Cpu { cx, .. } => (O::cpu_variants()[row].launch)(op, cx),
             #[cfg(feature = "wgpu")]
             Kind::Wgpu { stream, .. } => stream.launch(op, &O::wgpu_variants()[row]),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { stream, .. } => stream.launch(op, &O::cuda_variants()[row]),
         }
     }
 
@@ -266,6 +279,8 @@ impl Target {
             Kind::Cpu { .. } => None,
             #[cfg(feature = "wgpu")]
             Kind::Wgpu { stream, .. } => Some(if stream.has_clock() { 1e-3 } else { 20e-3 }),
+            #[cfg(feature = "cuda")]
+            Kind::Cuda { .. } => Some(1e-3),
         };
         let Some(least) = least else { return Ok(1) };
         let one = self.seconds(kernel, 0, 1)?;
@@ -287,10 +302,39 @@ impl Target {
                 if stream.has_clock() { seconds } else { (seconds - *submit_us * 1e-6).max(0.1 * seconds) };
             return Ok(own.max(1e-9) / count.max(1) as f64);
         }
+        #[cfg(feature = "cuda")]
+        if let (Kind::Cuda { stream, .. }, false) = (&mut self.kind, kernel.waits) {
+            // One graph of all launches: the host has no part in the time.
+            stream.record()?;
+            let launched = (first..first + count).try_for_each(|turn| (kernel.run)(self, turn));
+            let Kind::Cuda { stream, .. } = &mut self.kind else { return Ok(0.0) };
+            let graph = stream.recorded();
+            launched?;
+            let graph = graph?;
+            let begin = stream.driver().clock()?.unwrap_or(0.0);
+            stream.replay(&graph)?;
+            let end = stream.driver().clock()?.unwrap_or(0.0);
+            return Ok((end - begin).max(1e-3) * 1e-6 / count.max(1) as f64);
+        }
         let start = Instant::now();
         for turn in first..first + count {
             (kernel.run)(self, turn)?;
         }
         Ok(start.elapsed().as_secs_f64() / count.max(1) as f64)
     }
+}
+
+/// Describes the host with the GPU that the kernels run on.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn on_gpu(caps: &Caps, clock: bool, submit_us: f64) -> Machine {
+    let host = Machine::describe(Isa::detect().unwrap_or(Isa::SCALAR), roof::default_threads());
+    let adapter = Adapter {
+        name: caps.device.clone(),
+        api: caps.api.clone(),
+        driver: caps.driver.clone(),
+        software: caps.wgpu.software,
+        clock: if clock { "device" } else { "host" }.to_owned(),
+        submit_us,
+    };
+    Machine { adapter: Some(adapter), ..host }
 }

@@ -5,6 +5,8 @@
 //! independent accumulators to hide latency, and their results are consumed; the read loop sums a buffer far larger
 //! than any cache. A separately written C program (`tests/roof/roof.c`) must not measure more.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod read;
 mod scalar;
 mod team;

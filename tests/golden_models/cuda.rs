@@ -1,0 +1,89 @@
+//! The same models on the CUDA backend: on a GPU where there is one, and on the host emulator.
+
+#[path = "../emulator/mod.rs"]
+mod emulator;
+
+use std::sync::Arc;
+
+use ocelli_bench::eval::{Report, evaluate};
+use ocelli_engine::{Ctx, Pipeline, Precision};
+use ocelli_kernels::Arch;
+use ocelli_kernels::cuda::CudaDevice;
+
+use super::{FAMILIES, explain, golden, run};
+
+/// An emulated device, or `None`, counted as skipped.
+fn emulated(arch: Arch) -> Option<CudaDevice> {
+    match emulator::EmulatedDriver::open(arch) {
+        Ok(driver) => Some(CudaDevice::on(Arc::new(driver), Arc::default())),
+        Err(why) => {
+            ocelli_tests::skip("emulator", &why);
+            None
+        }
+    }
+}
+
+/// The GPU of this machine, or `None`, counted as skipped.
+fn gpu() -> Option<CudaDevice> {
+    match CudaDevice::open(0, Arc::default(), None) {
+        Ok(device) => Some(device),
+        Err(error) => {
+            ocelli_tests::skip("cuda", &error.to_string());
+            None
+        }
+    }
+}
+
+fn passes(device: &CudaDevice) {
+    for family in FAMILIES {
+        let dir = golden(family);
+        let report = run(&dir, &dir, device);
+        assert!(report.pass, "{}", explain(&report));
+    }
+}
+
+/// One in `every` of the demo model's questions. Decode steps are recorded and replayed.
+fn answers(device: &CudaDevice, every: usize) -> Report {
+    let mut cx = Ctx::new(device, Precision::default()).expect("a stream");
+    let files = &ocelli_models::demo::FILES;
+    let model = ocelli_models::load(files, &mut cx).expect("the demo model");
+    let pipeline = Pipeline::new(files, model, 2).expect("its tokenizer");
+    let eval = ocelli_tests::root().join("models/demo/eval");
+    let report = evaluate(&pipeline, &mut cx, &eval, every).expect("the evaluation set");
+    assert!(cx.records(), "steps are not recorded");
+    report
+}
+
+#[test]
+fn golden_models_emulated() {
+    if let Some(device) = emulated(Arch::Sm80) {
+        passes(&device);
+    }
+}
+
+#[test]
+fn demo_answers_emulated() {
+    if let Some(device) = emulated(Arch::Sm80) {
+        let report = answers(&device, 600);
+        assert!(report.rows >= 2, "{} rows", report.rows);
+        let differing = report.differing.expect("answers.jsonl");
+        assert!(differing.is_empty(), "{differing:?}");
+    }
+}
+
+#[test]
+fn golden_models_on_a_gpu() {
+    if let Some(device) = gpu() {
+        passes(&device);
+    }
+}
+
+#[test]
+fn demo_answers_on_a_gpu() {
+    if let Some(device) = gpu() {
+        let report = answers(&device, 1);
+        assert!(report.rows > 1000, "{} rows", report.rows);
+        let differing = report.differing.expect("answers.jsonl");
+        assert!(differing.is_empty(), "{differing:?}");
+    }
+}
