@@ -1,5 +1,6 @@
 //! Lists of shapes: which ops at which specs a benchmark runs.
 
+use ocelli_kernels::Backend;
 use serde::Deserialize;
 
 /// A list of shapes, usually those of one model.
@@ -7,6 +8,9 @@ use serde::Deserialize;
 pub struct Shapes {
     /// The model, or what the shapes have in common.
     pub model: String,
+    /// The one backend that runs them; without it every backend does.
+    #[serde(default)]
+    pub backend: Option<Backend>,
     /// The shapes, in the order of their use.
     #[serde(rename = "shape")]
     pub shapes: Vec<Shape>,
@@ -26,6 +30,7 @@ pub struct Shape {
 
 /// Files that are part of the binary.
 const EMBEDDED: &[(&str, &str)] = &[
+    ("nvidia", include_str!("../shapes/nvidia.toml")),
     ("smolvlm-256m", include_str!("../shapes/smolvlm-256m.toml")),
     ("square", include_str!("../shapes/square.toml")),
 ];
@@ -52,7 +57,7 @@ mod tests {
     #[test]
     fn embedded_lists_name_ops_that_exist() {
         let all = Shapes::embedded().unwrap();
-        assert!(all.len() == 2 && all.iter().all(|list| !list.shapes.is_empty()));
+        assert!(all.len() == EMBEDDED.len() && all.iter().all(|list| !list.shapes.is_empty()));
         for shape in all.iter().flat_map(|list| &list.shapes) {
             assert!(OP_NAMES.contains(&shape.op.as_str()), "{shape:?}");
             if shape.op == "matmul" {

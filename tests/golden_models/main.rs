@@ -20,7 +20,7 @@ use ocelli_kernels::{Device, ReferenceDevice};
 const FAMILIES: [&str; 2] = ["smolvlm", "idefics3"];
 
 fn golden(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(family)
+    ocelli_tests::root().join("tests/golden").join(family)
 }
 
 fn run(model: &Path, reference: &Path, device: &dyn Device) -> Report {

@@ -89,15 +89,16 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-/// The embedded shapes and the vision tower, those that `only` chooses.
-pub fn shapes(only: Option<&str>) -> Result<Vec<Shape>, BenchError> {
+/// The embedded shapes of a backend and the vision tower, those that `only` chooses.
+pub fn shapes(backend: Backend, only: Option<&str>) -> Result<Vec<Shape>, BenchError> {
     let chosen = |shape: &Shape| {
         only.is_none_or(|part| [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part)))
     };
     let tower = Shape { what: "vision tower".into(), op: "tower".into(), spec: Tower::SPEC.into() };
-    // The shapes that bars are set for come first, should the time not reach.
+    // The shapes that bars are set for come first, should the time not reach: those of one backend, then the squares.
     let mut lists = Shapes::embedded().map_err(BenchError::Shapes)?;
-    lists.reverse();
+    lists.retain(|list| list.backend.is_none_or(|of| of == backend));
+    lists.sort_by_key(|list| (list.backend.is_none(), list.model != "square"));
     let all = std::iter::once(tower).chain(lists.into_iter().flat_map(|list| list.shapes));
     let all: Vec<Shape> = all.filter(chosen).collect();
     if all.is_empty() {

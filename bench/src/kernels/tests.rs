@@ -21,7 +21,9 @@ fn every_embedded_shape_becomes_its_op() {
         assert!(!op.parts().unwrap().is_empty());
     }
     let mut operands = Operands::new();
-    for shape in Shapes::embedded().unwrap().iter().flat_map(|list| &list.shapes) {
+    // Those of one backend are too large for the memory of a small machine.
+    let lists = Shapes::embedded().unwrap();
+    for shape in lists.iter().filter(|list| list.backend.is_none()).flat_map(|list| &list.shapes) {
         match shape.op.as_str() {
             "matmul" => same::<Matmul>(shape, &mut operands),
             "attention" => same::<Attention>(shape, &mut operands),
@@ -92,7 +94,7 @@ fn bad_shapes_are_refused() {
     assert!(matches!(cx.prepare(&shape("convolve", ""), false), Err(BenchError::Shapes(_))));
     let cuda = Cx::on(Operands::sized(1 << 20), Backend::Cuda, &DeviceOptions::default());
     assert!(matches!(cuda, Err(BenchError::Backend { .. })));
-    assert!(matches!(shapes(Some("no such shape")), Err(BenchError::Nothing(_))));
+    assert!(matches!(shapes(Backend::Cpu, Some("no such shape")), Err(BenchError::Nothing(_))));
 }
 
 #[test]

@@ -33,10 +33,12 @@ pub fn failure(error: BenchError) -> Failure {
 }
 
 fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
-    let shapes = kernels::shapes(args.only.as_deref()).map_err(failure)?;
     let threads = args.threads.map(usize::from);
-    let options = DeviceOptions { index: args.device, threads, picks: open::picks()?, ..Default::default() };
-    let mut cx = Cx::open(open::backend(args.backend, &options)?, &options).map_err(failure)?;
+    let (picks, cache) = (open::picks()?, ocelli_bench::tune::cache_dir());
+    let options = DeviceOptions { index: args.device, threads, picks, cache };
+    let backend = open::backend(args.backend, &options)?;
+    let shapes = kernels::shapes(backend, args.only.as_deref()).map_err(failure)?;
+    let mut cx = Cx::open(backend, &options).map_err(failure)?;
     if !args.no_tune {
         let picks = open::tuned(cx.target().caps(), options.picks);
         cx.target().prefer(picks);

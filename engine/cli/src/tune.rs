@@ -27,14 +27,15 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let cache = cache_dir().ok_or_else(|| {
         Failure::new("there is no directory for caches").hint("set OCELLI_CACHE to a directory to write to")
     })?;
-    let embedded = match kernels::shapes(args.only.as_deref()) {
+    let threads = args.device.threads.map(usize::from);
+    let options = DeviceOptions { index: args.device.device, threads, ..DeviceOptions::default() };
+    let backend = open::backend(args.device.backend, &options)?;
+    let embedded = match kernels::shapes(backend, args.only.as_deref()) {
         // The model may have what is asked for.
         Err(BenchError::Nothing(_)) if args.model.is_some() => vec![],
         shapes => shapes.map_err(failure)?,
     };
-    let threads = args.device.threads.map(usize::from);
-    let options = DeviceOptions { index: args.device.device, threads, ..DeviceOptions::default() };
-    let mut cx = Cx::open(open::backend(args.device.backend, &options)?, &options).map_err(failure)?;
+    let mut cx = Cx::open(backend, &options).map_err(failure)?;
     let caps = cx.target().caps().clone();
     let mut shapes = match &args.model {
         Some(model) => model_shapes(model, args, &caps)?,

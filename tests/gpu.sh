@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# The tests and benchmarks of the CUDA backend on a machine that has an NVIDIA GPU, but neither Rust nor a network.
+#
+#   tests/gpu.sh pack            builds test and benchmark programs into target/gpu/pack.tar.xz (14 MiB at most)
+#   tests/gpu.sh run OUT_DIR     on the machine with the GPU, in a checkout with that file: runs everything, about 8 minutes, and
+#                                writes OUT_DIR/record.json and OUT_DIR/summary.txt, complete at any moment, and a log of each step
+#
+# The second needs Python; with torch there are yardsticks (cuBLAS, the backends of scaled_dot_product_attention). OCELLI_PACK names
+# another place of the file. Green (exit code 0) means that every result is right; bars are printed as met or missed.
+set -eu -o pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+pack=${OCELLI_PACK:-$target/gpu/pack.tar.xz}
+limit=$((14 << 20))
+
+# Path of the program that cargo built for a target.
+built() { # CARGO ARGUMENTS...
+    cargo "$@" --release --locked --message-format json 2>"$target/gpu/build.log" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+
+pack() {
+    mkdir -p "$target/gpu/bin"
+    rm -f "$target"/gpu/bin/* "$pack"
+    cp "$(built build -p ocelli)" "$target/gpu/bin/ocelli"
+    cp "$(built test --no-run --workspace --test cuda)" "$target/gpu/bin/cuda"
+    cp "$(built test --no-run --workspace --test golden)" "$target/gpu/bin/golden"
+    cp "$(built test --no-run --workspace --test wgpu)" "$target/gpu/bin/wgpu"
+    strip "$target"/gpu/bin/*
+    tar --create --directory "$target/gpu" bin | xz -T0 -6 >"$pack"
+    local size
+    size=$(stat -c %s "$pack")
+    echo "$pack: $((size >> 10)) KiB"
+    [ "$size" -le $limit ] || { echo "error: more than $((limit >> 20)) MiB" >&2; exit 1; }
+}
+
+case ${1:-} in
+    pack) pack ;;
+    run)
+        [ $# -eq 2 ] || { echo "usage: tests/gpu.sh run OUT_DIR" >&2; exit 2; }
+        [ -s "$pack" ] || { echo "error: $pack is missing; tests/gpu.sh pack makes it" >&2; exit 1; }
+        command -v nvidia-smi >/dev/null || { echo "error: there is no NVIDIA driver here (nvidia-smi)" >&2; exit 1; }
+        work=$(mktemp -d)
+        trap 'rm -rf "$work"' EXIT
+        tar --extract --xz --file "$pack" --directory "$work"
+        OCELLI_ROOT=$PWD OCELLI_CACHE=$work/cache python3 tests/gpu.py "$work/bin" "$2"
+        ;;
+    *)
+        echo "usage: tests/gpu.sh pack | run OUT_DIR" >&2
+        exit 2
+        ;;
+esac
