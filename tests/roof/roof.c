@@ -3,6 +3,8 @@
  *   cc -O3 [-mavx2 -mfma | -mavx512f ...] -pthread roof.c -o roof
  *   ./roof THREADS FIGURE [SECONDS]      FIGURE: fma | int8 | bf16 | read;  prints one number: 1e9 per second
  *
+ * Built with -shared -fPIC, it offers the read loop as `roof_read`.
+ *
  * The instruction set is the one it is compiled for.  Prints "none" for a figure that this set does not have.
  */
 #define _GNU_SOURCE
@@ -172,6 +174,9 @@ static double xor_bytes(const char *p, size_t bytes) {
     sink = (float)(all[0] ^ all[1]);
     return (double)bytes;
 }
+
+/* For a program that loads this one as a library. */
+double roof_read(const char *p, size_t bytes) { return xor_bytes(p, bytes); }
 
 enum { FMA, INT8, BF16, READ };
 static int figure, threads;

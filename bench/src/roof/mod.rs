@@ -85,25 +85,82 @@ fn loops(isa: Isa) -> Loops {
     }
 }
 
+/// What a [`Meter`] measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Figure {
+    /// f32 multiply-adds.
+    FmaF32,
+    /// int8 multiply-adds into 32-bit sums.
+    Int8,
+    /// bf16 dot products into f32 sums.
+    Bf16,
+    /// Streaming reads from memory.
+    Read,
+}
+
+/// Measures figures of the CPU at one instruction set level, each as often as wanted.
+pub struct Meter {
+    loops: Loops,
+    stream: read::Stream,
+}
+
+impl Meter {
+    /// Takes the memory that reads stream through.
+    pub fn new(isa: Isa) -> Meter {
+        Meter { loops: loops(isa), stream: read::Stream::new(isa) }
+    }
+
+    /// The figure of `threads` threads in 1e9 operations or bytes per second, measured for at most about `most`; `None`
+    /// where the level has no such instruction.
+    pub fn rate(&self, figure: Figure, threads: usize, most: Duration) -> Option<f64> {
+        let loops = match figure {
+            Figure::FmaF32 => &self.loops.fma_f32,
+            Figure::Int8 => &self.loops.int8,
+            Figure::Bf16 => &self.loops.bf16,
+            Figure::Read => return Some(self.stream.rate(threads, most)),
+        };
+        (!loops.is_empty()).then(|| rate(threads, loops, most))
+    }
+
+    /// What our loop and `other` read per second, in 1e9 bytes: each sums windows of the same memory, in turns and on the
+    /// same threads.
+    pub fn read_beside(&self, threads: usize, most: Duration, other: &(dyn Fn(&[u8]) + Sync)) -> (f64, f64) {
+        self.stream.rates(threads, most, other).into()
+    }
+
+    /// The figure of one thread and of all.
+    ///
+    /// A window in which every thread ran undisturbed is rare on a busy machine: where all threads do less than four
+    /// fifths of what that many single ones do, they get more time. (Shared cores and shared memory end there honestly.)
+    fn one_and_all(&self, figure: Figure, threads: usize) -> Option<(f64, f64)> {
+        let one = self.rate(figure, 1, Duration::from_millis(500))?;
+        if threads == 1 {
+            return Some((one, one));
+        }
+        let mut all = self.rate(figure, threads, Duration::from_millis(500))?;
+        if all < 0.8 * threads as f64 * one {
+            all = all.max(self.rate(figure, threads, Duration::from_millis(1200))?);
+        }
+        Some((one, all.max(one)))
+    }
+}
+
 /// Measures all roofs of `isa`, with one thread and with `threads`. Takes a few seconds.
 pub fn measure(isa: Isa, threads: usize) -> Roofs {
-    let threads = threads.max(1);
-    let l = loops(isa);
-    let both = |loops: &[Loop]| one_and_all(threads, |threads, most| rate(threads, loops, most));
-    let (fma_f32_gflops_1t, fma_f32_gflops) = both(&l.fma_f32);
-    let (int8_gops_1t, int8_gops) = both(&l.int8);
-    let bf16 = (!l.bf16.is_empty()).then(|| both(&l.bf16));
-    let stream = read::Stream::new(isa);
-    let (read_gbps_1t, read_gbps) = one_and_all(threads, |threads, most| stream.rate(threads, most));
+    let meter = Meter::new(isa);
+    let both = |figure| meter.one_and_all(figure, threads.max(1));
+    let (fma, int8, bf16, read) =
+        (both(Figure::FmaF32), both(Figure::Int8), both(Figure::Bf16), both(Figure::Read));
+    let (one, all) = (|f: Option<(f64, f64)>| f.map(|f| f.0), |f: Option<(f64, f64)>| f.map(|f| f.1));
     Roofs {
-        fma_f32_gflops,
-        fma_f32_gflops_1t: Some(fma_f32_gflops_1t),
-        int8_gops,
-        int8_gops_1t: Some(int8_gops_1t),
-        bf16_gflops: bf16.map(|b| b.1),
-        bf16_gflops_1t: bf16.map(|b| b.0),
-        read_gbps,
-        read_gbps_1t: Some(read_gbps_1t),
+        fma_f32_gflops: all(fma).unwrap_or_default(),
+        fma_f32_gflops_1t: one(fma),
+        int8_gops: all(int8).unwrap_or_default(),
+        int8_gops_1t: one(int8),
+        bf16_gflops: all(bf16),
+        bf16_gflops_1t: one(bf16),
+        read_gbps: all(read).unwrap_or_default(),
+        read_gbps_1t: one(read),
         ..Roofs::default()
     }
 }
@@ -111,22 +168,6 @@ pub fn measure(isa: Isa, threads: usize) -> Roofs {
 /// How many threads this process may use.
 pub fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
-}
-
-/// `rate(threads, time limit)` of one thread and of all.
-///
-/// A window in which every thread ran undisturbed is rare on a busy machine: where all threads do less than four
-/// fifths of what that many single ones do, they get more time. (Shared cores and shared memory end there honestly.)
-fn one_and_all(threads: usize, rate: impl Fn(usize, Duration) -> f64) -> (f64, f64) {
-    let one = rate(1, Duration::from_millis(500));
-    if threads == 1 {
-        return (one, one);
-    }
-    let mut all = rate(threads, Duration::from_millis(500));
-    if all < 0.8 * threads as f64 * one {
-        all = all.max(rate(threads, Duration::from_millis(1200)));
-    }
-    (one, all.max(one))
 }
 
 /// The best rate of `loops` with this many threads, in 1e9 operations per second.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ocelli_kernels::cpu::isa::{Isa, Level};
 
-use super::team::{Budget, fastest};
+use super::team::{Budget, fastest_of};
 use crate::machine;
 
 /// Bytes that all threads together read in one window: a millisecond or so, so that some windows are undisturbed.
@@ -38,24 +38,42 @@ impl Stream {
 
     /// Bandwidth of `threads` threads in 1e9 bytes per second, measured for at most about `most`.
     pub fn rate(&self, threads: usize, most: Duration) -> f64 {
+        let [rate] = self.rates(threads, most, &|_| {});
+        rate
+    }
+
+    /// The same, and with `N = 2` that of another loop, window by window in turns with ours.
+    pub fn rates<const N: usize>(
+        &self,
+        threads: usize,
+        most: Duration,
+        other: &(dyn Fn(&[u8]) + Sync),
+    ) -> [f64; N] {
         let distances = [0, 512, 1024];
         let budget = Budget { least: most / 6, most: most / 3 };
         let share = WINDOW / size_of::<Block>() / threads;
         let windows = self.blocks.len() * size_of::<Block>() / WINDOW;
-        let seconds = distances
-            .into_iter()
-            .map(|ahead| {
-                let total = AtomicUsize::new(0);
-                let seconds = fastest(threads, budget, |thread, window| {
-                    let start = (window % windows) * (WINDOW / size_of::<Block>()) + thread * share;
-                    let part = &self.blocks[start..start + share];
+        let mut best = [f64::INFINITY; N];
+        for ahead in distances {
+            let total = AtomicUsize::new(0);
+            let seconds: [f64; N] = fastest_of(threads, budget, |thread, window, kind| {
+                // Each pass over the memory begins with another kind.
+                let start =
+                    (window + window / windows) % windows * (WINDOW / size_of::<Block>()) + thread * share;
+                let part = &self.blocks[start..start + share];
+                if kind == 0 {
                     total.fetch_add((self.sum)(part, ahead) as usize, Ordering::Relaxed);
-                });
-                black_box(total.into_inner());
-                seconds
-            })
-            .fold(f64::INFINITY, f64::min);
-        (share * threads * size_of::<Block>()) as f64 / seconds / 1e9
+                } else {
+                    // SAFETY: blocks are plain bytes without padding.
+                    other(unsafe { std::slice::from_raw_parts(part.as_ptr().cast(), size_of_val(part)) });
+                }
+            });
+            black_box(total.into_inner());
+            for (best, seconds) in best.iter_mut().zip(seconds) {
+                *best = best.min(seconds);
+            }
+        }
+        best.map(|seconds| (share * threads * size_of::<Block>()) as f64 / seconds / 1e9)
     }
 }
 
