@@ -218,7 +218,7 @@ def kernels():
 def model():
     """SmolVLM-256M's shape with random weights: encode, prefill, decode."""
     place = os.path.join(os.environ["OCELLI_CACHE"], "256m")
-    code, _ = run("make 256M", [sys.executable, "bench/make_real_size.py", "--size", "256M", "--out", place], 60)
+    code, _ = run("make 256M", [sys.executable, "bench/make_real_size.py", "--model", "smolvlm-256m", "--out", place], 60)
     if code != 0:
         return say("model: the checkpoint could not be made (needs torch, transformers)")
     code, output = run("bench model", [os.path.join(BIN, "ocelli"), "bench", "model", "--backend", "cuda", "--dtype", "bf16", "--json", "--model", place], 60)

@@ -1,5 +1,7 @@
 //! The same models on the CUDA backend: on a GPU where there is one, and on the host emulator.
 
+// The tests of the emulator itself use more of it.
+#[allow(dead_code)]
 #[path = "../emulator/mod.rs"]
 mod emulator;
 

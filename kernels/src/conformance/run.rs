@@ -325,7 +325,7 @@ pub fn run_cuda<O: crate::op::CudaOp>(
     elsewhere: Option<&Caps>,
 ) -> Report {
     let mut stream = device.queue();
-    run_copies(&mut stream, O::cuda_variants(), place, seed, only, |stream, op, row| {
+    run_copies(&mut stream, O::cuda_variants(), place, seed, only, elsewhere, |stream, op, row| {
         stream.launch::<O>(op, row)
     })
 }
