@@ -182,6 +182,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Attention>> {
     batches(&mut plans);
     models(&mut plans);
     few_queries(&mut plans);
+    sixteen_bits(&mut plans);
     plans.into_iter().map(|plan| plan.build(cx)).collect()
 }
 
@@ -301,4 +302,29 @@ fn few_queries(plans: &mut Vec<Plan>) {
     let capped = plan("few queries, softcap, spiky".into());
     plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, ..capped });
     plans.push(Plan { causal: false, ..plan("few queries, full".into()) });
+}
+
+/// Types of tensor cores: heads, masks, sequences that follow one another in packed keys.
+fn sixteen_bits(plans: &mut Vec<Plan>) {
+    let (bf16, f16) = (DType::BF16, DType::F16);
+    let lens = [(70, 200), (0, 9), (5, 3), (130, 130), (1, 300)];
+    for head_dim in [64, 72, 96, 128, 256] {
+        for causal in [false, true] {
+            let name = format!("bf16 packed, head_dim {head_dim}, causal {causal}");
+            plans.push(Plan { causal, ..Plan::new(name, &lens).heads(4, 2, head_dim).types(bf16, bf16) });
+        }
+        let name = format!("f16 pages, head_dim {head_dim}");
+        plans.push(Plan { page: 16, ..Plan::new(name, &lens).heads(4, 2, head_dim).types(f16, f16) });
+    }
+    for lens in [[(40, 300), (1, 290), (3, 3), (150, 150)], [(4, 300), (1, 290), (3, 3), (1, 1000)]] {
+        let plan = |name: &str| Plan {
+            page: 16,
+            ..Plan::new(format!("bf16 {name}, {lens:?}"), &lens).heads(6, 2, 64).types(bf16, bf16)
+        };
+        plans.push(Plan { window: 63, ..plan("window 63") });
+        plans.push(Plan { window: 16, prefix: Some(vec![9, 140, 2, 70]), ..plan("window 16 with prefix") });
+        plans.push(Plan { prefix: Some(vec![280, 17, 3, 99]), ..plan("prefix") });
+        plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, window: 40, ..plan("softcap, spiky") });
+        plans.push(Plan { fill: Fill::Spiky, ..plan("spiky") }.types(f16, f16));
+    }
 }
