@@ -2,6 +2,7 @@
 //!
 //! | row | source | for |
 //! | --- | --- | --- |
+//! | `gemv` | `gemv.cu` | up to 8 rows, floats and grouped integers, in exact f32 |
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
 //! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
 //! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |
@@ -13,6 +14,7 @@
 //! (`halves`).
 
 mod gemm;
+mod gemv;
 mod halves;
 mod mma;
 mod params;
@@ -24,7 +26,8 @@ use crate::select::Variant;
 
 impl CudaOp for Matmul {
     fn cuda_variants() -> &'static [Variant<MatmulSpec, CudaLaunch<Self>>] {
-        const ROWS: &[params::Row] = &[gemm::F32, mma::MMA, wgmma::LARGE, wgmma::MIDDLE, wgmma::SMALL];
+        const ROWS: &[params::Row] =
+            &[gemv::GEMV, gemm::F32, mma::MMA, wgmma::LARGE, wgmma::MIDDLE, wgmma::SMALL];
         ROWS
     }
 }
