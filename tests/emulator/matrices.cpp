@@ -281,8 +281,14 @@ template <typename Work> void together(const char* what, Work work) {
     me.seen[me.number] = own[me.number];
     work(block, block.warpgroups[group]);
     me.seen = own;
-    for (Thread* thread : threads)
+    // What was read counts as read before the instruction, by every thread that goes on behind it.
+    Clock done(me.number + 1);
+    done[me.number] = own[me.number];
+    for (Thread* thread : threads) {
+        join(thread->seen, done);
         if (thread != &me) wake(thread);
+    }
+    advance(me);
 }
 
 } // namespace
