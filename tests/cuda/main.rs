@@ -3,7 +3,6 @@
 //! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_CUDA_ARCH=sm_90a` runs one architecture alone.
 
 mod compile;
-#[path = "../emulator/mod.rs"]
 mod emulator;
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-// mbarriers and the copy engine. A copy is done when it is started; that somebody reads it without waiting at its barrier is a
-// race, because only the barrier passes on what the copy's thread has seen.
+// mbarriers and the copy engine. A copy is done when it is started, but by an agent of its barrier, of whose work only those know
+// who have waited there: whoever reads it without waiting makes a race. Stores read for an agent of their thread likewise.
 #include "machine.h"
 
 #include <cstring>
@@ -20,17 +20,18 @@ void settle(PhaseBarrier& bar) {
     bar.phase += 1;
     bar.pending = bar.count;
     join(bar.last, bar.clock);
-    bar.clock.clear();
+    bar.last.learn(bar.copies, bar.phase);
+    bar.clock = Clock{};
     auto waiting = std::move(bar.waiting);
     bar.waiting.clear();
     for (auto& [thread, parity] : waiting) {
-        join(thread->seen, bar.last);
+        join(thread->clock, bar.last);
         wake(thread);
     }
 }
 
 void come(PhaseBarrier& bar) {
-    join(bar.clock, machine.current->seen);
+    join(bar.clock, machine.current->clock);
     advance(*machine.current);
 }
 
@@ -87,6 +88,7 @@ void barrier_init(std::uint64_t* bar, unsigned count) {
     touch(bar, 8, Access::write);
     PhaseBarrier fresh{};
     fresh.count = fresh.pending = count;
+    fresh.copies = machine.agents++;
     block_of(*machine.current).phases[shared_address(bar)] = fresh;
 }
 
@@ -94,7 +96,9 @@ void barrier_arrive(std::uint64_t* bar, unsigned expect, int rank) {
     Block& mine = block_of(*machine.current);
     if (rank >= static_cast<int>(machine.blocks.size())) fail("block %d of a cluster of %zu", rank, machine.blocks.size());
     Block& block = rank < 0 ? mine : *machine.blocks[static_cast<std::size_t>(rank)];
+    if (block.alive == 0) fail("an arrival at an mbarrier of block %d of the cluster, which has ended", rank);
     PhaseBarrier& to = phase_barrier(block, shared_address(bar));
+    touch(shared_pointer(block, shared_address(bar), 8), 8, Access::atomic);
     if (to.pending == 0) fail("an arrival at an mbarrier whose phase has had all of its %u", to.count);
     come(to);
     to.bytes += expect;
@@ -106,8 +110,9 @@ void barrier_wait(std::uint64_t* bar, unsigned parity) {
     Thread& me = *machine.current;
     PhaseBarrier& at = phase_barrier(block_of(me), shared_address(bar));
     if (parity > 1) fail("parity %u", parity);
+    touch(bar, 8, Access::atomic);
     if ((at.phase & 1) != parity) {
-        join(me.seen, at.last);
+        join(me.clock, at.last);
         return;
     }
     at.waiting.emplace_back(&me, parity);
@@ -123,9 +128,11 @@ void tensor_load(void* to, const void* p, std::uint64_t* bar, const int* at, uns
     for (std::size_t b = 0; b < machine.blocks.size(); ++b) {
         Block& block = *machine.blocks[b];
         if (blocks == 0 ? &block != &block_of(me) : !(blocks >> b & 1)) continue;
+        if (block.alive == 0) fail("a copy to block %zu of the cluster, which has ended", b);
         unsigned char* box = shared_pointer(block, offset, box_bytes(map));
-        for_each_row(map, box, at, [](unsigned char* to, const unsigned char* from, std::uint64_t size) {
-            touch(to, size, Access::write);
+        PhaseBarrier& counts = phase_barrier(block, bar_at);
+        for_each_row(map, box, at, [&](unsigned char* to, const unsigned char* from, std::uint64_t size) {
+            touch_by({counts.copies, counts.phase + 1, me.clock, true}, to, size, Access::write);
             if (from == nullptr) {
                 std::memset(to, 0, size);
             } else {
@@ -133,8 +140,6 @@ void tensor_load(void* to, const void* p, std::uint64_t* bar, const int* at, uns
                 std::memcpy(to, from, size);
             }
         });
-        PhaseBarrier& counts = phase_barrier(block, bar_at);
-        come(counts);
         counts.bytes -= static_cast<long>(box_bytes(map));
         settle(counts);
     }
@@ -146,12 +151,26 @@ void tensor_store(const void* p, const void* from, const int* at, unsigned rank)
     const std::uint32_t offset = shared_address(from);
     if (offset % 128 != 0) fail("a box at byte %u of shared memory: not aligned to 128", offset);
     unsigned char* box = shared_pointer(block_of(*machine.current), offset, box_bytes(map));
-    for_each_row(map, box, at, [](unsigned char* from, unsigned char* to, std::uint64_t size) {
+    Thread& me = *machine.current;
+    if (me.stores == 0) me.stores = machine.agents++;
+    me.stores_open = 1;
+    for_each_row(map, box, at, [&](unsigned char* from, unsigned char* to, std::uint64_t size) {
         if (to == nullptr) return;
-        touch(from, size, Access::read);
+        touch_by({me.stores, me.stores_closed + 1, me.clock, true}, from, size, Access::read);
         touch(to, size, Access::write);
         std::memcpy(to, from, size);
     });
+}
+
+void tensor_store_commit() {
+    Thread& me = *machine.current;
+    me.stores_closed += 1;
+    me.stores_open = 0;
+}
+
+void tensor_store_wait(int pending) {
+    Thread& me = *machine.current;
+    if (me.stores > 0 && me.stores_closed > static_cast<unsigned>(pending)) me.clock.learn(me.stores, me.stores_closed - static_cast<unsigned>(pending));
 }
 
 } // namespace emulator

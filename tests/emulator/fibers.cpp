@@ -85,7 +85,7 @@ void leave() { emulator_switch(&machine.current->stack_pointer, machine.schedule
 
 void release(NamedBarrier& barrier) {
     for (Thread* thread : barrier.waiting) {
-        join(thread->seen, barrier.clock);
+        join(thread->clock, barrier.clock);
         wake(thread);
     }
     barrier = NamedBarrier{};
@@ -94,10 +94,10 @@ void release(NamedBarrier& barrier) {
 // Arrives at a barrier of `expected` threads; waits there unless it was the last, or need not.
 void arrive(NamedBarrier& barrier, unsigned expected, bool wait, const char* what) {
     Thread& me = *machine.current;
-    if (barrier.arrived > 0 && barrier.expected != expected)
+    if (barrier.arrived > 0 && barrier.expected != expected && &barrier != &block_of(me).all)
         fail("%s of %u threads, while others wait at it as one of %u", what, expected, barrier.expected);
     barrier.expected = expected;
-    join(barrier.clock, me.seen);
+    join(barrier.clock, me.clock);
     advance(me);
     barrier.arrived += 1;
     if (wait) barrier.waiting.push_back(&me);
@@ -113,6 +113,8 @@ void arrive(NamedBarrier& barrier, unsigned expected, bool wait, const char* wha
 void run_thread() {
     emulator_kernel(machine.launch->params);
     Thread& me = *machine.current;
+    if (me.stores > 0 && me.clock.of(me.stores) < me.stores_closed + me.stores_open)
+        fail("the thread ends while its stores of the copy engine still read shared memory");
     me.done = true;
     Block& block = block_of(me);
     block.alive -= 1;
@@ -158,12 +160,12 @@ std::string describe_waits() {
 // Runs the blocks first..first + count to their end.
 void run_blocks(unsigned long first, unsigned count) {
     const Launch& launch = *machine.launch;
-    static std::uint32_t moment = 1;
     machine.blocks.clear();
     machine.threads.clear();
     machine.ready.clear();
     machine.spinning = 0;
     machine.cluster = NamedBarrier{};
+    machine.agents = count * launch.threads;
     const std::size_t total = static_cast<std::size_t>(count) * launch.threads;
     if (machine.stacks_len < total * STACK) {
         if (machine.stacks != nullptr) munmap(machine.stacks, machine.stacks_len);
@@ -186,6 +188,8 @@ void run_blocks(unsigned long first, unsigned count) {
         block->shadow.resize(launch.shared);
         block->warps.resize((launch.threads + 31) / 32);
         block->warpgroups.resize((launch.threads + 127) / 128);
+        for (Warpgroup& group : block->warpgroups) group.products = machine.agents++;
+        for (Warp& warp : block->warps) warp.loads = machine.agents++;
         block->alive = launch.threads;
         for (unsigned t = 0; t < launch.threads; ++t) {
             auto thread = std::make_unique<Thread>();
@@ -193,14 +197,14 @@ void run_blocks(unsigned long first, unsigned count) {
             thread->block = b;
             thread->stack = machine.stacks + thread->number * STACK;
             thread->place = {{t, 0, 0}, block->index, {launch.threads, 1, 1}, {launch.grid[0], launch.grid[1], launch.grid[2]}, block->shared, b};
-            thread->seen.assign(total, moment);
+            thread->clock.seen.assign(total, 1);
+            thread->clock.seen[thread->number] = 2;
             prepare(*thread);
             machine.ready.push_back(thread.get());
             machine.threads.push_back(std::move(thread));
         }
         machine.blocks.push_back(std::move(block));
     }
-    for (auto& thread : machine.threads) thread->seen[thread->number] = moment + 1;
     while (!machine.ready.empty() && machine.error.empty()) {
         Thread* next = machine.ready.front();
         machine.ready.pop_front();
@@ -208,14 +212,9 @@ void run_blocks(unsigned long first, unsigned count) {
         here = &next->place;
         emulator_switch(&machine.scheduler, next->stack_pointer);
     }
-    std::uint32_t last = moment;
     bool left = false;
-    for (auto& thread : machine.threads) {
-        last = std::max(last, thread->seen[thread->number]);
-        left |= !thread->done;
-    }
+    for (auto& thread : machine.threads) left |= !thread->done;
     if (machine.error.empty() && left) machine.error = "deadlock: " + describe_waits();
-    moment = last + 2;
     for (auto& block : machine.blocks) std::free(block->shared);
 }
 
@@ -224,11 +223,20 @@ void run_blocks(unsigned long first, unsigned count) {
 Block& block_of(const Thread& thread) { return *machine.blocks[thread.block]; }
 
 void join(Clock& into, const Clock& other) {
-    if (into.size() < other.size()) into.resize(other.size());
-    for (std::size_t i = 0; i < other.size(); ++i) into[i] = std::max(into[i], other[i]);
+    const auto most = [](std::vector<std::uint32_t>& into, const std::vector<std::uint32_t>& other) {
+        if (into.size() < other.size()) into.resize(other.size());
+        for (std::size_t i = 0; i < other.size(); ++i) into[i] = std::max(into[i], other[i]);
+    };
+    most(into.seen, other.seen);
+    most(into.fenced, other.fenced);
 }
 
-void advance(Thread& thread) { thread.seen[thread.number] += 1; }
+void Clock::learn(unsigned who, std::uint32_t moment) {
+    if (seen.size() <= who) seen.resize(who + 1);
+    seen[who] = std::max(seen[who], moment);
+}
+
+void advance(Thread& thread) { thread.clock.seen[thread.number] += 1; }
 
 void wait_for(const char* what) {
     machine.current->waits = what;
@@ -264,7 +272,7 @@ void meet(const char* kind, unsigned mask, void* brought, void (*work)(void* con
     Thread& me = *machine.current;
     const unsigned lane = me.place.thread.x & 31, warp = me.place.thread.x >> 5;
     if (!(mask >> lane & 1)) fail("%s: the lane is not in its own mask %08x", kind, mask);
-    auto& meetings = block_of(me).warps[warp];
+    auto& meetings = block_of(me).warps[warp].meetings;
     std::size_t at = 0;
     while (at < meetings.size() && !(meetings[at].mask & mask)) ++at;
     if (at == meetings.size()) meetings.push_back(Meeting{kind, mask});
@@ -293,11 +301,11 @@ void warp_barrier(unsigned mask) {
     meet("__syncwarp", mask, machine.current, [](void* const* brought, void*) {
         Clock all;
         for (int lane = 0; lane < 32; ++lane)
-            if (brought[lane] != nullptr) join(all, static_cast<Thread*>(brought[lane])->seen);
+            if (brought[lane] != nullptr) join(all, static_cast<Thread*>(brought[lane])->clock);
         for (int lane = 0; lane < 32; ++lane)
             if (brought[lane] != nullptr) {
                 auto* thread = static_cast<Thread*>(brought[lane]);
-                thread->seen = all;
+                thread->clock = all;
                 advance(*thread);
             }
     }, nullptr);
@@ -305,7 +313,7 @@ void warp_barrier(unsigned mask) {
 
 void block_barrier() {
     Block& block = block_of(*machine.current);
-    arrive(block.all, block.all.arrived > 0 ? block.all.expected : block.alive, true, "__syncthreads");
+    arrive(block.all, block.alive, true, "__syncthreads");
 }
 
 void named_barrier(unsigned id, unsigned threads, bool wait) {

@@ -12,8 +12,15 @@
 
 namespace emulator {
 
-// How far each thread's accesses are known: entry t is the last moment of thread t that happened before.
-using Clock = std::vector<std::uint32_t>;
+// How far the accesses of others are known: those of `who` up to the moment `seen[who]` happened before. `who` is a thread, or an
+// agent: a part of the machine that works beside the threads (a barrier's copies, a warpgroup's products, a thread's stores, a warp's ldmatrix).
+// `fenced` is the same for what the copy engine and products may read: writes that a `fence_async_shared` followed.
+struct Clock {
+    std::vector<std::uint32_t> seen, fenced;
+    std::uint32_t of(unsigned who) const { return who < seen.size() ? seen[who] : 0; }
+    std::uint32_t fenced_of(unsigned who) const { return who < fenced.size() ? fenced[who] : 0; }
+    void learn(unsigned who, std::uint32_t moment);
+};
 void join(Clock& into, const Clock& other);
 
 // A copy from global to shared memory that its thread has not waited for.
@@ -31,9 +38,12 @@ struct Thread {
     unsigned block = 0;  // its block, likewise
     bool done = false;
     const char* waits = nullptr; // what it waits for; null if it can run
-    Clock seen;
+    Clock clock;
     std::vector<PendingCopy> open_copies;
     std::deque<std::vector<PendingCopy>> copies;
+    bool product_fence = false; // since the last wait for products
+    unsigned stores = 0; // its agent, once it has started a store of the copy engine
+    unsigned stores_closed = 0, stores_open = 0;
 };
 
 // Lanes of a warp that meet at an instruction.
@@ -55,36 +65,57 @@ struct PhaseBarrier {
     unsigned count, pending;
     long bytes = 0;
     unsigned phase = 0;
-    Clock clock, last; // of the phase under way, and of the ones that ended
+    unsigned copies = 0; // the agent that brings copies
+    Clock clock, last;   // of the phase under way, and of the ones that ended
     std::vector<std::pair<Thread*, unsigned>> waiting;
 };
 
-// A product of a warpgroup that has not been waited for.
+// A product of a warpgroup that has not been waited for. Its operands were read when it was started; its sums are written when it
+// is waited for, and until then the threads' `d` hold POISON.
+constexpr std::uint32_t POISON = 0x7f8dead5; // a signalling NaN, which changes in any computation;
 struct PendingProduct {
-    Kind kind;
     int n;
-    bool add, b_mn, a_in_registers;
-    std::uint64_t a, b;
-    std::array<float*, 128> d;
-    std::array<std::array<unsigned, 4>, 128> registers;
+    bool add;
+    std::vector<float> a, b;      // [64, 16], [n, 16]
+    std::array<float*, 128> d;    // of each thread
+    std::vector<float> start;     // [128, n / 2], what d was
+    bool chained = false;         // d is of a product that is under way, whose sums this one takes over
 };
 struct Warpgroup {
     std::vector<PendingProduct> open;
     std::deque<std::vector<PendingProduct>> groups;
+    unsigned products = 0; // its agent
+    unsigned closed = 0;   // groups so far
+    // Threads that have come to an instruction of the whole warpgroup, and what they brought.
+    const char* kind = nullptr;
+    std::vector<Thread*> threads;
+    std::vector<void*> brought;
 };
 
-// What is known of a byte of shared memory.
+// What is known of a byte of shared memory: its last write, and two reads since then that do not know of each other.
 struct Shadow {
-    std::uint32_t written_at = 0, read_at = 0;
-    std::uint16_t writer = 0, reader = 0;
-    bool atomic = false, filled = false;
+    std::uint32_t written_at = 0;
+    std::array<std::uint32_t, 2> read_at{};
+    std::array<std::uint16_t, 2> reader{};
+    std::uint16_t writer = 0;
+    bool filled = false;
+    bool atomic = false;  // the last write was
+    bool engine = false;  // the copy engine wrote
+    bool copying = false; // a cp.async that was not waited for writes here
+};
+
+// A warp: the meetings of its lanes, and the agent that reads matrices for all of them.
+struct Warp {
+    std::vector<Meeting> meetings;
+    unsigned loads = 0;
+    std::uint32_t loaded = 0; // loads so far
 };
 
 struct Block {
     EmulatorDim index{};
     unsigned char* shared = nullptr;
     std::vector<Shadow> shadow;
-    std::vector<std::vector<Meeting>> warps;
+    std::vector<Warp> warps;
     std::vector<Warpgroup> warpgroups;
     NamedBarrier all;
     std::array<NamedBarrier, 16> named;
@@ -114,6 +145,7 @@ struct Machine {
     void* scheduler = nullptr;
     unsigned char* stacks = nullptr;
     std::size_t stacks_len = 0;
+    unsigned agents = 0;   // numbers given to threads and agents
     unsigned spinning = 0; // turns since something other than a spin happened
     NamedBarrier cluster;
     std::string error;
@@ -127,11 +159,22 @@ void wake(Thread* thread);
 void advance(Thread& thread);
 Block& block_of(const Thread& thread);
 
+float decode(Kind kind, std::uint16_t bits);
+float half_of(Kind kind, unsigned word, int half);
+
 // ---- checked memory ----
 
 enum class Access { read, write, atomic };
-// Checks an access of the running thread, by itself or for a part of the machine that acts for it.
+// Checks an access of the running thread.
 void touch(const void* p, std::size_t size, Access access);
+// Somebody who reads or writes: a thread, or an agent that knows what `clock` knows and is done at its own `moment`.
+struct Actor {
+    unsigned number;
+    std::uint32_t moment;
+    const Clock& clock;
+    bool engine; // the copy engine or a product: it sees what threads wrote only behind a fence
+};
+void touch_by(const Actor& by, const void* p, std::size_t size, Access access);
 unsigned char* shared_pointer(Block& block, std::uint32_t address, std::size_t size);
 
 } // namespace emulator

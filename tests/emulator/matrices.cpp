@@ -1,4 +1,4 @@
-// Values of 8 and 16 bits, and products of matrices by warps and warpgroups. Sums are formed in f64 and rounded once: tensor cores
+// Values of 8 and 16 bits, and products of matrices by warps. Sums are formed in f64 and rounded once: tensor cores
 // round otherwise, within the bounds that tests allow.
 #include "machine.h"
 
@@ -45,10 +45,10 @@ std::uint16_t to_f16(float x) {
     return static_cast<std::uint16_t>(sign + ((unit + 24) << 10) + units);
 }
 
-namespace {
-
 float decode(Kind kind, std::uint16_t bits) { return kind == Kind::bf16 ? from_bf16(bits) : from_f16(bits); }
 float half_of(Kind kind, unsigned word, int half) { return decode(kind, static_cast<std::uint16_t>(word >> (16 * half))); }
+
+namespace {
 
 float from_e4m3(unsigned char bits) {
     const int exponent = bits >> 3 & 15, fraction = bits & 7;
@@ -89,85 +89,29 @@ template <int K, typename Sum, typename Out, typename Element> void multiply(voi
 struct Matrices {
     unsigned* words;
     unsigned char* row;
+    Thread* thread;
 };
-
-// A value in shared memory as a descriptor with 128-byte, 64-byte, 32-byte or no swizzle names it.
-struct Operand {
-    std::uint32_t start, lead, stride;
-    unsigned swizzle;
-};
-Operand operand(std::uint64_t descriptor) {
-    const auto field = [&](int at) { return static_cast<std::uint32_t>(descriptor >> at & 0x3fff) << 4; };
-    return {field(0), field(16), field(32), static_cast<unsigned>(descriptor >> 62)};
-}
-
-// Address of element (mn, k) of a tile. The canonical layouts, in 16-bit elements: K-major, `span` elements of k a row, 8 rows an
-// atom, atoms `stride` apart; MN-major, `span` elements of mn a row, 8 of k an atom, atoms of 8 k `stride` apart and atoms of
-// `span` mn `lead` apart. The swizzle acts on address bits: those of the 16-byte part are changed by those of the row.
-std::uint32_t element_address(const Operand& at, bool mn_major, int mn, int k) {
-    const std::uint32_t row_bytes = at.swizzle == 1 ? 128 : at.swizzle == 2 ? 64 : at.swizzle == 3 ? 32 : 16;
-    const int span = static_cast<int>(row_bytes) / 2;
-    std::uint32_t address = at.start;
-    if (mn_major) {
-        address += mn / span * at.lead + k / 8 * at.stride + k % 8 * row_bytes + mn % span * 2;
-    } else {
-        address += mn / 8 * at.stride + mn % 8 * row_bytes + k / span * at.lead + k % span * 2;
-    }
-    const std::uint32_t mask = row_bytes / 16 - 1;
-    return address ^ ((address >> 7 & mask) << 4);
-}
-
-void run(Block& block, const PendingProduct& product) {
-    const Operand a = operand(product.a), b = operand(product.b);
-    std::vector<float> values_a(64 * 16), values_b(static_cast<std::size_t>(product.n) * 16);
-    const auto read = [&](std::uint32_t address) {
-        unsigned char* p = shared_pointer(block, address, 2);
-        touch(p, 2, Access::read);
-        std::uint16_t bits;
-        std::memcpy(&bits, p, 2);
-        return decode(product.kind, bits);
-    };
-    for (int row = 0; row < 64; ++row)
-        for (int k = 0; k < 16; ++k) {
-            if (product.a_in_registers) {
-                const int lane = row % 8 * 4 + k / 2 % 4, thread = row / 16 * 32 + lane;
-                values_a[row * 16 + k] = half_of(product.kind, product.registers[thread][row / 8 % 2 + 2 * (k / 8)], k % 2);
-            } else {
-                values_a[row * 16 + k] = read(element_address(a, false, row, k));
-            }
-        }
-    for (int col = 0; col < product.n; ++col)
-        for (int k = 0; k < 16; ++k) values_b[col * 16 + k] = read(element_address(b, product.b_mn, col, k));
-    for (int thread = 0; thread < 128; ++thread)
-        for (int i = 0; i < product.n / 2; ++i) {
-            const int row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i / 2 % 2), col = i / 4 * 8 + thread % 4 * 2 + i % 2;
-            double sum = product.add ? product.d[thread][i] : 0.0;
-            for (int k = 0; k < 16; ++k) sum += static_cast<double>(values_a[row * 16 + k]) * values_b[col * 16 + k];
-            product.d[thread][i] = static_cast<float>(sum);
-        }
-}
-
-// The four warps of a warpgroup at one instruction: each warp meets, and the first lane of the last warp acts for all.
-struct Joined {
-    PendingProduct* product;
-    float* d;
-    const unsigned* a;
-};
-std::map<std::pair<Block*, unsigned>, std::pair<std::vector<Thread*>, std::vector<Joined>>> gathered;
 
 } // namespace
 
 void load_matrices(unsigned* d, const void* row, int count, bool transposed) {
-    Matrices mine = {d, static_cast<unsigned char*>(const_cast<void*>(row))};
+    Matrices mine = {d, static_cast<unsigned char*>(const_cast<void*>(row)), machine.current};
     int context[2] = {count, transposed};
     const unsigned lane = here->thread.x & 31;
     if (lane < static_cast<unsigned>(8 * count)) {
         if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) fail("ldmatrix: a row at %p is not aligned to 16 bytes", row);
         shared_address(row);
-        touch(row, 16, Access::read);
     }
     meet(transposed ? "ldmatrix.trans" : "ldmatrix", 0xffffffffu, &mine, [](void* const* brought, void* context) {
         const int* about = static_cast<int*>(context);
+        // The warp reads as one: each row as its lane sees memory, done for all lanes.
+        Warp& warp = block_of(*machine.current).warps[here->thread.x / 32];
+        warp.loaded += 1;
+        for (int lane = 0; lane < 32; ++lane) {
+            const auto* mine = static_cast<Matrices*>(brought[lane]);
+            if (lane < 8 * about[0]) touch_by({warp.loads, warp.loaded, mine->thread->clock, false}, mine->row, 16, Access::read);
+            mine->thread->clock.learn(warp.loads, warp.loaded);
+        }
         for (int lane = 0; lane < 32; ++lane)
             for (int m = 0; m < about[0]; ++m)
                 for (int half = 0; half < 2; ++half) {
@@ -182,7 +126,7 @@ void load_matrices(unsigned* d, const void* row, int count, bool transposed) {
 }
 
 void store_matrices(void* row, const unsigned* d, int count, bool transposed) {
-    Matrices mine = {const_cast<unsigned*>(d), static_cast<unsigned char*>(row)};
+    Matrices mine = {const_cast<unsigned*>(d), static_cast<unsigned char*>(row), machine.current};
     int context[2] = {count, transposed};
     const unsigned lane = here->thread.x & 31;
     if (lane < static_cast<unsigned>(8 * count)) {
@@ -223,90 +167,6 @@ void mma_16832_e4m3(float* d, const unsigned* a, unsigned b0, unsigned b1) {
     meet("mma.m16n8k32.e4m3", 0xffffffffu, &mine, [](void* const* brought, void*) {
         multiply<32, double, float>(brought, [](unsigned word, int i) { return from_e4m3(static_cast<unsigned char>(word >> (8 * i))); });
     }, nullptr);
-}
-
-void wgmma(Kind kind, float* d, int n, const unsigned* a_registers, std::uint64_t a, std::uint64_t b, bool add, bool b_mn) {
-    Thread& me = *machine.current;
-    Block& block = block_of(me);
-    const unsigned group = me.place.thread.x / 128, first = group * 128;
-    if (machine.launch->threads < first + 128) fail("wgmma by a warpgroup of fewer than 4 warps");
-    PendingProduct asked{kind, n, add, b_mn, a_registers != nullptr, a, b, {}, {}};
-    auto& [threads, joined] = gathered[{&block, group}];
-    if (!joined.empty()) {
-        const PendingProduct& other = *joined.front().product;
-        if (other.n != n || other.kind != kind || other.add != add || other.a != a || other.b != b || other.b_mn != b_mn ||
-            other.a_in_registers != asked.a_in_registers)
-            fail("divergence: threads of one warpgroup ask for different products");
-    }
-    threads.push_back(&me);
-    joined.push_back({&asked, d, a_registers});
-    if (joined.size() < 128) {
-        wait_for("wgmma");
-        return;
-    }
-    for (std::size_t i = 0; i < 128; ++i) {
-        const unsigned thread = threads[i]->place.thread.x - first;
-        asked.d[thread] = joined[i].d;
-        if (joined[i].a != nullptr) std::memcpy(asked.registers[thread].data(), joined[i].a, 16);
-    }
-    block.warpgroups[group].open.push_back(asked);
-    const std::vector<Thread*> all = threads;
-    gathered.erase({&block, group});
-    for (Thread* thread : all)
-        if (thread != &me) wake(thread);
-}
-
-namespace {
-
-// Runs `work` once for the warpgroup of the running thread, when all of its threads have come. Their clocks are joined before:
-// the products read what any of them may read.
-template <typename Work> void together(const char* what, Work work) {
-    struct Waiting {
-        std::vector<Thread*> threads;
-    };
-    static std::map<std::pair<Block*, unsigned>, Waiting> all;
-    Thread& me = *machine.current;
-    Block& block = block_of(me);
-    const unsigned group = me.place.thread.x / 128;
-    auto& waiting = all[{&block, group}].threads;
-    waiting.push_back(&me);
-    if (waiting.size() < 128) {
-        wait_for(what);
-        return;
-    }
-    const std::vector<Thread*> threads = waiting;
-    all.erase({&block, group});
-    const Clock own = me.seen;
-    for (Thread* thread : threads) join(me.seen, thread->seen);
-    me.seen[me.number] = own[me.number];
-    work(block, block.warpgroups[group]);
-    me.seen = own;
-    // What was read counts as read before the instruction, by every thread that goes on behind it.
-    Clock done(me.number + 1);
-    done[me.number] = own[me.number];
-    for (Thread* thread : threads) {
-        join(thread->seen, done);
-        if (thread != &me) wake(thread);
-    }
-    advance(me);
-}
-
-} // namespace
-
-void wgmma_commit() {
-    together("wgmma.commit", [](Block&, Warpgroup& group) {
-        group.groups.push_back(std::move(group.open));
-        group.open.clear();
-    });
-}
-
-void wgmma_wait(int pending) {
-    together("wgmma.wait", [pending](Block& block, Warpgroup& group) {
-        while (group.groups.size() > static_cast<std::size_t>(pending)) {
-            for (const PendingProduct& product : group.groups.front()) run(block, product);
-            group.groups.pop_front();
-        }
-    });
 }
 
 } // namespace emulator

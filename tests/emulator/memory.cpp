@@ -4,6 +4,7 @@
 #include "machine.h"
 
 #include <cstring>
+#include <string>
 
 extern "C" char __ehdr_start[] __attribute__((visibility("hidden")));
 extern "C" char _end[] __attribute__((visibility("hidden")));
@@ -15,28 +16,62 @@ namespace {
 // Where shared memory begins as instructions count it; 0 is no address.
 constexpr std::uint32_t SHARED_BASE = 1024;
 
-void touch_shared(Block& block, std::size_t at, std::size_t size, Access access) {
-    Thread& me = *machine.current;
-    const std::uint32_t now = me.seen[me.number];
+std::string name_of(unsigned who) {
+    if (who < machine.threads.size()) {
+        const EmulatorPlace& at = machine.threads[who]->place;
+        const std::string thread = "thread " + std::to_string(at.thread.x);
+        return machine.blocks.size() == 1 ? thread : "block " + std::to_string(at.block.x) + " " + thread;
+    }
+    for (const auto& block : machine.blocks) {
+        for (const Warpgroup& group : block->warpgroups)
+            if (group.products == who) return "a product of a warpgroup";
+        for (std::size_t warp = 0; warp < block->warps.size(); ++warp)
+            if (block->warps[warp].loads == who) return "warp " + std::to_string(warp) + " by ldmatrix";
+    }
+    return "the copy engine";
+}
+
+void note_read(Shadow& byte, const Actor& by) {
+    // The slot of the same reader, or of one whose read is known: who comes behind this read comes behind that one.
+    std::size_t slot = 1;
+    for (std::size_t i = 0; i < 2; ++i)
+        if (byte.read_at[i] == 0 || byte.reader[i] == by.number || by.clock.of(byte.reader[i]) >= byte.read_at[i]) {
+            slot = i;
+            break;
+        }
+    byte.reader[slot] = static_cast<std::uint16_t>(by.number);
+    byte.read_at[slot] = by.moment;
+}
+
+void touch_shared(Block& block, std::size_t at, std::size_t size, Access access, const Actor& by) {
+    const char* what = access == Access::read ? "read" : "write";
     for (std::size_t i = at; i < at + size; ++i) {
         Shadow& byte = block.shadow[i];
-        const bool others_atomic = byte.atomic && access == Access::atomic;
-        if (byte.filled && byte.writer != me.number && me.seen[byte.writer] < byte.written_at && !others_atomic)
-            fail("race: %s of byte %zu of shared memory, which thread %u has written since the last barrier between them",
-                 access == Access::read ? "read" : "write", i, byte.writer);
+        if (byte.copying) fail("race: %s of byte %zu of shared memory, to which a cp.async of %s is under way", what, i, name_of(byte.writer).c_str());
+        if (!byte.filled && access != Access::write) fail("byte %zu of shared memory is read before anything is written there", i);
+        const bool both_atomic = byte.atomic && access == Access::atomic;
+        // Copies of one barrier are as unordered as those of several.
+        const bool own = byte.writer == by.number && !by.engine;
+        if (byte.filled && !own && by.clock.of(byte.writer) < byte.written_at && !both_atomic)
+            fail("race: %s of byte %zu of shared memory, which %s has written: no barrier lies between", what, i,
+                 name_of(byte.writer).c_str());
         if (access == Access::read) {
-            if (!byte.filled) fail("byte %zu of shared memory is read before anything is written there", i);
-            byte.reader = static_cast<std::uint16_t>(me.number);
-            byte.read_at = now;
+            if (by.engine && !byte.engine && by.clock.fenced_of(byte.writer) < byte.written_at)
+                fail("byte %zu of shared memory, which %s has written, is read by the copy engine or a product without a "
+                     "fence_async_shared in between", i, name_of(byte.writer).c_str());
+            note_read(byte, by);
             continue;
         }
-        if (byte.read_at > 0 && byte.reader != me.number && me.seen[byte.reader] < byte.read_at)
-            fail("race: write of byte %zu of shared memory, which thread %u has read since the last barrier between them", i,
-                 byte.reader);
+        for (std::size_t r = 0; r < 2; ++r)
+            if (byte.read_at[r] > 0 && byte.reader[r] != by.number && by.clock.of(byte.reader[r]) < byte.read_at[r])
+                fail("race: write of byte %zu of shared memory, which %s has read: no barrier lies between", i,
+                     name_of(byte.reader[r]).c_str());
+        byte.read_at = {};
         byte.filled = true;
         byte.atomic = access == Access::atomic;
-        byte.writer = static_cast<std::uint16_t>(me.number);
-        byte.written_at = now;
+        byte.engine = by.engine;
+        byte.writer = static_cast<std::uint16_t>(by.number);
+        byte.written_at = by.moment;
     }
 }
 
@@ -68,8 +103,7 @@ void touch_global(std::uint64_t at, std::size_t size, Access access) {
 
 } // namespace
 
-void touch(const void* p, std::size_t size, Access access) {
-    if (machine.current == nullptr) return;
+void touch_by(const Actor& by, const void* p, std::size_t size, Access access) {
     const auto at = reinterpret_cast<std::uintptr_t>(p);
     for (auto& block : machine.blocks) {
         const auto base = reinterpret_cast<std::uintptr_t>(block->shared);
@@ -77,7 +111,7 @@ void touch(const void* p, std::size_t size, Access access) {
         if (at < base || at >= base + machine.launch->shared + 1024) continue;
         if (at + size > base + machine.launch->shared)
             fail("out of bounds: byte %zu of %u bytes of shared memory", at - base, machine.launch->shared);
-        touch_shared(*block, at - base, size, access);
+        touch_shared(*block, at - base, size, access, by);
         return;
     }
     const auto stacks = reinterpret_cast<std::uintptr_t>(machine.stacks);
@@ -89,6 +123,12 @@ void touch(const void* p, std::size_t size, Access access) {
     const auto place = reinterpret_cast<std::uintptr_t>(here);
     if (at >= place && at + size <= place + sizeof(EmulatorPlace)) return;
     touch_global(at, size, access);
+}
+
+void touch(const void* p, std::size_t size, Access access) {
+    if (machine.current == nullptr) return;
+    const Thread& me = *machine.current;
+    touch_by({me.number, me.clock.seen[me.number], me.clock, false}, p, size, access);
 }
 
 void touch_atomic(const void* p, unsigned size) {
@@ -120,6 +160,10 @@ void copy_async(void* to, const void* from, unsigned size, unsigned bytes) {
         touch(from, bytes, Access::read);
         std::memcpy(copy.bytes.data(), from, bytes);
     }
+    // From here to the wait nobody may look at the bytes.
+    touch(to, size, Access::write);
+    Block& block = block_of(*machine.current);
+    for (unsigned i = 0; i < size; ++i) block.shadow[offset + i].copying = true;
     machine.current->open_copies.push_back(copy);
 }
 
@@ -131,13 +175,22 @@ void copy_async_commit() {
 
 void copy_async_wait(int pending) {
     Thread& me = *machine.current;
+    Block& block = block_of(me);
     while (me.copies.size() > static_cast<std::size_t>(pending)) {
         for (const PendingCopy& copy : me.copies.front()) {
+            const std::size_t offset = static_cast<std::size_t>(copy.to - block.shared);
+            for (unsigned i = 0; i < copy.size; ++i) block.shadow[offset + i].copying = false;
             touch(copy.to, copy.size, Access::write);
             std::memcpy(copy.to, copy.bytes.data(), copy.size);
         }
         me.copies.pop_front();
     }
+}
+
+void fence_async() {
+    Thread& me = *machine.current;
+    me.clock.fenced = me.clock.seen;
+    advance(me);
 }
 
 } // namespace emulator
@@ -160,6 +213,12 @@ extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit(void*) {}
 extern "C" void __tsan_init() {}
 extern "C" void __tsan_vptr_update(void*, void*) {}
+extern "C" void __ubsan_handle_out_of_bounds(void*, unsigned long index) {
+    emulator::fail("out of bounds: element %ld of an array", static_cast<long>(index));
+}
+extern "C" void __ubsan_handle_shift_out_of_bounds(void*, unsigned long, unsigned long by) {
+    emulator::fail("a shift by %ld bits", static_cast<long>(by));
+}
 extern "C" void __ubsan_handle_type_mismatch_v1(void*, unsigned long p) {
     emulator::fail("misaligned: an access at %lx, which is not a multiple of what the type asks for", p);
 }

@@ -17,7 +17,7 @@ const GUARD: usize = 256;
 const MAGIC: u64 = 0x6f63_656c_6c69;
 
 /// The emulator's own files.
-const RUNTIME: [&str; 4] = ["fibers.cpp", "memory.cpp", "matrices.cpp", "engine.cpp"];
+const RUNTIME: [&str; 5] = ["fibers.cpp", "memory.cpp", "matrices.cpp", "engine.cpp", "warpgroups.cpp"];
 /// Multiply-adds are fused as on the device; nothing else is contracted or reordered.
 const COMMON: [&str; 6] = [
     "-std=c++17",
@@ -26,6 +26,18 @@ const COMMON: [&str; 6] = [
     "-fno-gnu-unique",
     "-ffp-contract=fast",
     "-fno-strict-aliasing",
+];
+
+/// Of kernels: calls at each access, wherever a pointer is not aligned to its type, an array's index or a shift too large; local
+/// variables hold no plausible values before they are written.
+const CHECKED: [&str; 7] = [
+    "-O1",
+    "-w",
+    "-fsanitize=thread",
+    "-fsanitize=alignment",
+    "-fsanitize=bounds",
+    "-fsanitize=shift-exponent",
+    "-ftrivial-auto-var-init=pattern",
 ];
 
 /// `Launch` of `machine.h`.
@@ -114,7 +126,7 @@ fn digest() -> Result<u64, String> {
             let text = std::fs::read(here().join(&file)).map_err(|error| format!("{file}: {error}"))?;
             state = hash(&text, state);
         }
-        Ok(COMMON.iter().fold(state, |state, option| hash(option.as_bytes(), state)))
+        Ok(COMMON.iter().chain(&CHECKED).fold(state, |state, option| hash(option.as_bytes(), state)))
     };
     DIGEST.get_or_init(find).clone()
 }
@@ -145,7 +157,7 @@ fn runtime() -> Result<Vec<PathBuf>, String> {
         let path = folder().join(format!("{file}-{digest:016x}.o"));
         make(&path, |part| {
             let mut arguments: Vec<String> = COMMON.map(str::to_owned).to_vec();
-            arguments.extend(["-O2", "-c", "-o"].map(str::to_owned));
+            arguments.extend(["-O3", "-c", "-o"].map(str::to_owned));
             arguments.push(part.display().to_string());
             arguments.push(here().join(file).display().to_string());
             call(&arguments)
@@ -172,7 +184,7 @@ fn compile(path: &str, text: Option<&Path>, defines: &[String], arch: Arch) -> R
         let lines = format!("#include \"{}\"\n#include \"{}\"\n", kernel.display(), entry.display());
         std::fs::write(&wrapper, lines).map_err(|error| error.to_string())?;
         let mut arguments: Vec<String> = COMMON.map(str::to_owned).to_vec();
-        arguments.extend(["-O1", "-fsanitize=thread", "-fsanitize=alignment", "-w"].map(str::to_owned));
+        arguments.extend(CHECKED.map(str::to_owned));
         arguments.extend(["--param", "tsan-instrument-func-entry-exit=0"].map(str::to_owned));
         arguments.push(format!("-D__CUDA_ARCH__={}", arch.number()));
         arguments.extend(defines.iter().map(|define| format!("-D{define}")));

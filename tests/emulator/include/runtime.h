@@ -1,4 +1,4 @@
-// What a kernel that is compiled for the host asks of the emulator. `runtime.cpp` and its neighbours implement it.
+// What a kernel that is compiled for the host asks of the emulator. The .cpp files beside this folder implement it.
 #pragma once
 #include <cstdint>
 
@@ -46,6 +46,10 @@ void barrier_wait(std::uint64_t* bar, unsigned parity);
 
 void tensor_load(void* to, const void* map, std::uint64_t* bar, const int* at, unsigned rank, unsigned blocks);
 void tensor_store(const void* map, const void* from, const int* at, unsigned rank);
+void tensor_store_commit();
+void tensor_store_wait(int pending);
+// What the running thread knows to be written may be read by the copy engine and by products.
+void fence_async();
 
 // ---- matrices ----
 
@@ -57,6 +61,7 @@ void mma_16832_i8(int* d, const unsigned* a, unsigned b0, unsigned b1);
 void mma_16832_e4m3(float* d, const unsigned* a, unsigned b0, unsigned b1);
 // d [64, n] (+)= a [64, 16] b [16, n] by the four warps of a warpgroup, done when it is waited for. `a_registers` or `a`.
 void wgmma(Kind kind, float* d, int n, const unsigned* a_registers, std::uint64_t a, std::uint64_t b, bool add, bool b_mn);
+void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int pending);
 

@@ -33,15 +33,14 @@ EMULATOR_QUIET void tma_store_2d(const TensorMap* map, const void* from, i32 x, 
     const int at[2] = {x, y};
     emulator::tensor_store(map, from, at, 2);
 }
-EMULATOR_QUIET void tma_store_commit() {}
-template <int N> EMULATOR_QUIET void tma_store_wait_read() {}
-EMULATOR_QUIET void fence_async_shared() {}
+EMULATOR_QUIET void tma_store_commit() { emulator::tensor_store_commit(); }
+template <int N> EMULATOR_QUIET void tma_store_wait_read() { emulator::tensor_store_wait(N); }
+EMULATOR_QUIET void fence_async_shared() { emulator::fence_async(); }
 
 EMULATOR_QUIET u32 cluster_rank() { return emulator::here->cluster_rank; }
 EMULATOR_QUIET void cluster_sync() { emulator::cluster_barrier(); }
 EMULATOR_QUIET bool elect_one() {
-    __syncwarp();
-    return lane_id() == 0;
+    return __ffs(ballot(true)) - 1 == static_cast<i32>(lane_id());
 }
 template <int COUNT> EMULATOR_QUIET void registers_grow() { static_assert(COUNT % 8 == 0 && COUNT <= 256, "a count of registers"); }
 template <int COUNT> EMULATOR_QUIET void registers_shrink() { static_assert(COUNT % 8 == 0 && COUNT >= 24, "a count of registers"); }

@@ -1,9 +1,9 @@
-// The functions of `kernels/src/cuda/include/wgmma.cuh` for the host. Products read shared memory and write their sums when they
-// are waited for, as late as the real ones may.
+// The functions of `kernels/src/cuda/include/wgmma.cuh` for the host. Products write their sums when they are waited for, as late
+// as the real ones may.
 #pragma once
 #include "cuda/include/hopper.cuh"
 
-EMULATOR_QUIET void wgmma_fence() {}
+EMULATOR_QUIET void wgmma_fence() { emulator::wgmma_fence(); }
 EMULATOR_QUIET void wgmma_commit() { emulator::wgmma_commit(); }
 template <int N> EMULATOR_QUIET void wgmma_wait() { emulator::wgmma_wait(N); }
 template <int COUNT> EMULATOR_QUIET void wgmma_pin(f32 (&d)[COUNT]) { asm volatile("" ::"r"(&d) : "memory"); }
