@@ -85,7 +85,10 @@ void leave() { emulator_switch(&machine.current->stack_pointer, machine.schedule
 
 void release(NamedBarrier& barrier) {
     for (Thread* thread : barrier.waiting) {
-        join(thread->clock, barrier.clock);
+        // The barrier's clock has all that the thread knew when it came, but the moment that began then.
+        const std::uint32_t own = thread->clock.seen[thread->number];
+        thread->clock = barrier.clock;
+        thread->clock.seen[thread->number] = own;
         wake(thread);
     }
     barrier = NamedBarrier{};
@@ -94,7 +97,7 @@ void release(NamedBarrier& barrier) {
 // Arrives at a barrier of `expected` threads; waits there unless it was the last, or need not.
 void arrive(NamedBarrier& barrier, unsigned expected, bool wait, const char* what) {
     Thread& me = *machine.current;
-    if (barrier.arrived > 0 && barrier.expected != expected && &barrier != &block_of(me).all)
+    if (barrier.arrived > 0 && barrier.expected != expected && &barrier != &block_of(me).all && &barrier != &machine.cluster)
         fail("%s of %u threads, while others wait at it as one of %u", what, expected, barrier.expected);
     barrier.expected = expected;
     join(barrier.clock, me.clock);
@@ -110,6 +113,12 @@ void arrive(NamedBarrier& barrier, unsigned expected, bool wait, const char* wha
     }
 }
 
+unsigned alive() {
+    unsigned all = 0;
+    for (const auto& block : machine.blocks) all += block->alive;
+    return all;
+}
+
 void run_thread() {
     emulator_kernel(machine.launch->params);
     Thread& me = *machine.current;
@@ -118,8 +127,9 @@ void run_thread() {
     me.done = true;
     Block& block = block_of(me);
     block.alive -= 1;
-    // Threads that have ended count as arrived at the barrier of the block.
+    // Threads that have ended count as arrived at the barriers of the block and of the cluster.
     if (block.all.arrived > 0 && block.all.arrived >= block.alive) release(block.all);
+    if (machine.cluster.arrived > 0 && machine.cluster.arrived >= alive()) release(machine.cluster);
     leave();
     std::abort();
 }
@@ -324,7 +334,7 @@ void named_barrier(unsigned id, unsigned threads, bool wait) {
     arrive(block_of(*machine.current).named[id], threads, wait, names[id]);
 }
 
-void cluster_barrier() { arrive(machine.cluster, machine.threads.size(), true, "the cluster's barrier"); }
+void cluster_barrier() { arrive(machine.cluster, alive(), true, "the cluster's barrier"); }
 
 } // namespace emulator
 

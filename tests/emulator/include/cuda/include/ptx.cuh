@@ -69,7 +69,6 @@ EMULATOR_QUIET void grid_release() {}
 
 template <typename T> EMULATOR_QUIET T* in_global(T* p) { return p; }
 EMULATOR_QUIET u32 shared_address(const void* p) { return emulator::shared_address(p); }
-template <typename T> EMULATOR_QUIET T* in_global(T* p) { return p; }
 // Instrumented on purpose: these are the kernel's own accesses.
 inline uint4 load_stream(const uint4* p) { return *p; }
 inline uint2 load_stream(const uint2* p) { return *p; }
