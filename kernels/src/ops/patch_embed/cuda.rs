@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{PatchEmbed, PatchEmbedSpec};
 use crate::buffer::{View, WeightPart};
-use crate::cuda::{CudaCx, Kernel};
+use crate::cuda::{CudaCx, Kernel, value_type};
 use crate::op::{CudaLaunch, CudaOp};
 use crate::select::{Reject, Variant};
 use crate::spec::{Caps, DType, Format, KernelError};
@@ -91,7 +91,7 @@ struct Positions {
     ids: u64,
     stride: u64,
     count: u32,
-    padding: u32,
+    kind: u32,
 }
 
 impl Positions {
@@ -105,7 +105,7 @@ impl Positions {
             ids: kernel.address_or_null(op.pos_ids.as_ref())?,
             stride: pos.stride(0) as u64,
             count: pos.size(0) as u32,
-            padding: 0,
+            kind: value_type(Some(pos)),
         })
     }
 }
@@ -117,37 +117,28 @@ struct Weight {
     data: u64,
     scales: u64,
     zeros: u64,
-    stride: u64,
-    scale_stride: u64,
-    zero_stride: u64,
-    group: u32,
-    padding: u32,
+    stride: i64,
+    scale_stride: i64,
+    zero_stride: i64,
+    group: i32,
+    kind: u32,
 }
 
 impl Weight {
-    fn of(
-        format: Format,
-        k: usize,
-        part: &WeightPart,
-        kernel: &mut Kernel<'_, '_>,
-    ) -> Result<Self, KernelError> {
-        let plane = |index: usize| match part.planes.get(index) {
-            Some(plane) => Ok((kernel.address(plane)?, plane.stride(0) as u64)),
-            None => Ok::<_, KernelError>((0, 0)),
-        };
-        let ((data, stride), (scales, scale_stride), (zeros, zero_stride)) =
-            (plane(0)?, plane(1)?, plane(2)?);
-        let group = match format {
-            Format::Dense(dtype) => {
-                kernel.define("BITS", 0).define("W", dtype);
-                0
-            }
-            Format::IntGroup { bits, scale, .. } => {
-                kernel.define("BITS", bits).define("W", scale);
-                format.group_len(k) as u32
-            }
-        };
-        Ok(Self { data, scales, zeros, stride, scale_stride, zero_stride, group, padding: 0 })
+    fn of(op: &PatchEmbed, part: &WeightPart, kernel: &Kernel<'_, '_>) -> Result<Self, KernelError> {
+        let plane = |index: usize| part.planes.get(index);
+        let stride = |index: usize| plane(index).map_or(0, |plane| plane.stride(0) as i64);
+        let floats = if op.w.format().dense().is_some() { 0 } else { 1 };
+        Ok(Self {
+            data: kernel.address_or_null(plane(0))?,
+            scales: kernel.address_or_null(plane(1))?,
+            zeros: kernel.address_or_null(plane(2))?,
+            stride: stride(0),
+            scale_stride: stride(1),
+            zero_stride: stride(2),
+            group: op.w.format().group_len(op.w.k()) as i32,
+            kind: value_type(plane(floats)),
+        })
     }
 }
 
@@ -171,12 +162,6 @@ fn parts(op: &PatchEmbed) -> impl Iterator<Item = (usize, &WeightPart)> {
     })
 }
 
-/// Values that both products are compiled with.
-fn define(op: &PatchEmbed, kernel: &mut Kernel<'_, '_>) {
-    kernel.define("OUT", op.out.dtype());
-    kernel.define("POS", op.pos.as_ref().map_or(op.out.dtype(), View::dtype));
-}
-
 /// `Params` of `gemm.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -190,6 +175,8 @@ struct GemmParams {
     pictures: Pictures,
     n: u32,
     k: u32,
+    bias_type: u32,
+    out_type: u32,
     mean: [f32; 3],
     scale: [f32; 3],
 }
@@ -207,22 +194,25 @@ fn gemm_part(
     first: usize,
     part: &WeightPart,
 ) -> Result<(), KernelError> {
-    let k = op.w.k();
     let mut kernel = cx.kernel("ops/patch_embed/gemm.cu");
-    define(op, &mut kernel);
-    kernel.define("PIXEL", op.pixels.dtype());
-    kernel.define("BIAS", part.bias.as_ref().map_or(op.out.dtype(), View::dtype));
+    let bits = match op.w.format() {
+        Format::Dense(_) => 0,
+        Format::IntGroup { bits, .. } => bits,
+    };
+    kernel.define("PIXEL", op.pixels.dtype()).define("BITS", bits);
     kernel.shared(GEMM_SHARED).dependent();
     let params = GemmParams {
         pixels: kernel.address(&op.pixels)?,
-        w: Weight::of(op.w.format(), k, part, &mut kernel)?,
+        w: Weight::of(op, part, &kernel)?,
         bias: kernel.address_or_null(part.bias.as_ref())?,
         positions: Positions::of(op, &kernel, first)?,
         out: out_from(op, &kernel, first)?,
         out_stride: op.out.stride(0) as u64,
         pictures: Pictures::of(op),
         n: part.rows as u32,
-        k: k as u32,
+        k: op.w.k() as u32,
+        bias_type: value_type(part.bias.as_ref()),
+        out_type: value_type(Some(&op.out)),
         mean: op.mean,
         scale: scale(op),
     };
@@ -295,8 +285,8 @@ fn mma_part(
     kernel.launch([blocks, 1, 1], SHIFT_THREADS as u32, &params)?;
 
     let mut kernel = cx.kernel("ops/patch_embed/mma.cu");
-    define(op, &mut kernel);
-    kernel.define("W", plane.dtype()).define("PATCH", op.patch);
+    kernel.define("W", plane.dtype()).define("PATCH", op.patch).define("OUT", op.out.dtype());
+    kernel.define("POS", op.pos.as_ref().map_or(op.out.dtype(), View::dtype));
     let in_pairs = |view: &View| kernel.aligned(view, 2 * view.dtype().size());
     let mut pairs = part.rows.is_multiple_of(2) && first.is_multiple_of(2) && in_pairs(&op.out)?;
     if let Some(pos) = &op.pos {

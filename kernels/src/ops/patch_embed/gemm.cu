@@ -1,7 +1,7 @@
 // out[m, n] = sum_k patch[m, k] * w[n, k] + bias[n] + pos[id(m), n], in f32
 //
 // pixels: u8 [images, height, width, 3] or f32 [images, 3, height, width], type PIXEL   w: [N, K], K = 3 * patch^2, channel
-// outermost, then row   bias: [N] of type BIAS or null   pos: see patches.cuh   out: [M, N] of type OUT, M patches
+// outermost, then row   bias: [N] or null   pos: see patches.cuh   out: [M, N], M patches   types of floats are parameters
 //
 // A matrix product whose left side does not exist: patch[m, k] is read from the pixels where a tile of it is staged, and
 // bytes are normalized there, (level - mean[c]) / std[c]. Element k of any patch lies at the same distance from the
@@ -21,13 +21,15 @@
 struct Params {
     const PIXEL* pixels;
     Weight w;
-    const BIAS* bias;
-    Positions<POS> positions;
-    OUT* out;
+    const void* bias;
+    Positions positions;
+    void* out;
     u64 out_stride;
     Pictures pictures;
     u32 n;
     u32 k;
+    u32 bias_type;
+    u32 out_type;
     f32 mean[3];
     // 1 / std.
     f32 scale[3];
@@ -127,13 +129,15 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
     for (u32 i = 0; i < 8; ++i) {
         const u32 patch = m0 + row + i;
         if (patch >= p.pictures.patches) return;
-        const POS* pos = p.positions.row(p.pictures, patch);
+        const u64 pos = p.positions.first(p.pictures, patch);
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
             const u32 n = n0 + col + j;
             if (n >= p.n) break;
-            const f32 bias = p.bias ? to_f32(p.bias[n]) : 0.0f;
-            p.out[patch * p.out_stride + n] = from_f32<OUT>(sums[i][j] + bias + (pos ? to_f32(pos[n]) : 0.0f));
+            f32 value = sums[i][j];
+            if (p.bias) value += load_value(p.bias, p.bias_type, n);
+            if (p.positions.rows) value += load_value(p.positions.rows, p.positions.type, pos + n);
+            store_value(p.out, p.out_type, patch * p.out_stride + n, value);
         }
     }
 }

@@ -31,7 +31,8 @@ struct Params {
     const u8* pixels;
     const W* w;
     const f32* shift;
-    Positions<POS> positions;
+    // Of type POS.
+    Positions positions;
     OUT* out;
     u64 w_stride;
     u64 out_stride;
@@ -231,6 +232,7 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
     }
 
     const u32 n = n0 + col0 + lane % 4 * 2;
+    const POS* positions = static_cast<const POS*>(p.positions.rows);
     f32 shift[4][2];
 #pragma unroll
     for (u32 j = 0; j < 8; ++j) {
@@ -241,11 +243,11 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
     for (u32 i = 0; i < 8; ++i) {
         const u32 patch = m0 + row0 + i * 8 + lane / 4;
         if (patch >= p.pictures.patches) break;
-        const POS* pos = p.positions.row(p.pictures, patch);
+        const u64 pos = p.positions.first(p.pictures, patch);
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
             f32 pair[2] = {0.0f, 0.0f};
-            if (pos) load_pair(pair, pos, n + j * 8, p.n);
+            if (positions) load_pair(pair, positions + pos, n + j * 8, p.n);
 #pragma unroll
             for (u32 e = 0; e < 2; ++e) pair[e] += sums[i / 2][j][i % 2 * 2 + e] + shift[j][e];
             store_pair(p.out + patch * p.out_stride, pair, n + j * 8, p.n);

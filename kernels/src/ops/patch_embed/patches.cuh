@@ -33,17 +33,18 @@ template <typename Pixel> DEVICE u64 distance_of(const Pictures& p, u32 c, u32 y
     return (static_cast<u64>(y) * p.width + x) * 3 + c;
 }
 
-// Position embeddings: `rows` is [count, n] or null; `ids` [patches] or null, where patch p of each picture takes row p.
-template <typename Pos> struct Positions {
-    const Pos* rows;
+// Position embeddings [count, n] of any float type, or null. `ids` [patches] are their rows, or null, where patch p of each
+// picture takes row p.
+struct Positions {
+    const void* rows;
     const i32* ids;
     u64 stride;
     u32 count;
-    u32 padding;
+    u32 type;
 
-    // The row of a patch.
-    DEVICE const Pos* row(const Pictures& p, u32 patch) const {
+    // First element of the row of a patch.
+    DEVICE u64 first(const Pictures& p, u32 patch) const {
         const u32 id = ids ? static_cast<u32>(max_of(ids[patch], 0)) : patch % p.per_image;
-        return rows ? rows + min_of(id, count - 1) * stride : nullptr;
+        return min_of(id, count - 1) * stride;
     }
 };
