@@ -55,7 +55,7 @@ impl Arch {
     pub const fn of(major: u32, minor: u32) -> Option<Self> {
         match (major, minor) {
             (8, 9) => Some(Self::Sm89),
-            (8, 6 | 7 | 8) => Some(Self::Sm86),
+            (8, 6..=8) => Some(Self::Sm86),
             (8, _) => Some(Self::Sm80),
             (9, 0) => Some(Self::Sm90a),
             (12, _) => Some(Self::Sm120),
