@@ -50,8 +50,8 @@ constexpr u32 STAGES = 4;
 // Bytes of a staged tile of either side.
 constexpr u32 TILE_BYTES = TILE * DEPTH * 2;
 // Steps of all channels.
-constexpr u32 first_step(u32 c) { return c * AREA / 8 * 8; }
-constexpr u32 steps_of(u32 c) { return ((c + 1) * AREA - first_step(c) + DEPTH - 1) / DEPTH; }
+DEVICE constexpr u32 first_step(u32 c) { return c * AREA / 8 * 8; }
+DEVICE constexpr u32 steps_of(u32 c) { return ((c + 1) * AREA - first_step(c) + DEPTH - 1) / DEPTH; }
 constexpr u32 STEPS = steps_of(0) + steps_of(1) + steps_of(2);
 
 // A step: its channel and its first k, a multiple of 8.
