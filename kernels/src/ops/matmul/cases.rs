@@ -110,6 +110,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     formats(cx, &mut add);
     epilogues(cx, &mut add);
     halves(cx, &mut add);
+    aligned(cx, &mut add);
     large(cx, &mut add);
     models(cx, &mut add);
     all
@@ -202,6 +203,61 @@ fn halves(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
             };
             add(format!("half m {m} {text}"), shape.op(cx, format(text), &[1]));
         }
+    }
+}
+
+/// Operands of 16 bits whose rows begin at multiples of 16 bytes, as tensor cores and copy engines like them: sizes around their
+/// tiles, what follows a product, and more tiles than a device runs at once.
+fn aligned(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    use DType::{BF16, F16, F32};
+    let like = |x, out, shape: Shape| Shape { x, out, gaps: [8, 16, 8], ..shape };
+    let plain = Shape::plain;
+    let all: [(&str, Shape, &[usize]); 9] = [
+        ("bf16", like(BF16, BF16, plain(1, 8, 8)), &[1]),
+        ("f16", Shape { bias: true, ..like(F16, F32, plain(64, 128, 64)) }, &[1]),
+        (
+            "bf16",
+            Shape {
+                bias: true,
+                act: Activation::GeluTanh,
+                residual: Some(BF16),
+                ..like(BF16, BF16, plain(129, 264, 200))
+            },
+            &[1],
+        ),
+        (
+            "bf16",
+            Shape {
+                bias: true,
+                act: Activation::Silu,
+                gated: true,
+                fill: Fill::Spiky,
+                ..like(BF16, BF16, plain(70, 272, 328))
+            },
+            &[1, 1],
+        ),
+        (
+            "f16",
+            Shape {
+                act: Activation::GeluErf,
+                gated: true,
+                residual: Some(F16),
+                ..like(F16, F16, plain(200, 528, 96))
+            },
+            &[1],
+        ),
+        ("f16", Shape { act: Activation::QuickGelu, ..like(F16, BF16, plain(65, 120, 72)) }, &[1]),
+        ("bf16", Shape { residual: Some(BF16), ..like(BF16, BF16, plain(40, 576, 1544)) }, &[1]),
+        (
+            "bf16",
+            Shape { math: Math::Bf16, residual: Some(F32), ..like(F32, F32, plain(33, 136, 264)) },
+            &[1],
+        ),
+        ("bf16", Shape { bias: true, ..like(BF16, BF16, plain(260, 8200, 136)) }, &[1]),
+    ];
+    for (text, shape, shares) in all {
+        let Shape { m, n, k, .. } = shape;
+        add(format!("aligned {m}x{n}x{k} {text}"), shape.op(cx, format(text), shares));
     }
 }
 

@@ -61,7 +61,8 @@ DEVICE void bring(T* to, const T* from, i32 count) {
         u32 words[4];
 #pragma unroll
         for (i32 i = 0; i < 4; ++i) {
-            const u32 lo = 2 * i < count ? from[2 * i].bits : 0, hi = 2 * i + 1 < count ? from[2 * i + 1].bits : 0;
+            const u32 lo = 2 * i < count ? from[2 * i].bits : 0;
+            const u32 hi = 2 * i + 1 < count ? from[2 * i + 1].bits : 0;
             words[i] = lo | hi << 16;
         }
         store_words(to, words);

@@ -10,10 +10,17 @@ use crate::spec::{Caps, Format, KernelError};
 
 pub(super) const F32: Row = Row { name: "gemm-f32", reject: |_, _| None, est_us: est_f32, launch: f32 };
 
-/// Rows and columns of a tile of `gemm_f32.cu`, its threads, and bytes of its two steps of both operands.
-const F32_TILE: usize = 128;
+/// Threads of `gemm_f32.cu`.
 const F32_THREADS: u32 = 256;
-const F32_SHARED: usize = 2 * 2 * 16 * (F32_TILE + 4) * 4;
+
+/// `SIDE` of `gemm_f32.cu`, a sixteenth of a tile's rows and columns: large tiles where they are enough for the device.
+fn side(m: usize, n: usize, caps: &Caps) -> usize {
+    if m > 64 && tiles(m, n, 8) >= caps.units { 8 } else { 4 }
+}
+
+fn tiles(m: usize, n: usize, side: usize) -> usize {
+    m.div_ceil(16 * side) * n.div_ceil(16 * side)
+}
 
 /// `Params` of `gemm_f32.cu`.
 #[repr(C)]
@@ -32,18 +39,22 @@ struct F32Params {
 
 fn est_f32(spec: &MatmulSpec, caps: &Caps) -> f32 {
     let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
-    let tiles = m.div_ceil(F32_TILE) * n.div_ceil(F32_TILE);
-    let waves = tiles.div_ceil(caps.units.max(1)) * caps.units.max(1);
-    let flops = (2 * waves * F32_TILE * F32_TILE) as f64 * k as f64;
-    caps.cuda.estimate_us(spec.w.bytes(n, k) as f64, flops, 0.8 * caps.cuda.f32_tflops)
+    let (side, units) = (side(m, n, caps), caps.units.max(1));
+    let tiles = tiles(m, n, side).next_multiple_of(units);
+    let flops = (2 * tiles * (16 * side).pow(2)) as f64 * k as f64;
+    let share = if side == 8 { 0.8 } else { 0.5 };
+    caps.cuda.estimate_us(spec.w.bytes(n, k) as f64, flops, share * caps.cuda.f32_tflops)
 }
 
 fn f32(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let (x, k) = (&op.x, op.w.k());
     for segment in segments(op) {
+        let products = if op.gated { 2 * segment.cols } else { segment.cols };
+        let side = side(x.size(0), products, cx.caps());
         let mut kernel = cx.kernel("ops/matmul/gemm_f32.cu");
-        kernel.define("BITS", bits(op.w.format())).define("GATED", op.gated);
-        kernel.shared(F32_SHARED).dependent();
+        kernel.define("BITS", bits(op.w.format())).define("GATED", op.gated).define("SIDE", side);
+        // Two buffers of 16 columns of both operands, their rows and four more.
+        kernel.shared(2 * 2 * 16 * (16 * side + 4) * 4).dependent();
         let [w, up] = segment.weights(&kernel)?;
         let address = kernel.address(x)?;
         let params = F32Params {
@@ -57,9 +68,7 @@ fn f32(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             x_aligned: u32::from(rows_aligned(address, x)),
             pad: 0,
         };
-        let cols = if op.gated { F32_TILE / 2 } else { F32_TILE };
-        let tiles = x.size(0).div_ceil(F32_TILE) * segment.cols.div_ceil(cols);
-        kernel.launch([tiles as u32, 1, 1], F32_THREADS, &params)?;
+        kernel.launch([tiles(x.size(0), products, side) as u32, 1, 1], F32_THREADS, &params)?;
     }
     Ok(())
 }
