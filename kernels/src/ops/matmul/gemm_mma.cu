@@ -1,6 +1,6 @@
-// out = act(x w^T + bias) + residual on tensor cores, for x and w of one 16-bit type T; gated too. See `epilogue.cuh`.
+// out = act(x w^T + bias) + residual on tensor cores, for x and w of one 16-bit type X; gated too. See `epilogue.cuh`.
 //
-// x: [m, k] of T   w: [n, k] of T   out: [m, n], or [m, n / 2] if GATED; sums in f32. sm_80 and later.
+// x: [m, k] of X   w: [n, k] of X   out: [m, n], or [m, n / 2] if GATED; sums in f32. sm_80 and later.
 //
 // A block makes a tile of TILE_M x TILE_N products with WARPS_DOWN x WARPS_ACROSS warps. Both operands lie along k in memory, which
 // is how mma takes them: stages of STEP elements of k come by cp.async, STAGES in a ring, and go to registers by ldmatrix. A
@@ -20,7 +20,7 @@
 #include "ops/matmul/weights.cuh"
 
 struct Params {
-    const T* x;
+    const X* x;
     i64 x_stride;
     WeightRows w;
     WeightRows up; // what the gates `w` scale
@@ -54,7 +54,7 @@ DEVICE i32 swizzled(i32 row, i32 part) {
 }
 
 // Starts to bring the first `count` of eight elements; the others become zeros.
-DEVICE void bring(T* to, const T* from, i32 count) {
+DEVICE void bring(X* to, const X* from, i32 count) {
     if constexpr (VEC == 8) {
         cp_async_16(to, from, static_cast<u32>(count) * 2);
     } else {
@@ -71,7 +71,7 @@ DEVICE void bring(T* to, const T* from, i32 count) {
 
 // Starts to bring a stage: columns `col` on, below `end`, of the tile's rows of x and w. In the place of rows beyond an operand
 // comes its last one: their products are left out of the result.
-DEVICE void bring_stage(T* stage, const Params& p, i32 first_row, i32 first_col, i32 col, i32 end) {
+DEVICE void bring_stage(X* stage, const Params& p, i32 first_row, i32 first_col, i32 col, i32 end) {
     constexpr i32 ROWS = THREADS / PARTS; // that the block brings at once
     const i32 part = static_cast<i32>(threadIdx.x) % PARTS, at = static_cast<i32>(threadIdx.x) / PARTS;
     const i32 count = max_of(0, min_of(8, end - col - 8 * part));
@@ -85,7 +85,7 @@ DEVICE void bring_stage(T* stage, const Params& p, i32 first_row, i32 first_col,
     for (i32 slot = at; slot < TILE_N; slot += ROWS) {
         const WeightRows& w = GATED && slot % WARP_N >= WARP_COLS ? p.up : p.w;
         const i32 row = w.first + min_of(first_col + slot / WARP_N * WARP_COLS + slot % WARP_COLS, p.e.cols - 1);
-        bring(stage + TILE_M * STEP + swizzled(slot, part), static_cast<const T*>(w.data) + row * w.stride + from, count);
+        bring(stage + TILE_M * STEP + swizzled(slot, part), static_cast<const X*>(w.data) + row * w.stride + from, count);
     }
 }
 
@@ -96,7 +96,7 @@ struct Operands {
 };
 
 // Reads those of part pair `step` of a stage.
-DEVICE void read_operands(Operands& to, const T* stage, i32 warp_row, i32 warp_col, i32 step) {
+DEVICE void read_operands(Operands& to, const X* stage, i32 warp_row, i32 warp_col, i32 step) {
     const i32 lane = static_cast<i32>(lane_id());
 #pragma unroll
     for (i32 i = 0; i < DOWN; ++i)
@@ -113,7 +113,7 @@ DEVICE void multiply(f32 (&sum)[DOWN * ACROSS][4], const Operands& from) {
     for (i32 i = 0; i < DOWN; ++i)
 #pragma unroll
         for (i32 j = 0; j < ACROSS; ++j)
-            mma_16816<T>(sum[i * ACROSS + j], from.a[i], from.b[j / 2][j % 2 * 2], from.b[j / 2][j % 2 * 2 + 1]);
+            mma_16816<X>(sum[i * ACROSS + j], from.a[i], from.b[j / 2][j % 2 * 2], from.b[j / 2][j % 2 * 2 + 1]);
 }
 
 // Ends a warp's products, whose first is (row, col) of the result.
@@ -147,7 +147,7 @@ DEVICE void finish(f32 (&sum)[DOWN * ACROSS][4], const Epilogue& e, f32* passing
 
 KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
-    T* const ring = reinterpret_cast<T*>(smem);
+    X* const ring = reinterpret_cast<X*>(smem);
 
     const i32 down = ceil_div(p.e.rows, TILE_M), across = ceil_div(p.e.cols, TILE_COLS);
     const Place place = place_of<8>(static_cast<i32>(blockIdx.x), down, across);
@@ -177,7 +177,7 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
     __syncthreads();
     if (stages > 0) read_operands(operands[0], ring, warp_row, warp_col, 0);
     for (i32 i = 0; i < stages; ++i) {
-        const T* const stage = ring + i % STAGES * STAGE;
+        const X* const stage = ring + i % STAGES * STAGE;
 #pragma unroll
         for (i32 step = 0; step < STEPS; ++step) {
             if (step < STEPS - 1) {

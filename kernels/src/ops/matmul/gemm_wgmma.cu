@@ -1,6 +1,6 @@
-// out = act(x w^T + bias) + residual with the matrix products of warpgroups (sm_90a), for x, w of one 16-bit type T; gated too.
+// out = act(x w^T + bias) + residual with the matrix products of warpgroups (sm_90a), for x, w of one 16-bit type X; gated too.
 //
-// x: [m, k] of T   w: [n, k] of T   out, residual: [m, n], or [m, n / 2] if GATED, of OUT   bias: any float   sums in f32
+// x: [m, k] of X   w: [n, k] of X   out, residual: [m, n], or [m, n / 2] if GATED, of OUT   bias: any float   sums in f32
 //
 // Blocks stay and walk over the tiles of TILE_M x TILE_N products in an order that keeps shared operands in the second-level
 // cache. All traffic with memory is the copy engine's, and roles are split:
@@ -20,6 +20,8 @@
 //
 // A gated tile has TILE_N / 2 gates and the columns that they scale, so that a thread holds both. What lies beyond an operand
 // comes as zeros, and what lies beyond the result is not written: every size is allowed. All rows begin at multiples of 16 bytes.
+//
+// SASS: HGMMA UTMALDG UTMASTG
 #include "cuda/include/wgmma.cuh"
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/tiles.cuh"
@@ -289,7 +291,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
 #pragma unroll
                 for (i32 d = 0; d < DOWN; ++d) {
                     const u64 x = x_descriptor + stage + (d * 64 * ROW_BYTES >> 4) + 2 * k;
-                    wgmma_ss<TILE_N, T>(sum[d], x, w_descriptor + stage + 2 * k, step + k > 0);
+                    wgmma_ss<TILE_N, X>(sum[d], x, w_descriptor + stage + 2 * k, step + k > 0);
                 }
             wgmma_commit();
             wgmma_wait<1>();

@@ -23,6 +23,11 @@ pub(super) fn reject(spec: &MatmulSpec) -> Option<Reject> {
     }
 }
 
+/// The type of both operands.
+pub(super) fn dtype(op: &Matmul) -> DType {
+    op.w.format().dense().unwrap_or(DType::BF16)
+}
+
 /// Microseconds that it takes to round x, if that is needed.
 pub(super) fn est_us(spec: &MatmulSpec, caps: &Caps) -> f32 {
     if spec.w == Format::Dense(spec.x) {

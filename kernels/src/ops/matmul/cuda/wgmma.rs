@@ -181,7 +181,7 @@ fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelErr
             k: op.x.size(1) as i32,
             pad: [0; 11],
         };
-        kernel.define("T", op.x.dtype()).define("OUT", op.out.dtype());
+        kernel.define("X", halves::dtype(op)).define("OUT", op.out.dtype());
         kernel.define("GATED", op.gated).define("RESIDUAL", op.residual.is_some());
         kernel.define("ACT", act(op.act));
         kernel.define("TILE_N", tile.cols).define("CONSUMERS", CONSUMERS);
