@@ -193,6 +193,7 @@ DEVICE void deliver(const Params& p, u8* smem, Barriers& bars, i32 number) {
 // Gives a stage back to the producers of all blocks that fill it; once for each warp.
 DEVICE void give_back(u64* empty) {
     const u32 lane = lane_id();
+    __syncwarp();
     if constexpr (CLUSTER == 1) {
         if (lane == 0) mbarrier_arrive(empty);
     } else {
