@@ -18,6 +18,9 @@
 // runs ahead into the next tile either way. Two blocks of a CLUSTER take tiles that lie one below the other: each brings one
 // half of their common weights to both.
 //
+// Where tiles are few and k is long each block has one tile and one slice of k (SPLIT). Blocks of the last slices are the last
+// to start; they wait for the sums of the others, add them in order and end the tile.
+//
 // A gated tile has TILE_N / 2 gates and the columns that they scale, so that a thread holds both. What lies beyond an operand
 // comes as zeros, and what lies beyond the result is not written: every size is allowed. All rows begin at multiples of 16 bytes.
 //
@@ -33,8 +36,12 @@ struct Params {
     TensorMap out; // boxes of 64 rows of 128 bytes
     TensorMap residual;
     Epilogue e;
+    float4* sums;    // of slices but the last, if SPLIT
+    u32* counters;   // slices whose sums have come, one for each consumer of a tile
     i32 k;
-    i32 pad[11];
+    i32 slices;      // 1 unless SPLIT
+    i32 slice_steps; // stages along k in a slice
+    i32 pad[5];
 };
 
 constexpr i32 CONSUMER_ROWS = 64 * DOWN;
@@ -73,38 +80,30 @@ struct Barriers {
     u64 filled[CONSUMERS * BUFFERS]; // a buffer holds results
 };
 
-// Whose turn it is in a ring, and the parity of the round.
-template <i32 SIZE> struct Turn {
-    i32 slot = 0;
-    u32 parity = 0;
-    DEVICE void next() {
-        if (++slot == SIZE) {
-            slot = 0;
-            parity ^= 1;
-        }
-    }
-    DEVICE void skip(i32 count) {
-        slot += count;
-        parity ^= slot / SIZE & 1;
-        slot %= SIZE;
-    }
-};
-
 // The tiles of this block, or those of one of its consumers. Tiles of the blocks of a cluster lie one below the other.
 struct Walk {
     i32 down, across; // tiles of clusters
     i32 rank;         // of this block in its cluster
     i32 tile;         // the present one, of `down * across`
     i32 stride;
+    i32 first_step, steps; // stages along k of the slice
 
-    DEVICE explicit Walk(const Epilogue& e) {
-        down = ceil_div(e.rows, TILE_M * CLUSTER);
-        across = ceil_div(e.cols, TILE_COLS);
+    DEVICE explicit Walk(const Params& p) {
+        down = ceil_div(p.e.rows, TILE_M * CLUSTER);
+        across = ceil_div(p.e.cols, TILE_COLS);
         rank = CLUSTER > 1 ? static_cast<i32>(cluster_rank()) : 0;
         tile = static_cast<i32>(blockIdx.x) / CLUSTER;
         stride = static_cast<i32>(gridDim.x) / CLUSTER;
+        first_step = 0;
+        steps = ceil_div(p.k, STEP);
+        if constexpr (SPLIT) {
+            stride = down * across;
+            first_step = tile / stride * p.slice_steps;
+            steps = min_of(p.slice_steps, steps - first_step);
+            tile %= stride;
+        }
     }
-    DEVICE Walk(const Epilogue& e, i32 consumer) : Walk(e) {
+    DEVICE Walk(const Params& p, i32 consumer) : Walk(p) {
         if constexpr (PINGPONG) {
             tile += consumer * stride;
             stride *= CONSUMERS;
@@ -122,16 +121,16 @@ DEVICE i32 consumer_row(i32 number) { return PINGPONG ? 0 : number * CONSUMER_RO
 
 // Brings the stages of all tiles.
 DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
-    const i32 steps = ceil_div(p.k, STEP);
     Turn<STAGES> turn;
-    for (Walk walk(p.e); walk.more(); walk.next()) {
+    for (Walk walk(p); walk.more(); walk.next()) {
         const i32 row = walk.first_row(), col = walk.first_col();
-        for (i32 step = 0; step < steps; ++step, turn.next()) {
+        for (i32 step = 0; step < walk.steps; ++step, turn.next()) {
+            const i32 k = (walk.first_step + step) * STEP;
             mbarrier_wait(&bars.empty[turn.slot], turn.parity ^ 1);
             u64* const full = &bars.full[turn.slot];
             u8* const stage = smem + turn.slot * STAGE_BYTES;
             mbarrier_arrive_expect(full, STAGE_BYTES);
-            tma_load_2d(stage, &p.x, full, step * STEP, row);
+            tma_load_2d(stage, &p.x, full, k, row);
             // The weights come in two halves: of the columns, or gates and what they scale.
 #pragma unroll
             for (i32 half = 0; half < 2; ++half) {
@@ -139,14 +138,19 @@ DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
                 const TensorMap* const map = GATED && half == 1 ? &p.up : &p.w;
                 const i32 first = GATED ? col : col + half * (TILE_N / 2);
                 if constexpr (CLUSTER == 1) {
-                    tma_load_2d(to, map, full, step * STEP, first);
+                    tma_load_2d(to, map, full, k, first);
                 } else if (half == walk.rank) {
-                    tma_load_2d_multicast(to, map, full, step * STEP, first, (1 << CLUSTER) - 1);
+                    tma_load_2d_multicast(to, map, full, k, first, (1 << CLUSTER) - 1);
                 }
             }
         }
     }
     grid_release();
+}
+
+// Whether this block ends its tiles: the last slice of k does.
+DEVICE bool ends_tiles(const Params& p) {
+    return !SPLIT || blockIdx.x >= gridDim.x / static_cast<u32>(p.slices) * static_cast<u32>(p.slices - 1);
 }
 
 // Sends the buffers of consumer `number` to the result as they are filled, and makes them ready for what comes next.
@@ -156,7 +160,7 @@ DEVICE void deliver(const Params& p, u8* smem, Barriers& bars, i32 number) {
     u64* const filled = bars.filled + number * BUFFERS;
 
     // Buffer `slot` for the piece that `ahead` and `piece` name, and on to the piece after it.
-    Walk ahead(p.e, number);
+    Walk ahead(p, number);
     i32 piece = 0;
     const auto make_ready = [&](i32 slot) {
         if (!ahead.more()) return;
@@ -177,7 +181,7 @@ DEVICE void deliver(const Params& p, u8* smem, Barriers& bars, i32 number) {
     for (i32 slot = 0; slot < BUFFERS; ++slot) make_ready(slot);
 
     Turn<BUFFERS> turn;
-    for (Walk walk(p.e, number); walk.more(); walk.next()) {
+    for (Walk walk(p, number); walk.more(); walk.next()) {
         const i32 row = walk.first_row() + consumer_row(number), col = walk.first_col();
         for (i32 i = 0; i < PIECES; ++i, turn.next()) {
             mbarrier_wait(&filled[turn.slot], turn.parity);
@@ -261,6 +265,34 @@ DEVICE void share_biases(f32* biases, const f32 (&from)[BIASES], i32 number) {
     barrier_sync(SHARE + number, 128);
 }
 
+// Sums of slice `slice` of a consumer of a tile, which `place` numbers: those of each thread.
+DEVICE float4* sums_of(const Params& p, i32 place, i32 slice) {
+    constexpr i32 QUADS = DOWN * TILE_N / 8;
+    return p.sums + (static_cast<i64>(place) * (p.slices - 1) + slice) * QUADS * 128 + threadIdx.x % 128;
+}
+// Joins the slices of a tile. Returns whether `sum` is that of all: in the last slice, which waits for the others.
+DEVICE bool join(f32 (&sum)[DOWN][TILE_N / 2], const Params& p, i32 place, i32 slice, i32 number) {
+    u32* const counter = p.counters + place;
+    const bool first = threadIdx.x % 128 == 0;
+    if (slice < p.slices - 1) {
+        leave_sums<128>(sum, sums_of(p, place, slice));
+        __threadfence();
+        barrier_sync(SHARE + number, 128);
+        if (first) atomicAdd(counter, 1u);
+        return false;
+    }
+    if (first) {
+        while (load_acquire(counter) < static_cast<u32>(slice)) {
+        }
+        *counter = 0;
+    }
+    barrier_sync(SHARE + number, 128);
+    __threadfence();
+#pragma unroll 1
+    for (i32 other = 0; other < slice; ++other) add_sums<128>(sum, sums_of(p, place, other));
+    return true;
+}
+
 // Multiplies the rows of consumer `number`, and leaves the results in its buffers.
 DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     u8* const buffers = smem + BUFFERS_AT + number * BUFFERS * BUFFER_BYTES;
@@ -268,7 +300,8 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     const u64 x_descriptor = wgmma_descriptor(smem + consumer_row(number) * ROW_BYTES);
     const u64 w_descriptor = wgmma_descriptor(smem + X_BYTES);
 
-    const i32 steps = ceil_div(p.k, STEP);
+    Walk walk(p, number);
+    const i32 steps = walk.steps;
     Turn<STAGES> turn;
     Turn<BUFFERS> out;
     if constexpr (PINGPONG) {
@@ -276,7 +309,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
         if (number == 1) barrier_arrive(TURN, 2 * 128); // the first turn is that of consumer 0
     }
     f32 sum[DOWN][TILE_N / 2];
-    for (Walk walk(p.e, number); walk.more(); walk.next()) {
+    for (; walk.more(); walk.next()) {
         f32 bias[BIASES];
         fetch_biases(bias, p.e, walk.first_col());
         // A parity tells a round of the ring from the next one only: a consumer may look at it when the other one, whose stages
@@ -308,6 +341,10 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
         for (i32 d = 0; d < DOWN; ++d) wgmma_pin(sum[d]);
         give_back(before);
 
+        if constexpr (SPLIT) {
+            const i32 place = PINGPONG ? walk.tile : walk.tile * CONSUMERS + number;
+            if (!join(sum, p, place, walk.first_step / p.slice_steps, number)) return;
+        }
         share_biases(biases, bias, number);
 #pragma unroll
         for (i32 d = 0; d < DOWN; ++d) {
@@ -347,7 +384,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     if (warp < 4) {
         registers_shrink<FEW_REGISTERS>();
         if (warp == 0 && elect_one()) produce(p, smem, bars);
-        if (warp > 0 && warp <= CONSUMERS && elect_one()) deliver(p, smem, bars, warp - 1);
+        if (warp > 0 && warp <= CONSUMERS && ends_tiles(p) && elect_one()) deliver(p, smem, bars, warp - 1);
         __syncwarp();
     } else {
         registers_grow<MANY_REGISTERS>();

@@ -1,4 +1,4 @@
-// Tiles of a product: their order, and slices of k that come together.
+// Tiles of a product: their order, rings of stages, and slices of k that come together.
 #pragma once
 #include "cuda/include/ptx.cuh"
 
@@ -16,6 +16,40 @@ template <i32 GROUP> DEVICE Place place_of(i32 index, i32 down, i32 across) {
     return Place{band * GROUP + in_band % height, in_band / height};
 }
 
+// Whose turn it is in a ring, and the parity of the round.
+template <i32 SIZE> struct Turn {
+    i32 slot = 0;
+    u32 parity = 0;
+    DEVICE void next() {
+        if (++slot == SIZE) {
+            slot = 0;
+            parity ^= 1;
+        }
+    }
+    DEVICE void skip(i32 count) {
+        slot += count;
+        parity ^= slot / SIZE & 1;
+        slot %= SIZE;
+    }
+};
+
+// Sums that lie in registers, left in memory and added to others: those of thread i of `THREADS` at `i`, then `THREADS` on.
+template <int THREADS, int A, int B> DEVICE void leave_sums(const f32 (&sum)[A][B], float4* to) {
+#pragma unroll
+    for (i32 i = 0; i < A * B; i += 4) {
+        const f32* const from = sum[i / B] + i % B;
+        to[i / 4 * THREADS] = make_float4(from[0], from[1], from[2], from[3]);
+    }
+}
+template <int THREADS, int A, int B> DEVICE void add_sums(f32 (&sum)[A][B], const float4* from) {
+#pragma unroll
+    for (i32 i = 0; i < A * B; i += 4) {
+        const float4 v = from[i / 4 * THREADS];
+        f32* const to = sum[i / B] + i % B;
+        to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
+    }
+}
+
 // Sums of one tile over slices of k, which different blocks of `THREADS` threads made: each leaves its own in working memory, and
 // the last to arrive adds all of them in the order of k, so that the result is the same each time. Returns whether this block
 // is the last; `sums` are those of all slices then, and `counter` is zero again.
@@ -23,9 +57,7 @@ template <i32 GROUP> DEVICE Place place_of(i32 index, i32 down, i32 across) {
 // sums of slice s lie at `memory + s * QUADS * THREADS` float4. `flag` is a word of shared memory.
 template <int THREADS, int QUADS>
 DEVICE bool join_slices(f32 (&sums)[QUADS][4], float4* memory, u32* counter, i32 slice, i32 slices, u32* flag) {
-    float4* const mine = memory + slice * QUADS * THREADS + threadIdx.x;
-#pragma unroll
-    for (i32 i = 0; i < QUADS; ++i) mine[i * THREADS] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
+    leave_sums<THREADS>(sums, memory + slice * QUADS * THREADS + threadIdx.x);
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) *flag = atomicAdd(counter, 1u);
@@ -35,13 +67,6 @@ DEVICE bool join_slices(f32 (&sums)[QUADS][4], float4* memory, u32* counter, i32
     __threadfence();
 #pragma unroll
     for (i32 i = 0; i < QUADS; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0.0f;
-    for (i32 s = 0; s < slices; ++s) {
-        const float4* const from = memory + s * QUADS * THREADS + threadIdx.x;
-#pragma unroll
-        for (i32 i = 0; i < QUADS; ++i) {
-            const float4 v = from[i * THREADS];
-            sums[i][0] += v.x, sums[i][1] += v.y, sums[i][2] += v.z, sums[i][3] += v.w;
-        }
-    }
+    for (i32 s = 0; s < slices; ++s) add_sums<THREADS>(sums, memory + s * QUADS * THREADS + threadIdx.x);
     return true;
 }

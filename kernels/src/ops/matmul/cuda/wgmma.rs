@@ -8,7 +8,7 @@ use super::{halves, mma};
 use crate::buffer::View;
 use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
 use crate::select::Reject;
-use crate::spec::{Arch, Caps, KernelError};
+use crate::spec::{Arch, Caps, DType, KernelError};
 
 pub(super) const LARGE: Row = Row {
     name: "gemm-wgmma-128x256",
@@ -52,6 +52,8 @@ const CONSUMERS: usize = 2;
 const BAND: usize = 64;
 /// Bytes of a row of a stage or of a buffer: what the swizzle spans.
 const ROW_BYTES: usize = 128;
+/// Columns of k in a stage.
+const STEP: usize = ROW_BYTES / 2;
 
 impl Tile {
     fn shared(&self) -> usize {
@@ -81,17 +83,49 @@ fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     halves::reject(spec)
 }
 
+/// How k is cut for a tile.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Slices, and stages along k in each.
+    slices: usize,
+    steps: usize,
+    us: f32,
+}
+
+/// Stages that a slice has at least.
+const LEAST_STEPS: usize = 6;
+
+impl Plan {
+    /// The fastest cut by a simple model: blocks reach the tile's share of the rate; the way in and out of a tile costs what two
+    /// stages do, where no other tile hides it; sums of slices travel through the second-level cache. Slices are for
+    /// products whose tiles leave multiprocessors idle: each block has one of them.
+    fn of(tile: &Tile, m: usize, n: usize, k: usize, caps: &Caps) -> Self {
+        let (units, all) = (caps.units.max(1), k.div_ceil(STEP));
+        let [down, across] = tile.grid(m, n);
+        let tiles = down * across;
+        let turns = tiles.div_ceil(units);
+        let cut = |slices: usize| {
+            let steps = all.div_ceil(slices);
+            let slices = all.div_ceil(steps.max(1)).max(1);
+            let ends = if tile.pingpong { 1 } else { turns };
+            let flops = (2 * tile.rows * tile.cols * STEP * (turns * steps + 2 * ends)) as f32;
+            let joined = ((slices - 1) * m * n * 8) as f32 / (caps.cuda.read_gbps * 2e3);
+            let us = flops * units as f32 / (caps.cuda.tensor_tflops * tile.share * 1e6) + joined;
+            Self { slices, steps, us: us + if slices > 1 { 2.0 } else { 0.0 } }
+        };
+        let most = (units / tiles.max(1)).min(all / LEAST_STEPS).max(1);
+        let least = |best: Self, slices| {
+            let other = cut(slices);
+            if other.us < best.us { other } else { best }
+        };
+        (2..=most).fold(cut(1), least)
+    }
+}
+
 fn est_us(tile: &Tile, spec: &MatmulSpec, caps: &Caps) -> f32 {
     let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
-    let [down, across] = tile.grid(m, n);
-    let units = caps.units.max(1);
-    let turns = (down * across).div_ceil(units) as f32;
-    // The way in and out costs what 128 columns of k do: of each tile, or of the last alone where other tiles hide it.
-    let end = 128.0 * if tile.pingpong { 1.0 } else { turns };
-    let flops = (2 * tile.rows * tile.cols) as f32 * (turns * k as f32 + end);
-    let us = flops * units as f32 / (caps.cuda.tensor_tflops * tile.share * 1e6);
     let memory = caps.cuda.estimate_us(spec.w.bytes(n, k) as f64, 0.0, 1.0);
-    (1.0 + memory).max(3.5 + us) + halves::est_us(spec, caps)
+    (1.0 + memory).max(3.5 + Plan::of(tile, m, n, k, caps).us) + halves::est_us(spec, caps)
 }
 
 /// `Params` of `gemm_wgmma.cu`.
@@ -104,8 +138,12 @@ struct Params {
     out: TensorMap,
     residual: TensorMap,
     e: Epilogue,
+    sums: u64,
+    counters: u64,
     k: i32,
-    pad: [i32; 11],
+    slices: i32,
+    slice_steps: i32,
+    pad: [i32; 5],
 }
 
 /// What the copy engine moves for one segment.
@@ -166,8 +204,16 @@ fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelErr
     for (segment, operands) in segments.iter().zip(&operands) {
         let products = if op.gated { 2 * segment.cols } else { segment.cols };
         let [down, across] = tile.grid(op.x.size(0), products);
-        let cluster = tile.cluster(op.x.size(0));
+        let Plan { slices, steps, .. } = Plan::of(tile, op.x.size(0), products, op.x.size(1), cx.caps());
+        let split = slices > 1;
+        let cluster = if split { 1 } else { tile.cluster(op.x.size(0)) };
         let clusters = (down.div_ceil(cluster) * across).min((units / cluster).max(1));
+        let (mut sums, mut counters) = (None, None);
+        if split {
+            let len = down * across * (slices - 1) * tile.rows * tile.cols;
+            sums = Some(cx.scratch(1, len, DType::F32)?);
+            counters = Some(cx.counters(down * across * CONSUMERS)?);
+        }
         let mut kernel = cx.kernel(PATH);
         let optional =
             |view: Option<&View>, rows| view.map_or(Ok(TensorMap([0; 16])), |view| map(&kernel, view, rows));
@@ -178,19 +224,23 @@ fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelErr
             out: map(&kernel, &operands.out, BAND)?,
             residual: optional(operands.residual.as_ref(), BAND)?,
             e: segment.epilogue(&kernel)?,
+            sums: kernel.address_or_null(sums.as_ref())?,
+            counters: kernel.address_or_null(counters.as_ref())?,
             k: op.x.size(1) as i32,
-            pad: [0; 11],
+            slices: slices as i32,
+            slice_steps: steps as i32,
+            pad: [0; 5],
         };
         kernel.define("X", halves::dtype(op)).define("OUT", op.out.dtype());
         kernel.define("GATED", op.gated).define("RESIDUAL", op.residual.is_some());
         kernel.define("ACT", act(op.act));
         kernel.define("TILE_N", tile.cols).define("CONSUMERS", CONSUMERS);
         kernel.define("DOWN", tile.rows / BAND / if tile.pingpong { 1 } else { CONSUMERS });
-        kernel.define("PINGPONG", tile.pingpong).define("CLUSTER", cluster);
+        kernel.define("PINGPONG", tile.pingpong).define("CLUSTER", cluster).define("SPLIT", split);
         kernel.define("STAGES", tile.stages).define("BUFFERS", tile.buffers);
         kernel.shared(tile.shared()).cluster(cluster as u32).dependent();
         let threads = 128 * (1 + CONSUMERS);
-        kernel.launch([(clusters * cluster) as u32, 1, 1], threads as u32, &params)?;
+        kernel.launch([(clusters * cluster * slices) as u32, 1, 1], threads as u32, &params)?;
     }
     Ok(())
 }
