@@ -15,6 +15,8 @@
 //
 // Products pass through shared memory on their way out, 16 rows of a warp at a time: threads then end eight neighbouring columns
 // each, with accesses of 16 bytes.
+//
+// SASS: HMMA LDSM
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/tiles.cuh"
 #include "ops/matmul/weights.cuh"
