@@ -149,7 +149,10 @@ pub(super) fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError
             slices: slices as i32,
             pad: 0,
         };
-        kernel.define("X", halves::dtype(op)).define("GATED", op.gated).define("VEC", if aligned { 8 } else { 1 });
+        kernel
+            .define("X", halves::dtype(op))
+            .define("GATED", op.gated)
+            .define("VEC", if aligned { 8 } else { 1 });
         kernel.define("TILE_M", tile.rows).define("TILE_N", tile.cols);
         kernel.define("WARPS_DOWN", tile.warps[0]).define("WARPS_ACROSS", tile.warps[1]);
         kernel.define("STEP", tile.step).define("STAGES", tile.stages);
