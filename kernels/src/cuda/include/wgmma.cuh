@@ -13,6 +13,13 @@ DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most the `N` latest groups are under way.
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+// As above, but not before `x` >= 0 is known: the compiler likes to wait first, and to compute then what could have been computed
+// meanwhile. A branch that is never taken holds it back.
+template <int N> DEVICE void wgmma_wait_after(f32 x) {
+    asm volatile("{.reg .pred no;\n setp.lt.f32 no, %0, 0f00000000;\n @no bra LATE;\n bra WAIT;\n LATE:\n nanosleep.u32 1;\n"
+                 " WAIT:\n wgmma.wait_group.sync.aligned %1;}" ::"f"(x), "n"(N)
+                 : "memory");
+}
 // Keeps the compiler from moving uses of d across a wait.
 template <int COUNT> DEVICE void wgmma_pin(f32 (&d)[COUNT]) {
 #pragma unroll

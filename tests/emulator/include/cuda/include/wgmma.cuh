@@ -6,6 +6,7 @@
 EMULATOR_QUIET void wgmma_fence() { emulator::wgmma_fence(); }
 EMULATOR_QUIET void wgmma_commit() { emulator::wgmma_commit(); }
 template <int N> EMULATOR_QUIET void wgmma_wait() { emulator::wgmma_wait(N); }
+template <int N> EMULATOR_QUIET void wgmma_wait_after(f32) { emulator::wgmma_wait(N); }
 template <int COUNT> EMULATOR_QUIET void wgmma_pin(f32 (&d)[COUNT]) { asm volatile("" ::"r"(&d) : "memory"); }
 
 EMULATOR_QUIET u64 wgmma_descriptor(const void* p, u32 stride = 1024, u32 lead = 16) {
