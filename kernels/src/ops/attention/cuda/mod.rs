@@ -4,6 +4,7 @@
 mod flash;
 mod mma;
 mod operands;
+mod wgmma;
 
 use super::{Attention, AttentionSpec};
 use crate::op::{CudaLaunch, CudaOp};
@@ -12,7 +13,7 @@ use crate::select::Variant;
 impl CudaOp for Attention {
     fn cuda_variants() -> &'static [Variant<AttentionSpec, CudaLaunch<Self>>] {
         const ROWS: &[Variant<AttentionSpec, CudaLaunch<Attention>>] =
-            &[flash::FLASH, flash::SPLIT, mma::FLASH, mma::SPLIT];
+            &[flash::FLASH, flash::SPLIT, mma::FLASH, mma::SPLIT, wgmma::FLASH];
         ROWS
     }
 }

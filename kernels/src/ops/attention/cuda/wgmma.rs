@@ -1,0 +1,167 @@
+//! Hopper's tensor cores: `flash_wgmma.cu`.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::operands::{Operands, heads_kv, is_empty, most_rows, page, pools, strides};
+use super::{bytes, keys_seen, mma, rows};
+use crate::buffer::View;
+use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
+use crate::op::CudaLaunch;
+use crate::ops::attention::{Attention, AttentionSpec};
+use crate::select::{Reject, Variant};
+use crate::spec::{Arch, Caps, KernelError};
+
+pub(super) const FLASH: Variant<AttentionSpec, CudaLaunch<Attention>> =
+    Variant { name: "flash-wgmma", reject, est_us: estimate, launch };
+
+/// Heads whose padded sizes wgmma has.
+const HEAD_DIMS: [u32; 6] = [64, 72, 80, 96, 128, 256];
+
+/// Sizes of `flash_wgmma.cu`, which explains them.
+#[derive(Clone, Copy, Debug)]
+struct Tiles {
+    consumers: u32,
+    tile_k: u32,
+    stages: u32,
+    /// Rows that the copy engine brings at once.
+    box_rows: u32,
+    /// Registers of a thread of the producer, of a consumer.
+    registers: (u32, u32),
+}
+
+impl Tiles {
+    /// What fits registers: scores, powers and sums of 64 rows a consumer, which three consumers halve nearly.
+    fn of(head_dim: u32, page: u32, softcap: bool, shared_memory: u32) -> Self {
+        let (consumers, tile_k, registers) = match head_dim {
+            // The hyperbolic tangent takes registers of its own.
+            0..=64 if !softcap => (3, 128, (32, 160)),
+            0..=128 => (2, 128, (24, 240)),
+            _ => (2, 80, (24, 240)),
+        };
+        let box_rows = if page == 0 { tile_k } else { gcd(page, tile_k) };
+        let with = |stages| Self { consumers, tile_k, stages, box_rows, registers };
+        with(
+            (2..=3).rev().find(|&stages| with(stages).bytes(head_dim) <= shared_memory as usize).unwrap_or(2),
+        )
+    }
+
+    fn tile_q(&self) -> u32 {
+        64 * self.consumers
+    }
+
+    /// Queries, the ring of keys and values, and four barriers a stage.
+    fn bytes(&self, head_dim: u32) -> usize {
+        let blocks = head_dim.div_ceil(64);
+        let rows = self.tile_q() + 2 * self.stages * self.tile_k;
+        (blocks * rows * 128 + 4 * 8 * self.stages) as usize
+    }
+}
+
+const fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// `Params` of `flash_wgmma.cu`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    k: TensorMap,
+    v: TensorMap,
+    operands: Operands,
+    row_tiles: i32,
+    units: i32,
+    together: i32,
+    reserved: [i32; 3],
+}
+
+fn reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
+    if caps.cuda.arch != Arch::Sm90a {
+        return Some(format!("sm_90a is needed, the device is {}", caps.cuda.arch).into());
+    }
+    if !HEAD_DIMS.contains(&spec.head_dim) {
+        return Some(format!("a head_dim of {HEAD_DIMS:?} is needed, found {}", spec.head_dim).into());
+    }
+    let tiles = Tiles::of(spec.head_dim, spec.page, spec.softcap, caps.cuda.shared_memory);
+    if !tiles.box_rows.is_multiple_of(8) {
+        return Some(format!("pages of a multiple of 8 slots are needed, found {}", spec.page).into());
+    }
+    let (need, have) = (tiles.bytes(spec.head_dim), caps.cuda.shared_memory as usize);
+    if need > have {
+        return Some(format!("{need} bytes of shared memory are needed, the device has {have}").into());
+    }
+    mma::reject(spec, caps)
+}
+
+fn estimate(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    let tiles = Tiles::of(spec.head_dim, spec.page, spec.softcap, caps.cuda.shared_memory);
+    let row_tiles = f64::from(rows(spec).div_ceil(tiles.tile_q()).max(1));
+    let units = row_tiles * f64::from(spec.seqs.max(1) * spec.heads_kv.max(1));
+    let width = f64::from(spec.head_dim.next_multiple_of(16));
+    let flops = 4.0 * units * f64::from(tiles.tile_q()) * keys_seen(spec) * width;
+    let busy = (units / caps.units.max(1) as f64).clamp(1e-3, 1.0);
+    caps.cuda.estimate_us(bytes(spec) / busy.sqrt(), flops / busy, caps.cuda.tensor_tflops * 0.65)
+}
+
+/// Keys or values as the copy engine sees them, `[tokens, heads, head_dim]`: slots of pages follow one another.
+fn tensor_map(
+    kernel: &Kernel<'_, '_>,
+    pool: &View,
+    page: usize,
+    tiles: &Tiles,
+) -> Result<TensorMap, KernelError> {
+    let [_, slot, head] = strides(pool);
+    let rank = pool.layout().rank();
+    let (tokens, size) = (pool.size(0) * page.max(1), pool.dtype().size());
+    kernel.tensor_map(&TensorTile {
+        view: pool,
+        shape: &[pool.size(rank - 1) as u64, pool.size(rank - 2) as u64, tokens as u64],
+        strides_bytes: &[(head * size) as u64, (slot * size) as u64],
+        tile: &[64, 1, tiles.box_rows],
+        swizzle128: true,
+    })
+}
+
+/// Whether the copy engine can read the operands.
+fn regular(op: &Attention, kernel: &Kernel<'_, '_>) -> Result<bool, KernelError> {
+    let (k, v) = pools(op);
+    let page = page(op);
+    let dense = |pool: &View| {
+        let [of_page, slot, _] = strides(pool);
+        page == 0 || pool.size(0) <= 1 || of_page == page * slot
+    };
+    Ok(!k.is_empty() && dense(k) && dense(v) && mma::aligned(op, kernel)?)
+}
+
+fn launch(op: &Attention, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
+    if is_empty(op) {
+        return Ok(());
+    }
+    let (heads_kv, head_dim, page) = (heads_kv(op), op.q.size(2), page(op));
+    let (units, l2) = (cx.caps().units.max(1), cx.caps().cuda.l2 as usize);
+    let tiles = Tiles::of(head_dim as u32, page as u32, op.softcap > 0.0, cx.caps().cuda.shared_memory);
+    let mut kernel = cx.kernel("ops/attention/flash_wgmma.cu");
+    if op.scale <= 0.0 || !regular(op, &kernel)? {
+        return mma::launch(op, cx);
+    }
+    let (k, v) = pools(op);
+    let row_tiles = most_rows(op).div_ceil(tiles.tile_q() as usize);
+    let heads = heads_kv * op.seqs();
+    // Keys and values of the heads that are worked on together fill half of the cache at most.
+    let keys = 2 * op.max_kv.max(1) * head_dim * k.dtype().size();
+    let params = Params {
+        k: tensor_map(&kernel, k, page, &tiles)?,
+        v: tensor_map(&kernel, v, page, &tiles)?,
+        operands: Operands::of(op, &kernel)?,
+        row_tiles: row_tiles as i32,
+        units: heads as i32,
+        together: (l2 / 2 / keys).clamp(1, heads) as i32,
+        reserved: [0; 3],
+    };
+    kernel.define("X", op.q.dtype()).define("HEAD_DIM", head_dim).define("PAGE", page);
+    kernel.define("SOFTCAP", op.softcap > 0.0).define("CONSUMERS", tiles.consumers);
+    kernel.define("TILE_K", tiles.tile_k).define("STAGES", tiles.stages).define("BOX", tiles.box_rows);
+    kernel.define("PRODUCER_REGISTERS", tiles.registers.0).define("CONSUMER_REGISTERS", tiles.registers.1);
+    kernel.shared(tiles.bytes(head_dim as u32)).dependent();
+    let blocks = (row_tiles * heads).min(units) as u32;
+    kernel.launch([blocks, 1, 1], 128 * (tiles.consumers + 1), &params)
+}
