@@ -275,7 +275,7 @@ fn simulated(factor: f64, state: impl Fn(usize) -> f64) -> Vec<Turn> {
 
 #[test]
 fn verdicts_are_those_of_the_loops_not_of_the_machine() {
-    let flips = |every: usize| move |i: usize| if i / every % 2 == 0 { 55.0 } else { 86.0 };
+    let flips = |every: usize| move |i: usize| if (i / every).is_multiple_of(2) { 55.0 } else { 86.0 };
     for every in [4, 5, 7, 10, 1000] {
         assert_eq!(verdict(&simulated(1.0, flips(every))), Verdict::Holds, "{every}");
         assert!(matches!(verdict(&simulated(0.8, flips(every))), Verdict::Above(_)), "{every}");

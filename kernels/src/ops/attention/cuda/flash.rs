@@ -52,7 +52,7 @@ fn estimate(spec: &AttentionSpec, caps: &Caps, tile_q: u32, splits: u32) -> f32 
     let width = f64::from(columns(spec.head_dim).max(spec.head_dim));
     let flops = 4.0 * units * f64::from(tile_q) * keys_seen(spec) * width;
     // A third of the multiply-adds of the multiprocessors that have a block.
-    let busy = (units * f64::from(splits) / caps.units.max(1) as f64).min(1.0).max(1e-3);
+    let busy = (units * f64::from(splits) / caps.units.max(1) as f64).clamp(1e-3, 1.0);
     caps.cuda.estimate_us(bytes(spec) / busy.sqrt(), flops / busy, caps.cuda.f32_tflops / 3.0)
 }
 

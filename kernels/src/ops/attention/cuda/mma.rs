@@ -93,7 +93,7 @@ fn estimate(spec: &AttentionSpec, caps: &Caps, tiles: Tiles, splits: u32) -> f32
     let width = f64::from(spec.head_dim.next_multiple_of(16));
     let flops = 4.0 * units * f64::from(tiles.tile_q()) * keys_seen(spec) * width;
     // Two blocks fill a multiprocessor. Hopper gives mma a good part of its rate only.
-    let busy = (units * f64::from(splits) / (2 * caps.units.max(1)) as f64).min(1.0).max(1e-3);
+    let busy = (units * f64::from(splits) / (2 * caps.units.max(1)) as f64).clamp(1e-3, 1.0);
     let rate = if caps.cuda.arch.number() == 900 { 0.35 } else { 0.6 };
     caps.cuda.estimate_us(bytes(spec) / busy.sqrt(), flops / busy, caps.cuda.tensor_tflops * rate)
 }
