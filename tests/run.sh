@@ -3,8 +3,8 @@
 #
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
-# Needs Rust and a C compiler; uses cargo-nextest where it is installed; fetches software Vulkan drivers and NVIDIA's
-# run-time compiler, see vulkan.sh and nvrtc.sh. What cannot run here is printed as
+# Needs Rust and a C compiler (a C++ compiler for CUDA kernels on the host); uses cargo-nextest where it is installed; fetches software
+# Vulkan drivers and NVIDIA's run-time compiler, see vulkan.sh and nvrtc.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last line is `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
