@@ -48,6 +48,7 @@ constexpr i32 CONSUMER_ROWS = 64 * DOWN;
 constexpr i32 SHARERS = PINGPONG ? 1 : CONSUMERS; // consumers of a tile
 constexpr i32 TILE_M = CONSUMER_ROWS * SHARERS;
 constexpr i32 TILE_COLS = GATED ? TILE_N / 2 : TILE_N; // columns of the result
+constexpr i32 GROUP = 2048 / max_of(TILE_M, 128) / CLUSTER; // tiles of clusters that follow each other downwards
 constexpr i32 THREADS = 128 * (1 + CONSUMERS);
 constexpr i32 STEP = 64;      // elements of k in a stage
 constexpr i32 ROW_BYTES = 128; // of a row of a stage or of a buffer
@@ -111,7 +112,7 @@ struct Walk {
     }
     DEVICE bool more() const { return tile < down * across; }
     DEVICE void next() { tile += stride; }
-    DEVICE Place place() const { return place_of<16 / CLUSTER>(tile, down, across); }
+    DEVICE Place place() const { return place_of<GROUP>(tile, down, across); }
     DEVICE i32 first_row() const { return (place().down * CLUSTER + rank) * TILE_M; }
     DEVICE i32 first_col() const { return place().across * TILE_COLS; }
 };

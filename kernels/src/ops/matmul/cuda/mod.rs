@@ -6,6 +6,7 @@
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
 //! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
 //! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |
+//! | `gemm-wgmma-256x128` | `gemm_wgmma.cu` | as much, where the result is narrow |
 //! | `gemm-wgmma-128x128` | `gemm_wgmma.cu` | ends of tiles beside products: short rows, fewer tiles |
 //! | `gemm-wgmma-64x128` | `gemm_wgmma.cu` | still fewer tiles |
 //!
@@ -27,7 +28,7 @@ use crate::select::Variant;
 impl CudaOp for Matmul {
     fn cuda_variants() -> &'static [Variant<MatmulSpec, CudaLaunch<Self>>] {
         const ROWS: &[params::Row] =
-            &[gemv::GEMV, gemm::F32, mma::MMA, wgmma::LARGE, wgmma::MIDDLE, wgmma::SMALL];
+            &[gemv::GEMV, gemm::F32, mma::MMA, wgmma::LARGE, wgmma::TALL, wgmma::MIDDLE, wgmma::SMALL];
         ROWS
     }
 }

@@ -16,6 +16,12 @@ pub(super) const LARGE: Row = Row {
     est_us: |spec, caps| est_us(&TILE_128X256, spec, caps),
     launch: |op, cx| launch(&TILE_128X256, op, cx),
 };
+pub(super) const TALL: Row = Row {
+    name: "gemm-wgmma-256x128",
+    reject,
+    est_us: |spec, caps| est_us(&TILE_256X128, spec, caps),
+    launch: |op, cx| launch(&TILE_256X128, op, cx),
+};
 pub(super) const MIDDLE: Row = Row {
     name: "gemm-wgmma-128x128",
     reject,
@@ -43,6 +49,7 @@ struct Tile {
 }
 
 const TILE_128X256: Tile = Tile { rows: 128, cols: 256, pingpong: false, stages: 4, buffers: 2, share: 0.80 };
+const TILE_256X128: Tile = Tile { rows: 256, cols: 128, pingpong: false, stages: 4, buffers: 2, share: 0.78 };
 const TILE_128X128: Tile = Tile { rows: 128, cols: 128, pingpong: true, stages: 6, buffers: 2, share: 0.70 };
 const TILE_64X128: Tile = Tile { rows: 64, cols: 128, pingpong: true, stages: 8, buffers: 2, share: 0.50 };
 
