@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `gemv` | `gemv.cu` | up to 8 rows, floats and grouped integers, in exact f32 |
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
+//! | `quant-mma` | `quant_x.cu`, `quant_mma.cu` | grouped integers, decoded in registers, on tensor cores |
 //! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
 //! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |
 //! | `gemm-wgmma-256x128` | `gemm_wgmma.cu` | as much, where the result is narrow |
@@ -19,6 +20,7 @@ mod gemv;
 mod halves;
 mod mma;
 mod params;
+mod quant;
 mod wgmma;
 
 use super::{Matmul, MatmulSpec};
@@ -28,7 +30,7 @@ use crate::select::Variant;
 impl CudaOp for Matmul {
     fn cuda_variants() -> &'static [Variant<MatmulSpec, CudaLaunch<Self>>] {
         const ROWS: &[params::Row] =
-            &[gemv::GEMV, gemm::F32, mma::MMA, wgmma::LARGE, wgmma::TALL, wgmma::MIDDLE, wgmma::SMALL];
+            &[gemv::GEMV, gemm::F32, quant::MMA, mma::MMA, wgmma::LARGE, wgmma::TALL, wgmma::MIDDLE, wgmma::SMALL];
         ROWS
     }
 }
