@@ -68,6 +68,8 @@ DEVICE u64 wgmma_descriptor(const void* p, u32 stride = 1024, u32 lead = 16) {
 #define WGMMA_D_128 WGMMA_D(0), WGMMA_D(1), WGMMA_D(2), WGMMA_D(3), WGMMA_D(4), WGMMA_D(5), WGMMA_D(6), WGMMA_D(7)
 #define WGMMA_R_160 WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7 ", " WGMMA_R8 ", " WGMMA_R9
 #define WGMMA_D_160 WGMMA_D(0), WGMMA_D(1), WGMMA_D(2), WGMMA_D(3), WGMMA_D(4), WGMMA_D(5), WGMMA_D(6), WGMMA_D(7), WGMMA_D(8), WGMMA_D(9)
+#define WGMMA_R_176 WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7 ", " WGMMA_R8 ", " WGMMA_R9 ", " WGMMA_R10
+#define WGMMA_D_176 WGMMA_D(0), WGMMA_D(1), WGMMA_D(2), WGMMA_D(3), WGMMA_D(4), WGMMA_D(5), WGMMA_D(6), WGMMA_D(7), WGMMA_D(8), WGMMA_D(9), WGMMA_D(10)
 #define WGMMA_R_192 WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7 ", " WGMMA_R8 ", " WGMMA_R9 ", " WGMMA_R10 ", " WGMMA_R11
 #define WGMMA_D_192 WGMMA_D(0), WGMMA_D(1), WGMMA_D(2), WGMMA_D(3), WGMMA_D(4), WGMMA_D(5), WGMMA_D(6), WGMMA_D(7), WGMMA_D(8), WGMMA_D(9), WGMMA_D(10), WGMMA_D(11)
 #define WGMMA_R_256 WGMMA_R0 ", " WGMMA_R1 ", " WGMMA_R2 ", " WGMMA_R3 ", " WGMMA_R4 ", " WGMMA_R5 ", " WGMMA_R6 ", " WGMMA_R7 ", " WGMMA_R8 ", " WGMMA_R9 ", " WGMMA_R10 ", " WGMMA_R11 ", " WGMMA_R12 ", " WGMMA_R13 ", " WGMMA_R14 ", " WGMMA_R15
@@ -103,6 +105,7 @@ WGMMA_BOTH(80, "%40", "%41", "%42", "%43", "%44", "%45", "%46")
 WGMMA_BOTH(96, "%48", "%49", "%50", "%51", "%52", "%53", "%54")
 WGMMA_BOTH(128, "%64", "%65", "%66", "%67", "%68", "%69", "%70")
 WGMMA_BOTH(160, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
+WGMMA_BOTH(176, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
 WGMMA_BOTH(192, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
 WGMMA_BOTH(256, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
 

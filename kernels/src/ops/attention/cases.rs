@@ -316,6 +316,17 @@ fn sixteen_bits(plans: &mut Vec<Plan>) {
         let name = format!("f16 pages, head_dim {head_dim}");
         plans.push(Plan { page: 16, ..Plan::new(name, &lens).heads(4, 2, head_dim).types(f16, f16) });
     }
+    let segments: Vec<(usize, usize)> = (0..60).map(|i| (i * 7 % 40, i * 7 % 40)).collect();
+    let segments = Plan::new("bf16 segments", &segments).heads(4, 4, 64).types(bf16, bf16);
+    plans.push(Plan { causal: false, ..segments });
+    // As many heads as keep a large device busy with wide tiles.
+    for (head_dim, rows) in [(64, 192), (96, 128), (128, 128), (256, 128)] {
+        for causal in [false, true] {
+            let name = format!("many heads of {head_dim}, causal {causal}");
+            let plan = Plan::new(name, &[(rows, 200)]).heads(100, 100, head_dim).types(bf16, bf16);
+            plans.push(Plan { causal, page: if causal { 16 } else { 0 }, ..plan });
+        }
+    }
     for lens in [[(40, 300), (1, 290), (3, 3), (150, 150)], [(4, 300), (1, 290), (3, 3), (1, 1000)]] {
         let plan = |name: &str| Plan {
             page: 16,

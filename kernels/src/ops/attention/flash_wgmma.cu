@@ -218,6 +218,8 @@ DEVICE void consume(const Params& p, u8* smem) {
         for (int i = 0; i < DIM / 2; ++i) sums[i] = 0.0f;
 
         if (tiles.count > 0) {
+            // Everybody has left the queries before, and sees the new ones.
+            barrier_sync(OWN + consumer, 128);
             fetch_queries(q, o, work, first_row);
             barrier_sync(OWN + consumer, 128);
 
@@ -294,11 +296,14 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     }
     __syncthreads();
     grid_wait();
+    // A single consumer has as many registers as a thread may have.
     if (warp_id() < 4) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        if constexpr (CONSUMERS == 2) registers_shrink<24>();
+        if constexpr (CONSUMERS == 3) registers_shrink<32>();
         if (threadIdx.x == 0) produce(p, smem);
     } else {
-        registers_grow<CONSUMER_REGISTERS>();
+        if constexpr (CONSUMERS == 2) registers_grow<240>();
+        if constexpr (CONSUMERS == 3) registers_grow<160>();
         consume(p, smem);
     }
 }

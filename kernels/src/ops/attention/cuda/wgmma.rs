@@ -6,7 +6,7 @@ use super::operands::{Operands, heads_kv, is_empty, most_rows, page, pools, stri
 use super::{bytes, keys_seen, mma, rows};
 use crate::buffer::View;
 use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
-use crate::op::CudaLaunch;
+use crate::op::{CudaLaunch, Op};
 use crate::ops::attention::{Attention, AttentionSpec};
 use crate::select::{Reject, Variant};
 use crate::spec::{Arch, Caps, KernelError};
@@ -25,24 +25,34 @@ struct Tiles {
     stages: u32,
     /// Rows that the copy engine brings at once.
     box_rows: u32,
-    /// Registers of a thread of the producer, of a consumer.
-    registers: (u32, u32),
 }
 
 impl Tiles {
-    /// What fits registers: scores, powers and sums of 64 rows a consumer, which three consumers halve nearly.
-    fn of(head_dim: u32, page: u32, softcap: bool, shared_memory: u32) -> Self {
-        let (consumers, tile_k, registers) = match head_dim {
-            // The hyperbolic tangent takes registers of its own.
-            0..=64 if !softcap => (3, 128, (32, 160)),
-            0..=128 => (2, 128, (24, 240)),
-            _ => (2, 80, (24, 240)),
+    /// For `units` key heads of `rows` query rows each.
+    fn of(spec: &AttentionSpec, rows: u32, units: u32, caps: &Caps) -> Self {
+        // What registers hold of scores, powers and sums of 64 rows. Three consumers have 160 registers a thread, which a
+        // hyperbolic tangent would exceed; two have 240.
+        let most = if spec.head_dim <= 64 && !spec.softcap { 3 } else { 2 };
+        let tile_k = match spec.head_dim {
+            0..=64 => 128,
+            65..=128 if spec.causal => 128,
+            65..=128 => 176,
+            _ => 80,
         };
-        let box_rows = if page == 0 { tile_k } else { gcd(page, tile_k) };
-        let with = |stages| Self { consumers, tile_k, stages, box_rows, registers };
-        with(
-            (2..=3).rev().find(|&stages| with(stages).bytes(head_dim) <= shared_memory as usize).unwrap_or(2),
-        )
+        let consumers = (1..=most).rev().min_by_key(|&consumers| Self::work(consumers, rows, units, caps));
+        let consumers = consumers.unwrap_or(most);
+        let box_rows = if spec.page == 0 { tile_k } else { gcd(spec.page, tile_k) };
+        let with = |stages| Self { consumers, tile_k, stages, box_rows };
+        let fits = |stages: &u32| with(*stages).bytes(spec.head_dim) <= caps.cuda.shared_memory as usize;
+        with((2..=3).rev().find(fits).unwrap_or(2))
+    }
+
+    /// Time with so many consumers a block: rows that a multiprocessor takes one after another, a quarter more for those of a
+    /// consumer that takes turns with nobody.
+    fn work(consumers: u32, rows: u32, units: u32, caps: &Caps) -> u32 {
+        let tiles = rows.div_ceil(64 * consumers) * units;
+        let rounds = tiles.div_ceil(caps.units.max(1) as u32);
+        rounds * if consumers == 1 { 80 } else { 64 * consumers }
     }
 
     fn tile_q(&self) -> u32 {
@@ -81,7 +91,7 @@ fn reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
     if !HEAD_DIMS.contains(&spec.head_dim) {
         return Some(format!("a head_dim of {HEAD_DIMS:?} is needed, found {}", spec.head_dim).into());
     }
-    let tiles = Tiles::of(spec.head_dim, spec.page, spec.softcap, caps.cuda.shared_memory);
+    let tiles = Tiles::of(spec, rows(spec), spec.seqs * spec.heads_kv, caps);
     if !tiles.box_rows.is_multiple_of(8) {
         return Some(format!("pages of a multiple of 8 slots are needed, found {}", spec.page).into());
     }
@@ -93,13 +103,13 @@ fn reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
 }
 
 fn estimate(spec: &AttentionSpec, caps: &Caps) -> f32 {
-    let tiles = Tiles::of(spec.head_dim, spec.page, spec.softcap, caps.cuda.shared_memory);
-    let row_tiles = f64::from(rows(spec).div_ceil(tiles.tile_q()).max(1));
-    let units = row_tiles * f64::from(spec.seqs.max(1) * spec.heads_kv.max(1));
+    let units = spec.seqs.max(1) * spec.heads_kv.max(1);
+    let tiles = Tiles::of(spec, rows(spec), units, caps);
+    let rounds = f64::from(Tiles::work(tiles.consumers, rows(spec), units, caps));
     let width = f64::from(spec.head_dim.next_multiple_of(16));
-    let flops = 4.0 * units * f64::from(tiles.tile_q()) * keys_seen(spec) * width;
-    let busy = (units / caps.units.max(1) as f64).clamp(1e-3, 1.0);
-    caps.cuda.estimate_us(bytes(spec) / busy.sqrt(), flops / busy, caps.cuda.tensor_tflops * 0.65)
+    // As if every multiprocessor had work until the last has.
+    let flops = 4.0 * rounds * caps.units.max(1) as f64 * keys_seen(spec) * width;
+    caps.cuda.estimate_us(bytes(spec), flops, caps.cuda.tensor_tflops * 0.65)
 }
 
 /// Keys or values as the copy engine sees them, `[tokens, heads, head_dim]`: slots of pages follow one another.
@@ -137,15 +147,15 @@ fn launch(op: &Attention, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         return Ok(());
     }
     let (heads_kv, head_dim, page) = (heads_kv(op), op.q.size(2), page(op));
-    let (units, l2) = (cx.caps().units.max(1), cx.caps().cuda.l2 as usize);
-    let tiles = Tiles::of(head_dim as u32, page as u32, op.softcap > 0.0, cx.caps().cuda.shared_memory);
+    let (multiprocessors, l2) = (cx.caps().units.max(1), cx.caps().cuda.l2 as usize);
+    let heads = heads_kv * op.seqs();
+    let tiles = Tiles::of(&op.spec()?, most_rows(op) as u32, heads as u32, cx.caps());
     let mut kernel = cx.kernel("ops/attention/flash_wgmma.cu");
     if op.scale <= 0.0 || !regular(op, &kernel)? {
         return mma::launch(op, cx);
     }
     let (k, v) = pools(op);
     let row_tiles = most_rows(op).div_ceil(tiles.tile_q() as usize);
-    let heads = heads_kv * op.seqs();
     // Keys and values of the heads that are worked on together fill half of the cache at most.
     let keys = 2 * op.max_kv.max(1) * head_dim * k.dtype().size();
     let params = Params {
@@ -160,8 +170,7 @@ fn launch(op: &Attention, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     kernel.define("X", op.q.dtype()).define("HEAD_DIM", head_dim).define("PAGE", page);
     kernel.define("SOFTCAP", op.softcap > 0.0).define("CONSUMERS", tiles.consumers);
     kernel.define("TILE_K", tiles.tile_k).define("STAGES", tiles.stages).define("BOX", tiles.box_rows);
-    kernel.define("PRODUCER_REGISTERS", tiles.registers.0).define("CONSUMER_REGISTERS", tiles.registers.1);
     kernel.shared(tiles.bytes(head_dim as u32)).dependent();
-    let blocks = (row_tiles * heads).min(units) as u32;
+    let blocks = (row_tiles * heads).min(multiprocessors) as u32;
     kernel.launch([blocks, 1, 1], 128 * (tiles.consumers + 1), &params)
 }
