@@ -66,24 +66,25 @@ struct Fragments {
 // d [16, 8] += a [16, K] b [K, 8]; `element` gives value `i` of a word, of which each holds K / 8.
 template <int K, typename Sum, typename Out, typename Element> void multiply(void* const* brought, Element element) {
     constexpr int IN_WORD = K / 8;
-    for (int lane = 0; lane < 32; ++lane) {
-        auto* mine = static_cast<Fragments*>(brought[lane]);
-        const int group = lane / 4, place = lane % 4;
-        for (int i = 0; i < 4; ++i) {
-            const int row = group + 8 * (i / 2), col = 2 * place + i % 2;
-            auto* d = static_cast<Out*>(mine->d);
-            Sum sum = d[i];
-            for (int k = 0; k < K; ++k) {
-                // The word of each operand that holds k: a's words are ordered by row, then by half of k.
-                const int part = k / IN_WORD % 4, half = k / (K / 2);
-                const auto* with_a = static_cast<Fragments*>(brought[row % 8 * 4 + part]);
-                const auto* with_b = static_cast<Fragments*>(brought[col * 4 + part]);
-                sum += static_cast<Sum>(element(with_a->a[row / 8 + 2 * half], k % IN_WORD)) *
-                       static_cast<Sum>(element(half ? with_b->b1 : with_b->b0, k % IN_WORD));
-            }
-            d[i] = static_cast<Out>(sum);
+    Sum a[16][K], b[8][K];
+    for (int k = 0; k < K; ++k) {
+        // The word of each operand that holds k: a's words are ordered by row, then by half of k.
+        const int part = k / IN_WORD % 4, half = k / (K / 2);
+        for (int row = 0; row < 16; ++row)
+            a[row][k] = element(static_cast<Fragments*>(brought[row % 8 * 4 + part])->a[row / 8 + 2 * half], k % IN_WORD);
+        for (int col = 0; col < 8; ++col) {
+            const auto* with_b = static_cast<Fragments*>(brought[col * 4 + part]);
+            b[col][k] = element(half ? with_b->b1 : with_b->b0, k % IN_WORD);
         }
     }
+    for (int lane = 0; lane < 32; ++lane)
+        for (int i = 0; i < 4; ++i) {
+            const int row = lane / 4 + 8 * (i / 2), col = 2 * (lane % 4) + i % 2;
+            Out& d = static_cast<Out*>(static_cast<Fragments*>(brought[lane])->d)[i];
+            Sum sum = d;
+            for (int k = 0; k < K; ++k) sum += a[row][k] * b[col][k];
+            d = static_cast<Out>(sum);
+        }
 }
 
 struct Matrices {

@@ -43,35 +43,46 @@ void note_read(Shadow& byte, const Actor& by) {
     byte.read_at[slot] = by.moment;
 }
 
-void touch_shared(Block& block, std::size_t at, std::size_t size, Access access, const Actor& by) {
+// Checks an access to one byte and notes it.
+void touch_byte(Shadow& byte, std::size_t at, Access access, const Actor& by) {
     const char* what = access == Access::read ? "read" : "write";
-    for (std::size_t i = at; i < at + size; ++i) {
-        Shadow& byte = block.shadow[i];
-        if (byte.copying) fail("race: %s of byte %zu of shared memory, to which a cp.async of %s is under way", what, i, name_of(byte.writer).c_str());
-        if (!byte.filled && access != Access::write) fail("byte %zu of shared memory is read before anything is written there", i);
-        const bool both_atomic = byte.atomic && access == Access::atomic;
-        // Copies of one barrier are as unordered as those of several.
-        const bool own = byte.writer == by.number && !by.engine;
-        if (byte.filled && !own && by.clock.of(byte.writer) < byte.written_at && !both_atomic)
-            fail("race: %s of byte %zu of shared memory, which %s has written: no barrier lies between", what, i,
-                 name_of(byte.writer).c_str());
-        if (access == Access::read) {
-            if (by.engine && !byte.engine && by.clock.fenced_of(byte.writer) < byte.written_at)
-                fail("byte %zu of shared memory, which %s has written, is read by the copy engine or a product without a "
-                     "fence_async_shared in between", i, name_of(byte.writer).c_str());
-            note_read(byte, by);
-            continue;
-        }
-        for (std::size_t r = 0; r < 2; ++r)
-            if (byte.read_at[r] > 0 && byte.reader[r] != by.number && by.clock.of(byte.reader[r]) < byte.read_at[r])
-                fail("race: write of byte %zu of shared memory, which %s has read: no barrier lies between", i,
-                     name_of(byte.reader[r]).c_str());
-        byte.read_at = {};
-        byte.filled = true;
-        byte.atomic = access == Access::atomic;
-        byte.engine = by.engine;
-        byte.writer = static_cast<std::uint16_t>(by.number);
-        byte.written_at = by.moment;
+    if (byte.copying) fail("race: %s of byte %zu of shared memory, to which a cp.async of %s is under way", what, at, name_of(byte.writer).c_str());
+    if (!byte.filled && access != Access::write) fail("byte %zu of shared memory is read before anything is written there", at);
+    const bool both_atomic = byte.atomic && access == Access::atomic;
+    // Copies of one barrier are as unordered as those of several.
+    const bool own = byte.writer == by.number && !by.engine;
+    if (byte.filled && !own && by.clock.of(byte.writer) < byte.written_at && !both_atomic)
+        fail("race: %s of byte %zu of shared memory, which %s has written: no barrier lies between", what, at,
+             name_of(byte.writer).c_str());
+    if (access == Access::read) {
+        if (by.engine && !byte.engine && by.clock.fenced_of(byte.writer) < byte.written_at)
+            fail("byte %zu of shared memory, which %s has written, is read by the copy engine or a product without a "
+                 "fence_async_shared in between", at, name_of(byte.writer).c_str());
+        note_read(byte, by);
+        return;
+    }
+    for (std::size_t r = 0; r < 2; ++r)
+        if (byte.read_at[r] > 0 && byte.reader[r] != by.number && by.clock.of(byte.reader[r]) < byte.read_at[r])
+            fail("race: write of byte %zu of shared memory, which %s has read: no barrier lies between", at,
+                 name_of(byte.reader[r]).c_str());
+    byte.read_at = {};
+    byte.reader = {};
+    byte.filled = true;
+    byte.atomic = access == Access::atomic;
+    byte.engine = by.engine;
+    byte.writer = static_cast<std::uint16_t>(by.number);
+    byte.written_at = by.moment;
+}
+
+void touch_shared(Block& block, std::size_t at, std::size_t size, Access access, const Actor& by) {
+    static_assert(sizeof(Shadow) == 24, "without padding");
+    Shadow* const bytes = block.shadow.data() + at;
+    for (std::size_t i = 0; i < size;) {
+        // Neighbours mostly have one history.
+        const Shadow before = bytes[i];
+        touch_byte(bytes[i], at + i, access, by);
+        const Shadow after = bytes[i];
+        for (++i; i < size && std::memcmp(bytes + i, &before, sizeof before) == 0; ++i) bytes[i] = after;
     }
 }
 
