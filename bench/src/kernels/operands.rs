@@ -22,7 +22,8 @@ pub struct Operands {
     slab_bytes: usize,
 }
 
-/// Read-only memory from which weights are cut, one after another, from the beginning again at its end.
+/// Read-only memory from which weights are cut, one after another, from the beginning again at its end. It lies in huge
+/// pages where the system gives them, as it gives them to weights that are mapped from a file.
 struct Slab {
     storage: Storage,
     /// Address of the first byte.
@@ -34,7 +35,8 @@ impl Slab {
     fn new(bytes: usize, block: &[u8]) -> Slab {
         // Room for the first matrix to start at a page.
         let bytes = bytes + 4096;
-        let mut memory = Vec::with_capacity(bytes);
+        let mut memory: Vec<u8> = Vec::with_capacity(bytes);
+        machine::advise_huge_pages(memory.as_mut_ptr(), bytes);
         while memory.len() < bytes {
             let rest = bytes - memory.len();
             memory.extend_from_slice(&block[..block.len().min(rest)]);
