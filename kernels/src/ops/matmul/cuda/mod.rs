@@ -29,8 +29,16 @@ use crate::select::Variant;
 
 impl CudaOp for Matmul {
     fn cuda_variants() -> &'static [Variant<MatmulSpec, CudaLaunch<Self>>] {
-        const ROWS: &[params::Row] =
-            &[gemv::GEMV, gemm::F32, quant::MMA, mma::MMA, wgmma::LARGE, wgmma::TALL, wgmma::MIDDLE, wgmma::SMALL];
+        const ROWS: &[params::Row] = &[
+            gemv::GEMV,
+            gemm::F32,
+            quant::MMA,
+            mma::MMA,
+            wgmma::LARGE,
+            wgmma::TALL,
+            wgmma::MIDDLE,
+            wgmma::SMALL,
+        ];
         ROWS
     }
 }

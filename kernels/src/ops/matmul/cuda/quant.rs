@@ -151,7 +151,8 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     if op.out.is_empty() {
         return Ok(());
     }
-    let spec = MatmulSpec { k: k as u32, x: x.dtype(), w: op.w.format(), math: op.math, ..MatmulSpec::default() };
+    let spec =
+        MatmulSpec { k: k as u32, x: x.dtype(), w: op.w.format(), math: op.math, ..MatmulSpec::default() };
     let operands = match Operands::of(&spec) {
         Ok(operands) => operands,
         Err(why) => return Err(KernelError::Device(why.into_owned())),
