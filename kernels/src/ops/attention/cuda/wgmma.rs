@@ -30,9 +30,13 @@ struct Tiles {
 impl Tiles {
     /// For `units` key heads of `rows` query rows each.
     fn of(spec: &AttentionSpec, rows: u32, units: u32, caps: &Caps) -> Self {
-        // What registers hold of scores, powers and sums of 64 rows. Three consumers have 160 registers a thread, which a
-        // hyperbolic tangent would exceed; two have 240.
-        let most = if spec.head_dim <= 64 && !spec.softcap { 3 } else { 2 };
+        // What registers hold of scores, powers and sums of 64 rows: three consumers have 160 a thread, two have 240. A
+        // hyperbolic tangent takes more.
+        let most = match (spec.head_dim, spec.softcap) {
+            (0..=64, false) => 3,
+            (0..=128, _) | (_, false) => 2,
+            _ => 1,
+        };
         let tile_k = match spec.head_dim {
             0..=64 => 128,
             65..=128 if spec.causal => 128,
