@@ -68,48 +68,127 @@ fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, elsewhere: Option<&Caps
     assert!(report.passed > 0 || only.is_some(), "{}: nothing ran", O::NAME);
 }
 
-macro_rules! ops {
-    ($($name:ident: $op:ident),+ $(,)?) => {
-        /// Rows of plain tensor cores, on the host.
-        mod emulated {
-            use super::{Arch, conforms, emulated, ops};
-
-            $(
-                #[test]
-                fn $name() {
-                    let Some(device) = emulated(Arch::Sm80) else { return };
-                    conforms::<ops::$op>(&device, "emulated sm_80", None);
-                }
-            )+
-        }
-
-        /// Every row, on a GPU.
-        mod gpu {
-            use super::{conforms, gpu, ops};
-
-            $(
-                #[test]
-                fn $name() {
-                    let Some(device) = gpu() else { return };
-                    conforms::<ops::$op>(&device, "the GPU", None);
-                }
-            )+
-        }
-    };
+fn on_the_host<O: CudaOp>() {
+    if let Some(device) = emulated(Arch::Sm80) {
+        conforms::<O>(&device, "emulated sm_80", None);
+    }
 }
 
-ops!(
-    attention: Attention,
-    gather_rows: GatherRows,
-    matmul: Matmul,
-    merge_patches: MergePatches,
-    norm: Norm,
-    patch_embed: PatchEmbed,
-    pool: Pool,
-    rope: Rope,
-    sample: Sample,
-    scatter_rows: ScatterRows,
-);
+fn on_the_gpu<O: CudaOp>() {
+    if let Some(device) = gpu() {
+        conforms::<O>(&device, "the GPU", None);
+    }
+}
+
+/// Rows of plain tensor cores, on the host.
+mod emulated {
+    use super::{on_the_host, ops};
+
+    #[test]
+    fn attention() {
+        on_the_host::<ops::Attention>();
+    }
+
+    #[test]
+    fn gather_rows() {
+        on_the_host::<ops::GatherRows>();
+    }
+
+    #[test]
+    fn matmul() {
+        on_the_host::<ops::Matmul>();
+    }
+
+    #[test]
+    fn merge_patches() {
+        on_the_host::<ops::MergePatches>();
+    }
+
+    #[test]
+    fn norm() {
+        on_the_host::<ops::Norm>();
+    }
+
+    #[test]
+    fn patch_embed() {
+        on_the_host::<ops::PatchEmbed>();
+    }
+
+    #[test]
+    fn pool() {
+        on_the_host::<ops::Pool>();
+    }
+
+    #[test]
+    fn rope() {
+        on_the_host::<ops::Rope>();
+    }
+
+    #[test]
+    fn sample() {
+        on_the_host::<ops::Sample>();
+    }
+
+    #[test]
+    fn scatter_rows() {
+        on_the_host::<ops::ScatterRows>();
+    }
+}
+
+/// Every row, on a GPU.
+mod gpu {
+    use super::{on_the_gpu, ops};
+
+    #[test]
+    fn attention() {
+        on_the_gpu::<ops::Attention>();
+    }
+
+    #[test]
+    fn gather_rows() {
+        on_the_gpu::<ops::GatherRows>();
+    }
+
+    #[test]
+    fn matmul() {
+        on_the_gpu::<ops::Matmul>();
+    }
+
+    #[test]
+    fn merge_patches() {
+        on_the_gpu::<ops::MergePatches>();
+    }
+
+    #[test]
+    fn norm() {
+        on_the_gpu::<ops::Norm>();
+    }
+
+    #[test]
+    fn patch_embed() {
+        on_the_gpu::<ops::PatchEmbed>();
+    }
+
+    #[test]
+    fn pool() {
+        on_the_gpu::<ops::Pool>();
+    }
+
+    #[test]
+    fn rope() {
+        on_the_gpu::<ops::Rope>();
+    }
+
+    #[test]
+    fn sample() {
+        on_the_gpu::<ops::Sample>();
+    }
+
+    #[test]
+    fn scatter_rows() {
+        on_the_gpu::<ops::ScatterRows>();
+    }
+}
 
 /// Rows of Hopper's own instructions, on the host: those that older architectures do not run.
 mod emulated_hopper {

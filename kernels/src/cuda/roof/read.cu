@@ -1,6 +1,6 @@
 // Reads memory as fast as it comes: what copies and products of few rows are held against.
 //
-// SASS: LDG.E.128
+// SASS: LDG*.128
 //
 // data: [quads] of 16 bytes   out: u32 [blocks]
 //

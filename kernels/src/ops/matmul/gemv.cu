@@ -15,7 +15,7 @@
 // the word, which multiplies them by 16^p. x is divided by that when it is staged, exactly. The zero point leaves with the 2^23
 // in one subtraction, also exactly; the scale multiplies the sum over a lane's 16 bytes, which lie in one group.
 //
-// SASS: LDG.E.128 LDS.128 FFMA
+// SASS: LDG*.128 LDS.128 FFMA
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/weights.cuh"
 
