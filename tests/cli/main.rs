@@ -3,6 +3,7 @@
 //! Runs the binary that lies beside the test's own (`tests/run.sh` builds it first), at the level of `OCELLI_ISA`.
 
 mod broken;
+mod cuda;
 mod interrupt;
 mod plan;
 mod quantize;

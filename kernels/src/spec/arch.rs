@@ -7,18 +7,22 @@ use serde::{Deserialize, Serialize};
 
 /// A target of the CUDA compiler, oldest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
 pub enum Arch {
     /// Ampere: A100.
     #[default]
+    #[serde(rename = "sm_80")]
     Sm80,
     /// Ampere: RTX 30.
+    #[serde(rename = "sm_86")]
     Sm86,
     /// Ada: RTX 40, L4, L40S.
+    #[serde(rename = "sm_89")]
     Sm89,
     /// Hopper with its own instructions: H100, H200.
+    #[serde(rename = "sm_90a")]
     Sm90a,
     /// Blackwell: RTX 50.
+    #[serde(rename = "sm_120")]
     Sm120,
 }
 
