@@ -122,7 +122,16 @@ with_lavapipe() {
     if driver_env lavapipe; then on_driver lavapipe "$@"; else "$@"; fi
 }
 
-on_nvrtc() { # COMMAND...
+# Finds the environment that makes programs use NVIDIA's compiler, or why it cannot be had.
+nvrtc=
+nvrtc_env() { [ -n "$nvrtc" ] || nvrtc=$(tests/nvrtc.sh 2>"$logs/nvrtc.why"); }
+
+# Runs a command with the compiler where that can be had; else what needs it skips.
+with_nvrtc() { # COMMAND...
+    if ! nvrtc_env; then
+        "$@"
+        return
+    fi
     (
         eval "$nvrtc"
         export OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}nvrtc"
@@ -169,12 +178,8 @@ stream() {
                 fi
             done ;;
         cuda)
-            if ! nvrtc=$(tests/nvrtc.sh 2>"$logs/nvrtc.why"); then
-                skip nvrtc "$(cat "$logs/nvrtc.why")"
-                counted cuda tests --test cuda
-            else
-                counted cuda on_nvrtc tests --test cuda
-            fi
+            nvrtc_env || skip nvrtc "$(cat "$logs/nvrtc.why")"
+            counted cuda with_nvrtc tests --test cuda
             # What ran where: rows emulated, kernels compiled, rows refused.
             grep -hoE '^ *(compiled for|refused on|not run:) .*' "$logs/cuda.log" | sed -E 's/^ +//' | sort -u
             printf 'emulated: %s rows\n' "$(grep -cE '^ *[a-z_]+ [a-z0-9-]+ at emulated [a-z0-9_]+: [0-9]+ cases$' "$logs/cuda.log")" ;;
@@ -187,7 +192,7 @@ stream() {
             case $by_level in
                 *" $1 "*)
                     for level in $(levels); do
-                        OCELLI_ISA=$level counted "$1 $level" with_lavapipe tests --test "$1"
+                        OCELLI_ISA=$level counted "$1 $level" with_nvrtc with_lavapipe tests --test "$1"
                     done
                     ;;
                 *) counted "$1" with_lavapipe tests --test "$1" ;;
