@@ -365,8 +365,60 @@ fn mistakes_of_warpgroups() {
             "begins within 8 rows",
             "a sum was written while",
             "which a product of a warpgroup has read",
+            "which no mbarrier_init_fence has shown",
         ],
     );
+}
+
+/// What a GPU does not launch.
+#[test]
+fn launches() {
+    let Some(machine) = Machine::open() else { return };
+    let params = [machine.zeros(128), machine.zeros(128), 128];
+    let run = |threads: u32, cluster: u32| {
+        machine.run(&Run {
+            file: "memory.cu",
+            defines: &["MISTAKE=0"],
+            grid: cluster,
+            threads,
+            shared: 512,
+            cluster,
+            params: &params,
+            ..Run::default()
+        })
+    };
+    assert_eq!(run(32, 1), Ok(()));
+    for (outcome, words) in [
+        (run(64, 1), "64 threads of a kernel that is compiled for 32"),
+        (run(32, 16), "a cluster of 16 blocks"),
+    ] {
+        assert!(outcome.as_ref().is_err_and(|text| text.contains(words)), "{outcome:?}, not {words}");
+    }
+    let narrow = TensorDesc {
+        address: params[0],
+        dtype: DType::F32,
+        shape: [16, 8].as_slice().into(),
+        strides: [64].as_slice().into(),
+        tile: [16, 8].as_slice().into(),
+        swizzle128: true,
+    };
+    assert!(machine.0.tensor_map(&narrow).is_err());
+    if let Ok(older) = EmulatedDriver::open(Arch::Sm80) {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/emulator/tests/memory.cu");
+        let kernel = older.kernel_in(&file, &["MISTAKE=0"]).unwrap();
+        let launch = Launch {
+            grid: [2, 1, 1],
+            threads: 32,
+            shared: 512,
+            cluster: 2,
+            dependent: false,
+            cooperative: false,
+            params: bytemuck::cast_slice(&params),
+        };
+        assert!(
+            older.launch(kernel, &launch).is_err_and(|error| error.to_string().contains("before Hopper"))
+        );
+    }
 }
 
 #[test]

@@ -85,11 +85,17 @@ std::uint64_t box_bytes(const Map& map) {
 
 void barrier_init(std::uint64_t* bar, unsigned count) {
     if (count == 0) fail("an mbarrier of no arrivals");
+    if (reinterpret_cast<std::uintptr_t>(bar) % 8 != 0) fail("an mbarrier at %p: not aligned to 8", static_cast<void*>(bar));
     touch(bar, 8, Access::write);
     PhaseBarrier fresh{};
     fresh.count = fresh.pending = count;
     fresh.copies = machine.agents++;
+    fresh.maker = machine.current->number;
     block_of(*machine.current).phases[shared_address(bar)] = fresh;
+}
+
+void barrier_init_fence() {
+    for (auto& [address, bar] : block_of(*machine.current).phases) bar.shown |= bar.maker == machine.current->number;
 }
 
 void barrier_arrive(std::uint64_t* bar, unsigned expect, int rank) {
@@ -98,6 +104,7 @@ void barrier_arrive(std::uint64_t* bar, unsigned expect, int rank) {
     Block& block = rank < 0 ? mine : *machine.blocks[static_cast<std::size_t>(rank)];
     if (block.alive == 0) fail("an arrival at an mbarrier of block %d of the cluster, which has ended", rank);
     PhaseBarrier& to = phase_barrier(block, shared_address(bar));
+    if (&block != &mine && !to.shown) fail("an arrival at another block's mbarrier, which no mbarrier_init_fence has shown");
     touch(shared_pointer(block, shared_address(bar), 8), 8, Access::atomic);
     if (to.pending == 0) fail("an arrival at an mbarrier whose phase has had all of its %u", to.count);
     come(to);
@@ -131,6 +138,7 @@ void tensor_load(void* to, const void* p, std::uint64_t* bar, const int* at, uns
         if (block.alive == 0) fail("a copy to block %zu of the cluster, which has ended", b);
         unsigned char* box = shared_pointer(block, offset, box_bytes(map));
         PhaseBarrier& counts = phase_barrier(block, bar_at);
+        if (!counts.shown) fail("a copy that counts at an mbarrier, which no mbarrier_init_fence has shown");
         for_each_row(map, box, at, [&](unsigned char* to, const unsigned char* from, std::uint64_t size) {
             touch_by({counts.copies, counts.phase + 1, me.clock, true}, to, size, Access::write);
             if (from == nullptr) {

@@ -3,3 +3,4 @@ template <typename P> static void emulator_call(void (*kernel)(P), const void* p
 template <typename P> static constexpr unsigned long emulator_size(void (*)(P)) { return sizeof(P); }
 extern "C" void emulator_kernel(const void* params) { emulator_call(&ocelli_kernel, params); }
 extern "C" unsigned long emulator_param_bytes() { return emulator_size(&ocelli_kernel); }
+extern "C" unsigned emulator_most_threads() { return EMULATOR_MOST_THREADS; }

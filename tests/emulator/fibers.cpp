@@ -10,6 +10,7 @@
 
 extern "C" void emulator_kernel(const void* params);
 extern "C" unsigned long emulator_param_bytes();
+extern "C" unsigned emulator_most_threads();
 
 namespace emulator {
 
@@ -21,6 +22,10 @@ namespace {
 constexpr std::size_t STACK = 128 << 10;
 // Turns of nothing but spinning after which no thread will ever find what it spins for.
 constexpr unsigned MOST_SPINS = 1'000'000;
+// Threads that may be alive together: each has a clock of all, and the record of shared memory numbers them in 16 bits.
+constexpr std::size_t MOST_THREADS = 16384;
+constexpr unsigned long MOST_PARAM_BYTES = 4096;
+constexpr unsigned MOST_CLUSTER = 8;
 
 #if defined(__x86_64__)
 // Saves the callee's registers and the stack pointer at *from and goes on where `to` was saved.
@@ -350,8 +355,17 @@ extern "C" __attribute__((visibility("default"))) int emulator_run(const emulato
     if (emulator_param_bytes() != launch->params_len)
         machine.error = "the kernel takes " + std::to_string(emulator_param_bytes()) + " bytes of parameters, the launch gives " +
                         std::to_string(launch->params_len);
+    else if (launch->params_len > MOST_PARAM_BYTES)
+        machine.error = std::to_string(launch->params_len) + " bytes of parameters: a launch takes " + std::to_string(MOST_PARAM_BYTES);
     else if (launch->threads == 0 || launch->threads > 1024)
         machine.error = "a block of " + std::to_string(launch->threads) + " threads";
+    else if (launch->threads > emulator_most_threads())
+        machine.error = "a block of " + std::to_string(launch->threads) + " threads of a kernel that is compiled for " +
+                        std::to_string(emulator_most_threads());
+    else if (launch->cluster == 0 || launch->cluster > MOST_CLUSTER)
+        machine.error = "a cluster of " + std::to_string(launch->cluster) + " blocks";
+    else if (static_cast<std::size_t>(together) * launch->threads > MOST_THREADS)
+        machine.error = std::to_string(together) + " blocks alive together are too many for the emulator";
     else if (launch->grid[0] % launch->cluster != 0)
         machine.error = "a grid of " + std::to_string(launch->grid[0]) + " blocks in clusters of " + std::to_string(launch->cluster);
     for (unsigned long first = 0; first < blocks && machine.error.empty(); first += together) run_blocks(first, together);

@@ -66,6 +66,8 @@ struct PhaseBarrier {
     long bytes = 0;
     unsigned phase = 0;
     unsigned copies = 0; // the agent that brings copies
+    unsigned maker = 0;  // the thread that initialized it
+    bool shown = false;  // to the copy engine and to the cluster, by a fence of that thread
     Clock clock, last;   // of the phase under way, and of the ones that ended
     std::vector<std::pair<Thread*, unsigned>> waiting;
 };

@@ -253,6 +253,9 @@ impl EmulatedDriver {
     fn run(&self, kernel: KernelId, launch: &Launch<'_>) -> Result<(), KernelError> {
         type Run = unsafe extern "C" fn(*const RawLaunch, *mut i8, u64) -> i32;
         let loaded = self.kernels.lock().unwrap()[kernel.0].clone();
+        if launch.cluster > 1 && self.caps.cuda.arch.number() < 900 {
+            return Err(KernelError::Device(format!("{}: a cluster before Hopper", loaded.name)));
+        }
         let allocations: Vec<[u64; 2]> =
             self.lens.lock().unwrap().iter().map(|(address, len)| [*address, *len as u64]).collect();
         // The parameters are read as the kernel's struct, so they must be aligned like one.
@@ -374,7 +377,8 @@ impl Driver for EmulatedDriver {
             return fail("a box of 1 to 256 elements an axis is wanted, of a tensor that is not empty");
         }
         let row = u64::from(tensor.tile[0]) * element;
-        if !row.is_multiple_of(16) || (tensor.swizzle128 && row > 128) {
+        // Narrower boxes may be swizzled too, but how their rows lie is not known here.
+        if !row.is_multiple_of(16) || (tensor.swizzle128 && row != 128) {
             return fail("the innermost axis of a box");
         }
         let mut words = [0u64; 16];

@@ -9,9 +9,13 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
+// `extern "C" void __launch_bounds__(threads, blocks) ocelli_kernel` becomes a constant, to which launches are held, and the kernel.
+#define __launch_bounds__(THREADS_OF_BLOCK, BLOCKS) \
+    emulator_unused(); \
+    static constexpr unsigned EMULATOR_MOST_THREADS = (THREADS_OF_BLOCK); \
+    extern "C" void
 #define SHARED_MEMORY(name) unsigned char* const name = emulator::here->shared
 
 #define threadIdx (emulator::here->thread)

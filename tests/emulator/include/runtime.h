@@ -39,6 +39,7 @@ void copy_async_commit();
 void copy_async_wait(int pending);
 
 void barrier_init(std::uint64_t* bar, unsigned count);
+void barrier_init_fence();
 void barrier_arrive(std::uint64_t* bar, unsigned expect, int rank);
 void barrier_wait(std::uint64_t* bar, unsigned parity);
 

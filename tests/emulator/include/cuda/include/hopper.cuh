@@ -3,7 +3,7 @@
 #include "cuda/include/ptx.cuh"
 
 EMULATOR_QUIET void mbarrier_init(u64* bar, u32 count) { emulator::barrier_init(reinterpret_cast<std::uint64_t*>(bar), count); }
-EMULATOR_QUIET void mbarrier_init_fence() {}
+EMULATOR_QUIET void mbarrier_init_fence() { emulator::barrier_init_fence(); }
 EMULATOR_QUIET void mbarrier_arrive(u64* bar) { emulator::barrier_arrive(reinterpret_cast<std::uint64_t*>(bar), 0, -1); }
 EMULATOR_QUIET void mbarrier_arrive_expect(u64* bar, u32 bytes) {
     emulator::barrier_arrive(reinterpret_cast<std::uint64_t*>(bar), bytes, -1);
