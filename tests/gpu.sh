@@ -13,19 +13,26 @@ target=${CARGO_TARGET_DIR:-target}
 pack=${OCELLI_PACK:-$target/gpu/pack.tar.xz}
 limit=$((14 << 20))
 
-# Path of the program that cargo built for a target.
-built() { # CARGO ARGUMENTS...
-    cargo "$@" --release --locked --message-format json 2>"$target/gpu/build.log" |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+# Path of the program that cargo builds. Always the whole workspace, as the tests, so that they share what is compiled.
+built() { # NAME CARGO ARGUMENTS...
+    local name=$1 path
+    shift
+    path=$(cargo "$@" --release --locked --workspace --message-format json 2>"$target/gpu/build.log" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | grep -E "/$name(-[0-9a-f]+)?\$" | tail -n 1)
+    [ -n "$path" ] || { tail -n 20 "$target/gpu/build.log" >&2; echo "error: no program $name was built" >&2; exit 1; }
+    echo "$path"
 }
 
 pack() {
     mkdir -p "$target/gpu/bin"
     rm -f "$target"/gpu/bin/* "$pack"
-    cp "$(built build -p ocelli)" "$target/gpu/bin/ocelli"
-    cp "$(built test --no-run --workspace --test cuda)" "$target/gpu/bin/cuda"
-    cp "$(built test --no-run --workspace --test golden)" "$target/gpu/bin/golden"
-    cp "$(built test --no-run --workspace --test wgpu)" "$target/gpu/bin/wgpu"
+    local name path
+    for name in cuda golden wgpu; do
+        path=$(built $name test --no-run --test $name)
+        cp "$path" "$target/gpu/bin/$name"
+    done
+    path=$(built ocelli build --bins)
+    cp "$path" "$target/gpu/bin/ocelli"
     strip "$target"/gpu/bin/*
     tar --create --directory "$target/gpu" bin | xz -T0 -6 >"$pack"
     local size
