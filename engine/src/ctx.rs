@@ -1,6 +1,7 @@
 //! The context of a forward pass: a stream, the arena of its activations, and an optional observer.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytemuck::Pod;
@@ -64,6 +65,13 @@ pub struct Ctx {
 pub struct ReplayKey(Vec<usize>);
 
 impl ReplayKey {
+    /// A number that no other call gives: what a model puts into its keys, so that they are nobody else's.
+    #[must_use]
+    pub fn unique() -> usize {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Adds a number.
     pub fn number(&mut self, value: usize) -> &mut Self {
         self.0.push(value);

@@ -67,6 +67,12 @@ impl KvCache {
         self.layers.get(layer)
     }
 
+    /// Pages of keys and of values of every layer.
+    #[must_use]
+    pub fn layers(&self) -> &[(View, View)] {
+        &self.layers
+    }
+
     /// Tokens that still fit, in whole pages.
     #[must_use]
     pub fn free_tokens(&self) -> usize {

@@ -1,8 +1,10 @@
 //! Stored tensors of a stacked matrix as the one matrix that they are to a GPU.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Arc, Weak};
 
-use crate::buffer::{View, WeightPart, Weights};
+use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
 use crate::spec::{Format, KernelError};
 
 /// A run of host rows of one plane.
@@ -11,6 +13,65 @@ pub(crate) struct Source<'a> {
     pub view: &'a View,
     /// Its rows.
     pub rows: Range<usize>,
+}
+
+/// Host rows by their identity: storage, byte offset, first and last row of each run.
+type Identity = Vec<(usize, usize, usize, usize)>;
+
+/// Runs of host rows, with the memory that they lie in.
+pub(crate) struct HostRows {
+    identity: Identity,
+    owners: Vec<Weak<HostBuf>>,
+}
+
+impl HostRows {
+    /// Errors if the rows are not in host memory.
+    pub fn of(sources: &[Source<'_>]) -> Result<Self, KernelError> {
+        let mut rows = Self { identity: Vec::new(), owners: Vec::new() };
+        for Source { view, rows: range } in sources {
+            let Storage::Host(owner) = view.storage() else {
+                return Err(KernelError::WrongStorage { expected: "host", found: view.storage().kind() });
+            };
+            rows.identity.push((view.storage().id(), view.offset(), range.start, range.end));
+            rows.owners.push(Arc::downgrade(owner));
+        }
+        Ok(rows)
+    }
+}
+
+/// Host memory that is on a device already, in buffers `B`.
+pub(crate) struct Placed<B> {
+    known: HashMap<Identity, (Vec<Weak<HostBuf>>, Weak<B>)>,
+}
+
+impl<B> Default for Placed<B> {
+    fn default() -> Self {
+        Self { known: HashMap::new() }
+    }
+}
+
+impl<B> Placed<B> {
+    /// The buffer of these rows, as long as that lives.
+    pub fn find(&self, rows: &HostRows) -> Option<Arc<B>> {
+        let (owners, buffer) = self.known.get(&rows.identity)?;
+        // An address may be used again after its owner has gone: the known owners must still live.
+        if owners.iter().all(|owner| owner.strong_count() > 0) { buffer.upgrade() } else { None }
+    }
+
+    /// Remembers a buffer.
+    pub fn keep(&mut self, rows: HostRows, buffer: &Arc<B>) {
+        self.known.insert(rows.identity, (rows.owners, Arc::downgrade(buffer)));
+    }
+}
+
+/// A view as rows `[rows, cols]`.
+pub(crate) fn flat(view: &View) -> Result<View, KernelError> {
+    Ok(match view.layout().rank() {
+        0 => view.reshape(&[1, 1])?,
+        1 => view.reshape(&[1, view.len()])?,
+        2 => view.clone(),
+        _ => view.reshape(&[view.size(0), view.len() / view.size(0).max(1)])?,
+    })
 }
 
 /// Parts that can become one: all of them, unless packed zero points of one would begin inside a word.

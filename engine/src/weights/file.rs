@@ -149,8 +149,8 @@ impl TensorFile {
         let file = std::fs::File::open(path).map_err(io)?;
         // SAFETY: the map is only read. That nobody changes the file meanwhile is the documented contract.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        // Kernels that stream weights read a fifth more per second where each page is 2 MiB: a wish, which not every system
-        // and file system grants.
+        // Kernels that stream weights read faster where each page is 2 MiB: a wish, which not every system and file system
+        // grants.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Self::new(label, Keeper::Map(map))

@@ -28,6 +28,31 @@ pub struct Report {
     pub ran: BTreeMap<String, usize>,
 }
 
+impl Report {
+    /// Prints what ran and what did not, of the op called `op`.
+    ///
+    /// # Panics
+    ///
+    /// Where something failed, or, unless `may_be_empty`, where nothing ran.
+    pub fn settle(&self, op: &str, may_be_empty: bool) {
+        for (what, cases) in &self.ran {
+            println!("{op} {what}: {cases} cases");
+        }
+        for (what, cases) in &self.skipped {
+            let (kernel, why) = what.split_once(": ").unwrap_or((what, ""));
+            if self.ran.contains_key(kernel) {
+                println!("{op} {what}: {cases} cases left out");
+            } else {
+                println!("not run: {op} {kernel}: {why}");
+            }
+        }
+        let failed = self.failed.len();
+        let few: Vec<&str> = self.failed.iter().take(20).map(String::as_str).collect();
+        assert!(failed == 0, "{failed} failed, {} passed:\n{}", self.passed, few.join("\n"));
+        assert!(self.passed > 0 || may_be_empty, "{op}: nothing ran");
+    }
+}
+
 /// Bytes of every storage of an op, and which of them the op may change.
 struct Memory {
     storages: Vec<Storage>,

@@ -32,7 +32,7 @@ impl CudaDevice {
                 all.iter().enumerate().map(|(i, found)| format!("{i} ({})", found.name)).collect();
             fail(format!("no device {index}; there is {}", names.join(", ")))
         })?;
-        let driver = Nvidia::open(chosen, Arc::new(Cubins::from_env(cache)))?;
+        let driver = Nvidia::open(chosen, Cubins::from_env(cache))?;
         Ok(Self::on(Arc::new(driver), picks))
     }
 

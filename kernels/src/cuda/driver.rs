@@ -77,11 +77,6 @@ pub trait Driver: Send + Sync {
     /// The kernel of a key, compiled and loaded if it is not yet.
     fn kernel(&self, key: &KernelKey) -> Result<KernelId, KernelError>;
 
-    /// Starts to compile kernels that will be asked for, beside other work.
-    fn expect(&self, keys: &[KernelKey]) {
-        let _ = keys;
-    }
-
     /// Starts a kernel.
     fn launch(&self, kernel: KernelId, launch: &Launch<'_>) -> Result<(), KernelError>;
 

@@ -17,6 +17,7 @@ mod roof;
 pub mod source;
 mod stream;
 mod upload;
+mod weights;
 
 pub use buffer::CudaBuf;
 pub use device::{CudaDevice, list};
@@ -26,3 +27,4 @@ pub use plan::PlanDriver;
 pub use roof::CudaArithmetic;
 pub use source::KernelKey;
 pub use stream::CudaStream;
+pub use weights::WeightParams;

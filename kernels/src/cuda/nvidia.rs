@@ -17,6 +17,8 @@ use crate::spec::{Arch, Backend, Caps, CudaCaps, DType, KernelError};
 
 /// Oldest driver interface that has all that is used: CUDA 12.0.
 const OLDEST_DRIVER: i32 = 12_000;
+/// Oldest driver interface that takes dependent launches into graphs: CUDA 12.3.
+const DEPENDENT_DRIVER: i32 = 12_030;
 /// Bytes of pinned memory that one copy goes through.
 const STAGE: usize = 8 << 20;
 /// Copies that may be on their way at once.
@@ -349,15 +351,13 @@ unsafe impl Send for Function {}
 // SAFETY: as above.
 unsafe impl Sync for Function {}
 
-type Code = Arc<OnceLock<Result<Vec<u8>, String>>>;
-
 /// A device of the real driver.
 pub(super) struct Nvidia {
     caps: Caps,
+    /// Whether a kernel may start before the one before it has ended.
+    dependent: bool,
     context: Arc<Context>,
-    cubins: Arc<Cubins>,
-    /// Code by key: being compiled, or ready.
-    code: Mutex<HashMap<KernelKey, Code>>,
+    cubins: Cubins,
     loaded: Mutex<HashMap<KernelKey, KernelId>>,
     functions: RwLock<Vec<Function>>,
     stages: Mutex<Vec<Pinned>>,
@@ -372,21 +372,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Nvidia {
-    pub(super) fn open(found: &Found, cubins: Arc<Cubins>) -> Result<Self, KernelError> {
+    pub(super) fn open(found: &Found, cubins: Cubins) -> Result<Self, KernelError> {
         let open = || {
             if let Some(why) = &found.refused {
                 return Err(why.clone());
             }
-            let caps = caps(found, driver_version()?)?;
-            Ok((caps, Context::open(found.device, found.name.clone())?))
+            let version = driver_version()?;
+            let caps = caps(found, version)?;
+            Ok((caps, version, Context::open(found.device, found.name.clone())?))
         };
-        let (caps, context) =
+        let (caps, version, context) =
             open().map_err(|what: String| KernelError::Device(format!("backend cuda: {what}")))?;
         Ok(Self {
             caps,
+            dependent: version >= DEPENDENT_DRIVER,
             context: Arc::new(context),
             cubins,
-            code: Mutex::default(),
             loaded: Mutex::default(),
             functions: RwLock::default(),
             stages: Mutex::default(),
@@ -397,23 +398,8 @@ impl Nvidia {
         })
     }
 
-    /// The code of a kernel: waits for whoever compiles it already.
-    fn code(cubins: &Cubins, code: &Mutex<HashMap<KernelKey, Code>>, key: &KernelKey, arch: Arch) -> Code {
-        let slot = lock(code).entry(key.clone()).or_default().clone();
-        slot.get_or_init(|| cubins.get(key, arch).map(|(code, _)| code).map_err(|error| error.to_string()));
-        slot
-    }
-
     fn load(&self, key: &KernelKey) -> Result<KernelId, KernelError> {
-        let arch = self.caps.cuda.arch;
-        let code = Self::code(&self.cubins, &self.code, key, arch);
-        let bytes = match code.get() {
-            Some(Ok(bytes)) => bytes,
-            Some(Err(what)) => {
-                return Err(KernelError::Compile { kernel: key.path.to_owned(), what: what.clone() });
-            }
-            None => return Err(KernelError::Device(format!("{key}: no code"))),
-        };
+        let (bytes, _) = self.cubins.get(key, self.caps.cuda.arch)?;
         self.context.enter()?;
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         let name = CString::new(ENTRY).map_err(|error| KernelError::Device(error.to_string()))?;
@@ -591,32 +577,6 @@ impl Driver for Nvidia {
         Ok(kernel)
     }
 
-    fn expect(&self, keys: &[KernelKey]) {
-        let (arch, keys) = (self.caps.cuda.arch, Arc::new(Mutex::new(keys.to_vec())));
-        let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
-        for _ in 0..workers {
-            let (cubins, keys) = (self.cubins.clone(), keys.clone());
-            // Slots are shared, so that whoever needs a kernel meanwhile waits for it.
-            let slots: Vec<(KernelKey, Code)> = {
-                let mut code = lock(&self.code);
-                lock(&keys)
-                    .iter()
-                    .map(|key| (key.clone(), code.entry(key.clone()).or_default().clone()))
-                    .collect()
-            };
-            std::thread::spawn(move || {
-                loop {
-                    let Some(key) = lock(&keys).pop() else { return };
-                    if let Some((_, slot)) = slots.iter().find(|(of, _)| *of == key) {
-                        slot.get_or_init(|| {
-                            cubins.get(&key, arch).map(|(code, _)| code).map_err(|error| error.to_string())
-                        });
-                    }
-                }
-            });
-        }
-    }
-
     fn launch(&self, kernel: KernelId, launch: &Launch<'_>) -> Result<(), KernelError> {
         self.context.enter()?;
         let function = {
@@ -642,7 +602,7 @@ impl Driver for Nvidia {
                 sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
             count += 1;
         }
-        if launch.dependent {
+        if launch.dependent && self.dependent {
             attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
             attributes[count].value.programmaticStreamSerializationAllowed = 1;
             count += 1;

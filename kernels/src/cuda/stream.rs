@@ -8,11 +8,11 @@ use super::buffer::CudaBuf;
 use super::driver::{Driver, KernelId, Launch};
 use super::launch::CudaCx;
 use super::source::KernelKey;
-use super::upload::Placed;
 use crate::buffer::{Storage, View, Weights};
 use crate::op::{CudaLaunch, CudaOp, Exec, Fetch, Queue, Recorded};
 use crate::select::{Picks, Variant, reasons};
 use crate::spec::{Backend, Caps, KernelError, Layout, text};
+use crate::stacked::Placed;
 
 /// Runs CUDA kernels on one device.
 pub struct CudaStream {
@@ -23,7 +23,7 @@ pub struct CudaStream {
     counters: Option<Arc<CudaBuf>>,
     /// Smaller working memory, which recorded launches may still use.
     retired: Vec<Arc<CudaBuf>>,
-    pub(super) placed: Placed,
+    pub(super) placed: Placed<CudaBuf>,
     host_time: Duration,
 }
 

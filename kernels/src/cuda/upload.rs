@@ -2,31 +2,21 @@
 //!
 //! The stored tensors of a stacked matrix become one matrix, and every row begins at a multiple of 16 bytes.
 
-use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::buffer::CudaBuf;
 use super::stream::CudaStream;
-use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
+use crate::buffer::{Storage, View, WeightPart, Weights};
 use crate::spec::{DType, KernelError, Layout};
-use crate::stacked::{self, Source, rows_held, runs, sources};
+use crate::stacked::{self, HostRows, Source, rows_held, runs, sources};
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 8 << 20;
 /// What the first byte of each row is a multiple of: the widest load.
 const ROW_ALIGN: usize = 16;
-
-/// Host rows by their identity: storage, byte offset, first and last row of each run.
-type Identity = Vec<(usize, usize, usize, usize)>;
-
-/// Host memory that is on the device already.
-#[derive(Default)]
-pub(super) struct Placed {
-    known: HashMap<Identity, (Vec<Weak<HostBuf>>, Weak<CudaBuf>)>,
-}
 
 /// Rows of planes one after another, `pitch` bytes apart, in one allocation. The same rows get the same memory as long as that
 /// lives.
@@ -35,26 +25,14 @@ fn upload(
     sources: &[Source<'_>],
     pitch: usize,
 ) -> Result<Arc<CudaBuf>, KernelError> {
-    let mut identity = Identity::with_capacity(sources.len());
-    let mut owners = Vec::with_capacity(sources.len());
-    for Source { view, rows } in sources {
-        let Storage::Host(owner) = view.storage() else {
-            return Err(KernelError::WrongStorage { expected: "host", found: view.storage().kind() });
-        };
-        identity.push((view.storage().id(), view.offset(), rows.start, rows.end));
-        owners.push(Arc::downgrade(owner));
-    }
-    // An address may be used again after its owner has gone: the known owners must still live.
-    if let Some((owners, buffer)) = stream.placed.known.get(&identity)
-        && owners.iter().all(|owner| owner.strong_count() > 0)
-        && let Some(buffer) = buffer.upgrade()
-    {
+    let host = HostRows::of(sources)?;
+    if let Some(buffer) = stream.placed.find(&host) {
         return Ok(buffer);
     }
     let rows: usize = sources.iter().map(|source| source.rows.len()).sum();
     let buffer = Arc::new(CudaBuf::new(&stream.driver, rows * pitch)?);
     copy(stream, sources, pitch, &buffer)?;
-    stream.placed.known.insert(identity, (owners, Arc::downgrade(&buffer)));
+    stream.placed.keep(host, &buffer);
     Ok(buffer)
 }
 
@@ -103,12 +81,7 @@ pub(super) fn place_view(stream: &mut CudaStream, view: &View) -> Result<View, K
     if !matches!(view.storage(), Storage::Host(_)) {
         return Ok(view.clone());
     }
-    let flat = match view.layout().rank() {
-        0 => view.reshape(&[1, 1])?,
-        1 => view.reshape(&[1, view.len()])?,
-        2 => view.clone(),
-        _ => view.reshape(&[view.size(0), view.len() / view.size(0).max(1)])?,
-    };
+    let flat = stacked::flat(view)?;
     let pitch = flat.size(1) * view.dtype().size();
     let buffer = upload(stream, &[Source { view: &flat, rows: 0..flat.size(0) }], pitch)?;
     Ok(View::dense(Storage::Cuda(buffer), view.shape(), view.dtype())?)

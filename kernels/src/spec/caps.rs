@@ -132,7 +132,7 @@ impl CudaCaps {
     }
 
     /// What a device of an architecture with this many multiprocessors at `ghz` can do, beside memory: rates of the typical
-    /// device, scaled.
+    /// device, scaled. Its own clock where `ghz` is 0, unknown.
     #[must_use]
     pub fn scaled(arch: Arch, units: usize, ghz: f32) -> Self {
         let (_, typical, caps) = Self::typical(arch);
@@ -143,7 +143,8 @@ impl CudaCaps {
             Arch::Sm90a => 1.83,
             Arch::Sm120 => 2.41,
         };
-        let factor = units as f32 / typical as f32 * ghz / boost;
+        let clock = if ghz > 0.0 { ghz / boost } else { 1.0 };
+        let factor = units as f32 / typical as f32 * clock;
         Self { tensor_tflops: caps.tensor_tflops * factor, f32_tflops: caps.f32_tflops * factor, ..caps }
     }
 

@@ -2,17 +2,16 @@
 //!
 //! The stored tensors of a stacked matrix become one matrix; one that is larger than a binding may be is split by rows.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::buffer::WgpuBuf;
 use super::stream::WgpuStream;
-use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
+use crate::buffer::{Storage, View, WeightPart, Weights};
 use crate::op::Queue;
 use crate::spec::{DType, KernelError};
-use crate::stacked::{self, Source, rows_held, runs, sources};
+use crate::stacked::{self, HostRows, Source, rows_held, runs, sources};
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 8 << 20;
@@ -21,13 +20,10 @@ const BUDGET: usize = 64 << 20;
 /// Rows of a part of a split matrix are a multiple of this: whole tiles, and whole words of packed zero points.
 const SPLIT_ROWS: usize = 64;
 
-/// Host rows by their identity: storage, byte offset, first and last row of each run.
-type Identity = Vec<(usize, usize, usize, usize)>;
-
 /// Host memory that is on the device already.
 #[derive(Default)]
 pub(super) struct Placed {
-    known: HashMap<Identity, (Vec<Weak<HostBuf>>, Weak<WgpuBuf>)>,
+    known: stacked::Placed<WgpuBuf>,
     /// Bytes handed over since the host last waited.
     pending: usize,
 }
@@ -38,24 +34,12 @@ fn upload(
     sources: &[Source<'_>],
     bytes: usize,
 ) -> Result<Arc<WgpuBuf>, KernelError> {
-    let mut identity = Identity::with_capacity(sources.len());
-    let mut owners = Vec::with_capacity(sources.len());
-    for Source { view, rows } in sources {
-        let Storage::Host(owner) = view.storage() else {
-            return Err(KernelError::WrongStorage { expected: "host", found: view.storage().kind() });
-        };
-        identity.push((view.storage().id(), view.offset(), rows.start, rows.end));
-        owners.push(Arc::downgrade(owner));
-    }
-    // An address may be used again after its owner has gone: the known owners must still live.
-    if let Some((owners, buffer)) = stream.placed.known.get(&identity)
-        && owners.iter().all(|owner| owner.strong_count() > 0)
-        && let Some(buffer) = buffer.upgrade()
-    {
+    let host = HostRows::of(sources)?;
+    if let Some(buffer) = stream.placed.known.find(&host) {
         return Ok(buffer);
     }
     let buffer = copy(stream, sources, bytes)?;
-    stream.placed.known.insert(identity, (owners, Arc::downgrade(&buffer)));
+    stream.placed.known.keep(host, &buffer);
     Ok(buffer)
 }
 
@@ -100,12 +84,7 @@ pub(super) fn place_view(stream: &mut WgpuStream, view: &View) -> Result<View, K
     if !matches!(view.storage(), Storage::Host(_)) {
         return Ok(view.clone());
     }
-    let flat = match view.layout().rank() {
-        0 => view.reshape(&[1, 1])?,
-        1 => view.reshape(&[1, view.len()])?,
-        2 => view.clone(),
-        _ => view.reshape(&[view.size(0), view.len() / view.size(0).max(1)])?,
-    };
+    let flat = stacked::flat(view)?;
     let rows = 0..flat.size(0);
     let buffer = upload(stream, &[Source { view: &flat, rows }], view.bytes() as usize)?;
     Ok(View::dense(Storage::Wgpu(buffer), view.shape(), view.dtype())?)

@@ -3,7 +3,7 @@
 use ocelli_engine::batch::Packed;
 use ocelli_engine::kv::{KvCache, KvLayout};
 use ocelli_engine::weights::Scope;
-use ocelli_engine::{Ctx, Error, Result, Stage, Tensor};
+use ocelli_engine::{Ctx, Error, ReplayKey, Result, Stage, Tensor};
 use ocelli_kernels::ops::{
     Activation, Attention, AttentionKv, GatherRows, KvWrite, Mask, Rope, RopeStyle, ScatterRows,
 };
@@ -112,6 +112,8 @@ pub struct Llama {
     head: Linear,
     tied: bool,
     rope: RopeTable,
+    /// Tells this decoder's launches from those of others.
+    id: usize,
 }
 
 impl Llama {
@@ -170,6 +172,7 @@ impl Llama {
             head,
             tied,
             rope: config.rope().table(cx, config_path, head_dim, config.rope_theta.unwrap_or(10_000.0))?,
+            id: ReplayKey::unique(),
         })
     }
 
@@ -234,10 +237,9 @@ impl Llama {
         // A step of one token a sequence is the same launches each time.
         if batch.max_q == 1 && batch.images.is_empty() {
             let mut key = batch.replay_key();
-            key.number(std::ptr::from_ref(self) as usize).view(logits.view());
-            let weights = self.embedding.weights().parts().iter().flat_map(|part| part.planes.first());
-            for view in weights.chain(kv.layer(0).map(|(keys, _)| keys)) {
-                key.view(view);
+            key.number(self.id).view(logits.view());
+            for (keys, values) in kv.layers() {
+                key.view(keys).view(values);
             }
             cx.replay(key, work)?;
         } else {

@@ -3,10 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{GatherRows, GatherRowsSpec};
-use crate::cuda::{CudaCx, value_type};
+use crate::cuda::{CudaCx, WeightParams, value_type};
 use crate::op::{CudaLaunch, CudaOp};
 use crate::select::Variant;
-use crate::spec::{Format, KernelError};
+use crate::spec::KernelError;
 
 impl CudaOp for GatherRows {
     fn cuda_variants() -> &'static [Variant<GatherRowsSpec, CudaLaunch<Self>>] {
@@ -21,14 +21,7 @@ const COLUMNS: usize = 512;
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
-    data: u64,
-    scales: u64,
-    zeros: u64,
-    stride: i64,
-    scale_stride: i64,
-    zero_stride: i64,
-    group: i32,
-    kind: u32,
+    table: WeightParams,
     ids: u64,
     out: u64,
     out_stride: i64,
@@ -48,21 +41,10 @@ fn launch(op: &GatherRows, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let mut first = 0;
     for part in op.table.parts() {
         let mut kernel = cx.kernel("ops/gather_rows/rows.cu");
-        let (bits, floats) = match op.table.format() {
-            Format::Dense(_) => (0, part.planes.first()),
-            Format::IntGroup { bits, .. } => (bits, part.planes.get(1)),
-        };
-        kernel.define("BITS", bits).dependent();
-        let stride = |plane: usize| part.planes.get(plane).map_or(0, |view| view.stride(0) as i64);
+        kernel.dependent();
+        let table = kernel.weight(op.table.format(), d, part)?;
         let params = Params {
-            data: kernel.address_or_null(part.planes.first())?,
-            scales: kernel.address_or_null(part.planes.get(1))?,
-            zeros: kernel.address_or_null(part.planes.get(2))?,
-            stride: stride(0),
-            scale_stride: stride(1),
-            zero_stride: stride(2),
-            group: op.table.format().group_len(d).max(1) as i32,
-            kind: value_type(floats),
+            table,
             ids: kernel.address(&op.ids)?,
             out: kernel.address(&op.out)?,
             out_stride: op.out.stride(0) as i64,

@@ -5,21 +5,10 @@
 // A launch serves one part of the table, rows `first..first + rows` of the whole: it writes the rows of `out` whose ids fall
 // into the part, and no others. A block decodes a stretch of one row, so that few tokens of long rows, as in decoding, still
 // make several blocks. BITS is 4 or 8 for grouped integers and 0 for floats.
-#include "quant/int_group/element.cuh"
-
-struct Table {
-    const void* data;
-    const void* scales;
-    const void* zeros;
-    i64 stride;
-    i64 scale_stride;
-    i64 zero_stride;
-    i32 group;
-    u32 type;
-};
+#include "cuda/include/weight.cuh"
 
 struct Params {
-    Table table;
+    Weight table;
     const i32* ids;
     void* out;
     i64 out_stride;
@@ -42,11 +31,6 @@ KERNEL(128, 8)(const __grid_constant__ Params p) {
     const u32 begin = (blockIdx.x % chunks) * p.columns;
     const u32 end = min_of(begin + p.columns, p.d);
     for (u32 col = begin + threadIdx.x; col < end; col += blockDim.x) {
-#if BITS
-        const f32 value = int_group_element<BITS>(p.table, row, col);
-#else
-        const f32 value = load_value(p.table.data, p.table.type, row * p.table.stride + col);
-#endif
-        store_value(p.out, p.out_type, i * p.out_stride + col, p.scale * value);
+        store_value(p.out, p.out_type, i * p.out_stride + col, p.scale * weight_at(p.table, row, col));
     }
 }

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{PatchEmbed, PatchEmbedSpec};
 use crate::buffer::{View, WeightPart};
-use crate::cuda::{CudaCx, Kernel, value_type};
+use crate::cuda::{CudaCx, Kernel, WeightParams, value_type};
 use crate::op::{CudaLaunch, CudaOp};
 use crate::select::{Reject, Variant};
 use crate::spec::{Caps, DType, Format, KernelError};
@@ -110,38 +110,6 @@ impl Positions {
     }
 }
 
-/// `Weight` of `weight.cuh`.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct Weight {
-    data: u64,
-    scales: u64,
-    zeros: u64,
-    stride: i64,
-    scale_stride: i64,
-    zero_stride: i64,
-    group: i32,
-    kind: u32,
-}
-
-impl Weight {
-    fn of(op: &PatchEmbed, part: &WeightPart, kernel: &Kernel<'_, '_>) -> Result<Self, KernelError> {
-        let plane = |index: usize| part.planes.get(index);
-        let stride = |index: usize| plane(index).map_or(0, |plane| plane.stride(0) as i64);
-        let floats = if op.w.format().dense().is_some() { 0 } else { 1 };
-        Ok(Self {
-            data: kernel.address_or_null(plane(0))?,
-            scales: kernel.address_or_null(plane(1))?,
-            zeros: kernel.address_or_null(plane(2))?,
-            stride: stride(0),
-            scale_stride: stride(1),
-            zero_stride: stride(2),
-            group: op.w.format().group_len(op.w.k()) as i32,
-            kind: value_type(plane(floats)),
-        })
-    }
-}
-
 /// Address of the result's features from `first` on.
 fn out_from(op: &PatchEmbed, kernel: &Kernel<'_, '_>, first: usize) -> Result<u64, KernelError> {
     Ok(kernel.address(&op.out)? + (first * op.out.dtype().size()) as u64)
@@ -167,7 +135,7 @@ fn parts(op: &PatchEmbed) -> impl Iterator<Item = (usize, &WeightPart)> {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct GemmParams {
     pixels: u64,
-    w: Weight,
+    w: WeightParams,
     bias: u64,
     positions: Positions,
     out: u64,
@@ -195,15 +163,11 @@ fn gemm_part(
     part: &WeightPart,
 ) -> Result<(), KernelError> {
     let mut kernel = cx.kernel("ops/patch_embed/gemm.cu");
-    let bits = match op.w.format() {
-        Format::Dense(_) => 0,
-        Format::IntGroup { bits, .. } => bits,
-    };
-    kernel.define("PIXEL", op.pixels.dtype()).define("BITS", bits);
-    kernel.shared(GEMM_SHARED).dependent();
+    kernel.define("PIXEL", op.pixels.dtype()).shared(GEMM_SHARED).dependent();
+    let w = kernel.weight(op.w.format(), op.w.k(), part)?;
     let params = GemmParams {
         pixels: kernel.address(&op.pixels)?,
-        w: Weight::of(op, part, &kernel)?,
+        w,
         bias: kernel.address_or_null(part.bias.as_ref())?,
         positions: Positions::of(op, &kernel, first)?,
         out: out_from(op, &kernel, first)?,

@@ -16,7 +16,7 @@
 // stacked w: N, bias, pos and out are then those of the part. Any sizes, places and strides; the fast kernel for weights of 16
 // bits is mma.cu.
 #include "ops/patch_embed/patches.cuh"
-#include "ops/patch_embed/weight.cuh"
+#include "cuda/include/weight.cuh"
 
 struct Params {
     const PIXEL* pixels;

@@ -4,7 +4,6 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Sample, SampleSpec, params};
-use crate::buffer::View;
 use crate::cuda::CudaCx;
 use crate::op::{CudaLaunch, CudaOp};
 use crate::select::Variant;
@@ -40,8 +39,6 @@ const CHUNK: usize = 4096;
 const THREADS: usize = 1024;
 /// Bytes of a block's shared memory before its bit mask.
 const MEMORY: usize = 14 << 10;
-/// Bytes of keys at once.
-const KEYS: usize = 64 << 20;
 /// Bytes that one block reads in a microsecond.
 const BLOCK_BYTES: f32 = 60e3;
 
@@ -81,22 +78,7 @@ struct Params {
 }
 
 fn launch(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), KernelError> {
-    let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
-    if rows == 0 || vocab == 0 {
-        return Ok(());
-    }
-    let at_once = (KEYS / 4 / vocab.next_multiple_of(4)).clamp(1, 65_535);
-    for first in (0..rows).step_by(at_once) {
-        let part = |view: &View| view.narrow(0, first, at_once.min(rows - first));
-        let part = Sample {
-            logits: part(&op.logits)?,
-            params: part(&op.params)?,
-            history: op.history.as_ref().map(part).transpose()?,
-            out: part(&op.out)?,
-        };
-        launch_rows(&part, cx, chunk.next_multiple_of(32))?;
-    }
-    Ok(())
+    op.batches()?.iter().try_for_each(|batch| launch_rows(batch, cx, chunk.next_multiple_of(32)))
 }
 
 fn launch_rows(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), KernelError> {

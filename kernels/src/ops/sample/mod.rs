@@ -53,6 +53,32 @@ pub struct Sample {
     pub out: View,
 }
 
+/// Bytes of the keys that a GPU sorts at once.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+const KEYS: usize = 64 << 20;
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl Sample {
+    /// The rows, so many at a time as a GPU has working memory and a grid has blocks for. Nothing if there are none.
+    fn batches(&self) -> Result<Vec<Self>, KernelError> {
+        let (rows, vocab) = (self.logits.size(0), self.logits.size(1));
+        if rows == 0 || vocab == 0 {
+            return Ok(Vec::new());
+        }
+        let at_once = (KEYS / 4 / vocab.next_multiple_of(4)).clamp(1, 65_535);
+        let batch = |first: usize| {
+            let part = |view: &View| view.narrow(0, first, at_once.min(rows - first));
+            Ok(Self {
+                logits: part(&self.logits)?,
+                params: part(&self.params)?,
+                history: self.history.as_ref().map(part).transpose()?,
+                out: part(&self.out)?,
+            })
+        };
+        (0..rows).step_by(at_once).map(batch).collect()
+    }
+}
+
 /// The key of a [`Sample`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]

@@ -7,7 +7,6 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Sample, SampleSpec, params};
-use crate::buffer::View;
 use crate::op::{WgpuLaunch, WgpuOp};
 use crate::select::Variant;
 use crate::spec::{DType, KernelError};
@@ -21,8 +20,6 @@ impl WgpuOp for Sample {
 
 /// Tokens of a workgroup of `keys.wgsl`: a multiple of 32.
 const CHUNK: usize = 2048;
-/// Bytes of keys at once.
-const KEYS: usize = 64 << 20;
 /// Invocations of `pick.wgsl`, where a device allows as many: one workgroup has to keep a row's reads in flight.
 const PICK: u32 = 1024;
 
@@ -55,22 +52,7 @@ struct PickParams {
 }
 
 fn launch(op: &Sample, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
-    let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
-    if rows == 0 || vocab == 0 {
-        return Ok(());
-    }
-    let at_once = (KEYS / 4 / vocab.next_multiple_of(4)).clamp(1, 65_535);
-    for first in (0..rows).step_by(at_once) {
-        let part = |view: &View| view.narrow(0, first, at_once.min(rows - first));
-        let part = Sample {
-            logits: part(&op.logits)?,
-            params: part(&op.params)?,
-            history: op.history.as_ref().map(part).transpose()?,
-            out: part(&op.out)?,
-        };
-        launch_rows(&part, cx)?;
-    }
-    Ok(())
+    op.batches()?.iter().try_for_each(|batch| launch_rows(batch, cx))
 }
 
 fn launch_rows(op: &Sample, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
