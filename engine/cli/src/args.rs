@@ -270,7 +270,7 @@ pub enum KernelsCommand {
         json: bool,
     },
     /// Compile the CUDA kernels that a model needs ahead of its run; needs no GPU. A run takes them from the folder that
-    /// OCELLI_CUBINS names, and then needs no compiler.
+    /// OCELLI_CUBINS names. They are those of a dry run on a typical GPU: what another one chooses is compiled when it is met.
     Compile(CompileArgs),
     /// Time the variants that could run each op and keep the fastest ones for this device; other commands then use them.
     Tune(TuneArgs),
