@@ -179,7 +179,9 @@ fn compile(path: &str, text: Option<&Path>, defines: &[String], arch: Arch) -> R
     make(&library, |part| {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernels/src");
         let kernel = text.map_or_else(|| sources.join(path), Path::to_path_buf);
-        let (wrapper, object) = (part.with_extension("cpp"), part.with_extension("o"));
+        // Names of this process and thread alone, as `part` is.
+        let beside = |ending: &str| PathBuf::from(format!("{}.{ending}", part.display()));
+        let (wrapper, object) = (beside("cpp"), beside("o"));
         let entry = here().join("entry.h");
         let lines = format!("#include \"{}\"\n#include \"{}\"\n", kernel.display(), entry.display());
         std::fs::write(&wrapper, lines).map_err(|error| error.to_string())?;
