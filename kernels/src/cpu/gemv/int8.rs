@@ -3,7 +3,7 @@
 use super::super::gemm::{Operand, epilogue};
 use super::super::isa::{Isa, Level};
 use super::super::scratch::Scratch;
-use super::super::simd::{Kernel, Simd};
+use super::super::simd::{Kernel, MAX_LANES, Simd};
 use super::int::group_of_lane;
 use super::x::{Layout, X};
 use super::{Dots, IntDots};
@@ -33,8 +33,11 @@ const AHEAD: usize = 4096;
 impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
     /// What is to be taken off a stored field, and is not by the instructions.
     const HALF: i32 = (1 << (BITS - 1)) - if BITS == 8 { B::LESS } else { 0 };
+
     /// Whether so many instructions go by for a line that a core does not look far enough ahead by itself.
-    const ASK: bool = BITS == 4 || B::LESS != 0;
+    const fn asks<S: Simd>() -> bool {
+        BITS == 4 || B::LESS != 0 || S::LANES < MAX_LANES
+    }
 
     /// The product of a vector of words with the bytes that meet it, added to `acc`.
     ///
@@ -122,7 +125,7 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
                         let mut w = [s.splat_i(0); N];
                         for (n, w) in w.iter_mut().enumerate() {
                             let at = at.add(n * S::LANES);
-                            if const { Self::ASK } && ((c * N + n) * S::LANES).is_multiple_of(16) {
+                            if const { Self::asks::<S>() } && ((c * N + n) * S::LANES).is_multiple_of(16) {
                                 s.prefetch(at.wrapping_byte_add(AHEAD));
                             }
                             *w = s.load_i(at);
@@ -334,7 +337,6 @@ impl Vnni {
 /// `sum f(u) x` over the bytes of each lane, by the lane.
 #[inline(always)]
 fn by_lane<S: Simd>(s: S, u: S::I, x: S::I, less: i32) -> S::I {
-    use super::super::simd::MAX_LANES;
     let (mut a, mut b) = ([0i32; MAX_LANES], [0i32; MAX_LANES]);
     // SAFETY: MAX_LANES integers each.
     unsafe {

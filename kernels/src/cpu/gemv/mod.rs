@@ -67,10 +67,27 @@ pub trait Dots: Copy + Sync {
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R];
+
+    /// Whether one row of `x` is better multiplied with [`TALL`] rows of `w` at a time, by [`tall_dots`](Self::tall_dots): where
+    /// `x` is larger than L1.
+    fn tall(&self, k: usize, lanes: usize) -> bool {
+        let _ = (k, lanes);
+        false
+    }
+
+    /// Sums of rows `row..row + TALL` of `w` with row `m0` of `x`, each in the order of [`dots`](Self::dots), to `to`.
+    ///
+    /// # Safety
+    /// As `dots`, of `TALL` rows, and only where [`tall`](Self::tall) says so.
+    unsafe fn tall_dots<S: Simd>(&self, s: S, row: usize, x: &X, m0: usize, work: *mut f32, to: &mut [f32]) {
+        let _ = (s, row, x, m0, work, to);
+    }
 }
 
 /// Rows of `w` taken together at most.
 const ROWS: usize = 4;
+/// Rows of `w` that are taken block of columns by block of columns, `ROWS` together.
+const TALL: usize = 32;
 /// Bytes of weights that are worth waking a thread for.
 const JOB_BYTES: usize = 32 << 10;
 /// Columns of one job at most: the buffer of sums stays in L1.
@@ -124,7 +141,8 @@ impl<D: Dots> Kernel for Job<'_, D> {
         let halves = if args.gated { 2 } else { 1 };
         let stride = cols.next_multiple_of(super::simd::MAX_LANES);
         let half = args.m * stride;
-        let work_len = rows.iter().map(|d| d.work(ROWS, x.k, S::LANES)).max().unwrap_or(0);
+        let work = |d: &D| d.work(if d.tall(x.k, S::LANES) { TALL } else { ROWS }, x.k, S::LANES);
+        let work_len = rows.iter().map(work).max().unwrap_or(0);
         let buffer = worker.scratch.slice::<f32>(halves * half + work_len);
         let (sums, work) = buffer.split_at_mut(halves * half);
         for h in 0..halves {
@@ -167,6 +185,12 @@ unsafe fn part_sums<S: Simd, D: Dots>(
     let mut r = 0;
     // SAFETY: as the caller vouches. Instances are few because each is a kernel of its own for the compiler.
     unsafe {
+        if const { vectors::<S>() } && x.m == 1 && d.tall(x.k, S::LANES) {
+            while r + TALL <= count {
+                d.tall_dots(s, row + r, x, 0, work, &mut to[r..r + TALL]);
+                r += TALL;
+            }
+        }
         while r < count {
             let block = if r + ROWS <= count { ROWS } else { 1 };
             let mut rest = 0;

@@ -261,7 +261,8 @@ fn aligned(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     }
 }
 
-/// Enough tiles for large ones, so few of such long rows that k is split, and more sums than are kept at once.
+/// Enough tiles for large ones, so few of such long rows that k is split, long rows of x, and more sums than are kept at
+/// once.
 fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     for (i, text) in ["bf16", "int4g32", "int8g64z"].into_iter().enumerate() {
         let shape = Shape { x: FLOATS[i], math: MATHS[i], bias: true, ..Shape::plain(130, 8200, 24) };
@@ -269,6 +270,12 @@ fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
         let shape = Shape { x: FLOATS[i], gated: i > 0, bias: true, ..Shape::plain(40, 130, 3000) };
         let shares: &[usize] = if i < 2 { &[1] } else { &[1, 1] };
         add(format!("long rows {text}"), shape.op(cx, format(text), shares));
+    }
+    // A row of x that is larger than an L1 cache.
+    for (i, text) in ["int8g128", "int8g64z", "int4g128z", "int4g32"].into_iter().enumerate() {
+        let shape = Shape { bias: i == 1, ..Shape::plain(1, 300, [8192, 8300][i % 2]) };
+        let shares: &[usize] = if i < 2 { &[1] } else { &[3, 1] };
+        add(format!("wide x {text}"), shape.op(cx, format(text), shares));
     }
     let shape = Shape { gated: true, residual: Some(DType::F32), ..Shape::plain(1030, 4100, 8) };
     add("many sums".into(), shape.op(cx, format("bf16"), &[1, 1]));
