@@ -49,7 +49,12 @@ pub struct Row {
     pub p80_us: f64,
     /// Which of the roofs bounds this row.
     pub roof: Roof,
-    /// The time that the roof allows divided by the median: 1 is the roof.
+    /// What plain reads between the runs, by the same threads, reached at the median, in 1e9 bytes per second; of rows that
+    /// memory bounds on a CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_gbps: Option<f64>,
+    /// The time that the roof allows divided by the median: 1 is the roof. With [`read_gbps`](Self::read_gbps): median over the
+    /// runs of the time that the reads just before and after allow, their mean, divided by the run's.
     pub fraction: f64,
 }
 
@@ -252,6 +257,7 @@ mod tests {
             p20_us: 1.0,
             p80_us: 3.0,
             roof: Roof::ReadGbps,
+            read_gbps: Some(20.5),
             fraction: 0.2,
         });
         record

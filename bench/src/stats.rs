@@ -81,6 +81,57 @@ pub fn sample<E>(plan: Plan, mut run: impl FnMut(usize) -> Result<f64, E>) -> Re
     Ok(Timing::of(&mut seconds))
 }
 
+/// What was timed with a yardstick between its runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Beside {
+    /// The runs.
+    pub timing: Timing,
+    /// Median of the yardstick's seconds that the runs are held against.
+    pub yardstick: f64,
+    /// The yardstick's best.
+    pub best: f64,
+    /// Median over the runs of the yardstick's time, the mean of the one before and the one after, divided by the run's.
+    pub ratio: f64,
+}
+
+/// As [`sample`], with a yardstick, which tells the seconds that it took, between runs: before and after as many as take as
+/// long together, so that whatever the machine's state is, a run and what it is held against see the same.
+pub fn sample_beside<E>(
+    plan: Plan,
+    mut run: impl FnMut(usize) -> Result<f64, E>,
+    mut yardstick: impl FnMut() -> f64,
+) -> Result<Beside, E> {
+    let mut turn = 0;
+    let begin = Instant::now();
+    while turn == 0 || begin.elapsed() < plan.warm_up {
+        run(turn)?;
+        turn += 1;
+    }
+    let (mut seconds, mut ratios, mut yards) = (vec![], vec![], vec![]);
+    let begin = Instant::now();
+    let mut before = yardstick();
+    let mut best = before;
+    while plan.goes_on(seconds.len(), begin) {
+        let (first, start) = (seconds.len(), Instant::now());
+        while seconds.len() == first || start.elapsed().as_secs_f64() < before {
+            seconds.push(run(turn)?);
+            turn += 1;
+        }
+        let after = yardstick();
+        let near = 0.5 * (before + after);
+        best = best.min(after);
+        ratios.extend(seconds[first..].iter().map(|s| near / s));
+        yards.push(near);
+        before = after;
+    }
+    let middle = |of: &mut Vec<f64>| {
+        of.sort_by(f64::total_cmp);
+        of.get(of.len() / 2).copied().unwrap_or(f64::INFINITY)
+    };
+    let (ratio, yardstick) = (middle(&mut ratios), middle(&mut yards));
+    Ok(Beside { timing: Timing::of(&mut seconds), yardstick, best, ratio })
+}
+
 /// Two things timed in turns.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -181,6 +232,22 @@ mod tests {
         };
         let both = compare(plan, pause(4), pause(1)).unwrap();
         assert!(both.ratio > 1.5 && both.a.median_us > both.b.median_us, "{both:?}");
+    }
+
+    #[test]
+    fn a_yardstick_sees_the_same_machine() {
+        // A machine whose speed changes from run to run, and a thing that always takes twice its yardstick.
+        let state = std::cell::Cell::new(0u32);
+        let slow = || if (state.get() / 40).is_multiple_of(2) { 1.0 } else { 5.0 };
+        let plan = Plan { warm_up: Duration::ZERO, time: Duration::ZERO, least: 400, ..Plan::default() };
+        let run = |turn: usize| {
+            state.set(turn as u32);
+            std::thread::sleep(Duration::from_micros(20));
+            Ok::<f64, ()>(2e-5 * slow())
+        };
+        let found = sample_beside(plan, run, || 1e-5 * slow()).unwrap();
+        assert!((found.ratio - 0.5).abs() < 1e-9 && found.best == 1e-5, "{found:?}");
+        assert!(found.timing.samples >= 400 && found.yardstick >= 1e-5);
     }
 
     #[test]

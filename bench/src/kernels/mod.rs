@@ -6,6 +6,7 @@ mod operands;
 mod target;
 mod tower;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,9 @@ use ocelli_kernels::{Backend, Cost, DeviceOptions, Expected, KernelError, Oracle
 use serde_json::{Map, Value};
 
 use crate::record::{Record, Roof, Row, bound};
-use crate::roof::Roofs;
+use crate::roof::{Beside, Roofs};
 use crate::shapes::{Shape, Shapes};
-use crate::stats::{Plan, Timing, sample};
+use crate::stats::{Plan, Timing, sample, sample_beside};
 
 pub use build::Build;
 pub use operands::Operands;
@@ -129,6 +130,7 @@ pub fn run(
         record.rows.extend(rows);
         notes.extend(more);
     }
+    record.roofs = cx.measure_roofs()?;
     Ok(Outcome { record, notes })
 }
 
@@ -346,12 +348,24 @@ impl Cx {
         let mut rows = vec![];
         for mut kernel in ready {
             let plan = plan(&kernel.cost, &roofs, self.target.caps().wgpu.software);
-            let timing = self.time(&mut kernel, plan).map_err(|source| BenchError::Kernel {
+            let math = roof_of(&kernel.variant);
+            let (roof, least_us) = bound(&roofs, one_thread, math, kernel.cost.flops, kernel.cost.bytes());
+            let timed = if roof == Roof::ReadGbps {
+                self.time_beside_reads(&mut kernel, plan)
+            } else {
+                self.time(&mut kernel, plan).map(|timing| (timing, None))
+            };
+            let (timing, reads) = timed.map_err(|source| BenchError::Kernel {
                 what: format!("{} {}", shape.op, shape.spec),
                 source,
             })?;
-            let math = roof_of(&kernel.variant);
-            let (roof, least_us) = bound(&roofs, one_thread, math, kernel.cost.flops, kernel.cost.bytes());
+            if let (Some(reads), Some(roofs)) = (&reads, &mut self.roofs) {
+                // A better moment than those in which the roof was measured.
+                roofs.read_gbps = roofs.read_gbps.max(reads.best_gbps);
+                if let Some(one) = roofs.read_gbps_1t.as_mut().filter(|_| one_thread) {
+                    *one = one.max(reads.best_gbps);
+                }
+            }
             rows.push(Row {
                 op: shape.op.clone(),
                 backend: backend.name().to_owned(),
@@ -364,7 +378,8 @@ impl Cx {
                 p20_us: timing.p20_us,
                 p80_us: timing.p80_us,
                 roof,
-                fraction: least_us / timing.median_us,
+                read_gbps: reads.as_ref().map(|reads| reads.gbps),
+                fraction: reads.map_or(least_us / timing.median_us, |reads| reads.fraction),
             });
         }
         Ok((rows, notes))
@@ -375,6 +390,40 @@ impl Cx {
         let count = self.target.batch(kernel)?;
         sample(plan, |turn| self.target.seconds(kernel, turn * count, count))
     }
+
+    /// Times a kernel that memory bounds, with plain reads between its runs where the device has them.
+    fn time_beside_reads(
+        &mut self,
+        kernel: &mut Ready,
+        plan: Plan,
+    ) -> Result<(Timing, Option<Reads>), KernelError> {
+        if self.target.read_seconds().is_none() {
+            return Ok((self.time(kernel, plan)?, None));
+        }
+        let target = RefCell::new(&mut self.target);
+        let found = sample_beside(
+            plan,
+            |turn| target.borrow_mut().seconds(kernel, turn, 1),
+            || target.borrow_mut().read_seconds().unwrap_or(f64::INFINITY),
+        )?;
+        let gbps = |seconds: f64| Beside::BYTES as f64 / seconds / 1e9;
+        let reads = Reads {
+            gbps: gbps(found.yardstick),
+            best_gbps: gbps(found.best),
+            fraction: found.ratio * kernel.cost.bytes() as f64 / Beside::BYTES as f64,
+        };
+        Ok((found.timing, Some(reads)))
+    }
+}
+
+/// Plain reads between the runs of a kernel, by the same threads.
+struct Reads {
+    /// What they reach at the median, in 1e9 bytes per second.
+    gbps: f64,
+    /// What the fastest reached.
+    best_gbps: f64,
+    /// Median over the runs of the time that the reads beside a run allow for its bytes, divided by the run's.
+    fraction: f64,
 }
 
 enum Failure {

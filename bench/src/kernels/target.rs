@@ -18,7 +18,7 @@ use super::{BenchError, Ready};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::machine::Adapter;
 use crate::machine::Machine;
-use crate::roof::{self, Roofs};
+use crate::roof::{self, Beside, Roofs};
 
 /// An open device.
 pub struct Target {
@@ -28,21 +28,15 @@ pub struct Target {
 
 enum Kind {
     Cpu {
-        device: CpuDevice,
+        device: Box<CpuDevice>,
         cx: CpuCx,
+        /// Reads between runs, once roofs are measured.
+        reads: Option<Beside>,
     },
     #[cfg(feature = "wgpu")]
-    Wgpu {
-        device: WgpuDevice,
-        stream: Box<WgpuStream>,
-        submit_us: f64,
-    },
+    Wgpu { device: WgpuDevice, stream: Box<WgpuStream>, submit_us: f64 },
     #[cfg(feature = "cuda")]
-    Cuda {
-        device: CudaDevice,
-        stream: Box<CudaStream>,
-        submit_us: f64,
-    },
+    Cuda { device: CudaDevice, stream: Box<CudaStream>, submit_us: f64 },
 }
 
 /// An op with its operands where the device's kernels want them.
@@ -73,7 +67,7 @@ impl Target {
                 let isa = Isa::detect().map_err(|error| failed(error.to_string()))?;
                 let pool = Arc::new(Pool::new(options.threads.unwrap_or_else(roof::default_threads)));
                 let cx = CpuCx { isa, pool: pool.clone(), id: operands.id };
-                Kind::Cpu { device: CpuDevice::at(isa, pool), cx }
+                Kind::Cpu { device: Box::new(CpuDevice::at(isa, pool)), cx, reads: None }
             }
             #[cfg(feature = "wgpu")]
             Backend::Wgpu => {
@@ -117,7 +111,7 @@ impl Target {
     /// The device, for whole models.
     pub fn device(&self) -> &dyn Device {
         match &self.kind {
-            Kind::Cpu { device, .. } => device,
+            Kind::Cpu { device, .. } => &**device,
             #[cfg(feature = "wgpu")]
             Kind::Wgpu { device, .. } => device,
             #[cfg(feature = "cuda")]
@@ -155,11 +149,25 @@ impl Target {
     /// Measures what the device can do at most.
     pub fn roofs(&mut self) -> Result<Roofs, KernelError> {
         match &mut self.kind {
-            Kind::Cpu { cx, .. } => Ok(roof::measure(cx.isa, cx.pool.threads())),
+            Kind::Cpu { cx, reads, .. } => {
+                let roofs = roof::measure(cx.isa, cx.pool.threads());
+                *reads = Some(Beside::new(cx.isa, &cx.pool));
+                Ok(roofs)
+            }
             #[cfg(feature = "wgpu")]
             Kind::Wgpu { stream, .. } => roof::wgpu::measure(stream),
             #[cfg(feature = "cuda")]
             Kind::Cuda { stream, .. } => roof::cuda::measure(stream),
+        }
+    }
+
+    /// Seconds that the device's own threads take to read [`Beside::BYTES`] now; `None` where the roof that was measured is as
+    /// good, as on a GPU.
+    pub fn read_seconds(&mut self) -> Option<f64> {
+        match &mut self.kind {
+            Kind::Cpu { cx, reads, .. } => Some(reads.as_mut()?.seconds(&cx.pool)),
+            #[cfg(any(feature = "cuda", feature = "wgpu"))]
+            _ => None,
         }
     }
 

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use ocelli_kernels::cpu::isa::{Isa, Level};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use read::Beside;
 use team::{Budget, fastest};
 
 /// The measured roofs of one device: a CPU at one instruction set level, or a GPU. What a device has not is absent.

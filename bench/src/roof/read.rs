@@ -2,15 +2,19 @@
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ocelli_kernels::cpu::isa::{Isa, Level};
+use ocelli_kernels::cpu::pool::Pool;
 
 use super::team::{Budget, fastest_of};
 use crate::machine;
 
 /// Bytes that all threads together read in one window: a millisecond or so, so that some windows are undisturbed.
 const WINDOW: usize = 32 << 20;
+
+/// Bytes ahead of a read that its line is asked for: the best of them counts.
+const DISTANCES: [usize; 3] = [0, 512, 1024];
 
 /// Sums the 64-byte blocks of a slice; the second argument is how many bytes ahead to prefetch (0 for none).
 type Sum = fn(&[Block], usize) -> u64;
@@ -49,12 +53,11 @@ impl Stream {
         most: Duration,
         other: &(dyn Fn(&[u8]) + Sync),
     ) -> [f64; N] {
-        let distances = [0, 512, 1024];
         let budget = Budget { least: most / 6, most: most / 3 };
         let share = WINDOW / size_of::<Block>() / threads;
         let windows = self.blocks.len() * size_of::<Block>() / WINDOW;
         let mut best = [f64::INFINITY; N];
-        for ahead in distances {
+        for ahead in DISTANCES {
             let total = AtomicUsize::new(0);
             let seconds: [f64; N] = fastest_of(threads, budget, |thread, window, kind| {
                 // Each pass over the memory begins with another kind.
@@ -75,6 +78,52 @@ impl Stream {
         }
         best.map(|seconds| (share * threads * size_of::<Block>()) as f64 / seconds / 1e9)
     }
+}
+
+/// Reads between the runs of a kernel, by the threads of its pool.
+pub(crate) struct Beside {
+    stream: Stream,
+    ahead: usize,
+    window: usize,
+}
+
+/// Bytes that a thread takes at a time.
+const CHUNK: usize = 1 << 20;
+
+impl Beside {
+    /// Takes the memory and finds the distance at which the pool reads it fastest.
+    pub fn new(isa: Isa, pool: &Pool) -> Beside {
+        let mut beside = Beside { stream: Stream::new(isa), ahead: 0, window: 0 };
+        let mut best = f64::INFINITY;
+        let mut fastest = 0;
+        for round in 0..60 {
+            beside.ahead = DISTANCES[round % DISTANCES.len()];
+            let seconds = beside.seconds(pool);
+            if seconds < best {
+                (best, fastest) = (seconds, beside.ahead);
+            }
+        }
+        beside.ahead = fastest;
+        beside
+    }
+
+    /// Seconds of one window of [`BYTES`](Self::BYTES).
+    pub fn seconds(&mut self, pool: &Pool) -> f64 {
+        let (windows, chunk) = (size_of_val(&*self.stream.blocks) / WINDOW, CHUNK / size_of::<Block>());
+        let first = self.window % windows * (WINDOW / size_of::<Block>());
+        self.window += 1;
+        let total = AtomicUsize::new(0);
+        let start = Instant::now();
+        pool.run_apart(WINDOW / CHUNK, |part, _| {
+            let blocks = &self.stream.blocks[first + part * chunk..][..chunk];
+            total.fetch_add((self.stream.sum)(blocks, self.ahead) as usize, Ordering::Relaxed);
+        });
+        black_box(total.into_inner());
+        start.elapsed().as_secs_f64()
+    }
+
+    /// Bytes of one window.
+    pub const BYTES: usize = WINDOW;
 }
 
 /// 32 times the last cache, at least 512 MiB, at most 1 GiB and a quarter of the memory. A cache may keep a part of what

@@ -50,6 +50,15 @@ struct Job {
     data: *const (),
     call: Call,
     chunks: usize,
+    /// In how many runs of chunks they are claimed: 1, or one for each thread.
+    parts: usize,
+}
+
+impl Job {
+    /// The chunks of a part.
+    fn part(&self, part: usize) -> std::ops::Range<usize> {
+        self.chunks * part / self.parts..self.chunks * (part + 1) / self.parts
+    }
 }
 
 unsafe fn no_job(_: *const (), _: usize, _: &mut Worker) {}
@@ -58,7 +67,8 @@ unsafe fn no_job(_: *const (), _: usize, _: &mut Worker) {}
 /// caller clears OPEN when no chunk is left and returns when nobody is inside, so a job is never read after its call.
 struct Shared {
     state: Padded<AtomicU64>,
-    next: Padded<AtomicUsize>,
+    /// Chunks claimed of each part of the job.
+    claimed: Vec<Padded<AtomicUsize>>,
     job: UnsafeCell<Job>,
     parked: Vec<Padded<AtomicBool>>,
     stop: AtomicBool,
@@ -76,20 +86,27 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Shared {
-    /// Claims chunks until none is left. The first panic is kept, and ends the call early.
+    /// Claims chunks until none is left, those of the worker's own part first. The first panic is kept, and ends the call
+    /// early.
     fn work(&self, job: Job, worker: &mut Worker) {
+        let own = worker.index;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let i = self.next.0.fetch_add(1, Ordering::Relaxed);
-                if i >= job.chunks {
-                    break;
+            for part in (0..job.parts).map(|i| (own + i) % job.parts) {
+                let chunks = job.part(part);
+                loop {
+                    let i = chunks.start + self.claimed[part].0.fetch_add(1, Ordering::Relaxed);
+                    if i >= chunks.end {
+                        break;
+                    }
+                    // SAFETY: the caller of `run` waits for this thread, so the closure behind `data` is alive.
+                    unsafe { (job.call)(job.data, i, worker) };
                 }
-                // SAFETY: the caller of `run` waits for this thread, so the closure behind `data` is alive.
-                unsafe { (job.call)(job.data, i, worker) };
             }
         }));
         if let Err(e) = result {
-            self.next.0.store(job.chunks, Ordering::Relaxed);
+            for claimed in &self.claimed[..job.parts] {
+                claimed.0.store(job.chunks, Ordering::Relaxed);
+            }
             lock(&self.panic).get_or_insert(e);
         }
     }
@@ -183,8 +200,8 @@ impl Pool {
         let n = if threads == 0 { cores } else { threads.min(INSIDE_MASK as usize) };
         let shared = Arc::new(Shared {
             state: Padded(AtomicU64::new(0)),
-            next: Padded(AtomicUsize::new(0)),
-            job: UnsafeCell::new(Job { data: std::ptr::null(), call: no_job, chunks: 0 }),
+            claimed: (0..n).map(|_| Padded::default()).collect(),
+            job: UnsafeCell::new(Job { data: std::ptr::null(), call: no_job, chunks: 0, parts: 1 }),
             parked: (0..n).map(|_| Padded::default()).collect(),
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
@@ -209,6 +226,16 @@ impl Pool {
     /// Threads claim chunks one by one, so chunks may differ in cost. A call from inside a chunk runs inline. A panic
     /// in a chunk is passed on once every thread has left; chunks not begun by then are skipped.
     pub fn run<F: Fn(usize, &mut Worker) + Sync>(&self, chunks: usize, f: F) {
+        self.run_in(1, chunks, f);
+    }
+
+    /// [`Pool::run`] in which each thread begins with a run of chunks of its own and then helps the others: for chunks that
+    /// are read from memory one behind the other.
+    pub fn run_apart<F: Fn(usize, &mut Worker) + Sync>(&self, chunks: usize, f: F) {
+        self.run_in(self.threads(), chunks, f);
+    }
+
+    fn run_in<F: Fn(usize, &mut Worker) + Sync>(&self, parts: usize, chunks: usize, f: F) {
         if chunks <= 1 || self.threads.is_empty() || INSIDE.get() {
             let mut worker = Worker { index: 0, scratch: Scratch::new() };
             for i in 0..chunks {
@@ -220,7 +247,7 @@ impl Pool {
             // SAFETY: `data` is the `&F` that `run` put into the job, alive until `run` returns.
             unsafe { (*data.cast::<F>())(i, worker) }
         }
-        let job = Job { data: (&raw const f).cast(), call: call::<F>, chunks };
+        let job = Job { data: (&raw const f).cast(), call: call::<F>, chunks, parts };
         let turn = lock(&self.caller);
         INSIDE.set(true);
         self.open(job);
@@ -250,7 +277,9 @@ impl Pool {
         let shared = &*self.shared;
         // SAFETY: this thread holds `caller`, the last call is closed and nobody is inside.
         unsafe { *shared.job.get() = job };
-        shared.next.0.store(0, Ordering::Relaxed);
+        for claimed in &shared.claimed[..job.parts] {
+            claimed.0.store(0, Ordering::Relaxed);
+        }
         let number = (shared.state.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         shared.state.0.store(number << 32 | OPEN, Ordering::SeqCst);
         // No more workers are woken than there are chunks for.
@@ -310,6 +339,11 @@ mod tests {
             assert_eq!(pool.threads(), threads);
             for chunks in [0, 1, 2, 3, 7, 100, 1000] {
                 assert_eq!(sum_of(&pool, chunks), chunks * (chunks + 1) / 2);
+                let sum = AtomicUsize::new(0);
+                pool.run_apart(chunks, |i, _| {
+                    sum.fetch_add(i + 1, Ordering::Relaxed);
+                });
+                assert_eq!(sum.into_inner(), chunks * (chunks + 1) / 2);
             }
         }
         let pool = Pool::default();

@@ -19,7 +19,9 @@ unsafe impl<T> Sync for DenseDots<T> {}
 /// Vectors of a row in flight, each with its own accumulator: an FMA takes 4 cycles.
 const UNROLL: usize = 2;
 /// Bytes that a row is asked for ahead of its use.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 1536;
+/// Vectors of a row that are multiplied in one step: two lines of weights of 16 bits are asked for together.
+const STEP: usize = 2 * UNROLL;
 
 impl<T: Elem> Dots for DenseDots<T> {
     fn layout(&self, _: usize, _: usize) -> Layout {
@@ -53,25 +55,27 @@ impl<T: Elem> Dots for DenseDots<T> {
         let mut at = 0;
         // SAFETY: rows of `w` and `x` hold `k` values.
         unsafe {
-            while at + UNROLL * S::LANES <= k {
+            while at + STEP * S::LANES <= k {
                 let ahead = distance(at * size_of::<T>(), AHEAD, row_bytes, pitch, R);
-                for (u, acc) in acc.iter_mut().enumerate() {
-                    let at = at + u * S::LANES;
+                for w in w {
+                    for line in (0..STEP * S::LANES * size_of::<T>()).step_by(64) {
+                        s.prefetch_once(w.wrapping_add(at).cast::<u8>().wrapping_add(ahead + line));
+                    }
+                }
+                for u in 0..STEP {
+                    let (acc, at) = (&mut acc[u % UNROLL], at + u * S::LANES);
                     let mut v = [s.zero(); M];
                     for i in 0..M {
                         v[i] = s.load(xs[i].add(at));
                     }
                     for r in 0..R {
-                        if (u * S::LANES * size_of::<T>()).is_multiple_of(64) {
-                            s.prefetch(w[r].wrapping_add(at).cast::<u8>().wrapping_add(ahead));
-                        }
                         let b = T::load(s, w[r].add(at));
                         for i in 0..M {
                             acc[r][i] = s.fma(b, v[i], acc[r][i]);
                         }
                     }
                 }
-                at += UNROLL * S::LANES;
+                at += STEP * S::LANES;
             }
             let mut u = 0;
             while at < k {

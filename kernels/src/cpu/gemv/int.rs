@@ -4,12 +4,10 @@
 //! `2^(32 - bits)` times its value; the scales take that factor back. Zero points are applied to sums:
 //! `sum (q - z) s x = s sum q x - z s sum x`.
 
-use std::ops::Range;
-
 use super::super::gemm::epilogue;
 use super::super::simd::{MAX_LANES, Simd};
 use super::x::{Layout, X};
-use super::{Dots, ROWS, TALL, distance};
+use super::{Dots, distance};
 use crate::quant::int_group::cpu::IntRows;
 
 /// One stored tensor of fields of `BITS` bits. Groups are whole words, and whole vectors of words or a power of two of
@@ -19,10 +17,6 @@ pub struct IntDots<const BITS: usize>(pub IntRows);
 
 /// Bytes that a row is asked for ahead of its use: with 4 rows, as much as memory delivers while a line is on its way.
 const AHEAD: usize = 2048;
-/// Words of a row that are multiplied before the same words of the rows below: what they meet of `x` stays in L1.
-const BLOCK_WORDS: usize = 512;
-/// Values from which a row of `x` does not stay in L1 beside the weights.
-const LARGE_K: usize = 8192;
 
 /// Whether [`IntDots`] takes groups of `group` weights of `bits` bits; 0 is the whole row.
 pub fn fits(bits: usize, group: usize) -> bool {
@@ -77,6 +71,7 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
         for (i, xs) in xs.iter_mut().enumerate() {
             *xs = x.row(m0 + i);
         }
+        let group_words = self.group_words(x.k, S::LANES);
         let mut acc = [[s.zero(); M]; R];
         // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
         unsafe {
@@ -85,107 +80,13 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                 self.ask_scales(s, row + R + r, groups);
             }
             let ahead = |v: usize| distance(4 * v, AHEAD, 4 * words, 4 * rows.words, R);
-            self.columns(s, &at, &xs, x.k, 0..words, ahead, work, &mut acc);
-        }
-        let mut out = [[0.0; M]; R];
-        for r in 0..R {
-            for i in 0..M {
-                out[r][i] = s.sum(acc[r][i]);
-            }
-        }
-        // SAFETY: as above; the scales were written above.
-        unsafe { self.less_zeros(s, row, x, m0, 1.0 / Self::TOP, work, &mut out) };
-        out
-    }
-
-    fn tall(&self, k: usize, lanes: usize) -> bool {
-        k >= LARGE_K && self.block_words(k, lanes) > 0
-    }
-
-    #[inline(always)]
-    unsafe fn tall_dots<S: Simd>(&self, s: S, row: usize, x: &X, m0: usize, work: *mut f32, to: &mut [f32]) {
-        let Self(rows) = self;
-        let (words, groups) = ((x.k * BITS).div_ceil(32), self.groups(x.k));
-        let (scale_len, block) = (self.scale_len(x.k, S::LANES), self.block_words(x.k, S::LANES));
-        let each = self.work(ROWS, x.k, S::LANES);
-        let mut acc = [[[s.zero(); 1]; ROWS]; TALL / ROWS];
-        // SAFETY: as in `dots`, of `TALL` rows; those of a step of `ROWS` have working memory of their own.
-        unsafe {
-            for r in 0..TALL {
-                let to = work.add(r / ROWS * each + r % ROWS * scale_len);
-                self.scales(s, row + r, groups, 1.0 / Self::TOP, to);
-                self.ask_scales(s, row + TALL + r, groups);
-            }
-            let xs = [x.row(m0)];
-            for from in (0..words).step_by(block) {
-                let end = words.min(from + block);
-                for (b, acc) in acc.iter_mut().enumerate() {
-                    let mut at = [rows.packed; ROWS];
-                    for (r, at) in at.iter_mut().enumerate() {
-                        *at = rows.packed.wrapping_add((row + b * ROWS + r) * rows.words);
-                    }
-                    // The same place of what is read next: the next rows, the first ones further on, the rows after all.
-                    let next = if (b + 1) * ROWS < TALL {
-                        (ROWS * rows.words) as isize
-                    } else if end < words {
-                        block as isize - ((TALL - ROWS) * rows.words) as isize
-                    } else {
-                        (ROWS * rows.words) as isize - from as isize
-                    };
-                    let ahead = |_| (4 * next) as usize;
-                    self.columns(s, &at, &xs, x.k, from..end, ahead, work.add(b * each), acc);
-                }
-            }
-            for (b, acc) in acc.iter().enumerate() {
-                let mut out = [[0.0]; ROWS];
-                for (out, acc) in out.iter_mut().zip(acc) {
-                    *out = [s.sum(acc[0])];
-                }
-                let row = row + b * ROWS;
-                self.less_zeros(s, row, x, m0, 1.0 / Self::TOP, work.add(b * each), &mut out);
-                for (to, out) in to[b * ROWS..].iter_mut().zip(out) {
-                    *to = out[0];
-                }
-            }
-        }
-    }
-}
-
-impl<const BITS: usize> IntDots<BITS> {
-    /// Words of a row that are multiplied before the same words of the rows below, whole groups; 0 where a group is too long.
-    fn block_words(&self, k: usize, lanes: usize) -> usize {
-        let whole = self.group_words(k, lanes).max(lanes);
-        BLOCK_WORDS / whole * whole
-    }
-
-    /// Adds the products of words `range` of each row, whole groups, to `acc`, group by group in the order of the row; asks
-    /// for the words `ahead` bytes from each vector of them.
-    ///
-    /// # Safety
-    /// The words exist; rows of `x`, of `k` values, are padded to whole vectors of words; `work` begins with the scales of
-    /// the rows.
-    #[inline(always)]
-    unsafe fn columns<S: Simd, const R: usize, const M: usize>(
-        &self,
-        s: S,
-        at: &[*const i32; R],
-        xs: &[*const f32; M],
-        k: usize,
-        range: Range<usize>,
-        ahead: impl Fn(usize) -> usize,
-        work: *const f32,
-        acc: &mut [[S::V; M]; R],
-    ) {
-        let (scale_len, group_words) = (self.scale_len(k, S::LANES), self.group_words(k, S::LANES));
-        let mut v = range.start;
-        // SAFETY: as the caller vouches.
-        unsafe {
+            let mut v = 0;
             if group_words >= S::LANES {
-                for g in range.start / group_words..range.end.div_ceil(group_words) {
-                    let end = range.end.min((g + 1) * group_words);
+                for g in 0..groups {
+                    let end = words.min((g + 1) * group_words);
                     let mut sub = [[s.zero(); M]; R];
                     while v < end {
-                        block::<S, R, M, BITS>(s, at, xs, v, end, ahead(v), &mut sub);
+                        block::<S, R, M, BITS>(s, &at, &xs, v, end, ahead(v), &mut sub);
                         v += S::LANES;
                     }
                     for r in 0..R {
@@ -199,9 +100,9 @@ impl<const BITS: usize> IntDots<BITS> {
                 // A power of two, see `fits`.
                 let group_shift = group_words.trailing_zeros();
                 let index = group_of_lane(s, group_words);
-                while v < range.end {
+                while v < words {
                     let mut sub = [[s.zero(); M]; R];
-                    block::<S, R, M, BITS>(s, at, xs, v, range.end, ahead(v), &mut sub);
+                    block::<S, R, M, BITS>(s, &at, &xs, v, words, ahead(v), &mut sub);
                     for r in 0..R {
                         let scale = s.permute(s.load(work.add(r * scale_len + (v >> group_shift))), index);
                         for i in 0..M {
@@ -212,8 +113,19 @@ impl<const BITS: usize> IntDots<BITS> {
                 }
             }
         }
+        let mut out = [[0.0; M]; R];
+        for r in 0..R {
+            for i in 0..M {
+                out[r][i] = s.sum(acc[r][i]);
+            }
+        }
+        // SAFETY: as above; the scales were written above.
+        unsafe { self.less_zeros(s, row, x, m0, 1.0 / Self::TOP, work, &mut out) };
+        out
     }
+}
 
+impl<const BITS: usize> IntDots<BITS> {
     /// What a field at the top of a word is multiplied by.
     const TOP: f32 = (1u64 << (32 - BITS)) as f32;
 

@@ -1,7 +1,8 @@
 //! Products with few rows of `x`: every weight is read once, as it is stored, and that is what takes the time.
 //!
-//! - A job is a range of columns of `out`; threads claim jobs. It computes the sums of its columns (of gate and up, where
-//!   the product is gated) into a small buffer and finishes them there: bias, activation, gate, residual, rounding.
+//! - A job is a range of columns of `out`; threads claim jobs, each those of its own run of columns first, so that it reads
+//!   memory in order. A job computes the sums of its columns (of gate and up, where the product is gated) into a small buffer
+//!   and finishes them there: bias, activation, gate, residual, rounding.
 //! - Sums are made for a few rows of `w` and of `x` at a time: the rows of `w` share the loads of `x`, the rows of `x` share
 //!   the decoding of `w`. Each sum has the same order whatever rows it is computed with.
 //! - `x` is widened once, by the calling thread, and for packed weights laid out as their fields come out of words, see
@@ -67,27 +68,10 @@ pub trait Dots: Copy + Sync {
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R];
-
-    /// Whether one row of `x` is better multiplied with [`TALL`] rows of `w` at a time, by [`tall_dots`](Self::tall_dots): where
-    /// `x` is larger than L1.
-    fn tall(&self, k: usize, lanes: usize) -> bool {
-        let _ = (k, lanes);
-        false
-    }
-
-    /// Sums of rows `row..row + TALL` of `w` with row `m0` of `x`, each in the order of [`dots`](Self::dots), to `to`.
-    ///
-    /// # Safety
-    /// As `dots`, of `TALL` rows, and only where [`tall`](Self::tall) says so.
-    unsafe fn tall_dots<S: Simd>(&self, s: S, row: usize, x: &X, m0: usize, work: *mut f32, to: &mut [f32]) {
-        let _ = (s, row, x, m0, work, to);
-    }
 }
 
 /// Rows of `w` taken together at most.
 const ROWS: usize = 4;
-/// Rows of `w` that are taken block of columns by block of columns, `ROWS` together.
-const TALL: usize = 32;
 /// Bytes of weights that are worth waking a thread for.
 const JOB_BYTES: usize = 32 << 10;
 /// Columns of one job at most: the buffer of sums stays in L1.
@@ -110,7 +94,7 @@ pub unsafe fn gemv<D: Dots>(isa: Isa, pool: &Pool, args: &GemmArgs, rows: &[D]) 
     let x = unsafe { first.prepare(isa, args.x, m, args.k, &mut scratch) };
     let col_bytes = first.row_bytes(args.k).max(1) * if args.gated { 2 } else { 1 };
     let cols = job_cols(n_out, col_bytes, pool.threads());
-    pool.run(n_out.div_ceil(cols), |job, worker| {
+    pool.run_apart(n_out.div_ceil(cols), |job, worker| {
         let col = job * cols;
         first.start(isa, Job { args, rows, x: &x, col, cols: cols.min(n_out - col), worker });
     });
@@ -141,8 +125,7 @@ impl<D: Dots> Kernel for Job<'_, D> {
         let halves = if args.gated { 2 } else { 1 };
         let stride = cols.next_multiple_of(super::simd::MAX_LANES);
         let half = args.m * stride;
-        let work = |d: &D| d.work(if d.tall(x.k, S::LANES) { TALL } else { ROWS }, x.k, S::LANES);
-        let work_len = rows.iter().map(work).max().unwrap_or(0);
+        let work_len = rows.iter().map(|d| d.work(ROWS, x.k, S::LANES)).max().unwrap_or(0);
         let buffer = worker.scratch.slice::<f32>(halves * half + work_len);
         let (sums, work) = buffer.split_at_mut(halves * half);
         for h in 0..halves {
@@ -185,12 +168,6 @@ unsafe fn part_sums<S: Simd, D: Dots>(
     let mut r = 0;
     // SAFETY: as the caller vouches. Instances are few because each is a kernel of its own for the compiler.
     unsafe {
-        if const { vectors::<S>() } && x.m == 1 && d.tall(x.k, S::LANES) {
-            while r + TALL <= count {
-                d.tall_dots(s, row + r, x, 0, work, &mut to[r..r + TALL]);
-                r += TALL;
-            }
-        }
         while r < count {
             let block = if r + ROWS <= count { ROWS } else { 1 };
             let mut rest = 0;

@@ -277,6 +277,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn prefetch_l2<T>(self, p: *const T) {
         let _ = p;
     }
+    /// Asks for the cache line at `p`, which is used once: it need not be kept further out. Any address is allowed.
+    #[inline(always)]
+    fn prefetch_once<T>(self, p: *const T) {
+        self.prefetch(p);
+    }
     /// Asks for the cache line at `p`; any address is allowed.
     #[inline(always)]
     fn prefetch<T>(self, p: *const T) {
