@@ -1,9 +1,11 @@
 //! From messages and pictures to requests: what a command needs around a [`Vlm`].
 
+use std::ops::ControlFlow;
+
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::generate::Request;
+use crate::generate::{Request, generate};
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::sample::SamplingParams;
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
@@ -92,5 +94,27 @@ impl Pipeline {
         }
         let images = self.model.encode_images(cx, &prepared)?;
         Ok(Request { prompt, images, params })
+    }
+
+    /// The first steps of requests about the same pictures and messages, one for each of `params`, answered together. On a
+    /// device that computes nothing this asks for the kernels that such requests need.
+    pub fn rehearse(
+        &self,
+        cx: &mut Ctx,
+        messages: &[Message],
+        images: &[Rgb8Image],
+        params: &[SamplingParams],
+    ) -> Result<()> {
+        // A first token, a step, and a step that may be recorded.
+        let steps = |params: &SamplingParams| SamplingParams {
+            max_tokens: params.max_tokens.min(3),
+            ignore_eos: true,
+            stop: vec![],
+            ..params.clone()
+        };
+        let requests: Result<Vec<_>> =
+            params.iter().map(|params| self.request(cx, messages, images, steps(params))).collect();
+        generate(cx, &*self.model, &self.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
+        Ok(())
     }
 }

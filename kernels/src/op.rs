@@ -256,6 +256,12 @@ pub trait Device: Send + Sync {
 
     /// Sets the choices of variants that come before estimates, in the queues that are made from now on.
     fn prefer(&mut self, picks: Picks);
+
+    /// Prepares kernels beside the caller: `rehearse` runs on another thread, on a device of the same kind that computes and
+    /// stores nothing, and the kernels that it asks for are compiled. Where kernels are no work to prepare it is not run.
+    fn expect(&self, rehearse: Box<dyn FnOnce(&dyn Device) + Send>) {
+        drop(rehearse);
+    }
 }
 
 /// Something done for each op of the list.

@@ -5,12 +5,17 @@
 #[path = "../emulator/mod.rs"]
 mod emulator;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use ocelli_bench::eval::{Report, evaluate};
+use ocelli_engine::generate::generate;
+use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::Arch;
-use ocelli_kernels::cuda::CudaDevice;
+use ocelli_kernels::cuda::{CudaDevice, KernelKey, PlanDriver};
 
 use super::{FAMILIES, explain, golden, run};
 
@@ -70,6 +75,40 @@ fn demo_answers_emulated() {
         assert!(report.rows >= 2, "{} rows", report.rows);
         let differing = report.differing.expect("answers.jsonl");
         assert!(differing.is_empty(), "{differing:?}");
+    }
+}
+
+/// Kernels that `work` asks a device of this architecture for.
+fn wanted(arch: Arch, work: impl Fn(&Pipeline, &mut Ctx)) -> Vec<KernelKey> {
+    let driver = Arc::new(PlanDriver::of_arch(arch));
+    let device = CudaDevice::on(driver.clone(), Arc::default());
+    let mut cx = Ctx::new(&device, Precision::default()).expect("a stream");
+    let files = &ocelli_models::demo::FILES;
+    let model = ocelli_models::load(files, &mut cx).expect("the demo model");
+    work(&Pipeline::new(files, model, 2).expect("its tokenizer"), &mut cx);
+    driver.keys()
+}
+
+#[test]
+fn a_rehearsal_asks_for_the_kernels_of_the_answer() {
+    let picture = [Rgb8Image::from_raw(300, 200, vec![90; 300 * 200 * 3]).expect("a picture")];
+    let messages = [Message::user(1, "How many objects are there?")];
+    for (arch, temperature) in [(Arch::Sm80, 0.0), (Arch::Sm90a, 0.7)] {
+        let params = SamplingParams { max_tokens: 12, ignore_eos: true, temperature, ..Default::default() };
+        let answered = wanted(arch, |pipeline, cx| {
+            let request = pipeline.request(cx, &messages, &picture, params.clone()).expect("a request");
+            generate(cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
+                ControlFlow::Continue(())
+            })
+            .expect("an answer");
+        });
+        let rehearsed = wanted(arch, |pipeline, cx| {
+            pipeline.rehearse(cx, &messages, &picture, std::slice::from_ref(&params)).expect("a rehearsal");
+        });
+        assert!(rehearsed.len() > 10, "{} kernels", rehearsed.len());
+        let missing: Vec<String> =
+            answered.iter().filter(|key| !rehearsed.contains(key)).map(ToString::to_string).collect();
+        assert!(missing.is_empty(), "{arch}: {missing:#?}");
     }
 }
 

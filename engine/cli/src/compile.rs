@@ -17,16 +17,14 @@ pub use with_cuda::compile;
 #[cfg(feature = "cuda")]
 mod with_cuda {
     use std::collections::BTreeSet;
-    use std::ops::ControlFlow;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, PoisonError};
 
     use ocelli_bench::tune::cache_dir;
-    use ocelli_engine::generate::generate;
+    use ocelli_engine::Precision;
     use ocelli_engine::image::Rgb8Image;
     use ocelli_engine::sample::SamplingParams;
     use ocelli_engine::text::Message;
-    use ocelli_engine::{Ctx, Pipeline, Precision};
     use ocelli_kernels::Arch;
     use ocelli_kernels::cuda::cubin::Cubins;
     use ocelli_kernels::cuda::{CudaDevice, Driver, KernelKey, PlanDriver};
@@ -112,40 +110,26 @@ mod with_cuda {
         let device = CudaDevice::on(driver.clone(), Arc::default());
         let precision = Precision { dtype: args.dtype.on(driver.caps()), fast_int8: false };
         let (pipeline, mut cx) = open::pipeline(&args.model, &device, precision)?;
+        // Greedy for the first half of the requests, sampled for the others.
+        let params = |together: usize| -> Vec<SamplingParams> {
+            let temperature = |index| if index * 2 < together { 0.0 } else { 1.0 };
+            let params =
+                |index| SamplingParams { temperature: temperature(index), ..SamplingParams::default() };
+            (0..together).map(params).collect()
+        };
         for side in PICTURES {
             let Some(picture) = Rgb8Image::from_raw(side, side, vec![127; side * side * 3]) else { continue };
-            answer(&pipeline, &mut cx, &[Message::user(1, "What is it?")], &[picture], 1)?;
+            pipeline.rehearse(&mut cx, &[Message::user(1, "What is it?")], &[picture], &params(1))?;
         }
         let limit = pipeline.model.info().max_positions;
         for words in PROMPTS {
             if words + 64 < limit {
-                answer(&pipeline, &mut cx, &[Message::user(0, "a ".repeat(words))], &[], 1)?;
+                pipeline.rehearse(&mut cx, &[Message::user(0, "a ".repeat(words))], &[], &params(1))?;
             }
         }
         for together in TOGETHER {
-            answer(&pipeline, &mut cx, &[Message::user(0, "hello")], &[], together)?;
+            pipeline.rehearse(&mut cx, &[Message::user(0, "hello")], &[], &params(together))?;
         }
         Ok(driver.keys().into_iter().collect())
-    }
-
-    /// A few steps of some equal requests.
-    fn answer(
-        pipeline: &Pipeline,
-        cx: &mut Ctx,
-        messages: &[Message],
-        pictures: &[Rgb8Image],
-        together: usize,
-    ) -> Result<(), Failure> {
-        // Greedy for the first half of the requests, sampled for the others.
-        let params = |index: usize| SamplingParams {
-            max_tokens: 3,
-            ignore_eos: true,
-            temperature: if index * 2 < together { 0.0 } else { 1.0 },
-            ..SamplingParams::default()
-        };
-        let requests: Result<Vec<_>, _> =
-            (0..together).map(|index| pipeline.request(cx, messages, pictures, params(index))).collect();
-        generate(cx, &*pipeline.model, &pipeline.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
-        Ok(())
     }
 }

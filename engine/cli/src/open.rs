@@ -1,10 +1,14 @@
 //! From arguments to devices and models.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ocelli_bench::tune::{Loaded, Table, cache_dir};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
+use ocelli_engine::image::{DecodeOptions, decode_file};
+use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision, Vlm};
 use ocelli_kernels::{Backend, BackendOp, Caps, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 
@@ -123,16 +127,61 @@ pub fn pipeline(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(Pipeline, Ctx), Failure> {
-    let files = files(args.model.as_deref())?;
+    pipeline_of(&files(args.model.as_deref())?, &args.processor, device, precision)
+}
+
+/// The same with files that are here.
+fn pipeline_of(
+    files: &ModelFiles,
+    processor: &[(String, String)],
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(Pipeline, Ctx), Failure> {
     let mut cx = Ctx::new(device, precision)?;
-    let mut model = ocelli_models::load(&files, &mut cx)?;
-    set_processor(&mut *model, &args.processor)?;
+    let mut model = ocelli_models::load(files, &mut cx)?;
+    set_processor(&mut *model, processor)?;
     let caps = device.caps();
     let threads = match caps.backend {
         Backend::Cpu => caps.units,
         _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
-    Ok((Pipeline::new(&files, model, threads)?, cx))
+    Ok((Pipeline::new(files, model, threads)?, cx))
+}
+
+/// What will be asked of a model.
+pub struct Question {
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// Its pictures, in order.
+    pub images: Vec<PathBuf>,
+    /// How they are read.
+    pub decode: DecodeOptions,
+    /// How the answer is drawn.
+    pub params: SamplingParams,
+}
+
+/// As [`pipeline`]. What `question` needs is compiled while the weights are on their way to the device.
+pub fn pipeline_for(
+    question: Question,
+    args: &ModelArgs,
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(Pipeline, Ctx), Failure> {
+    let files = files(args.model.as_deref())?;
+    let (theirs, processor) = (files.clone(), args.processor.clone());
+    device.expect(Box::new(move |device| {
+        let rehearse = || -> Result<(), Failure> {
+            let Question { messages, images, decode, params } = question;
+            let images: Result<Vec<_>, _> = images.iter().map(|path| decode_file(path, &decode)).collect();
+            let (pipeline, mut cx) = pipeline_of(&theirs, &processor, device, precision)?;
+            Ok(pipeline.rehearse(&mut cx, &messages, &images?, &[params])?)
+        };
+        // Whatever is wrong, the question itself meets it too.
+        if let Err(failure) = rehearse() {
+            tracing::debug!("not all kernels are compiled ahead: {failure:?}");
+        }
+    }));
+    pipeline_of(&files, &args.processor, device, precision)
 }
 
 /// Overrides fields of the image processor.

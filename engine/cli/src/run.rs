@@ -81,7 +81,16 @@ pub fn run(args: &RunArgs) -> Outcome {
 
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
-    let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
+    let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
+    let system = args.system.iter().map(|text| Message::text("system", text.clone()));
+    let messages: Vec<Message> = system.chain([Message::user(args.images.len(), prompt.clone())]).collect();
+    let question = open::Question {
+        messages: messages.clone(),
+        images: args.images.clone(),
+        decode: options.clone(),
+        params: params.clone(),
+    };
+    let (pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     let token = pipeline.tokenizer.id_to_token(pipeline.model.info().image_token).unwrap_or_default();
     if !token.is_empty() && args.system.iter().chain([&prompt]).any(|text| text.contains(&token)) {
@@ -91,15 +100,12 @@ pub fn run(args: &RunArgs) -> Outcome {
         .hint("give pictures with --image FILE; they come before the prompt, in the order given"));
     }
 
-    let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
     spinner.say("reading pictures");
     let mut pictures = Vec::with_capacity(args.images.len());
     for path in &args.images {
         pictures.push(cx.timings.measure(Phase::DecodeImage, || decode_file(path, &options))?);
     }
     spinner.say("looking at pictures");
-    let system = args.system.iter().map(|text| Message::text("system", text.clone()));
-    let messages: Vec<Message> = system.chain([Message::user(pictures.len(), prompt)]).collect();
     let request = pipeline.request(&mut cx, &messages, &pictures, params)?;
     drop(pictures);
 

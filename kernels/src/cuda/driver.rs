@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytemuck::{Pod, Zeroable};
 use smallvec::SmallVec;
 
+use super::ahead::Ahead;
 use super::source::KernelKey;
 use crate::op::{Fetch, Recorded};
 use crate::spec::{Caps, DType, KernelError};
@@ -76,6 +77,16 @@ pub trait Driver: Send + Sync {
 
     /// The kernel of a key, compiled and loaded if it is not yet.
     fn kernel(&self, key: &KernelKey) -> Result<KernelId, KernelError>;
+
+    /// What compiles kernels before they are asked for; `None` where that is nothing to wait for.
+    fn ahead(&self) -> Option<&Ahead> {
+        None
+    }
+
+    /// Whether memory holds what is written to it: a device that computes nothing needs no weights.
+    fn stores(&self) -> bool {
+        true
+    }
 
     /// Starts a kernel.
     fn launch(&self, kernel: KernelId, launch: &Launch<'_>) -> Result<(), KernelError>;

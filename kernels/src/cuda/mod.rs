@@ -1,10 +1,12 @@
 //! CUDA kernels through the driver API of `cudarc`, compiled by NVRTC.
 //!
-//! - [`source`] lists `.cu` files and their headers; [`nvrtc`] finds and calls the compiler; [`cubin`] keeps what it makes.
+//! - [`source`] lists `.cu` files and their headers; [`nvrtc`] finds and calls the compiler; [`cubin`] keeps what it makes;
+//!   [`ahead`] has threads that compile what a dry run of a model asks for while its weights are on their way.
 //! - [`Driver`] is what a device must do; `nvidia` is the real one, [`PlanDriver`] one that only notes which kernels are wanted.
 //!   Tests have a third, which runs the kernels on the host.
 //! - `launch` is what an op's kernels see; `stream` runs ops in order; `upload` brings weights to the device.
 
+pub mod ahead;
 mod buffer;
 pub mod cubin;
 mod device;

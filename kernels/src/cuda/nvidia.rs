@@ -9,6 +9,7 @@ use cudarc::driver::sys::{
     self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as FunctionAttribute, CUresult,
 };
 
+use super::ahead::Ahead;
 use super::cubin::Cubins;
 use super::driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
 use super::source::{ENTRY, KernelKey};
@@ -357,7 +358,7 @@ pub(super) struct Nvidia {
     /// Whether a kernel may start before the one before it has ended.
     dependent: bool,
     context: Arc<Context>,
-    cubins: Cubins,
+    cubins: Ahead,
     loaded: Mutex<HashMap<KernelKey, KernelId>>,
     functions: RwLock<Vec<Function>>,
     stages: Mutex<Vec<Pinned>>,
@@ -383,11 +384,12 @@ impl Nvidia {
         };
         let (caps, version, context) =
             open().map_err(|what: String| KernelError::Device(format!("backend cuda: {what}")))?;
+        let arch = caps.cuda.arch;
         Ok(Self {
             caps,
             dependent: version >= DEPENDENT_DRIVER,
             context: Arc::new(context),
-            cubins,
+            cubins: Ahead::new(move |key| cubins.get(key, arch).map(|(code, _)| code)),
             loaded: Mutex::default(),
             functions: RwLock::default(),
             stages: Mutex::default(),
@@ -399,7 +401,7 @@ impl Nvidia {
     }
 
     fn load(&self, key: &KernelKey) -> Result<KernelId, KernelError> {
-        let (bytes, _) = self.cubins.get(key, self.caps.cuda.arch)?;
+        let bytes = self.cubins.get(key)?;
         self.context.enter()?;
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         let name = CString::new(ENTRY).map_err(|error| KernelError::Device(error.to_string()))?;
@@ -575,6 +577,10 @@ impl Driver for Nvidia {
         let kernel = result?;
         lock(&self.loaded).insert(key.clone(), kernel);
         Ok(kernel)
+    }
+
+    fn ahead(&self) -> Option<&Ahead> {
+        Some(&self.cubins)
     }
 
     fn launch(&self, kernel: KernelId, launch: &Launch<'_>) -> Result<(), KernelError> {

@@ -1,11 +1,12 @@
 //! A device that computes nothing and notes which kernels it is asked for.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::ahead::Names;
 use super::driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
 use super::source::KernelKey;
-use crate::op::Fetch;
+use crate::op::{Fetch, Recorded};
 use crate::spec::{Arch, Caps, KernelError};
 
 /// Alignment of addresses.
@@ -16,6 +17,7 @@ const ALIGN: u64 = 256;
 pub struct PlanDriver {
     caps: Caps,
     noted: Mutex<Noted>,
+    expected: Option<Names>,
 }
 
 struct Noted {
@@ -29,7 +31,13 @@ impl PlanDriver {
     #[must_use]
     pub fn new(caps: Caps) -> Self {
         let noted = Noted { next: ALIGN, kernels: BTreeMap::new(), launches: 0 };
-        Self { caps, noted: Mutex::new(noted) }
+        Self { caps, noted: Mutex::new(noted), expected: None }
+    }
+
+    /// The same, which has each kernel expected as it notes it.
+    #[must_use]
+    pub fn expecting(caps: Caps, names: Names) -> Self {
+        Self { expected: Some(names), ..Self::new(caps) }
     }
 
     /// For a typical device of an architecture.
@@ -85,7 +93,16 @@ impl Driver for PlanDriver {
     fn kernel(&self, key: &KernelKey) -> Result<KernelId, KernelError> {
         let mut noted = self.noted();
         let next = KernelId(noted.kernels.len());
-        Ok(*noted.kernels.entry(key.clone()).or_insert(next))
+        Ok(*noted.kernels.entry(key.clone()).or_insert_with(|| {
+            if let Some(names) = &self.expected {
+                names.expect(key);
+            }
+            next
+        }))
+    }
+
+    fn stores(&self) -> bool {
+        false
     }
 
     fn launch(&self, _kernel: KernelId, _launch: &Launch<'_>) -> Result<(), KernelError> {
@@ -103,5 +120,22 @@ impl Driver for PlanDriver {
 
     fn overlaps(&self) -> bool {
         false
+    }
+
+    // Steps take the shapes that a device which records them has.
+    fn records(&self) -> bool {
+        true
+    }
+
+    fn record(&self) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn recorded(&self) -> Result<Recorded, KernelError> {
+        Ok(Arc::new(()))
+    }
+
+    fn replay(&self, _graph: &Recorded) -> Result<(), KernelError> {
+        Ok(())
     }
 }

@@ -31,7 +31,9 @@ fn upload(
     }
     let rows: usize = sources.iter().map(|source| source.rows.len()).sum();
     let buffer = Arc::new(CudaBuf::new(&stream.driver, rows * pitch)?);
-    copy(stream, sources, pitch, &buffer)?;
+    if stream.driver.stores() {
+        copy(stream, sources, pitch, &buffer)?;
+    }
     stream.placed.keep(host, &buffer);
     Ok(buffer)
 }
