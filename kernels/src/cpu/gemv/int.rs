@@ -239,15 +239,21 @@ impl<const BITS: usize> IntDots<BITS> {
     }
 }
 
-/// Which of the groups of a vector a lane belongs to, if groups are `group_words` words long.
+/// Which of the groups of a vector a lane belongs to, if groups are `group_words` words long, a power of two.
 #[inline(always)]
 pub(super) fn group_of_lane<S: Simd>(s: S, group_words: usize) -> S::I {
-    let mut lanes = [0i32; MAX_LANES];
-    for (lane, group) in lanes.iter_mut().enumerate() {
-        *group = (lane / group_words) as i32;
-    }
+    const LANES: [i32; MAX_LANES] = {
+        let mut lanes = [0; MAX_LANES];
+        let mut i = 0;
+        while i < MAX_LANES {
+            lanes[i] = i as i32;
+            i += 1;
+        }
+        lanes
+    };
     // SAFETY: MAX_LANES values.
-    unsafe { s.load_i(lanes.as_ptr()) }
+    let lanes = unsafe { s.load_i(LANES.as_ptr()) };
+    s.shr_lanes_i(lanes, s.splat_i(group_words.trailing_zeros() as i32))
 }
 
 /// Adds the products of words `v..min(v + LANES, end)` of each row, and asks for the words `ahead` bytes from there.

@@ -276,6 +276,18 @@ impl Simd for Avx2 {
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const bf16, n: usize) -> __m256 {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(first_halves(p.cast(), n))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_n(self, p: *const f16, n: usize) -> __m256 {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe { _mm256_cvtph_ps(first_halves(p.cast(), n)) }
+    }
+    #[inline(always)]
     unsafe fn load_i8(self, p: *const i8) -> __m256 {
         // SAFETY: as the caller vouches, and a token exists, so the instructions do.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
@@ -399,5 +411,29 @@ impl Simd for Avx2 {
     fn prefetch<T>(self, p: *const T) {
         // SAFETY: a prefetch never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+/// The first `n` values of 16 bits, zeros after them, by overlapping loads: no trip through memory, which a load would wait
+/// for.
+///
+/// # Safety
+/// `p` is readable for `n <= 8` values; alignment is not needed.
+#[inline(always)]
+unsafe fn first_halves(p: *const u16, n: usize) -> __m128i {
+    // SAFETY: reads end with value `n`, as the caller vouches; the instructions are those of every x86-64.
+    unsafe {
+        let four = |at: usize| p.add(at).cast::<u64>().read_unaligned();
+        let two = |at: usize| u64::from(p.add(at).cast::<u32>().read_unaligned());
+        let (low, high) = match n {
+            8.. => (four(0), four(4)),
+            5.. => (four(0), four(n - 4) >> (16 * (8 - n))),
+            4 => (four(0), 0),
+            3 => (two(0) | two(1) >> 16 << 32, 0),
+            2 => (two(0), 0),
+            1 => (u64::from(p.read_unaligned()), 0),
+            0 => (0, 0),
+        };
+        _mm_set_epi64x(high as i64, low as i64)
     }
 }

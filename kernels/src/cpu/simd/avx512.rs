@@ -259,6 +259,19 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const bf16, n: usize) -> __m512 {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe {
+            let halves = _mm256_maskz_loadu_epi16(self.first(n), p.cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_n(self, p: *const f16, n: usize) -> __m512 {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(self.first(n), p.cast())) }
+    }
+    #[inline(always)]
     unsafe fn load_i8(self, p: *const i8) -> __m512 {
         // SAFETY: as the caller vouches, and a token exists, so the instructions do.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }

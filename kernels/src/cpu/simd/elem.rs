@@ -19,13 +19,23 @@ pub trait Elem: Copy + Send + Sync + Default + PartialEq + 'static {
     /// `p` is readable for `n <= LANES` values; alignment is not needed.
     #[inline(always)]
     unsafe fn load_n<S: Simd>(s: S, p: *const Self, n: usize) -> S::V {
-        let mut a = [Self::default(); MAX_LANES];
-        // SAFETY: `n <= LANES <= MAX_LANES`; the caller vouches for `p`.
-        unsafe {
-            std::ptr::copy_nonoverlapping(p.cast::<u8>(), a.as_mut_ptr().cast::<u8>(), n * size_of::<Self>());
-            Self::load(s, a.as_ptr())
-        }
+        // SAFETY: as the caller vouches.
+        unsafe { Self::load(s, first(p, n).as_ptr()) }
     }
+}
+
+/// The first `n` values, zeros after them.
+///
+/// # Safety
+/// `p` is readable for `n <= MAX_LANES` values; alignment is not needed.
+#[inline(always)]
+pub(super) unsafe fn first<T: Elem>(p: *const T, n: usize) -> [T; MAX_LANES] {
+    let mut a = [T::default(); MAX_LANES];
+    // SAFETY: the caller vouches for `p`; the array is long enough.
+    unsafe {
+        std::ptr::copy_nonoverlapping(p.cast::<u8>(), a.as_mut_ptr().cast::<u8>(), n * size_of::<T>());
+    }
+    a
 }
 
 /// A type that f32 rounds to.
@@ -96,6 +106,11 @@ impl Elem for bf16 {
         // SAFETY: as the caller vouches.
         unsafe { s.load_bf16(p) }
     }
+    #[inline(always)]
+    unsafe fn load_n<S: Simd>(s: S, p: *const bf16, n: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { s.load_bf16_n(p, n) }
+    }
 }
 
 impl StoreElem for bf16 {
@@ -119,6 +134,11 @@ impl Elem for f16 {
     unsafe fn load<S: Simd>(s: S, p: *const f16) -> S::V {
         // SAFETY: as the caller vouches.
         unsafe { s.load_f16(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n<S: Simd>(s: S, p: *const f16, n: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { s.load_f16_n(p, n) }
     }
 }
 

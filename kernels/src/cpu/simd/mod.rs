@@ -211,6 +211,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` is readable for `LANES` values; alignment is not needed.
     unsafe fn load_f16(self, p: *const f16) -> Self::V;
+    /// The first `n`, widened exactly; zeros after them.
+    ///
+    /// # Safety
+    /// `p` is readable for `n <= LANES` values; alignment is not needed.
+    #[inline(always)]
+    unsafe fn load_bf16_n(self, p: *const bf16, n: usize) -> Self::V {
+        // SAFETY: as the caller vouches.
+        unsafe { self.load_bf16(elem::first(p, n).as_ptr()) }
+    }
+    /// The first `n`, widened exactly; zeros after them.
+    ///
+    /// # Safety
+    /// `p` is readable for `n <= LANES` values; alignment is not needed.
+    #[inline(always)]
+    unsafe fn load_f16_n(self, p: *const f16, n: usize) -> Self::V {
+        // SAFETY: as the caller vouches.
+        unsafe { self.load_f16(elem::first(p, n).as_ptr()) }
+    }
     /// Widened exactly.
     ///
     /// # Safety
