@@ -98,13 +98,13 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                 }
             } else {
                 // A power of two, see `fits`.
-                let group_shift = group_words.trailing_zeros();
+                let (group_shift, few) = (group_words.trailing_zeros(), 4 * group_words >= S::LANES);
                 let index = group_of_lane(s, group_words);
                 while v < words {
                     let mut sub = [[s.zero(); M]; R];
                     block::<S, R, M, BITS>(s, &at, &xs, v, words, ahead(v), &mut sub);
                     for r in 0..R {
-                        let scale = s.permute(s.load(work.add(r * scale_len + (v >> group_shift))), index);
+                        let scale = spread(s, work.add(r * scale_len + (v >> group_shift)), index, few);
                         for i in 0..M {
                             acc[r][i] = s.fma(sub[r][i], scale, acc[r][i]);
                         }
@@ -254,6 +254,17 @@ pub(super) fn group_of_lane<S: Simd>(s: S, group_words: usize) -> S::I {
     // SAFETY: MAX_LANES values.
     let lanes = unsafe { s.load_i(LANES.as_ptr()) };
     s.shr_lanes_i(lanes, s.splat_i(group_words.trailing_zeros() as i32))
+}
+
+/// The scale of each lane: those from `p` on, as `index` says. With `few`, of at most 4 groups, only they are loaded: a wider load
+/// of what has just been stored waits until it has left the core.
+///
+/// # Safety
+/// `p` is readable for `LANES` values.
+#[inline(always)]
+pub(super) unsafe fn spread<S: Simd>(s: S, p: *const f32, index: S::I, few: bool) -> S::V {
+    // SAFETY: as the caller vouches.
+    s.permute(unsafe { if few { s.load_4(p) } else { s.load(p) } }, index)
 }
 
 /// Adds the products of words `v..min(v + LANES, end)` of each row, and asks for the words `ahead` bytes from there.

@@ -4,7 +4,7 @@ use super::super::gemm::{Operand, epilogue};
 use super::super::isa::{Isa, Level};
 use super::super::scratch::Scratch;
 use super::super::simd::{Kernel, MAX_LANES, Simd};
-use super::int::group_of_lane;
+use super::int::{group_of_lane, spread};
 use super::x::{Layout, X};
 use super::{Dots, IntDots};
 
@@ -187,7 +187,7 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
         let words = (x.k * BITS).div_ceil(32);
         let group_words = self.0.group_words(x.k, S::LANES);
         // A power of two, see `fits`.
-        let group_shift = group_words.trailing_zeros();
+        let (group_shift, few) = (group_words.trailing_zeros(), 4 * group_words >= S::LANES);
         let index = group_of_lane(s, group_words);
         let mut acc = [[s.zero(); M]; R];
         // SAFETY: as the caller vouches; `x` is padded to whole vectors of words.
@@ -198,7 +198,7 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
                     let at = first.add(r * rows.words + v);
                     s.prefetch(at.wrapping_byte_add(AHEAD));
                     let w = load_words(s, at, words - v);
-                    let scale = s.permute(s.load(scales.add(r * stride + (v >> group_shift))), index);
+                    let scale = spread(s, scales.add(r * stride + (v >> group_shift)), index, few);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let start = s.load_i(x.lane_starts(m0 + i).add(v));
                         let dot = self.vector(s, start, w, x.codes(m0 + i).add(v * BYTES[BITS / 8]));

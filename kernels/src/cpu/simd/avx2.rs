@@ -264,6 +264,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_si256(p.cast(), a) }
     }
     #[inline(always)]
+    unsafe fn load_4(self, p: *const f32) -> __m256 {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe { _mm256_zextps128_ps256(_mm_loadu_ps(p)) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m256 {
         // SAFETY: as the caller vouches, and a token exists, so the instructions do.
         unsafe {

@@ -247,6 +247,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_si512(p.cast(), a) }
     }
     #[inline(always)]
+    unsafe fn load_4(self, p: *const f32) -> __m512 {
+        // SAFETY: as the caller vouches, and a token exists, so the instructions do.
+        unsafe { _mm512_zextps128_ps512(_mm_loadu_ps(p)) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(self, p: *const bf16) -> __m512 {
         // SAFETY: as the caller vouches, and a token exists, so the instructions do.
         unsafe {

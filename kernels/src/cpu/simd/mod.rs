@@ -201,6 +201,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
         }
     }
 
+    /// The first 4 values, or more.
+    ///
+    /// # Safety
+    /// `p` is readable for `LANES` values; alignment is not needed.
+    #[inline(always)]
+    unsafe fn load_4(self, p: *const f32) -> Self::V {
+        // SAFETY: as the caller vouches.
+        unsafe { self.load(p) }
+    }
     /// Widened exactly.
     ///
     /// # Safety
