@@ -31,7 +31,7 @@ pub use device::{DeviceInfo, DeviceOptions, devices, open};
 pub use null::{NullLog, NullRecord, NullStream};
 pub use op::{
     Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, Fetch, OP_NAMES, Op, OpVisitor, Queue, Recorded,
-    Stream, for_each_op,
+    Rehearsal, Stream, for_each_op,
 };
 #[cfg(feature = "cuda")]
 pub use op::{CudaLaunch, CudaOp};

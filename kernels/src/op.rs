@@ -246,6 +246,9 @@ pub trait Queue: Send {
     fn end_scope(&mut self) {}
 }
 
+/// Work of which only the kernels that it asks for are wanted.
+pub type Rehearsal = Box<dyn FnOnce(&dyn Device) + Send>;
+
 /// A device that can be opened.
 pub trait Device: Send + Sync {
     /// What it can do.
@@ -259,7 +262,7 @@ pub trait Device: Send + Sync {
 
     /// Prepares kernels beside the caller: `rehearse` runs on another thread, on a device of the same kind that computes and
     /// stores nothing, and the kernels that it asks for are compiled. Where kernels are no work to prepare it is not run.
-    fn expect(&self, rehearse: Box<dyn FnOnce(&dyn Device) + Send>) {
+    fn expect(&self, rehearse: Rehearsal) {
         drop(rehearse);
     }
 }

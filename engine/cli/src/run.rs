@@ -87,7 +87,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let question = open::Question {
         messages: messages.clone(),
         images: args.images.clone(),
-        decode: options.clone(),
+        decode: options,
         params: params.clone(),
     };
     let (pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;

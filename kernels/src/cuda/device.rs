@@ -8,7 +8,7 @@ use super::driver::Driver;
 use super::nvidia::{self, Nvidia};
 use super::plan::PlanDriver;
 use super::stream::CudaStream;
-use crate::op::{Device, Stream};
+use crate::op::{Device, Rehearsal, Stream};
 use crate::select::Picks;
 use crate::spec::{Caps, KernelError};
 
@@ -69,7 +69,7 @@ impl Device for CudaDevice {
         self.picks = Arc::new(picks);
     }
 
-    fn expect(&self, rehearse: Box<dyn FnOnce(&dyn Device) + Send>) {
+    fn expect(&self, rehearse: Rehearsal) {
         let Some(ahead) = self.driver.ahead() else { return };
         let (caps, picks) = (self.caps().clone(), self.picks.clone());
         ahead.expect(move |names| {
