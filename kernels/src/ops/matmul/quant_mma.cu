@@ -45,6 +45,22 @@ DEVICE Row row_of(const Params& p, i32 col, i32 r) {
     return row_at(w, min_of(col + (up ? r - 8 : r), p.e.cols - 1));
 }
 
+// Scales and zero points of a step of one row.
+struct Notes {
+    f32 scale[GROUPS];
+    u32 zero[GROUPS];
+};
+
+DEVICE void load_notes(Notes& to, const Row& row, const Params& p, i32 step) {
+#pragma unroll
+    for (i32 i = 0; i < GROUPS; ++i) {
+        const i32 group = group_of<SPAN>(p.w, p.groups, step, i);
+        to.scale[i] = load_value(row.scales, p.w.type, group);
+        to.zero[i] = 1u << (BITS - 1);
+        if constexpr (ZERO) to.zero[i] = static_cast<u32>(int_group_field<BITS>(row.zeros[group], row.field));
+    }
+}
+
 // Where the 16 bytes `part` of row `r` of a warp's weights lie in a stage.
 DEVICE constexpr i32 swizzled(i32 r, i32 part) { return r * ROW_BYTES + ((part ^ (r / 2 % 4)) * 16); }
 
@@ -103,7 +119,7 @@ KERNEL(256, NT * PARTS > 4 || (ZERO && NT == 4) ? 1 : 2)(const __grid_constant__
 
     Notes next[2];
 #pragma unroll
-    for (i32 i = 0; i < 2; ++i) load_notes<SPAN>(next[i], rows[i], p.w, p.groups, min_of(deep, p.steps - 1));
+    for (i32 i = 0; i < 2; ++i) load_notes(next[i], rows[i], p, min_of(deep, p.steps - 1));
 #pragma unroll
     for (i32 turn = 0; turn < STAGES - 1; ++turn) weights_of(turn);
     grid_wait();
@@ -125,8 +141,8 @@ KERNEL(256, NT * PARTS > 4 || (ZERO && NT == 4) ? 1 : 2)(const __grid_constant__
 
         Notes now[2] = {next[0], next[1]};
         const i32 after = min_of(step + DEEP, p.steps - 1);
-        load_notes<SPAN>(next[0], rows[0], p.w, p.groups, after);
-        load_notes<SPAN>(next[1], rows[1], p.w, p.groups, after);
+        load_notes(next[0], rows[0], p, after);
+        load_notes(next[1], rows[1], p, after);
 
         const u8* const stage = smem + turn % STAGES * STAGE_BYTES;
         const u8* const w = stage + warp * W_BYTES;

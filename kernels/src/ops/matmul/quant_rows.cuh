@@ -1,4 +1,4 @@
-// Rows of grouped integers that a thread multiplies on tensor cores: where they lie, their scales and zero points.
+// Rows of grouped integers that a thread multiplies on tensor cores: where they lie, with scales and zero points.
 //
 // BITS, ZERO and GROUPS (of a step along k) are values of the kernel.
 #pragma once
@@ -24,19 +24,7 @@ DEVICE Row row_at(const WeightRows& w, i32 at) {
     return to;
 }
 
-// Scales and zero points of a step of one row.
-struct Notes {
-    f32 scale[GROUPS];
-    u32 zero[GROUPS];
-};
-
-// Those of step `step` of `SPAN` columns, of `groups` groups in a row.
-template <i32 SPAN> DEVICE void load_notes(Notes& to, const Row& row, const WeightRows& w, i32 groups, i32 step) {
-#pragma unroll
-    for (i32 i = 0; i < GROUPS; ++i) {
-        const i32 group = min_of(GROUPS > 1 ? step * GROUPS + i : step * SPAN / w.group, groups - 1);
-        to.scale[i] = load_value(row.scales, w.type, group);
-        to.zero[i] = 1u << (BITS - 1);
-        if constexpr (ZERO) to.zero[i] = static_cast<u32>(int_group_field<BITS>(row.zeros[group], row.field));
-    }
+// The group of scale `i` of step `step` of `SPAN` columns, where a row has `groups`: past its end the last.
+template <i32 SPAN> DEVICE i32 group_of(const WeightRows& w, i32 groups, i32 step, i32 i) {
+    return min_of(GROUPS > 1 ? step * GROUPS + i : step * SPAN / w.group, groups - 1);
 }

@@ -19,7 +19,7 @@
 //
 // Where tiles are few each block has one tile and one slice of k; the last slice adds the sums of the others in order.
 //
-// PARTS = 3: x of f32 is a sum of three bf16, each multiplied with the same decoded weights.
+// SCALE: the type of scales. PARTS = 3: x of f32 is a sum of three bf16, each multiplied with the same decoded weights.
 //
 // SASS: HGMMA UTMALDG SYNCS
 #include "cuda/include/wgmma.cuh"
@@ -121,18 +121,37 @@ DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
     }
 }
 
+// Scales and zero points of a stage of one row, as loaded: they are unpacked where they are used, so that nobody waits for them.
+struct Notes {
+    SCALE scale[GROUPS];
+    u32 zero[GROUPS]; // words of several rows
+};
+
+DEVICE void load_notes(Notes& to, const Row& row, const WeightRows& w, i32 groups, i32 step) {
+#pragma unroll
+    for (i32 i = 0; i < GROUPS; ++i) {
+        const i32 group = group_of<STEP>(w, groups, step, i);
+        to.scale[i] = static_cast<const SCALE*>(row.scales)[group];
+        to.zero[i] = ZERO ? row.zeros[group] : 0;
+    }
+}
+DEVICE IntGroupZero zero_of(u32 word, i32 field) {
+    return int_group_zero<T, BITS>(ZERO ? static_cast<u32>(int_group_field<BITS>(word, field)) : 1u << (BITS - 1));
+}
+
 using Fragments = u32[PRODUCTS][4];
 
 // Decodes slice `slice` of a stage; `w` are its weights at the place of this lane in its two rows. Returns something that is known
 // when all of it is.
-template <i32 SLICE> DEVICE f32 decode(Fragments& to, const u8* const (&w)[2], i32 stage, const Notes (&notes)[2]) {
+template <i32 SLICE> DEVICE f32 decode(Fragments& to, const u8* const (&w)[2], i32 stage, const Notes (&notes)[2],
+                                        const i32 (&field)[2]) {
     constexpr i32 HALF = SLICE * EIGHTS / 2, GROUP_OF = SLICE * GROUPS / SLICES;
     constexpr i32 AT = HALF * 2 * W_BOX + (EIGHTS == 1 ? SLICE % 2 * 4 * READ : 0);
     u32 low[READ / 4], high[READ / 4], all = 0;
     load_words(low, w[0] + stage + AT);
     load_words(high, w[1] + stage + AT);
-    const IntGroupZero low_zero = int_group_zero<T, BITS>(notes[0].zero[GROUP_OF]);
-    const IntGroupZero high_zero = int_group_zero<T, BITS>(notes[1].zero[GROUP_OF]);
+    const IntGroupZero low_zero = zero_of(notes[0].zero[GROUP_OF], field[0]);
+    const IntGroupZero high_zero = zero_of(notes[1].zero[GROUP_OF], field[1]);
 #pragma unroll
     for (i32 i = 0; i < EIGHTS; ++i) {
         u32 a[4], b[4];
@@ -169,6 +188,7 @@ struct Consumer {
     Fragments a[2];
     Notes now[2], next[2];
     const u8* w[2];
+    i32 field[2]; // of the rows in words of zero points
 
     // Slice SLICE and those that follow in a stage. `stage` and `after` are offsets of this stage and the next.
     template <i32 SLICE> DEVICE void slices(u64 x, i32 stage, i32 after, u64* full, u32 parity, bool last) {
@@ -176,18 +196,18 @@ struct Consumer {
         wgmma_wait<1>();
         f32 known = 0.0f;
         if constexpr (SLICE + 1 < SLICES) {
-            known = decode<SLICE + 1>(a[(SLICE + 1) % 2], w, stage, now);
+            known = decode<SLICE + 1>(a[(SLICE + 1) % 2], w, stage, now, field);
         } else if (!last) {
             mbarrier_wait(full, parity);
-            known = decode<0>(a[0], w, after, next);
+            known = decode<0>(a[0], w, after, next, field);
         }
         if constexpr ((SLICE + 1) * GROUPS % SLICES == 0) {
             wgmma_wait_after<0>(known);
             wgmma_pin(part);
             constexpr i32 GROUP_OF = SLICE * GROUPS / SLICES;
+            const f32 scale[2] = {to_f32(now[0].scale[GROUP_OF]), to_f32(now[1].scale[GROUP_OF])};
 #pragma unroll
-            for (i32 i = 0; i < TILE_N / 2; ++i)
-                sum[0][i] = fmaf(now[i / 2 % 2].scale[GROUP_OF], part[i], sum[0][i]);
+            for (i32 i = 0; i < TILE_N / 2; ++i) sum[0][i] = fmaf(scale[i / 2 % 2], part[i], sum[0][i]);
         }
         if constexpr (SLICE + 1 < SLICES) slices<SLICE + 1>(x, stage, after, full, parity, last);
     }
@@ -245,14 +265,16 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
                              row_at(gated ? p.up : p.w, min_of(work.first_col + (gated ? low : high), p.e.cols - 1))};
         const auto load = [&](i32 step) {
             const i32 from = work.first_step + min_of(step, work.steps - 1);
-            load_notes<STEP>(c.next[0], rows[0], p.w, p.groups, from);
-            load_notes<STEP>(c.next[1], rows[1], gated ? p.up : p.w, p.groups, from);
+            load_notes(c.next[0], rows[0], p.w, p.groups, from);
+            load_notes(c.next[1], rows[1], gated ? p.up : p.w, p.groups, from);
         };
         load(0);
 #pragma unroll
+        for (i32 i = 0; i < 2; ++i) c.field[i] = rows[i].field;
+#pragma unroll
         for (i32 i = 0; i < TILE_N / 2; ++i) c.sum[0][i] = c.part[i] = 0.0f;
         mbarrier_wait(&bars.full[turn.slot], turn.parity);
-        decode<0>(c.a[0], c.w, turn.slot * STAGE_BYTES, c.next);
+        decode<0>(c.a[0], c.w, turn.slot * STAGE_BYTES, c.next, c.field);
 #pragma unroll 1
         for (i32 step = 0; step < work.steps; ++step) {
             const i32 slot = turn.slot;

@@ -159,7 +159,8 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             pad: [0; 3],
         };
         define(&mut kernel, operands);
-        kernel.define("ZERO", operands.zero).define("TILE_N", plan.tile_n).define("STAGES", plan.stages);
+        let scales = segment.w.part.planes.get(1).map_or(DType::F32, View::dtype);
+        kernel.define("SCALE", scales).define("ZERO", operands.zero).define("TILE_N", plan.tile_n).define("STAGES", plan.stages);
         let stage = STEP * (2 * plan.tile_n * operands.parts + TILE_M * operands.bits / 8);
         kernel.shared(plan.stages * stage + ASIDE).dependent();
         kernel.launch([blocks as u32, 1, 1], 128 * (1 + CONSUMERS) as u32, &params)?;
