@@ -1,21 +1,24 @@
-// out = act(x w^T + bias) + residual for weights of grouped integers on the matrix products of warpgroups (sm_90a); gated too.
-// See `epilogue.cuh`.
+// out = act(x w^T + bias) + residual for weights of grouped integers on the matrix products of warpgroups (sm_90a);
+// gated too. See `epilogue.cuh`.
 //
 // x: [m, k] as `quant_wgmma_x.cu` lays it out, type T   w: [n, k], BITS   out: [m, n], or [m, n / 2] if gated
 //
-// Weights are the left operand: 64 rows of them a consumer, decoded in the registers of the lane that reads them (`decode.cuh`); the
-// TILE_N rows of x of a tile are the right one, in shared memory. The order of k is free as long as both have it:
-// x was put into that of the decoded words (`quant_wgmma.cuh`). Blocks stay and walk over tiles of 128 rows of weights. Roles:
+// Weights are the left operand: 64 rows of them a consumer, decoded in the registers of the lane that reads them
+// (`decode.cuh`); the TILE_N rows of x of a tile are the right one, in shared memory. The order of k is free as long as
+// both have it: x was put into that of the decoded words (`quant_wgmma.cuh`). Blocks stay and walk over tiles of 128 rows
+// of weights. Roles:
 //
-//   producer (a thread)          has the copy engine bring stages of 128 along k to a ring of STAGES: x in columns of 64, 128-byte
-//                                swizzled, packed weights in the same halves as they are. It runs ahead into the next tile.
-//   consumers (two warpgroups)   decode the next slice of a stage while products of the slice before are under way. Products of
-//                                fields and x are exact; those of a group, or of a stage if its group is longer, have sums of
-//                                their own, which are added with the scale of their row: a thread has two rows of weights.
-//                                Meanwhile the other consumer multiplies.
+//   producer (a thread)          has the copy engine bring stages of 128 along k to a ring of STAGES: x in columns of 64,
+//                                128-byte swizzled, packed weights in the same halves as they are. It runs ahead into the
+//                                next tile.
+//   consumers (two warpgroups)   decode the next slice of a stage while products of the slice before are under way.
+//                                Products of fields and x are exact; those of a group, or of a stage if its group is
+//                                longer, have sums of their own, which are added with the scale of their row: a thread
+//                                has two rows of weights. Meanwhile the other consumer multiplies.
 //
-// Of a gated tile the 16 rows of a warp are eight gates and the eight rows that they scale, so that it has 64 columns of the
-// result. Results go through shared memory, 32 rows of x at a time, so that columns lie together; each consumer ends its own.
+// Of a gated tile the 16 rows of a warp are eight gates and the eight rows that they scale, so that it has 64 columns of
+// the result. Results go through shared memory, 32 rows of x at a time, so that columns lie together; each consumer ends
+// its own.
 //
 // Where tiles are few each block has one tile and one slice of k; the last slice adds the sums of the others in order.
 //
@@ -121,7 +124,8 @@ DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
     }
 }
 
-// Scales and zero points of a stage of one row, as loaded: they are unpacked where they are used, so that nobody waits for them.
+// Scales and zero points of a stage of one row, as loaded: they are unpacked where they are used, so that nobody waits
+// for them.
 struct Notes {
     SCALE scale[GROUPS];
     u32 zero[GROUPS]; // words of several rows
@@ -141,8 +145,8 @@ DEVICE IntGroupZero zero_of(u32 word, i32 field) {
 
 using Fragments = u32[PRODUCTS][4];
 
-// Decodes slice `slice` of a stage; `w` are its weights at the place of this lane in its two rows. Returns something that is known
-// when all of it is.
+// Decodes slice SLICE of the stage at offset `stage`; `w` are weights at the place of this lane in its two rows. Returns
+// something >= 0, or NaN, that is known when all of it is.
 template <i32 SLICE> DEVICE f32 decode(Fragments& to, const u8* const (&w)[2], i32 stage, const Notes (&notes)[2],
                                         const i32 (&field)[2]) {
     constexpr i32 HALF = SLICE * EIGHTS / 2, GROUP_OF = SLICE * GROUPS / SLICES;
@@ -167,7 +171,7 @@ template <i32 SLICE> DEVICE f32 decode(Fragments& to, const u8* const (&w)[2], i
     return __uint_as_float(all & 0x7fffffffu);
 }
 
-// Starts the products of slice `slice` of a stage, whose x is at `x`.
+// Starts the products of slice SLICE of a stage, whose x is at `x`.
 template <i32 SLICE> DEVICE void multiply(f32 (&part)[TILE_N / 2], const Fragments& a, u64 x) {
     constexpr i32 HALF = SLICE * EIGHTS / 2, FIRST = EIGHTS == 1 ? SLICE % 2 * PRODUCTS : 0;
     constexpr bool BEGINS = SLICE % (SLICES / GROUPS) == 0;
@@ -229,7 +233,8 @@ DEVICE void finish(const Params& p, const f32 (&sum)[TILE_N / 2], f32* results, 
         for (i32 at = thread; at < PIECE * fours; at += 128) {
             const i32 four = at % fours, row = work.first_row + piece * PIECE + at / fours;
             const i32 col = work.first_col + (number * fours + four) * 4;
-            const f32* const from = results + at / fours * PITCH + (p.gated != 0 ? four / 2 * 16 + four % 2 * 4 : four * 4);
+            const i32 place = p.gated != 0 ? four / 2 * 16 + four % 2 * 4 : four * 4;
+            const f32* const from = results + at / fours * PITCH + place;
             f32 product[4], up[4];
 #pragma unroll
             for (i32 i = 0; i < 4; ++i) product[i] = from[i], up[i] = p.gated != 0 ? from[8 + i] : 0.0f;

@@ -138,9 +138,8 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         }
         let blocks = (plan.tiles * plan.slices).min(cx.caps().units.max(1));
         let mut kernel = cx.kernel(PATH);
-        let words = |rows: Rows<'_>| {
-            map_boxes(&kernel, &rows.part.planes[0], BOX_ROWS, BOX_COLS * operands.bits / 8)
-        };
+        let words =
+            |rows: Rows<'_>| map_boxes(&kernel, &rows.part.planes[0], BOX_ROWS, BOX_COLS * operands.bits / 8);
         let [w, up] = segment.weights(&kernel)?;
         let params = Params {
             x_map: map(&kernel, &x, plan.tile_n)?,
@@ -160,7 +159,11 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         };
         define(&mut kernel, operands);
         let scales = segment.w.part.planes.get(1).map_or(DType::F32, View::dtype);
-        kernel.define("SCALE", scales).define("ZERO", operands.zero).define("TILE_N", plan.tile_n).define("STAGES", plan.stages);
+        kernel
+            .define("SCALE", scales)
+            .define("ZERO", operands.zero)
+            .define("TILE_N", plan.tile_n)
+            .define("STAGES", plan.stages);
         let stage = STEP * (2 * plan.tile_n * operands.parts + TILE_M * operands.bits / 8);
         kernel.shared(plan.stages * stage + ASIDE).dependent();
         kernel.launch([blocks as u32, 1, 1], 128 * (1 + CONSUMERS) as u32, &params)?;
