@@ -20,7 +20,9 @@
 // the result. Results go through shared memory, 32 rows of x at a time, so that columns lie together; each consumer ends
 // its own.
 //
-// Where tiles are few each block has one tile and one slice of k; the last slice adds the sums of the others in order.
+// Two blocks of a CLUSTER take neighbouring rows of weights and the same rows of x: each brings one half of x to both, which
+// relieves the second-level cache. Where tiles are few each block has one tile and one slice of k; the last slice adds
+// the sums of the others in order.
 //
 // SCALE: the type of scales. PARTS = 3: x of f32 is a sum of three bf16, each multiplied with the same decoded weights.
 //
@@ -33,7 +35,7 @@
 #include "quant/int_group/decode.cuh"
 
 struct Params {
-    TensorMap x_map;  // [PARTS * rows, 128 * steps] in boxes [TILE_N, 64]
+    TensorMap x_map;  // [PARTS * rows, 128 * steps] in boxes [TILE_N / CLUSTER, 64]
     TensorMap w_map;  // words of fields of the stored tensor, in boxes of 64 rows and 64 columns
     TensorMap up_map; // of what the gates scale, if gated
     WeightRows w;
@@ -74,9 +76,10 @@ struct Barriers {
     u64 empty[STAGES];
 };
 
-// A tile and a slice of k.
+// A tile and a slice of k. Tiles of the blocks of a cluster are one.
 struct Work {
     i32 tile, slice, first_step, steps;
+    i32 rank; // of this block in its cluster
     i32 first_row; // of x
     i32 first_col; // of the result
 
@@ -87,17 +90,20 @@ struct Work {
         first_step = slice * p.slice_steps;
         steps = min_of(p.slice_steps, p.steps - first_step);
         const Place place = place_of<GROUP>(tile, down, across);
+        rank = CLUSTER > 1 ? static_cast<i32>(cluster_rank()) : 0;
         first_row = place.down * TILE_N;
-        first_col = place.across * (p.gated != 0 ? 64 : 128);
+        first_col = (place.across * CLUSTER + rank) * (p.gated != 0 ? 64 : 128);
     }
-    static DEVICE i32 tiles_across(const Params& p) { return ceil_div(p.e.cols, p.gated != 0 ? 64 : 128); }
+    static DEVICE i32 first() { return static_cast<i32>(blockIdx.x) / CLUSTER; }
+    static DEVICE i32 stride() { return static_cast<i32>(gridDim.x) / CLUSTER; }
+    static DEVICE i32 tiles_across(const Params& p) { return ceil_div(p.e.cols, (p.gated != 0 ? 64 : 128) * CLUSTER); }
     static DEVICE i32 count(const Params& p) { return tiles_across(p) * ceil_div(p.e.rows, TILE_N) * p.slices; }
 };
 
 // Brings the stages of all tiles.
 DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
     Turn<STAGES> turn;
-    for (i32 item = static_cast<i32>(blockIdx.x); item < Work::count(p); item += static_cast<i32>(gridDim.x)) {
+    for (i32 item = Work::first(); item < Work::count(p); item += Work::stride()) {
         const Work work(p, item);
         const i32 row = p.w.first + work.first_col;
         for (i32 step = 0; step < work.steps; ++step, turn.next()) {
@@ -110,8 +116,15 @@ DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
             for (i32 half = 0; half < 2; ++half) {
                 const i32 col = (work.first_step + step) * STEP + half * 64;
 #pragma unroll
-                for (i32 part = 0; part < PARTS; ++part)
-                    tma_load_2d(x + (2 * part + half) * X_HALF, &p.x_map, full, col, part * p.e.rows + work.first_row);
+                for (i32 part = 0; part < PARTS; ++part) {
+                    u8* const to = x + (2 * part + half) * X_HALF + work.rank * (X_HALF / CLUSTER);
+                    const i32 x_row = part * p.e.rows + work.first_row + work.rank * (TILE_N / CLUSTER);
+                    if constexpr (CLUSTER == 1) {
+                        tma_load_2d(to, &p.x_map, full, col, x_row);
+                    } else {
+                        tma_load_2d_multicast(to, &p.x_map, full, col, x_row, (1 << CLUSTER) - 1);
+                    }
+                }
                 const i32 word = col / (32 / BITS);
                 tma_load_2d(w + 2 * half * W_BOX, &p.w_map, full, word, row);
                 if (p.gated != 0) {
@@ -217,6 +230,17 @@ struct Consumer {
     }
 };
 
+// Gives a stage back to the producers of all blocks that fill it; once for each warp.
+DEVICE void give_back(u64* empty) {
+    const u32 lane = lane_id();
+    __syncwarp();
+    if constexpr (CLUSTER == 1) {
+        if (lane == 0) mbarrier_arrive(empty);
+    } else {
+        if (lane < CLUSTER) mbarrier_arrive_remote(empty, lane);
+    }
+}
+
 // Ends the results of consumer `number`.
 DEVICE void finish(const Params& p, const f32 (&sum)[TILE_N / 2], f32* results, const Work& work, i32 number) {
     const i32 thread = static_cast<i32>(threadIdx.x) % 128, lane = thread % 32;
@@ -263,7 +287,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
         c.w[i] = smem + X_BYTES + at[i] / 64 * W_BOX + at[i] % 64 * W_PITCH + lane % 4 * READ;
 
     Turn<STAGES> turn;
-    for (i32 item = static_cast<i32>(blockIdx.x); item < Work::count(p); item += static_cast<i32>(gridDim.x)) {
+    for (i32 item = Work::first(); item < Work::count(p); item += Work::stride()) {
         const Work work(p, item);
         // Beyond the last row the last.
         const Row rows[2] = {row_at(p.w, min_of(work.first_col + low, p.e.cols - 1)),
@@ -288,8 +312,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
             load(step + 1);
             c.slices<0>(x, slot * STAGE_BYTES, turn.slot * STAGE_BYTES, &bars.full[turn.slot], turn.parity,
                         step + 1 == work.steps);
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(&bars.empty[slot]);
+            give_back(&bars.empty[slot]);
         }
         const i32 place = work.tile * CONSUMERS + number;
         float4* const sums = p.sums + static_cast<i64>(place) * (p.slices - 1) * (TILE_N / 8) * 128;
@@ -303,12 +326,16 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     Barriers& bars = *reinterpret_cast<Barriers*>(smem + BARRIERS_AT);
     if (threadIdx.x == 0) {
         for (u64& bar : bars.full) mbarrier_init(&bar, 1);
-        for (u64& bar : bars.empty) mbarrier_init(&bar, 4 * CONSUMERS);
+        for (u64& bar : bars.empty) mbarrier_init(&bar, 4 * CONSUMERS * CLUSTER);
         mbarrier_init_fence();
         tensor_map_prefetch(&p.x_map);
         tensor_map_prefetch(&p.w_map);
     }
-    __syncthreads();
+    if constexpr (CLUSTER > 1) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
     grid_wait();
     const i32 warp = static_cast<i32>(warp_id());
     if (warp < 4) {
@@ -319,4 +346,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
         registers_grow<232>();
         consume(p, smem, bars, warp / 4 - 1);
     }
+    // Blocks of a cluster write to each other's memory: none may end before the other.
+    if constexpr (CLUSTER > 1) cluster_sync();
 }

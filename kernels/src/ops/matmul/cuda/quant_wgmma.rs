@@ -44,7 +44,10 @@ fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
 struct Plan {
     /// Rows of x in a tile.
     tile_n: usize,
+    /// Tiles, each of a block for itself or of a cluster.
     tiles: usize,
+    /// Blocks of a cluster, which have neighbouring rows of weights.
+    cluster: usize,
     /// Slices of k, and stages along k in each.
     slices: usize,
     steps: usize,
@@ -72,14 +75,21 @@ impl Plan {
             let flops = (2 * tile_n * operands.parts * TILE_M * STEP * turns * (steps + 2)) as f32;
             let joined = ((slices - 1) * tiles * tile_n * TILE_M * 8) as f32 / (caps.cuda.read_gbps * 2e3);
             let us = flops * units as f32 / (caps.cuda.tensor_tflops * share * 1e6) + joined;
-            Self { tile_n, tiles, slices, steps, stages, us: us + if slices > 1 { 2.0 } else { 0.0 } }
+            let us = us + if slices > 1 { 2.0 } else { 0.0 };
+            Self { tile_n, tiles, cluster: 1, slices, steps, stages, us }
         };
         let most = (units / tiles.max(1)).min(all / LEAST_STEPS).max(1);
         let least = |best: Self, slices| {
             let other = cut(slices);
             if other.us < best.us { other } else { best }
         };
-        (2..=most).fold(cut(1), least)
+        let best = (2..=most).fold(cut(1), least);
+        // Two where that leaves no block without weights, or one among many.
+        let across = n.div_ceil(TILE_M);
+        if best.slices > 1 || !(across.is_multiple_of(2) || across > 16) {
+            return best;
+        }
+        Self { cluster: 2, tiles: m.div_ceil(tile_n) * across.div_ceil(2), ..best }
     }
 }
 
@@ -136,13 +146,13 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             sums = Some(cx.scratch(1, plan.tiles * (plan.slices - 1) * plan.tile_n * TILE_M, DType::F32)?);
             counters = Some(cx.counters(plan.tiles * CONSUMERS)?);
         }
-        let blocks = (plan.tiles * plan.slices).min(cx.caps().units.max(1));
+        let clusters = (plan.tiles * plan.slices).min((cx.caps().units / plan.cluster).max(1));
         let mut kernel = cx.kernel(PATH);
         let words =
             |rows: Rows<'_>| map_boxes(&kernel, &rows.part.planes[0], BOX_ROWS, BOX_COLS * operands.bits / 8);
         let [w, up] = segment.weights(&kernel)?;
         let params = Params {
-            x_map: map(&kernel, &x, plan.tile_n)?,
+            x_map: map(&kernel, &x, plan.tile_n / plan.cluster)?,
             w_map: words(segment.w)?,
             up_map: segment.up.map_or(Ok(TensorMap([0; 16])), words)?,
             w,
@@ -165,8 +175,9 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             .define("TILE_N", plan.tile_n)
             .define("STAGES", plan.stages);
         let stage = STEP * (2 * plan.tile_n * operands.parts + TILE_M * operands.bits / 8);
+        kernel.define("CLUSTER", plan.cluster).cluster(plan.cluster as u32);
         kernel.shared(plan.stages * stage + ASIDE).dependent();
-        kernel.launch([blocks as u32, 1, 1], 128 * (1 + CONSUMERS) as u32, &params)?;
+        kernel.launch([(clusters * plan.cluster) as u32, 1, 1], 128 * (1 + CONSUMERS) as u32, &params)?;
     }
     Ok(())
 }
