@@ -51,21 +51,23 @@ struct Plan {
     /// Slices of k, and stages along k in each.
     slices: usize,
     steps: usize,
-    /// Of the ring.
+    /// Of the ring, and bytes of shared memory.
     stages: usize,
+    shared: usize,
     us: f32,
 }
 
 impl Plan {
-    /// For `m` rows of x and `n` rows of weights. Tiles of so few rows of x as there are; summands of x take the room of rows. k is cut
-    /// where tiles leave multiprocessors idle and it pays by a simple model: tiles reach a share of the rate, their ends cost what
-    /// two stages do, and sums of slices travel through the second-level cache.
+    /// For `m` rows of x and `n` rows of weights. Tiles of so few rows of x as there are; summands of x take the room of
+    /// rows. k is cut where tiles leave multiprocessors idle and it pays by a simple model: tiles reach a share of the
+    /// rate, their ends cost what two stages do, and sums of slices travel through the second-level cache.
     fn of(operands: Operands, m: usize, n: usize, k: usize, caps: &Caps) -> Self {
         let (units, all) = (caps.units.max(1), k.div_ceil(STEP));
         let tile_n = if m <= 64 || operands.parts > 1 { 64 } else { 128 };
         let tiles = m.div_ceil(tile_n) * n.div_ceil(TILE_M);
         let stage = STEP * (2 * tile_n * operands.parts + TILE_M * operands.bits / 8);
         let stages = ((caps.cuda.shared_memory as usize).saturating_sub(ASIDE) / stage).clamp(2, MOST_STAGES);
+        let shared = stages * stage + ASIDE;
         // Each weight is decoded once for the rows of x of a tile, and sums of groups are added to those of a tile.
         let share = if tile_n > 64 { 0.65 } else { 0.50 };
         let cut = |slices: usize| {
@@ -76,7 +78,7 @@ impl Plan {
             let joined = ((slices - 1) * tiles * tile_n * TILE_M * 8) as f32 / (caps.cuda.read_gbps * 2e3);
             let us = flops * units as f32 / (caps.cuda.tensor_tflops * share * 1e6) + joined;
             let us = us + if slices > 1 { 2.0 } else { 0.0 };
-            Self { tile_n, tiles, cluster: 1, slices, steps, stages, us }
+            Self { tile_n, tiles, cluster: 1, slices, steps, stages, shared, us }
         };
         let most = (units / tiles.max(1)).min(all / LEAST_STEPS).max(1);
         let least = |best: Self, slices| {
@@ -174,9 +176,8 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             .define("ZERO", operands.zero)
             .define("TILE_N", plan.tile_n)
             .define("STAGES", plan.stages);
-        let stage = STEP * (2 * plan.tile_n * operands.parts + TILE_M * operands.bits / 8);
         kernel.define("CLUSTER", plan.cluster).cluster(plan.cluster as u32);
-        kernel.shared(plan.stages * stage + ASIDE).dependent();
+        kernel.shared(plan.shared).dependent();
         kernel.launch([(clusters * plan.cluster) as u32, 1, 1], 128 * (1 + CONSUMERS) as u32, &params)?;
     }
     Ok(())
