@@ -265,11 +265,24 @@ fn aligned(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
 /// once.
 fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     for (i, text) in ["bf16", "int4g32", "int8g64z"].into_iter().enumerate() {
-        let shape = Shape { x: FLOATS[i], math: MATHS[i], bias: true, ..Shape::plain(130, 8200, 24) };
+        let shape = Shape { x: FLOATS[i], math: MATHS[i], bias: true, ..Shape::plain(130, 8720, 32) };
         add(format!("many tiles {text}"), shape.op(cx, format(text), &[1]));
-        let shape = Shape { x: FLOATS[i], gated: i > 0, bias: true, ..Shape::plain(40, 130, 3000) };
+        let shape = Shape { x: FLOATS[i], gated: i > 0, bias: true, ..Shape::plain(40, 130, 3040) };
         let shares: &[usize] = if i < 2 { &[1] } else { &[1, 1] };
         add(format!("long rows {text}"), shape.op(cx, format(text), shares));
+    }
+    // Many rows of x with grouped integers whose rows begin at multiples of 16 bytes.
+    for (i, text) in ["int4g128z", "int8row", "int4g64.f16", "int8g32z.f32"].into_iter().enumerate() {
+        let shape = Shape {
+            x: [DType::BF16, DType::BF16, DType::F16, DType::F32][i],
+            out: FLOATS[1 + i % 2],
+            gated: i % 3 == 0,
+            act: ACTS[i],
+            bias: i < 3,
+            residual: (i < 2).then_some(DType::BF16),
+            ..Shape::plain([150, 70][i / 2], 264, 928)
+        };
+        add(format!("many rows {text}"), shape.op(cx, format(text), if i == 0 { &[1, 1] } else { &[1] }));
     }
     // A row of x that is larger than an L1 cache.
     for (i, text) in ["int8g128", "int8g64z", "int4g128z", "int4g32"].into_iter().enumerate() {

@@ -266,34 +266,6 @@ DEVICE void share_biases(f32* biases, const f32 (&from)[BIASES], i32 number) {
     barrier_sync(SHARE + number, 128);
 }
 
-// Sums of slice `slice` of a consumer of a tile, which `place` numbers: those of each thread.
-DEVICE float4* sums_of(const Params& p, i32 place, i32 slice) {
-    constexpr i32 QUADS = DOWN * TILE_N / 8;
-    return p.sums + (static_cast<i64>(place) * (p.slices - 1) + slice) * QUADS * 128 + threadIdx.x % 128;
-}
-// Joins the slices of a tile. Returns whether `sum` is that of all: in the last slice, which waits for the others.
-DEVICE bool join(f32 (&sum)[DOWN][TILE_N / 2], const Params& p, i32 place, i32 slice, i32 number) {
-    u32* const counter = p.counters + place;
-    const bool first = threadIdx.x % 128 == 0;
-    if (slice < p.slices - 1) {
-        leave_sums<128>(sum, sums_of(p, place, slice));
-        __threadfence();
-        barrier_sync(SHARE + number, 128);
-        if (first) atomicAdd(counter, 1u);
-        return false;
-    }
-    if (first) {
-        while (load_acquire(counter) < static_cast<u32>(slice)) {
-        }
-        *counter = 0;
-    }
-    barrier_sync(SHARE + number, 128);
-    __threadfence();
-#pragma unroll 1
-    for (i32 other = 0; other < slice; ++other) add_sums<128>(sum, sums_of(p, place, other));
-    return true;
-}
-
 // Multiplies the rows of consumer `number`, and leaves the results in its buffers.
 DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     u8* const buffers = smem + BUFFERS_AT + number * BUFFERS * BUFFER_BYTES;
@@ -344,7 +316,9 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
 
         if constexpr (SPLIT) {
             const i32 place = PINGPONG ? walk.tile : walk.tile * CONSUMERS + number;
-            if (!join(sum, p, place, walk.first_step / p.slice_steps, number)) return;
+            float4* const sums = p.sums + static_cast<i64>(place) * (p.slices - 1) * (DOWN * TILE_N / 8) * 128;
+            const i32 slice = walk.first_step / p.slice_steps;
+            if (!join_last(sum, sums, p.counters + place, slice, p.slices, SHARE + number)) return;
         }
         share_biases(biases, bias, number);
 #pragma unroll

@@ -18,7 +18,7 @@
 // SASS: HMMA LDGSTS LDS.128
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/quant.cuh"
-#include "ops/matmul/weights.cuh"
+#include "ops/matmul/quant_rows.cuh"
 
 struct Params {
     const u8* x;
@@ -38,25 +38,11 @@ constexpr i32 STAGE_BYTES = WARPS * W_BYTES + DEEP * X_BYTES;
 constexpr i32 COLS = 8 * NT;            // of the products of a tile: rows of x
 constexpr i32 PITCH = 16 * ACROSS + 4;  // of a column of sums
 
-// The rows of weights that a lane needs at one place of the tile of its warp.
-struct Row {
-    const u8* data;
-    const void* scales;
-    const u32* zeros; // null without zero points
-    i32 field;        // of the row in a word of zero points
-};
-
 // Row `r` of the 16 of a tile that begins at column `col` of the result; beyond the last the last.
 DEVICE Row row_of(const Params& p, i32 col, i32 r) {
     const bool up = p.gated != 0 && r >= 8;
     const WeightRows& w = up ? p.up : p.w;
-    const i64 row = w.first + min_of(col + (up ? r - 8 : r), p.e.cols - 1);
-    Row at;
-    at.data = static_cast<const u8*>(w.data) + row * w.stride * 4;
-    at.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * (w.type == VALUE_F32 ? 4 : 2);
-    at.zeros = ZERO ? static_cast<const u32*>(w.zeros) + row / (32 / BITS) * w.zero_stride : nullptr;
-    at.field = static_cast<i32>(row);
-    return at;
+    return row_at(w, min_of(col + (up ? r - 8 : r), p.e.cols - 1));
 }
 
 // Scales and zero points of a step of one row.
@@ -68,7 +54,7 @@ struct Notes {
 DEVICE void load_notes(Notes& to, const Row& row, const Params& p, i32 step) {
 #pragma unroll
     for (i32 i = 0; i < GROUPS; ++i) {
-        const i32 group = min_of(GROUPS > 1 ? step * GROUPS + i : step * SPAN / p.w.group, p.groups - 1);
+        const i32 group = group_of<SPAN>(p.w, p.groups, step, i);
         to.scale[i] = load_value(row.scales, p.w.type, group);
         to.zero[i] = 1u << (BITS - 1);
         if constexpr (ZERO) to.zero[i] = static_cast<u32>(int_group_field<BITS>(row.zeros[group], row.field));

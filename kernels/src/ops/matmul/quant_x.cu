@@ -2,8 +2,7 @@
 //
 // x: [rows, k] f32, bf16 or f16   out: T, tiles of 8 * NT rows
 //
-// With PARTS = 3, x of f32 is cut into three bf16 whose sum it is: 8 bits of its 24 each, the first two by dropping the rest. A thread
-// writes the 16 bytes of one lane, for each part.
+// A thread writes the 16 bytes of one lane, for each of PARTS summands.
 #include "cuda/include/values.cuh"
 #include "ops/matmul/quant.cuh"
 
@@ -44,19 +43,7 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
 #pragma unroll
     for (i32 part = 0; part < PARTS; ++part) {
         u32 words[4];
-#pragma unroll
-        for (i32 i = 0; i < 4; ++i) {
-            f32& a = v[int_group_order<BITS>(2 * i)];
-            f32& b = v[int_group_order<BITS>(2 * i + 1)];
-            if (part + 1 < PARTS) {
-                const u32 high_a = __float_as_uint(a) & 0xffff0000u, high_b = __float_as_uint(b) & 0xffff0000u;
-                words[i] = high_a >> 16 | high_b;
-                a -= __uint_as_float(high_a);
-                b -= __uint_as_float(high_b);
-            } else {
-                words[i] = pack2<T>(a, b);
-            }
-        }
+        take_summand<T, BITS, PARTS>(words, v, part);
         to[part * STEP_EIGHTS * NT * 32] = make_uint4(words[0], words[1], words[2], words[3]);
     }
     grid_release();

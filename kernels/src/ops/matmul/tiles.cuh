@@ -70,3 +70,30 @@ DEVICE bool join_slices(f32 (&sums)[QUADS][4], float4* memory, u32* counter, i32
     for (i32 s = 0; s < slices; ++s) add_sums<THREADS>(sums, memory + s * QUADS * THREADS + threadIdx.x);
     return true;
 }
+
+// As above for a tile of a warpgroup in a grid that runs at once, where blocks of the last slices are the last to start: the last
+// slice waits for the others, whose sums it adds in order. Returns whether `sum` is that of all. `barrier` is a named barrier of the
+// warpgroup.
+template <int A, int B>
+DEVICE bool join_last(f32 (&sum)[A][B], float4* memory, u32* counter, i32 slice, i32 slices, u32 barrier) {
+    constexpr i64 SLICE = A * B / 4 * 128;
+    const bool first = threadIdx.x % 128 == 0;
+    memory += threadIdx.x % 128;
+    if (slice < slices - 1) {
+        leave_sums<128>(sum, memory + slice * SLICE);
+        __threadfence();
+        barrier_sync(barrier, 128);
+        if (first) atomicAdd(counter, 1u);
+        return false;
+    }
+    if (first) {
+        while (load_acquire(counter) < static_cast<u32>(slice)) {
+        }
+        *counter = 0;
+    }
+    barrier_sync(barrier, 128);
+    __threadfence();
+#pragma unroll 1
+    for (i32 other = 0; other < slice; ++other) add_sums<128>(sum, memory + other * SLICE);
+    return true;
+}

@@ -64,3 +64,21 @@ template <typename T, int Bits, bool Zero> DEVICE void int_group_pairs(u32 (&to)
         }
     }
 }
+
+// Summand `part` of `Parts` of eight neighbours of x, as pairs in that order; it leaves `v`. Of three bf16 whose sum is x of f32 each
+// has 8 bits of its 24, the first two by dropping the rest.
+template <typename T, int Bits, int Parts> DEVICE void take_summand(u32 (&words)[4], f32 (&v)[8], i32 part) {
+#pragma unroll
+    for (i32 i = 0; i < 4; ++i) {
+        f32& a = v[int_group_order<Bits>(2 * i)];
+        f32& b = v[int_group_order<Bits>(2 * i + 1)];
+        if (part + 1 < Parts) {
+            const u32 high_a = __float_as_uint(a) & 0xffff0000u, high_b = __float_as_uint(b) & 0xffff0000u;
+            words[i] = high_a >> 16 | high_b;
+            a -= __uint_as_float(high_a);
+            b -= __uint_as_float(high_b);
+        } else {
+            words[i] = pack2<T>(a, b);
+        }
+    }
+}

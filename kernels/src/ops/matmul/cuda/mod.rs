@@ -5,6 +5,7 @@
 //! | `gemv` | `gemv.cu` | up to 8 rows, floats and grouped integers, in exact f32 |
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
 //! | `quant-mma` | `quant_x.cu`, `quant_mma.cu` | grouped integers, decoded in registers, on tensor cores |
+//! | `quant-wgmma` | `quant_wgmma_x.cu`, `quant_wgmma.cu` | the same on Hopper: many rows of x |
 //! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
 //! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |
 //! | `gemm-wgmma-256x128` | `gemm_wgmma.cu` | as much, where the result is narrow |
@@ -21,6 +22,7 @@ mod halves;
 mod mma;
 mod params;
 mod quant;
+mod quant_wgmma;
 mod wgmma;
 
 use super::{Matmul, MatmulSpec};
@@ -33,6 +35,7 @@ impl CudaOp for Matmul {
             gemv::GEMV,
             gemm::F32,
             quant::MMA,
+            quant_wgmma::ROW,
             mma::MMA,
             wgmma::LARGE,
             wgmma::TALL,

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::super::{Math, Matmul, MatmulSpec};
 use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::buffer::View;
-use crate::cuda::{CudaCx, value_type};
+use crate::cuda::{CudaCx, Kernel, value_type};
 use crate::select::Reject;
 use crate::spec::{Arch, Caps, DType, Format, KernelError};
 
@@ -16,10 +16,10 @@ const WARPS: usize = 8;
 /// Bytes of a row of weights in a step.
 const ROW_BYTES: usize = 64;
 
-/// `Params` of `quant_x.cu`.
+/// `Params` of `quant_x.cu` and `quant_wgmma_x.cu`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct XParams {
+pub(super) struct XParams {
     x: u64,
     out: u64,
     x_stride: i64,
@@ -29,6 +29,30 @@ struct XParams {
     tiles: i32,
     x_type: u32,
     x_aligned: u32,
+}
+
+impl XParams {
+    /// x, laid out in `out` in steps along k and `tiles`, if any.
+    pub fn new(
+        kernel: &Kernel<'_, '_>,
+        x: &View,
+        out: &View,
+        steps: usize,
+        tiles: usize,
+    ) -> Result<Self, KernelError> {
+        let address = kernel.address(x)?;
+        Ok(Self {
+            x: address,
+            out: kernel.address(out)?,
+            x_stride: x.stride(0) as i64,
+            rows: x.size(0) as i32,
+            k: x.size(1) as i32,
+            steps: steps as i32,
+            tiles: tiles as i32,
+            x_type: value_type(Some(x)),
+            x_aligned: u32::from(rows_aligned(address, x)),
+        })
+    }
 }
 
 /// `Params` of `quant_mma.cu`.
@@ -47,25 +71,33 @@ struct Params {
 
 /// What follows from format and types, as the kernels' defines name it.
 #[derive(Clone, Copy)]
-struct Operands {
-    bits: usize,
-    zero: bool,
+pub(super) struct Operands {
+    pub bits: usize,
+    pub zero: bool,
     /// Groups in a step.
-    groups: usize,
+    pub groups: usize,
     /// The type that is multiplied, and how many of it x is the sum of.
-    dtype: DType,
-    parts: usize,
+    pub dtype: DType,
+    pub parts: usize,
 }
 
 impl Operands {
+    /// Those of `quant_mma.cu`.
     fn of(spec: &MatmulSpec) -> Result<Self, Reject> {
+        let Format::IntGroup { bits, .. } = spec.w else {
+            return Err("for weights of grouped integers".into());
+        };
+        Self::in_steps(spec, (ROW_BYTES * 8) as u32 / u32::from(bits))
+    }
+
+    /// Those of a kernel that takes `span` columns of k at a time.
+    pub fn in_steps(spec: &MatmulSpec, span: u32) -> Result<Self, Reject> {
         let Format::IntGroup { bits, group, zero, .. } = spec.w else {
             return Err("for weights of grouped integers".into());
         };
         if spec.k == 0 {
             return Err("for k of 1 or more".into());
         }
-        let span = (ROW_BYTES * 8) as u32 / u32::from(bits);
         let groups = match group {
             0 => 1,
             group if group >= spec.k || group.is_multiple_of(span) => 1,
@@ -146,17 +178,12 @@ fn est_us(spec: &MatmulSpec, caps: &Caps) -> f32 {
     2.0 + caps.cuda.estimate_us(spec.w.bytes(n, k) as f64 / 0.8, flops, rate)
 }
 
-fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
+pub(super) fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let (x, k) = (&op.x, op.w.k());
     if op.out.is_empty() {
         return Ok(());
     }
-    let spec =
-        MatmulSpec { k: k as u32, x: x.dtype(), w: op.w.format(), math: op.math, ..MatmulSpec::default() };
-    let operands = match Operands::of(&spec) {
-        Ok(operands) => operands,
-        Err(why) => return Err(KernelError::Device(why.into_owned())),
-    };
+    let operands = Operands::of(&operands_spec(op)).map_err(|why| KernelError::Device(why.into_owned()))?;
     let rows = if op.gated { 8 } else { 16 };
     // x is laid out once: in tiles whose height follows from the rows of x alone.
     let nt = plan(operands, x.size(0), op.n_out(), rows, cx.caps()).nt;
@@ -183,8 +210,14 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// What of an op's spec `Operands` follow from.
+pub(super) fn operands_spec(op: &Matmul) -> MatmulSpec {
+    let k = op.w.k() as u32;
+    MatmulSpec { k, x: op.x.dtype(), w: op.w.format(), math: op.math, ..MatmulSpec::default() }
+}
+
 impl Operands {
-    fn define(self, kernel: &mut crate::cuda::Kernel<'_, '_>, nt: usize) {
+    fn define(self, kernel: &mut Kernel<'_, '_>, nt: usize) {
         kernel.define("T", self.dtype).define("BITS", self.bits).define("GROUPS", self.groups);
         kernel.define("PARTS", self.parts).define("NT", nt);
     }
@@ -199,18 +232,7 @@ fn lay_out(x: &View, operands: Operands, nt: usize, cx: &mut CudaCx<'_>) -> Resu
     let mut kernel = cx.kernel("ops/matmul/quant_x.cu");
     operands.define(&mut kernel, nt);
     kernel.dependent();
-    let address = kernel.address(x)?;
-    let params = XParams {
-        x: address,
-        out: kernel.address(&out)?,
-        x_stride: x.stride(0) as i64,
-        rows: m as i32,
-        k: k as i32,
-        steps: steps as i32,
-        tiles: tiles as i32,
-        x_type: value_type(Some(x)),
-        x_aligned: u32::from(rows_aligned(address, x)),
-    };
+    let params = XParams::new(&kernel, x, &out, steps, tiles)?;
     kernel.launch([pieces.div_ceil(4) as u32, 1, 1], 128, &params)?;
     Ok(out)
 }

@@ -185,7 +185,17 @@ impl Operands {
 }
 
 /// A map of `[rows, cols]` in boxes of `rows` rows of 128 bytes.
-fn map(kernel: &Kernel<'_, '_>, view: &View, rows: usize) -> Result<TensorMap, KernelError> {
+pub(super) fn map(kernel: &Kernel<'_, '_>, view: &View, rows: usize) -> Result<TensorMap, KernelError> {
+    map_boxes(kernel, view, rows, ROW_BYTES)
+}
+
+/// A map of `[rows, cols]` in boxes of `rows` rows of `row_bytes`, swizzled where those are 128.
+pub(super) fn map_boxes(
+    kernel: &Kernel<'_, '_>,
+    view: &View,
+    rows: usize,
+    row_bytes: usize,
+) -> Result<TensorMap, KernelError> {
     let size = view.dtype().size();
     // A lone row has any stride: one that the copy engine takes.
     let pitch = if view.size(0) > 1 { view.stride(0) } else { view.size(1) } * size;
@@ -193,8 +203,8 @@ fn map(kernel: &Kernel<'_, '_>, view: &View, rows: usize) -> Result<TensorMap, K
         view,
         shape: &[view.size(1) as u64, view.size(0) as u64],
         strides_bytes: &[pitch.next_multiple_of(16) as u64],
-        tile: &[(ROW_BYTES / size) as u32, rows as u32],
-        swizzle128: true,
+        tile: &[(row_bytes / size) as u32, rows as u32],
+        swizzle128: row_bytes == ROW_BYTES,
     })
 }
 
