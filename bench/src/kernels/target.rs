@@ -161,7 +161,7 @@ impl Target {
         }
     }
 
-    /// Seconds that the device's own threads take to read [`Beside::BYTES`] now; `None` where the roof that was measured is as
+    /// Seconds that the device's own threads take to read `Beside::BYTES` now; `None` where the roof that was measured is as
     /// good, as on a GPU.
     pub fn read_seconds(&mut self) -> Option<f64> {
         match &mut self.kind {
