@@ -182,10 +182,11 @@ pub fn compare<E>(
 }
 
 /// Bytes that a timing on the CPU has to rotate through so that operands are out of the caches before their next turn:
-/// twice the last cache, but no more than 1 GiB (a guest has a part of a huge shared cache).
+/// 32 times the last cache, but no more than 1 GiB. A cache may keep a part of what cyclic passes read, and a guest may have
+/// more of one than it is told.
 pub fn cold_bytes() -> u64 {
     let cache = crate::machine::last_cache_bytes().unwrap_or(32 << 20);
-    (2 * cache).min(1 << 30)
+    (32 * cache).min(1 << 30)
 }
 
 /// How many sets of operands of `bytes` each make `cold` bytes together.

@@ -17,9 +17,10 @@ type Compile = Box<dyn Fn(&KernelKey) -> Code + Send + Sync>;
 const MOST_THREADS: usize = 8;
 
 /// Where machine code comes from: what was expected is compiled already, or is waited for if a thread is at it; everything
-/// else is compiled by who asks. Dropping it ends the threads behind the kernels that they are at.
+/// else is compiled by who asks. Dropping it waits for the kernels that are being compiled and begins no more.
 pub struct Ahead {
     shared: Arc<Shared>,
+    /// Those that compile.
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -85,17 +86,17 @@ impl Ahead {
             plan(Names(shared.clone()));
             drop(ending);
         };
-        // Where the system refuses a thread, kernels are compiled when they are asked for.
-        let Some(planner) = spawn("ocelli-plan", planner) else {
+        // Nobody waits for the end of a plan. Where the system refuses a thread, kernels are compiled when they are asked for.
+        if spawn("ocelli-plan", planner).is_none() {
             drop(Planning(&self.shared));
             return;
-        };
+        }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let compilers = (0..cores.min(MOST_THREADS)).map_while(|_| {
             let shared = self.shared.clone();
             spawn("ocelli-compile", move || shared.work())
         });
-        lock(&self.threads).extend(compilers.chain([planner]));
+        lock(&self.threads).extend(compilers);
     }
 }
 
@@ -232,14 +233,13 @@ mod tests {
             panic!("a plan of this test");
         });
         assert!(ahead.get(&key(1)).is_ok() && ahead.get(&key(2)).is_ok());
-        // Threads that wait for more names end with their owner.
+        // Nor does its owner wait for a plan to end.
         let (end, ended) = mpsc::channel::<()>();
-        ahead.expect(move |_| {
+        ahead.expect(move |names| {
             let _ = ended.recv();
+            names.expect(&key(3));
         });
-        lock(&ahead.shared.state).stop = true;
-        ahead.shared.changed.notify_all();
-        drop(end);
         drop(ahead);
+        drop(end);
     }
 }

@@ -4,21 +4,9 @@
 //
 // A thread has eight columns: those that lane t of four decodes at once. They become four pairs of each 32 columns of `out`: the
 // elements that fragments of 16 along k take from lane t, see `quant_wgmma.cuh`.
-#include "cuda/include/values.cuh"
 #include "ops/matmul/quant_wgmma.cuh"
+#include "ops/matmul/quant_x.cuh"
 #include "quant/int_group/decode.cuh"
-
-struct Params {
-    const void* x;
-    u32* out;
-    i64 x_stride;
-    i32 rows;
-    i32 k;
-    i32 steps;
-    i32 pad;
-    u32 x_type;
-    u32 x_aligned; // whether each row of x begins at a multiple of 16 bytes
-};
 
 KERNEL(128, 4)(const __grid_constant__ Params p) {
     // Sixteen threads have a step of a row.
@@ -28,16 +16,9 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
     if (row >= p.rows) return;
     const i32 col = step * STEP + half * 64 + eight_column(q, t);
     grid_wait();
-    f32 v[8] = {};
-    if (col < p.k) {
-        const i64 from = row * p.x_stride + col;
-        if (p.x_aligned != 0 && col + 8 <= p.k) {
-            load_group(v, p.x, p.x_type, from);
-        } else {
-            load_some(v, p.x, p.x_type, from, p.k - col);
-        }
-    }
-    u32* const to = p.out + static_cast<i64>(place) * (STEP / 2) + half * 32 + q * 16 + t;
+    f32 v[8];
+    load_eight(v, p, row, col);
+    u32* const to = static_cast<u32*>(p.out) + static_cast<i64>(place) * (STEP / 2) + half * 32 + q * 16 + t;
 #pragma unroll
     for (i32 part = 0; part < PARTS; ++part) {
         u32 words[4];
