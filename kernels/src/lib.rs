@@ -41,5 +41,6 @@ pub use oracle::{Expected, Oracle};
 pub use reference::{ReferenceDevice, ReferenceStream};
 pub use select::{Picks, Reject, Row, Variant, explain, select};
 pub use spec::{
-    Arch, Backend, Caps, Cost, CudaCaps, DType, Element, Format, KernelError, Layout, ShapeError, WgpuCaps,
+    Arch, Backend, Caps, Code, Cost, CudaCaps, DType, Element, Format, Grouped, KernelError, Layout,
+    ShapeError, WgpuCaps,
 };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
-use crate::spec::{Format, KernelError};
+use crate::spec::{Format, Grouped, KernelError};
 
 /// A run of host rows of one plane.
 pub(crate) struct Source<'a> {
@@ -78,7 +78,7 @@ pub(crate) fn flat(view: &View) -> Result<View, KernelError> {
 pub(crate) fn runs(weights: &Weights) -> Vec<&[WeightPart]> {
     let parts = weights.parts();
     let whole = |part: &WeightPart| match weights.format() {
-        Format::IntGroup { bits, zero: true, .. } => (part.rows * bits as usize).is_multiple_of(32),
+        Format::Grouped(Grouped { code, zero: true, .. }) => (part.rows * code.bits()).is_multiple_of(32),
         _ => true,
     };
     let mut runs = Vec::new();

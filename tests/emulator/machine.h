@@ -76,9 +76,9 @@ struct PhaseBarrier {
 // is waited for, and until then the threads' `d` hold POISON.
 constexpr std::uint32_t POISON = 0x7f8dead5; // a signalling NaN, which changes in any computation;
 struct PendingProduct {
-    int n;
+    int n, k;
     bool add;
-    std::vector<float> a, b;      // [64, 16], [n, 16]
+    std::vector<float> a, b;      // [64, k], [n, k]
     std::array<float*, 128> d;    // of each thread
     std::vector<float> start;     // [128, n / 2], what d was
     bool chained = false;         // d is of a product that is under way, whose sums this one takes over
@@ -163,7 +163,7 @@ void advance(Thread& thread);
 Block& block_of(const Thread& thread);
 
 float decode(Kind kind, std::uint16_t bits);
-float half_of(Kind kind, unsigned word, int half);
+float element_of(Kind kind, unsigned word, int i); // element `i` of a word
 
 // ---- checked memory ----
 

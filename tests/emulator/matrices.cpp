@@ -46,9 +46,6 @@ std::uint16_t to_f16(float x) {
 }
 
 float decode(Kind kind, std::uint16_t bits) { return kind == Kind::bf16 ? from_bf16(bits) : from_f16(bits); }
-float half_of(Kind kind, unsigned word, int half) { return decode(kind, static_cast<std::uint16_t>(word >> (16 * half))); }
-
-namespace {
 
 float from_e4m3(unsigned char bits) {
     const int exponent = bits >> 3 & 15, fraction = bits & 7;
@@ -56,6 +53,25 @@ float from_e4m3(unsigned char bits) {
     if (exponent == 15 && fraction == 7) x = NAN;
     return bits & 128 ? -x : x;
 }
+
+// Too large a value becomes the largest.
+unsigned char to_e4m3(float x) {
+    const unsigned char sign = std::signbit(x) ? 128 : 0;
+    if (std::isnan(x)) return 127;
+    const float size = std::min(std::fabs(x), 448.0f);
+    int exponent;
+    std::frexp(size, &exponent);
+    const int unit = std::max(exponent - 4, -9);
+    const auto units = static_cast<int>(std::nearbyint(std::ldexp(size, -unit)));
+    return static_cast<unsigned char>(sign + (size == 0.0f ? 0 : ((unit + 9) << 3) + units));
+}
+
+float element_of(Kind kind, unsigned word, int i) {
+    if (kind == Kind::e4m3) return from_e4m3(static_cast<unsigned char>(word >> (8 * i)));
+    return decode(kind, static_cast<std::uint16_t>(word >> (16 * i)));
+}
+
+namespace {
 
 struct Fragments {
     void* d;
@@ -152,7 +168,7 @@ void mma_16816(Kind kind, float* d, const unsigned* a, unsigned b0, unsigned b1)
     Fragments mine = {d, a, b0, b1};
     meet("mma.m16n8k16", 0xffffffffu, &mine, [](void* const* brought, void* context) {
         const Kind kind = *static_cast<Kind*>(context);
-        multiply<16, double, float>(brought, [kind](unsigned word, int i) { return half_of(kind, word, i); });
+        multiply<16, double, float>(brought, [kind](unsigned word, int i) { return element_of(kind, word, i); });
     }, &kind);
 }
 
@@ -166,7 +182,7 @@ void mma_16832_i8(int* d, const unsigned* a, unsigned b0, unsigned b1) {
 void mma_16832_e4m3(float* d, const unsigned* a, unsigned b0, unsigned b1) {
     Fragments mine = {d, a, b0, b1};
     meet("mma.m16n8k32.e4m3", 0xffffffffu, &mine, [](void* const* brought, void*) {
-        multiply<32, double, float>(brought, [](unsigned word, int i) { return from_e4m3(static_cast<unsigned char>(word >> (8 * i))); });
+        multiply<32, double, float>(brought, [](unsigned word, int i) { return element_of(Kind::e4m3, word, i); });
     }, nullptr);
 }
 

@@ -2,7 +2,7 @@
 //
 // An operand in shared memory is named by a descriptor of 64 bits: bits 0-13 its address, 16-29 the leading and 32-45 the stride
 // offset, each in units of 16 bytes; 49-51 a base offset, 0 where rows of 8 begin at multiples of 1024 bytes; 62-63 the swizzle,
-// 1 for 128 bytes, the only one here. Elements of 16 bits lie so, before the swizzle (PTX ISA "Strides"; CUTLASS gives the same as
+// 1 for 128 bytes, the only one here. Elements of 16 bits (K-major also of 8, twice as many) lie so, before the swizzle (PTX ISA "Strides"; CUTLASS gives the same as
 // canonical layouts, T = 8 elements, in elements):
 //
 //   K-major   ((8, m), (T, 2)) : ((8 T, stride), (1, T))      rows of 64 elements of k; 8 rows of mn an atom
@@ -32,9 +32,9 @@ Operand operand(std::uint64_t descriptor) {
     return at;
 }
 
-std::uint32_t element_address(const Operand& at, bool mn_major, int mn, int k) {
+std::uint32_t element_address(const Operand& at, bool mn_major, int mn, int k, int size) {
     const std::uint32_t address = mn_major ? at.start + mn / 64 * at.lead + k / 8 * at.stride + k % 8 * 128 + mn % 64 * 2
-                                           : at.start + mn / 8 * at.stride + mn % 8 * 128 + k * 2;
+                                           : at.start + mn / 8 * at.stride + mn % 8 * 128 + k * size;
     return address ^ ((address >> 7 & 7) << 4);
 }
 
@@ -93,7 +93,9 @@ PendingProduct* last_with(Warpgroup& group, const float* d) {
 
 void start(Block& block, Warpgroup& group, const std::vector<Thread*>& threads, const std::vector<void*>& brought, const Clock& all) {
     const Asked& asked = *static_cast<Asked*>(brought[0]);
-    PendingProduct product{asked.n, asked.add, std::vector<float>(64 * 16), std::vector<float>(static_cast<std::size_t>(asked.n) * 16), {}, {}, false};
+    // A row of either operand has 32 bytes.
+    const int size = asked.kind == Kind::e4m3 ? 1 : 2, ks = 32 / size, in_word = 4 / size;
+    PendingProduct product{asked.n, ks, asked.add, std::vector<float>(64 * ks), std::vector<float>(static_cast<std::size_t>(asked.n * ks)), {}, {}, false};
     std::array<const unsigned*, 128> registers{};
     for (std::size_t i = 0; i < 128; ++i) {
         const Asked& other = *static_cast<Asked*>(brought[i]);
@@ -109,22 +111,22 @@ void start(Block& block, Warpgroup& group, const std::vector<Thread*>& threads, 
         if (!product.chained && !thread->product_fence) fail("wgmma without a wgmma_fence since the last wgmma_wait");
 
     const auto read = [&](std::uint32_t address) {
-        unsigned char* p = shared_pointer(block, address, 2);
-        touch_by({group.products, group.closed + 1, all, true}, p, 2, Access::read);
-        std::uint16_t bits;
-        std::memcpy(&bits, p, 2);
-        return decode(asked.kind, bits);
+        unsigned char* p = shared_pointer(block, address, size);
+        touch_by({group.products, group.closed + 1, all, true}, p, size, Access::read);
+        unsigned bits = 0;
+        std::memcpy(&bits, p, size);
+        return element_of(asked.kind, bits, 0);
     };
     const bool in_registers = asked.a_registers != nullptr;
     const Operand a = in_registers ? Operand{} : operand(asked.a), b = operand(asked.b);
     for (int row = 0; row < 64; ++row)
-        for (int k = 0; k < 16; ++k) {
-            const int thread = row / 16 * 32 + row % 8 * 4 + k / 2 % 4;
-            product.a[row * 16 + k] = in_registers ? half_of(asked.kind, registers[thread][row / 8 % 2 + 2 * (k / 8)], k % 2)
-                                                   : read(element_address(a, false, row, k));
+        for (int k = 0; k < ks; ++k) {
+            const int thread = row / 16 * 32 + row % 8 * 4 + k / in_word % 4;
+            product.a[row * ks + k] = in_registers ? element_of(asked.kind, registers[thread][row / 8 % 2 + 2 * (k / (ks / 2))], k % in_word)
+                                                   : read(element_address(a, false, row, k, size));
         }
     for (int col = 0; col < asked.n; ++col)
-        for (int k = 0; k < 16; ++k) product.b[col * 16 + k] = read(element_address(b, asked.b_mn, col, k));
+        for (int k = 0; k < ks; ++k) product.b[col * ks + k] = read(element_address(b, asked.b_mn, col, k, size));
 
     for (float* d : product.d) {
         for (int i = 0; i < asked.n / 2; ++i) {
@@ -144,7 +146,7 @@ void finish(PendingProduct& product, PendingProduct* next) {
             const int row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i / 2 % 2), col = i / 4 * 8 + thread % 4 * 2 + i % 2;
             const std::size_t at = static_cast<std::size_t>(thread) * (product.n / 2) + i;
             double sum = product.add ? product.start[at] : 0.0;
-            for (int k = 0; k < 16; ++k) sum += static_cast<double>(product.a[row * 16 + k]) * product.b[col * 16 + k];
+            for (int k = 0; k < product.k; ++k) sum += static_cast<double>(product.a[row * product.k + k]) * product.b[col * product.k + k];
             if (bits_of(product.d[thread][i]) != POISON) fail("wgmma: a sum was written while its product was under way");
             if (next != nullptr) next->start[at] = static_cast<float>(sum);
             else product.d[thread][i] = static_cast<float>(sum);
@@ -155,6 +157,7 @@ void finish(PendingProduct& product, PendingProduct* next) {
 
 void wgmma(Kind kind, float* d, int n, const unsigned* a_registers, std::uint64_t a, std::uint64_t b, bool add, bool b_mn) {
     if (n < 8 || n > 256 || n % 8 != 0) fail("wgmma of %d columns", n);
+    if (kind == Kind::e4m3 && b_mn) fail("wgmma of 8-bit floats takes K-major operands alone");
     Asked asked{kind, n, add, b_mn, a_registers, a, b, d};
     together("wgmma", &asked, [](Warpgroup& group, const auto& threads, const auto& brought, const Clock& all) {
         start(block_of(*machine.current), group, threads, brought, all);

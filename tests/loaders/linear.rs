@@ -2,8 +2,13 @@
 
 use std::sync::Arc;
 
+use ocelli_engine::files::ModelFiles;
 use ocelli_engine::weights::{Checkpoint, TensorFile};
-use ocelli_kernels::{DType, Format};
+use ocelli_kernels::cpu::CpuDevice;
+use ocelli_kernels::cpu::isa::Isa;
+use ocelli_kernels::cpu::pool::Pool;
+use ocelli_kernels::ops::Matmul;
+use ocelli_kernels::{Code, DType, Device, Format, Grouped, View};
 
 use super::build::{f32s, i32s, i64s, valid};
 use super::{decoded, golden, model_of};
@@ -44,6 +49,79 @@ fn published_files_decode_to_the_bit() {
     }
 }
 
+/// FP8 with one scale for all, for a row and for blocks, as compressed-tensors and the files of `quant_method: "fp8"` have them.
+#[test]
+fn published_fp8_files_decode_to_the_bit_and_multiply() {
+    for (case, format, bias) in [
+        ("ct_fp8_tensor_static_act", "fp8row", false),
+        ("ct_fp8_channel_dyn_token", "fp8row", false),
+        ("ct_fp8_block", "fp8g128", false),
+        ("fp8_block128_exact", "fp8g128.f32", true),
+        ("fp8_block128_partial_main", "fp8g128.f32", false),
+        ("fp8_block128_ue8m0", "fp8g128.f32", false),
+    ] {
+        let dir = golden("quant").join(case);
+        let expected = TensorFile::open(&dir.join("golden.safetensors")).expect(case);
+        let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case);
+        let &[n, k] = checkpoint.info("proj.weight").expect(case).shape else { panic!("{case}: a matrix") };
+        let weights = checkpoint.at("proj").linear(n, k).expect(case);
+        assert_eq!((weights.format().to_string().as_str(), weights.has_bias()), (format, bias), "{case}");
+        // What was rounded of activations is not used.
+        assert!(checkpoint.unused().all(|name| name == "proj.input_scale"), "{case}");
+        let (all, rows) = (decoded(&weights), expected.ints("rows").expect("rows"));
+        let known = expected.floats("w_deq").expect("w_deq");
+        for (row, known) in rows.iter().zip(known.chunks_exact(k)) {
+            assert_eq!(&all[*row as usize * k..][..k], known, "{case}: row {row}");
+        }
+
+        let device = CpuDevice::at(Isa::best(), Arc::new(Pool::new(2)));
+        let mut stream = device.stream().expect("the CPU");
+        let x = expected.view("x").expect("x");
+        let shape = [x.size(0), n];
+        let storage = stream.alloc(shape[0] * shape[1] * 4).expect("memory");
+        let out = View::dense(storage, &shape, DType::F32).expect("a view");
+        stream.exec(&Matmul::new(x, weights, out.clone())).expect("the product");
+        let mut bytes = vec![0; shape[0] * shape[1] * 4];
+        stream.read(&out, &mut bytes).expect("y");
+        let y = expected.floats("y").expect("y");
+        let max = y.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+        for (i, (got, want)) in bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).zip(&y).enumerate()
+        {
+            assert!((got - want).abs() <= 1e-5 * max, "{case} y[{i}]: {got}, expected {want}");
+        }
+    }
+}
+
+/// Rows of FP8 that are no whole words are copied; blocks are those that the configuration names.
+#[test]
+fn ragged_fp8_rows_and_stated_blocks() {
+    // 1, -1, 2, 448, 2^-9, 0.875, then the same times -1.
+    let row = [0x38, 0xb8, 0x40, 0x7e, 0x01, 0x36];
+    let bytes: Vec<u8> = row.iter().copied().chain(row.iter().map(|code| code ^ 0x80)).collect();
+    let file = |scales: &'static [usize], values: &[f32]| {
+        let tensors = [
+            ("p.weight", "F8_E4M3", &[2, 6][..], bytes.clone()),
+            ("p.weight_scale", "F32", scales, f32s(values)),
+        ];
+        valid(&tensors, 0)
+    };
+    let values = [1.0, -1.0, 2.0, 448.0, 0.001_953_125, 0.875];
+    let checkpoint =
+        Checkpoint::of_file(TensorFile::in_memory("m", Arc::from(file(&[2], &[1.0, 2.0]))).expect("a file"));
+    let weights = checkpoint.at("p").linear(2, 6).expect("a scale a row");
+    let expected: Vec<f32> = values.iter().copied().chain(values.map(|v| -2.0 * v)).collect();
+    assert_eq!((weights.format().to_string().as_str(), decoded(&weights)), ("fp8row.f32", expected));
+
+    let block = r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 4]}}"#;
+    let (_dir, checkpoint) = model_of(&file(&[1, 2], &[1.0, 8.0]), block);
+    let weights = checkpoint.at("p").linear(2, 6).expect("stated blocks");
+    let mut expected: Vec<f32> = values.iter().copied().chain(values.map(|v| -v)).collect();
+    for row in expected.chunks_exact_mut(6) {
+        row[4..].iter_mut().for_each(|v| *v *= 8.0);
+    }
+    assert_eq!((weights.format().to_string().as_str(), decoded(&weights)), ("fp8g4.f32", expected));
+}
+
 fn packed(rest: Vec<Tensor>) -> Vec<Tensor> {
     let mut all: Vec<Tensor> = vec![
         ("p.weight_shape", "I64", &[2], i64s(&[8, 64])),
@@ -63,7 +141,7 @@ fn what_is_not_built_is_refused_by_name() {
     let cases: Vec<(Vec<Tensor>, &str)> = vec![
         (
             vec![("p.qweight", "I32", &[1], byte(4))],
-            "m: `p`: not supported: GPTQ or AWQ integers; supported are F32, BF16 and F16, and",
+            "m: `p`: not supported: GPTQ or AWQ integers; supported are F32, BF16 and F16, compressed-tensors",
         ),
         (
             vec![("p.weight", "U8", &[8], byte(8)), ("p.weight.absmax", "F32", &[1], byte(4))],
@@ -76,14 +154,36 @@ fn what_is_not_built_is_refused_by_name() {
         (vec![("p.weight._data", "I8", &[1], byte(1))], "optimum-quanto"),
         (
             vec![
-                ("p.weight", "F8_E4M3", &[8, 64], byte(512)),
+                ("p.weight", "F8_E5M2", &[8, 64], byte(512)),
                 ("p.weight_scale_inv", "F32", &[1, 1], byte(4)),
             ],
-            "block-scaled FP8",
+            "scaled values that are not FP8",
+        ),
+        (
+            vec![("p.weight", "F8_E4M3", &[8, 64], byte(512)), ("p.weight_scale", "U8", &[8, 2], byte(16))],
+            "`p.weight_scale`: expected F32, BF16, F16 or F8_E8M0, found U8",
+        ),
+        (
+            vec![("p.weight", "F8_E4M3", &[8, 64], byte(512)), ("p.weight_scale", "BF16", &[3, 1], byte(6))],
+            "`p.weight_scale`: shape: [3, 1] scales of [8, 64] weights fit neither",
+        ),
+        (
+            vec![
+                ("p.weight", "F8_E4M3", &[64, 8], byte(512)),
+                ("p.weight_scale", "BF16", &[64, 1], byte(128)),
+            ],
+            "`p.weight`: shape: expected [8, 64], found [64, 8]",
+        ),
+        (
+            vec![
+                ("p.weight", "F8_E4M3", &[8, 64], byte(512)),
+                ("p.weight_scale_inv", "F8_E8M0", &[1, 1], vec![255]),
+            ],
+            "`p.weight_scale_inv`: a scale is NaN",
         ),
         (
             vec![("p.weight", "I8", &[8, 64], byte(512)), ("p.weight_scale", "F32", &[8, 1], byte(32))],
-            "int-quantized or float-quantized",
+            "int-quantized values",
         ),
         (vec![("p.weight", "I8", &[8, 64], byte(512))], "weight of type i8"),
         (
@@ -126,7 +226,10 @@ fn what_is_not_built_is_refused_by_name() {
         assert!(text.contains(expected) && !text.contains('\n'), "expected `{expected}`, found `{text}`");
     }
     let format = in_memory(&packed(vec![])).at("p").linear(8, 64).expect("packed").format();
-    assert_eq!(format, Format::IntGroup { bits: 4, group: 32, zero: false, scale: DType::F32 });
+    assert_eq!(
+        format,
+        Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: false, scale: DType::F32 })
+    );
 }
 
 /// What the tensors leave open comes from `config.json`, by the group that the module belongs to.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::weights::{Checkpoint, QuantizeError, QuantizeOptions, Quantized, Role, quantize};
-use ocelli_kernels::quant::int_group;
-use ocelli_kernels::{DType, Format};
+use ocelli_kernels::quant::grouped;
+use ocelli_kernels::{Code, DType, Format, Grouped};
 
 use super::build::{f32s, valid};
 use super::{TempDir, decoded, golden};
@@ -61,12 +61,13 @@ fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
         modules += 1;
         let scale = options.scales.or(info.kernel_dtype()).expect("a float type");
         let group = if k.is_multiple_of(options.group.max(1) as usize) { options.group } else { 32 };
-        let format = Format::IntGroup { bits, group, zero: options.zero_points, scale };
+        let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
+        let format = Format::Grouped(Grouped { code, group, zero: options.zero_points, scale });
         let weights = copy.at(module).linear(n, k).expect(module);
         assert_eq!(weights.format(), format, "{module}");
-        let planes = int_group::encode(format, n, k, &original.floats(name).expect(name)).expect(name);
+        let planes = grouped::encode(format, n, k, &original.floats(name).expect(name)).expect(name);
         let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-        let expected = int_group::decode(format, n, k, &planes).expect(name);
+        let expected = grouped::decode(format, n, k, &planes).expect(name);
         assert_eq!(decoded(&weights), expected, "{module}");
         assert_eq!(copy.ints(&format!("{module}.weight_shape")).expect("a shape"), [n as i64, k as i64]);
     }

@@ -30,13 +30,19 @@ fn values(all: &[(&'static str, &str)]) -> Values {
 
 /// Integer weights: each width, with and without zero points, each type of scale, each kind of group.
 fn integers(wide: &'static str, bytes: &'static str) -> Vec<Values> {
+    codes(&[("4", "0"), ("8", "0")], wide, bytes)
+}
+
+/// Weights of these widths, floats or not, otherwise as above.
+fn codes(kinds: &[(&str, &str)], wide: &'static str, bytes: &'static str) -> Vec<Values> {
     let mut all = Vec::new();
-    for bits in ["4", "8"] {
-        for zero in ["0", "1"] {
+    for &(bits, fp8) in kinds {
+        for zero in if fp8 == "0" { &["0", "1"][..] } else { &["0"] } {
             for scale in ["f32", "bf16", "f16"] {
                 for groups in ["eight", "any"] {
                     all.push(values(&[
-                        ("W", "int"),
+                        ("W", "codes"),
+                        ("FP8", fp8),
                         // Words of 4 bits are read one by one unless bytes are wanted.
                         ("WVEC", if bits == "4" && bytes == "0" { "0" } else { wide }),
                         ("BYTES", bytes),
@@ -60,7 +66,8 @@ fn dense() -> Vec<Values> {
 
 /// Every format as the kernels that multiply floats read it.
 fn all_formats() -> Vec<Values> {
-    dense().into_iter().chain(integers("0", "0")).chain(integers("1", "0")).collect()
+    let grouped = ["0", "1"].into_iter().flat_map(|wide| codes(&[("4", "0"), ("8", "0"), ("8", "1")], wide, "0"));
+    dense().into_iter().chain(grouped).collect()
 }
 
 /// The cut of a streaming kernel, its numbers in turn.

@@ -192,6 +192,12 @@ impl Checkpoint {
         file.view_at(tensor, Some(shape))
     }
 
+    /// A matrix of bytes as rows of words, see [`TensorFile::words_at`].
+    pub(super) fn words(&self, name: &str, n: usize, k: usize) -> Result<View, WeightError> {
+        let (file, tensor) = self.find(name)?;
+        file.words_at(tensor, n, k)
+    }
+
     /// A small integer tensor as i64, see [`TensorFile::ints`].
     ///
     /// # Errors

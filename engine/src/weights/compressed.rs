@@ -18,6 +18,8 @@ pub struct Quantization {
     pub format: String,
     /// The `config_groups` of compressed-tensors, in file order.
     pub schemes: Vec<Scheme>,
+    /// `weight_block_size`: rows and columns of a block that shares a scale.
+    pub block: Option<[usize; 2]>,
     /// Whether `transform_config` names rotations of the weights.
     pub transforms: bool,
     ignore: Vec<Target>,
@@ -40,6 +42,8 @@ pub struct Scheme {
     pub strategy: String,
     /// Weights along the input axis that share a scale, for strategy `group`.
     pub group: Option<u64>,
+    /// Rows and columns of a block that shares a scale, for strategy `block`.
+    pub block: Option<[usize; 2]>,
     /// Whether activations are quantized too.
     pub activations: bool,
     targets: Vec<Target>,
@@ -106,6 +110,7 @@ impl Quantization {
         Self {
             method: text(block.get("quant_method")),
             schemes: schemes.collect(),
+            block: block_shape(block.get("weight_block_size")),
             transforms: block.get("transform_config").is_some_and(is_filled),
             ignore: Target::all(block.get("ignore")),
             format,
@@ -155,6 +160,7 @@ impl Scheme {
             symmetric: weights.get("symmetric").and_then(Value::as_bool).unwrap_or(true),
             strategy: text(weights.get("strategy")),
             group: weights.get("group_size").and_then(Value::as_u64).filter(|&size| size > 0),
+            block: block_shape(weights.get("block_structure")),
             activations: group.get("input_activations").is_some_and(is_filled),
             targets: Target::all(group.get("targets")),
         }
@@ -175,6 +181,7 @@ impl Scheme {
             symmetric: !name.ends_with("_ASYM"),
             strategy: if group.is_some() { "group" } else { "channel" }.to_owned(),
             group,
+            block: None,
             activations: bits == 0,
             targets: Target::all(Some(targets)),
         }
@@ -211,6 +218,12 @@ impl fmt::Display for Scheme {
 
 fn text(value: Option<&Value>) -> String {
     value.and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// Rows and columns of a block, both above zero.
+fn block_shape(value: Option<&Value>) -> Option<[usize; 2]> {
+    let sizes: Vec<usize> = serde_json::from_value(value?.clone()).ok()?;
+    <[usize; 2]>::try_from(sizes).ok().filter(|sizes| !sizes.contains(&0))
 }
 
 /// Whether a value says anything: not null, not an empty object or list.

@@ -90,13 +90,13 @@ impl AsRef<[u8]> for Keeper {
 }
 
 /// An aligned copy of one tensor.
-struct AlignedCopy {
+pub(super) struct AlignedCopy {
     words: Vec<u64>,
     len: usize,
 }
 
 impl AlignedCopy {
-    fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);
         Self { words, len: bytes.len() }
@@ -267,6 +267,34 @@ impl TensorFile {
             (copy.clone(), 0)
         };
         View::new(storage, offset, layout, dtype).map_err(|e| WeightError::shape(&self.path, &entry.name, &e))
+    }
+
+    /// A matrix `[n, k]` of bytes as words `[n, ceil(k / 4)]`, the bytes after a row zero: where it lies in the file if rows
+    /// are whole words there.
+    pub(super) fn words_at(&self, index: usize, n: usize, k: usize) -> Result<View, WeightError> {
+        let name = &self.entries[index].name;
+        let bytes = self.bytes_at(index);
+        if n.checked_mul(k) != Some(bytes.len()) {
+            let reason = format!("expected {n} x {k} bytes, found {}", bytes.len());
+            return Err(WeightError::tensor(&self.path, name, reason));
+        }
+        self.states[index].used.store(true, Ordering::Relaxed);
+        let whole = k.is_multiple_of(4) && (bytes.as_ptr() as usize).is_multiple_of(4);
+        let (storage, offset) = if whole {
+            (self.storage.clone(), self.entries[index].start)
+        } else {
+            let copy = self.states[index].copy.get_or_init(|| {
+                let mut rows = vec![0; n * k.next_multiple_of(4)];
+                for (to, from) in rows.chunks_mut(k.next_multiple_of(4).max(1)).zip(bytes.chunks(k.max(1))) {
+                    to[..from.len()].copy_from_slice(from);
+                }
+                Storage::shared(Arc::new(AlignedCopy::of(&rows)))
+            });
+            (copy.clone(), 0)
+        };
+        Layout::dense(&[n, k.div_ceil(4)])
+            .and_then(|layout| View::new(storage, offset, layout, DType::I32))
+            .map_err(|e| WeightError::shape(&self.path, name, &e))
     }
 
     /// The bytes of a tensor as they lie in the file.

@@ -1,19 +1,18 @@
 //! Weight matrices: which storage format a module's tensors are in.
 
-use ocelli_kernels::{Format, ShapeError, View, Weights};
+use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights};
 
 use super::{Scope, StoredType, WeightError};
 
-const SUPPORTED: &str =
-    "supported are F32, BF16 and F16, and compressed-tensors pack-quantized integers of 4 and 8 bits";
+const SUPPORTED: &str = "supported are F32, BF16 and F16, compressed-tensors pack-quantized integers of 4 and 8 bits, and FP8 (E4M3) with scales";
 
 /// Tensors beside or instead of `weight`, and the scheme that they are a sign of.
 const FOREIGN: [(&str, &str); 12] = [
     ("qweight", "GPTQ or AWQ integers"),
     ("weight_global_scale", "NVFP4"),
     ("weight_scale_2", "NVFP4"),
-    ("weight_scale_inv", "block-scaled FP8"),
-    ("weight_scale", "compressed-tensors int-quantized or float-quantized values"),
+    ("weight_scale_inv", "scaled values that are not FP8 (E4M3)"),
+    ("weight_scale", "compressed-tensors int-quantized values, or floats that are not FP8 (E4M3)"),
     ("weight.absmax", "bitsandbytes 4-bit values"),
     ("SCB", "bitsandbytes LLM.int8() values"),
     ("scales", "MLX groups"),
@@ -63,6 +62,9 @@ impl Scope<'_> {
         if self.has("weight_packed") {
             return self.packed(n, k, bias);
         }
+        if self.is_fp8() {
+            return self.fp8(n, k, bias);
+        }
         if let Some((_, what)) = FOREIGN.iter().find(|(sign, _)| self.has(sign)) {
             return Err(self.unsupported(format!("{what}; {SUPPORTED}")));
         }
@@ -84,9 +86,7 @@ impl Scope<'_> {
         let checkpoint = self.checkpoint();
         let quantization = checkpoint.quantization();
         let scheme = quantization.and_then(|q| q.scheme(self.prefix()));
-        if quantization.is_some_and(|q| q.transforms) {
-            return Err(self.unsupported("rotated weights (transform_config of quantization_config)".into()));
-        }
+        self.refuse_rotations()?;
         if scheme.is_some_and(|scheme| scheme.activations) {
             return Err(
                 self.unsupported("quantized activations (input_activations); weights alone can be".into())
@@ -130,7 +130,8 @@ impl Scope<'_> {
         let group = self.group(bits, k, groups)?;
         // A symmetric scheme's zero points are all zero, whatever layout old writers gave them.
         let zero = self.has("weight_zero_point") && !scheme.is_some_and(|scheme| scheme.symmetric);
-        let format = Format::IntGroup { bits, group, zero, scale: scale_type };
+        let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
+        let format = Format::Grouped(Grouped { code, group, zero, scale: scale_type });
         let mut planes = Vec::with_capacity(3);
         for plane in format.planes(n, k) {
             let name = match plane.name {
@@ -146,6 +147,14 @@ impl Scope<'_> {
             planes.push(view);
         }
         Weights::new(format, n, k, planes, bias).map_err(|e| self.misfit(&e))
+    }
+
+    /// Errors where the configuration names rotations of the weights.
+    pub(super) fn refuse_rotations(&self) -> Result<(), WeightError> {
+        if self.checkpoint().quantization().is_some_and(|q| q.transforms) {
+            return Err(self.unsupported("rotated weights (transform_config of quantization_config)".into()));
+        }
+        Ok(())
     }
 
     /// Bits of a weight, from the words in a row. Where a row is so short that both would do, the configuration tells.

@@ -8,6 +8,7 @@ mod checkpoint;
 mod compressed;
 mod error;
 mod file;
+mod fp8;
 mod header;
 mod linear;
 mod quantize;

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::buffer::{Storage, StreamId, View, Weights};
 use crate::oracle::encode;
-use crate::spec::{DType, Format, Layout};
+use crate::spec::{Code, DType, Format, Grouped, Layout};
 
 /// Bytes before and after each operand, all set to 0xFF: a NaN in every float type.
 const GUARD: usize = 64;
@@ -170,13 +170,26 @@ impl CaseCx {
                         if !self.filled {
                             return view;
                         }
-                        let bytes: Vec<u8> =
+                        let mut bytes: Vec<u8> =
                             (0..view.len()).flat_map(|_| (self.bits() as u32).to_le_bytes()).collect();
+                        if let Format::Grouped(Grouped { code: Code::Fp8, .. }) = format {
+                            // NaN may be read as any of several values.
+                            bytes
+                                .iter_mut()
+                                .filter(|byte| **byte & 0x7f == 0x7f)
+                                .for_each(|byte| *byte &= 0xfe);
+                        }
                         view.fill_from(&bytes, self.id).expect("own memory");
                         view
                     }
-                    (Format::IntGroup { bits, .. }, dtype) => {
-                        let most = std * 3.0 / f32::from(1u8 << (bits - 1));
+                    (Format::Grouped(Grouped { code, .. }), dtype) => {
+                        // A third of the largest code, or about the mean square of all codes of floats.
+                        let size = match code {
+                            Code::Int4 => 8.0 / 3.0,
+                            Code::Int8 => 128.0 / 3.0,
+                            Code::Fp8 => 100.0,
+                        };
+                        let most = std / size;
                         self.random(&shape, dtype, Fill::Uniform(0.2 * most, most))
                     }
                     (Format::Dense(_), dtype) => self.random(&shape, dtype, Fill::Normal(std)),

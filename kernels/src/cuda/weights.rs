@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::launch::{Kernel, value_type};
 use crate::buffer::WeightPart;
-use crate::spec::{Format, KernelError};
+use crate::spec::{Code, Format, KernelError};
 
 /// `Weight` of `weight.cuh`.
 #[repr(C)]
@@ -21,18 +21,21 @@ pub struct WeightParams {
 }
 
 impl Kernel<'_, '_> {
-    /// One part of a weight matrix with rows of `k`; sets `BITS`.
+    /// Sets `BITS` and `FP8`, which tell codes of different formats apart: 0 bits are floats as they are stored.
+    pub fn codes(&mut self, format: Format) -> &mut Self {
+        let code = format.grouped().map(|grouped| grouped.code);
+        self.define("BITS", code.map_or(0, Code::bits)).define("FP8", code == Some(Code::Fp8))
+    }
+
+    /// One part of a weight matrix with rows of `k`; sets what [`codes`](Self::codes) does.
     pub fn weight(
         &mut self,
         format: Format,
         k: usize,
         part: &WeightPart,
     ) -> Result<WeightParams, KernelError> {
-        let (bits, floats) = match format {
-            Format::Dense(_) => (0, 0),
-            Format::IntGroup { bits, .. } => (bits, 1),
-        };
-        self.define("BITS", bits);
+        let floats = if format.dense().is_some() { 0 } else { 1 };
+        self.codes(format);
         let plane = |index: usize| part.planes.get(index);
         let stride = |index: usize| plane(index).map_or(0, |plane| plane.stride(0) as i64);
         Ok(WeightParams {

@@ -1,11 +1,12 @@
 //! Storage formats: one folder each, with the encoder and the decoder that the oracle uses, and one small decoder per
 //! kernel language. Kernels include decoders; there is no kernel per format.
 
-pub mod int_group;
+pub mod e4m3;
+pub mod grouped;
 
 use crate::buffer::WeightPart;
 use crate::oracle::Oracle;
-use crate::spec::{Format, KernelError};
+use crate::spec::{Format, Grouped, KernelError};
 
 /// Appends the rows of one stored tensor, decoded to f64, to `rows`; and to `zeros` what was subtracted for the zero point
 /// of each weight, nothing for formats without.
@@ -19,7 +20,8 @@ pub(crate) fn decode(
 ) -> Result<(), KernelError> {
     match format {
         Format::Dense(_) => rows.extend(oracle.read(&part.planes[0])?),
-        Format::IntGroup { bits, .. } => {
+        Format::Grouped(Grouped { code, .. }) => {
+            let bits = code.bits();
             let words = oracle.ints(&part.planes[0])?;
             let scales = oracle.read(&part.planes[1])?;
             let points = part.planes.get(2).map(|plane| oracle.ints(plane)).transpose()?;
@@ -29,13 +31,13 @@ pub(crate) fn decode(
                 for col in 0..k {
                     let group = col / format.group_len(k);
                     let scale = scales[row * groups + group];
-                    let q = int_group::field(words[row * per_row + col * bits as usize / 32], col, bits);
-                    let mut zero = 0;
+                    let mut q = grouped::value(code, words[row * per_row + col * bits / 32], col);
                     if let Some(points) = &points {
-                        zero = int_group::field(points[row * bits as usize / 32 * groups + group], row, bits);
-                        zeros.push(zero as f64 * scale);
+                        let zero = grouped::value(code, points[row * bits / 32 * groups + group], row);
+                        zeros.push(f64::from(zero) * scale);
+                        q -= zero;
                     }
-                    rows.push((q - zero) as f64 * scale);
+                    rows.push(f64::from(q) * scale);
                 }
             }
         }

@@ -11,27 +11,78 @@ use super::DType;
 /// How a weight matrix `[n, k]` lies in memory.
 ///
 /// The text form is the spelling used everywhere: `bf16`, `int8g128`, `int4g32`, `int4g128z` (with zero points),
-/// `int8row` (one scale a row); scales that are not bf16 follow a dot: `int4g128.f16`.
+/// `int8row` (one scale a row), `fp8g128`; scales that are not bf16 follow a dot: `int4g128.f16`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// One plane `[n, k]` of floats.
     Dense(DType),
-    /// Integers of 4 or 8 bits in groups along `k` that share a scale, as in the compressed-tensors
-    /// `pack-quantized` layout: `w = (q - zero) * scale`, `q` in `[-2^(bits-1), 2^(bits-1))`.
-    ///
-    /// Planes: `packed` i32 `[n, ceil(k * bits / 32)]`, offset binary (`q + 2^(bits-1)`), low bits first along `k`;
-    /// `scales` `[n, groups]`; with zero points also `zeros` i32 `[ceil(n * bits / 32), groups]`, packed along `n`
-    /// with the same offset.
-    IntGroup {
-        /// Bits of one weight: 4 or 8.
-        bits: u8,
-        /// Weights along `k` that share a scale; 0 is the whole row.
-        group: u32,
-        /// Whether each group has a zero point.
-        zero: bool,
-        /// Type of the scales: f32, bf16 or f16.
-        scale: DType,
-    },
+    /// Codes of a few bits, packed into words, in groups along `k` that share a scale.
+    Grouped(Grouped),
+}
+
+/// Weights `w = (q - zero) * scale`, `q` what a code stands for.
+///
+/// Planes: `packed` i32 `[n, ceil(k * bits / 32)]`, low bits first along `k`; `scales` `[n, groups]`; with zero points also
+/// `zeros` i32 `[ceil(n * bits / 32), groups]`, codes packed along `n`. Integers lie as in the compressed-tensors
+/// `pack-quantized` layout. Where a file has one scale for several rows, each of them has it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Grouped {
+    /// What codes stand for.
+    pub code: Code,
+    /// Weights along `k` that share a scale; 0 is the whole row.
+    pub group: u32,
+    /// Whether each group has a zero point; of integers alone.
+    pub zero: bool,
+    /// Type of the scales: f32, bf16 or f16.
+    pub scale: DType,
+}
+
+/// What the codes of [`Grouped`] weights stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// Integers of -8 to 7, stored with 8 added.
+    Int4,
+    /// Integers of -128 to 127, stored with 128 added.
+    Int8,
+    /// 8-bit floats without infinities (E4M3FN), up to 448; see [`crate::quant::e4m3`].
+    Fp8,
+}
+
+impl Code {
+    /// Bits of a code.
+    #[must_use]
+    pub const fn bits(self) -> usize {
+        match self {
+            Self::Int4 => 4,
+            Self::Int8 | Self::Fp8 => 8,
+        }
+    }
+
+    /// Whether codes are integers.
+    #[must_use]
+    pub const fn is_int(self) -> bool {
+        matches!(self, Self::Int4 | Self::Int8)
+    }
+
+    /// Integers of so many bits, if any are stored.
+    #[must_use]
+    pub const fn int(bits: usize) -> Option<Self> {
+        match bits {
+            4 => Some(Self::Int4),
+            8 => Some(Self::Int8),
+            _ => None,
+        }
+    }
+
+    /// Spelling in formats.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int4 => "int4",
+            Self::Int8 => "int8",
+            Self::Fp8 => "fp8",
+        }
+    }
 }
 
 /// Shape and type of one plane of a stored matrix.
@@ -59,8 +110,8 @@ impl Format {
     pub fn groups(self, k: usize) -> usize {
         match self {
             Self::Dense(_) => 0,
-            Self::IntGroup { group: 0, .. } => usize::from(k > 0),
-            Self::IntGroup { group, .. } => k.div_ceil(group as usize),
+            Self::Grouped(Grouped { group: 0, .. }) => usize::from(k > 0),
+            Self::Grouped(Grouped { group, .. }) => k.div_ceil(group as usize),
         }
     }
 
@@ -68,8 +119,8 @@ impl Format {
     #[must_use]
     pub fn group_len(self, k: usize) -> usize {
         match self {
-            Self::Dense(_) | Self::IntGroup { group: 0, .. } => k,
-            Self::IntGroup { group, .. } => group as usize,
+            Self::Dense(_) | Self::Grouped(Grouped { group: 0, .. }) => k,
+            Self::Grouped(Grouped { group, .. }) => group as usize,
         }
     }
 
@@ -78,8 +129,8 @@ impl Format {
     pub fn planes(self, n: usize, k: usize) -> SmallVec<[PlaneShape; 3]> {
         match self {
             Self::Dense(dtype) => smallvec![PlaneShape { name: "weight", rows: n, cols: k, dtype }],
-            Self::IntGroup { bits, zero, scale, .. } => {
-                let words = |count: usize| (count * bits as usize).div_ceil(32);
+            Self::Grouped(Grouped { code, zero, scale, .. }) => {
+                let words = |count: usize| (count * code.bits()).div_ceil(32);
                 let groups = self.groups(k);
                 let mut planes: SmallVec<[PlaneShape; 3]> = smallvec![
                     PlaneShape { name: "packed", rows: n, cols: words(k), dtype: DType::I32 },
@@ -109,8 +160,23 @@ impl Format {
     pub const fn dense(self) -> Option<DType> {
         match self {
             Self::Dense(dtype) => Some(dtype),
-            Self::IntGroup { .. } => None,
+            Self::Grouped(_) => None,
         }
+    }
+
+    /// The parts of a grouped format.
+    #[must_use]
+    pub const fn grouped(self) -> Option<Grouped> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Grouped(grouped) => Some(grouped),
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -118,8 +184,8 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Dense(dtype) => dtype.fmt(f),
-            Self::IntGroup { bits, group, zero, scale } => {
-                write!(f, "int{bits}")?;
+            Self::Grouped(Grouped { code, group, zero, scale }) => {
+                f.write_str(code.name())?;
                 if group == 0 {
                     f.write_str("row")?;
                 } else {
@@ -140,8 +206,9 @@ impl FromStr for Format {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "unknown format `{text}`; expected f32, bf16, f16, or int8/int4 with g<group> or row, then z for zero \
-                 points, then .f16 or .f32 for scales that are not bf16 (int4g128, int8row, int4g32z.f16)"
+                "unknown format `{text}`; expected f32, bf16, f16, or int8, int4 or fp8 with g<group> or row, then z for zero \
+                 points of integers, then .f16 or .f32 for scales that are not bf16 (int4g128, int8row, int4g32z.f16, \
+                 fp8g128.f32)"
             )
         };
         if let Ok(dtype) = text.parse::<DType>() {
@@ -152,13 +219,12 @@ impl FromStr for Format {
             None => (text, DType::BF16),
         };
         let (head, zero) = head.strip_suffix('z').map_or((head, false), |head| (head, true));
-        let (bits, rest) = if let Some(rest) = head.strip_prefix("int8") {
-            (8, rest)
-        } else if let Some(rest) = head.strip_prefix("int4") {
-            (4, rest)
-        } else {
-            return Err(wrong());
-        };
+        let codes = [Code::Int8, Code::Int4, Code::Fp8];
+        let (code, rest) = codes
+            .into_iter()
+            .find_map(|code| Some((code, head.strip_prefix(code.name())?)))
+            .filter(|(code, _)| code.is_int() || !zero)
+            .ok_or_else(wrong)?;
         let group = match rest {
             "row" => 0,
             _ => rest
@@ -170,7 +236,7 @@ impl FromStr for Format {
         if !scale.is_float() {
             return Err(wrong());
         }
-        Ok(Self::IntGroup { bits, group, zero, scale })
+        Ok(Self::Grouped(Grouped { code, group, zero, scale }))
     }
 }
 
@@ -202,17 +268,21 @@ mod tests {
             "int8row",
             "int4g64z.f16",
             "int8row.f32",
+            "fp8row",
+            "fp8g128.f32",
         ] {
             assert_eq!(text.parse::<Format>().map(|f| f.to_string()).as_deref(), Ok(text));
         }
-        for text in ["", "i8", "int4", "int4g0", "int3g32", "int4g128.i8", "int4g12x", "bf16z"] {
+        for text in
+            ["", "i8", "int4", "int4g0", "int3g32", "int4g128.i8", "int4g12x", "bf16z", "fp8g128z", "fp8"]
+        {
             assert!(text.parse::<Format>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn planes_follow_the_published_layout() {
-        let format = Format::IntGroup { bits: 4, group: 128, zero: true, scale: DType::F16 };
+        let format = Format::Grouped(Grouped { code: Code::Int4, group: 128, zero: true, scale: DType::F16 });
         let planes = format.planes(10, 300);
         assert_eq!((planes[0].rows, planes[0].cols), (10, 38));
         assert_eq!((planes[1].rows, planes[1].cols), (10, 3));

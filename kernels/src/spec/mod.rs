@@ -15,7 +15,7 @@ pub use caps::{Backend, Caps, CudaCaps, WgpuCaps};
 pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use error::{KernelError, ShapeError};
-pub use format::{Format, PlaneShape};
+pub use format::{Code, Format, Grouped, PlaneShape};
 pub use layout::{Layout, MAX_RANK};
 
 /// The bucket that a per-step size falls into, as it may enter a [`Spec`](crate::Op::Spec).

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::launch::Kernel;
 use crate::buffer::{View, WeightPart};
-use crate::spec::{Format, KernelError};
+use crate::spec::{Code, Format, Grouped, KernelError};
 
 /// Parameters that `weight.wgsl` reads, in this order somewhere in the kernel's.
 #[repr(C)]
@@ -45,8 +45,9 @@ impl Kernel<'_, '_> {
                 self.define("W", dtype).define("W_ACCESS", if shared { "read_write" } else { "read" });
                 params.w = if shared { self.bind(0, first)? } else { self.read(0, first)? };
             }
-            Format::IntGroup { bits, zero, scale, .. } => {
-                self.define("BITS", bits).define("SCALE", scale).define("ZERO", zero);
+            Format::Grouped(Grouped { code, zero, scale, .. }) => {
+                self.define("BITS", code.bits()).define("FP8", u8::from(code == Code::Fp8));
+                self.define("SCALE", scale).define("ZERO", zero);
                 params.w = self.read(0, first)?;
                 (params.scales, params.scales_stride) =
                     (self.read(1, &part.planes[1])?, stride(&part.planes[1]));

@@ -54,13 +54,13 @@ void fence_async();
 
 // ---- matrices ----
 
-enum class Kind { bf16, f16 };
+enum class Kind { bf16, f16, e4m3 };
 void load_matrices(unsigned* d, const void* row, int count, bool transposed);
 void store_matrices(void* row, const unsigned* d, int count, bool transposed);
 void mma_16816(Kind kind, float* d, const unsigned* a, unsigned b0, unsigned b1);
 void mma_16832_i8(int* d, const unsigned* a, unsigned b0, unsigned b1);
 void mma_16832_e4m3(float* d, const unsigned* a, unsigned b0, unsigned b1);
-// d [64, n] (+)= a [64, 16] b [16, n] by the four warps of a warpgroup, done when it is waited for. `a_registers` or `a`.
+// d [64, n] (+)= a [64, k] b [k, n], k 16 or, of e4m3, 32, by the four warps of a warpgroup, done when it is waited for. `a_registers` or `a`.
 void wgmma(Kind kind, float* d, int n, const unsigned* a_registers, std::uint64_t a, std::uint64_t b, bool add, bool b_mn);
 void wgmma_fence();
 void wgmma_commit();
@@ -72,6 +72,8 @@ float from_bf16(std::uint16_t bits);
 std::uint16_t to_bf16(float x);
 float from_f16(std::uint16_t bits);
 std::uint16_t to_f16(float x);
+float from_e4m3(unsigned char bits);
+unsigned char to_e4m3(float x);
 
 [[noreturn]] void fail(const char* format, ...);
 

@@ -4,7 +4,9 @@ Usage: python make.py OUT_DIR        needs torch, safetensors, compressed-tensor
 
 The folders ct_* beside it were written by llm-compressor 0.14 with compressed-tensors 0.20 from random weights
 (`model.safetensors`, module `proj`); their `golden.safetensors` hold inputs x, the outputs y = x W^T in f64 rounded to
-f32, and rows of the dequantized weight.
+f32, and rows of the dequantized weight. The FP8 cases `ct_fp8_*` are the presets FP8_DYNAMIC (a scale a row), FP8 (one scale)
+and FP8_BLOCK (blocks of 128 x 128); `fp8_block128_*` are blocks as DeepSeek's `weight_dequant` reads them: random weights over
+max|block| / 448, cast by torch, with scales of F32 or rounded up to powers of two (ue8m0), one with a partial block of rows.
 """
 
 import sys

@@ -2,12 +2,12 @@
 
 use std::collections::HashSet;
 
-use ocelli_kernels::Format;
+use ocelli_kernels::{Format, Grouped};
 use serde_json::{Map, Value, json};
 
 /// The block for these quantized modules; `kept` are modules with a matrix that stays as it is.
 pub(super) fn block(modules: &[(&str, Format)], kept: &[&str]) -> Value {
-    let mut kinds: Vec<((u8, u32, bool), usize)> = Vec::new();
+    let mut kinds: Vec<((usize, u32, bool), usize)> = Vec::new();
     for kind in modules.iter().filter_map(|(_, format)| kind(*format)) {
         match kinds.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, count)) => *count += 1,
@@ -55,11 +55,8 @@ pub(super) fn block(modules: &[(&str, Format)], kept: &[&str]) -> Value {
 }
 
 /// What makes a group of its own: bits, group size and zero points, but not the type of the scales.
-fn kind(format: Format) -> Option<(u8, u32, bool)> {
-    match format {
-        Format::IntGroup { bits, group, zero, .. } => Some((bits, group, zero)),
-        Format::Dense(_) => None,
-    }
+fn kind(format: Format) -> Option<(usize, u32, bool)> {
+    format.grouped().map(|Grouped { code, group, zero, .. }| (code.bits(), group, zero))
 }
 
 /// Names of modules, those that differ by layer numbers alone as one pattern, unless it would match one of `others`.
@@ -96,26 +93,26 @@ fn pattern(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::weights::Quantization;
-    use ocelli_kernels::DType;
+    use ocelli_kernels::{Code, DType};
 
     #[test]
     fn the_block_names_each_module_and_no_other() {
-        let int = |bits, group| Format::IntGroup { bits, group, zero: false, scale: DType::BF16 };
+        let int = |code, group| Format::Grouped(Grouped { code, group, zero: false, scale: DType::BF16 });
         let modules = [
-            ("text.layers.0.q", int(4, 32)),
-            ("text.layers.1.q", int(4, 32)),
-            ("text.layers.0.o", int(4, 0)),
-            ("text.layers.1.o", int(4, 32)),
-            ("text.embed_tokens", int(8, 32)),
+            ("text.layers.0.q", int(Code::Int4, 32)),
+            ("text.layers.1.q", int(Code::Int4, 32)),
+            ("text.layers.0.o", int(Code::Int4, 0)),
+            ("text.layers.1.o", int(Code::Int4, 32)),
+            ("text.embed_tokens", int(Code::Int8, 32)),
         ];
         let kept = ["vision.layers.0.q", "vision.layers.1.q", "text.layers.7.q-x", "lm_head"];
         let config = json!({"quantization_config": block(&modules, &kept)});
         let quantization = Quantization::of_config(&config).unwrap();
         for (name, format) in modules {
             let scheme = quantization.scheme(name).unwrap();
-            let Format::IntGroup { bits, group, .. } = format else { unreachable!() };
+            let Format::Grouped(Grouped { code, group, .. }) = format else { unreachable!() };
             let groups = if group == 0 { 1 } else { 4 };
-            assert_eq!(scheme.group_for(bits, 128, groups), Some(group as usize), "{name}");
+            assert_eq!(scheme.group_for(code.bits() as u8, 128, groups), Some(group as usize), "{name}");
         }
         for name in kept {
             assert!(quantization.scheme(name).is_none(), "{name}");

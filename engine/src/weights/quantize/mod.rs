@@ -17,8 +17,8 @@ mod writer;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use ocelli_kernels::quant::int_group;
-use ocelli_kernels::{DType, Format, ShapeError};
+use ocelli_kernels::quant::grouped;
+use ocelli_kernels::{Code, DType, Format, Grouped, ShapeError};
 
 use super::file::widen;
 use super::{Checkpoint, Quantization, StoredType, WeightError};
@@ -131,7 +131,8 @@ impl QuantizeOptions {
         };
         let fits = |group: &u32| *group <= self.group && k.is_multiple_of(*group as usize);
         let group = [128, 64, 32].into_iter().find(fits).unwrap_or(0);
-        Some(Format::IntGroup { bits, group, zero: self.zero_points, scale: self.scales.unwrap_or(dtype) })
+        let scale = self.scales.unwrap_or(dtype);
+        Some(Format::Grouped(Grouped { code: Code::int(bits.into())?, group, zero: self.zero_points, scale }))
     }
 }
 
@@ -452,7 +453,7 @@ impl Job<'_> {
             let encode = |start: usize| {
                 let count = rows.min(n - start);
                 let values = widen(&bytes[start * row_bytes..(start + count) * row_bytes], dtype);
-                int_group::encode(format, count, k, &values.unwrap_or_default())
+                grouped::encode(format, count, k, &values.unwrap_or_default())
             };
             let encoded: Vec<Result<Vec<Vec<u8>>, ShapeError>> = std::thread::scope(|scope| {
                 let all: Vec<_> = batch.iter().map(|&start| scope.spawn(move || encode(start))).collect();

@@ -341,7 +341,8 @@ impl Ints {
 
 #[test]
 fn int8_products() {
-    use crate::quant::int_group::cpu::IntRows;
+    use crate::quant::grouped::cpu::GroupedRows;
+    use crate::spec::Code;
     let mut rng = Rng(3);
     let mut shapes = vec![(1, 1, 1), (3, 17, 31), (14, 33, 64), (6, 40, 130), (29, 70, 513), (31, 33, 1160)];
     shapes.extend([(200, 40, 2048), (15, 33, 4260)]);
@@ -352,14 +353,14 @@ fn int8_products() {
             for (group, zero) in [(32, true), (64, false), (128, true), (1 << 40, i % 2 == 0)] {
                 let w = Ints::new(n, k, bits, group, zero, &mut rng);
                 let groups = k.div_ceil(group);
-                let rows = IntRows {
+                let rows = GroupedRows {
                     packed: w.packed.as_ptr(),
                     words: (k * bits).div_ceil(32),
                     scales: w.scales.as_ptr().cast(),
                     scale: DType::F32,
                     scale_stride: groups,
                     zeros: zero.then_some((w.zeros.as_ptr(), groups)),
-                    bits,
+                    code: if bits == 4 { Code::Int4 } else { Code::Int8 },
                     group,
                 };
                 let x = Matrix::new(m, k, 1, DType::F32, || rng.f32() * 3.0);

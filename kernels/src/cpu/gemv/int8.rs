@@ -4,9 +4,9 @@ use super::super::gemm::{Operand, epilogue};
 use super::super::isa::{Isa, Level};
 use super::super::scratch::Scratch;
 use super::super::simd::{Kernel, MAX_LANES, Simd};
-use super::int::{group_of_lane, spread};
+use super::grouped::{Int, group_of_lane, spread};
 use super::x::{Layout, X};
-use super::{Dots, IntDots};
+use super::{Dots, GroupedDots};
 
 /// The instructions that multiply bytes.
 pub trait Bytes: Copy + Sync {
@@ -20,12 +20,12 @@ pub trait Bytes: Copy + Sync {
     fn start<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output;
 }
 
-/// One stored tensor of fields of `BITS` bits, see [`IntDots`]; `x` is rounded to bytes.
+/// One stored tensor of fields of `BITS` bits, see [`GroupedDots`]; `x` is rounded to bytes.
 ///
 /// Stored fields are unsigned: a sum of products starts at `-2^(BITS - 1) sum x`, which is exact. Vectors of words that
 /// share a scale of the weights and one of `x` are summed as integers first, see [`Layout::vectors`].
 #[derive(Clone, Copy, Debug)]
-pub struct Int8Dots<const BITS: usize, B>(pub IntDots<BITS>, pub B);
+pub struct Int8Dots<const BITS: usize, B>(pub GroupedDots<Int<BITS>>, pub B);
 
 /// Bytes that a row is asked for ahead of its use.
 const AHEAD: usize = 4096;

@@ -9,12 +9,12 @@
 //!   [`x`].
 
 mod dense;
-mod int;
+mod grouped;
 mod int8;
 pub mod x;
 
 pub use dense::DenseDots;
-pub use int::{IntDots, fits};
+pub use grouped::{Fp8, GroupedDots, Int, fits};
 pub use int8::{Int8Dots, Plain, Vnni};
 use x::{Layout, X};
 

@@ -20,6 +20,10 @@ struct bf16 {
 struct f16 {
     u16 bits;
 };
+// A float of 8 bits, see `quant/e4m3/mod.rs`.
+struct e4m3 {
+    u8 bits;
+};
 
 #define DEVICE __device__ __forceinline__
 

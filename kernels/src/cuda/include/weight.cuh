@@ -1,6 +1,6 @@
-// A weight matrix of any format, one weight at a time. BITS: of grouped integers, or 0 for floats.
+// A weight matrix of any format, one weight at a time. BITS: of codes in groups, or 0 for floats; FP8: whether codes are floats.
 #pragma once
-#include "quant/int_group/element.cuh"
+#include "quant/grouped/element.cuh"
 
 // Rows of one stored tensor: its planes, null where the format has none, and the elements from row to row of each.
 struct Weight {
@@ -18,7 +18,7 @@ struct Weight {
 
 DEVICE f32 weight_at(const Weight& w, i32 row, i32 col) {
 #if BITS
-    return int_group_element<BITS>(w, row, col);
+    return grouped_element<BITS, FP8>(w, row, col);
 #else
     return load_value(w.data, w.type, row * w.stride + col);
 #endif

@@ -1,6 +1,6 @@
 // Matrix products of a warpgroup (sm_90a): wgmma. The host emulator has a file of the same name and functions.
 //
-// d [64, N] (+)= a [64, 16] b [16, N], elements bf16 or f16, sums f32. Operands in shared memory are named by descriptors. With
+// d [64, N] (+)= a [64, K] b [K, N], sums f32; elements bf16 or f16 and K = 16, or e4m3 and K = 32, which is 32 bytes in any case. Operands in shared memory are named by descriptors. With
 // w = warp % 4, g = lane / 4, t = lane % 4 a thread holds d (16 w + g + 8 h, 8 j + 2 t + e) in d[4 j + 2 h + e]; `a` in
 // registers is as for mma_16816, rows 16 w on. The products are asynchronous: between wgmma_fence and wgmma_wait nobody else
 // touches d or a.
@@ -108,6 +108,19 @@ WGMMA_BOTH(160, "%80", "%81", "%82", "%83", "%84", "%85", "%86")
 WGMMA_BOTH(176, "%88", "%89", "%90", "%91", "%92", "%93", "%94")
 WGMMA_BOTH(192, "%96", "%97", "%98", "%99", "%100", "%101", "%102")
 WGMMA_BOTH(256, "%128", "%129", "%130", "%131", "%132", "%133", "%134")
+
+// Of 8-bit floats: both operands K-major in shared memory.
+#define WGMMA_E4M3(N, B0, B1, B2) \
+    template <> struct Wgmma<N, e4m3, false> { \
+        static DEVICE void ss(f32 (&d)[N / 2], u64 a, u64 b, bool add) { \
+            asm volatile("{.reg .pred p;\n setp.ne.b32 p, " B2 ", 0;\n" \
+                         "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" WGMMA_R_##N "}, " B0 ", " B1 ", p, 1, 1;}" \
+                         : WGMMA_D_##N \
+                         : "l"(a), "l"(b), "r"(static_cast<i32>(add))); \
+        } \
+    };
+WGMMA_E4M3(64, "%32", "%33", "%34")
+WGMMA_E4M3(128, "%64", "%65", "%66")
 
 // The products by name: both operands in shared memory; `a` in registers.
 template <int N, typename T, bool B_MN = false> DEVICE void wgmma_ss(f32 (&d)[N / 2], u64 a, u64 b, bool add) {

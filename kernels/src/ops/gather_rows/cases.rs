@@ -2,7 +2,7 @@
 
 use super::GatherRows;
 use crate::conformance::{Case, CaseCx, Fill};
-use crate::spec::{DType, Format};
+use crate::spec::{Code, DType, Format, Grouped};
 use crate::{View, Weights};
 
 /// Ids at both ends, twice, and at random.
@@ -32,9 +32,9 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
             }
         }
     }
-    let int = |bits, group, zero, scale| Format::IntGroup { bits, group, zero, scale };
-    for bits in [8, 4] {
-        for zero in [false, true] {
+    let codes = |code, group, zero, scale| Format::Grouped(Grouped { code, group, zero, scale });
+    for code in [Code::Int8, Code::Int4, Code::Fp8] {
+        for zero in [false, true].into_iter().filter(|zero| code.is_int() || !zero) {
             for (group, scale, d) in [
                 (32, BF16, 64),
                 (32, F16, 97),
@@ -46,13 +46,18 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
                 (5, F32, 33),
                 (7, BF16, 50),
             ] {
-                let table = cx.weights(int(bits, group, zero, scale), 19, d, false);
+                let table = cx.weights(codes(code, group, zero, scale), 19, d, false);
                 all.push(case(cx, table.clone(), 9, F32, 0));
                 all.push(case(cx, table, 6, BF16, 11));
             }
         }
     }
-    for format in [Format::Dense(BF16), int(8, 128, false, BF16), int(4, 32, true, F16)] {
+    for format in [
+        Format::Dense(BF16),
+        codes(Code::Int8, 128, false, BF16),
+        codes(Code::Int4, 32, true, F16),
+        codes(Code::Fp8, 32, false, F32),
+    ] {
         let tops = [3, 1, 6].map(|rows| cx.weights(format, rows, 70, false));
         if let Ok(table) = Weights::stack(tops) {
             let case = case(cx, table, 12, F32, 1);
@@ -69,7 +74,9 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
         all.push(case(cx, table, 5, F16, 0));
     }
     // SmolVLM-256M: the embedding of a prompt.
-    for format in [Format::Dense(BF16), int(8, 128, false, BF16), int(8, 0, false, BF16)] {
+    for format in
+        [Format::Dense(BF16), codes(Code::Int8, 128, false, BF16), codes(Code::Int8, 0, false, BF16)]
+    {
         let table = cx.weights(format, 49280, 576, false);
         all.push(case(cx, table, 37, F32, 0));
     }

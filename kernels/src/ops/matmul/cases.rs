@@ -12,7 +12,7 @@ const MATHS: [Math; 3] = [Math::Exact, Math::Bf16, Math::Int8];
 
 /// Grouped formats: each bit width with each group length, zero points and scale type at least once; groups that are no
 /// multiple of a vector or a word too.
-const GROUPED: [&str; 20] = [
+const GROUPED: [&str; 26] = [
     "int8g32",
     "int8g64.f16",
     "int8g128",
@@ -33,6 +33,12 @@ const GROUPED: [&str; 20] = [
     "int4rowz",
     "int4g16",
     "int4g12z",
+    "fp8g128",
+    "fp8g32.f32",
+    "fp8g64.f16",
+    "fp8row",
+    "fp8row.f32",
+    "fp8g20",
 ];
 
 /// How an operation differs from a plain dense product.
@@ -121,7 +127,7 @@ fn edges(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     const MS: [usize; 12] = [0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 37];
     const NS: [usize; 10] = [0, 1, 3, 4, 15, 16, 17, 31, 33, 67];
     const KS: [usize; 12] = [0, 1, 7, 8, 15, 16, 17, 31, 64, 127, 129, 257];
-    let formats = ["f32", "bf16", "f16", "int8g32", "int4g32", "int8g128z", "int4row", "int4g64"];
+    let formats = ["f32", "bf16", "f16", "int8g32", "int4g32", "int8g128z", "int4row", "int4g64", "fp8g64"];
     for (i, &m) in MS.iter().enumerate() {
         for (j, &n) in NS.iter().enumerate() {
             for pick in 0..3 {
@@ -272,15 +278,18 @@ fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
         add(format!("long rows {text}"), shape.op(cx, format(text), shares));
     }
     // Many rows of x with grouped integers whose rows begin at multiples of 16 bytes.
-    for (i, text) in ["int4g128z", "int8row", "int4g64.f16", "int8g32z.f32"].into_iter().enumerate() {
+    for (i, text) in ["int4g128z", "int8row", "int4g64.f16", "int8g32z.f32", "fp8g128.f32", "fp8row"]
+        .into_iter()
+        .enumerate()
+    {
         let shape = Shape {
-            x: [DType::BF16, DType::BF16, DType::F16, DType::F32][i],
+            x: [DType::BF16, DType::BF16, DType::F16, DType::F32, DType::BF16, DType::F16][i],
             out: FLOATS[1 + i % 2],
             gated: i % 3 == 0,
-            act: ACTS[i],
+            act: ACTS[i % ACTS.len()],
             bias: i < 3,
             residual: (i < 2).then_some(DType::BF16),
-            ..Shape::plain([150, 70][i / 2], 264, 928)
+            ..Shape::plain([150, 70, 140][i / 2], 264, 928)
         };
         add(format!("many rows {text}"), shape.op(cx, format(text), if i == 0 { &[1, 1] } else { &[1] }));
     }

@@ -1,7 +1,7 @@
 // out = act(x w^T + bias) + residual for a few rows of x, in exact f32: bound by the weights, which are read once. See
 // `epilogue.cuh`.
 //
-// x: [m, k], m at most M   w: [n, k], floats of type W or grouped integers (BITS)   out: [m, n], or [m, n / 2] if GATED
+// x: [m, k], m at most M   w: [n, k], floats of type W or codes in groups (BITS, FP8)   out: [m, n], or [m, n / 2] if GATED
 //
 // LANES neighbouring lanes make one or two columns (COLUMNS): of a gated product the gate and what it scales, else neighbours, so that
 // x is read once for both. A lane takes 16 bytes of a row at a time, E weights; its neighbour takes the next ones. DEPTH such
@@ -13,7 +13,7 @@
 //
 // Integers become floats without conversions: a field is put into the mantissa of 2^23, where 4-bit fields stay at their place p in
 // the word, which multiplies them by 16^p. x is divided by that when it is staged, exactly. The zero point leaves with the 2^23
-// in one subtraction, also exactly; the scale multiplies the sum over a lane's 16 bytes, which lie in one group.
+// in one subtraction, also exactly. Floats of 8 bits become f16 by moving bits, which divides them by 2^8; the scale, times that, multiplies the sum over a lane's 16 bytes, which lie in one group.
 //
 // SASS: LDG*.128 LDS.128 FFMA
 #include "ops/matmul/epilogue.cuh"
@@ -86,8 +86,9 @@ DEVICE Load load(const Row& row, i32 at, const Params& p) {
 }
 
 DEVICE f32 scale_of(const Load& v, u32 type) {
-    if (type == VALUE_F32) return __uint_as_float(v.scale);
-    return type == VALUE_BF16 ? to_f32(bf16{static_cast<u16>(v.scale)}) : to_f32(f16{static_cast<u16>(v.scale)});
+    constexpr f32 UNIT = FP8 ? 256.0f : 1.0f; // what `widen` divides weights by
+    if (type == VALUE_F32) return UNIT * __uint_as_float(v.scale);
+    return UNIT * (type == VALUE_BF16 ? to_f32(bf16{static_cast<u16>(v.scale)}) : to_f32(f16{static_cast<u16>(v.scale)}));
 }
 
 DEVICE u32 word_of(const uint4& v, i32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
@@ -102,6 +103,10 @@ template <typename T> DEVICE void widen(f32 (&w)[4], const uint4& v, i32 quad, f
             const u32 bits = lop3<0xEA>(field < 5 ? word : word >> 20, 15u << (4 * place), 0x4B000000u);
             w[i] = __uint_as_float(bits) - fmaf(zero, static_cast<f32>(1 << (4 * place)), TWO_23);
         }
+    } else if constexpr (FP8) {
+        const u32 word = word_of(v, quad);
+        const float2 a = unpack2<f16>(e4m3_halves(word << 8)), b = unpack2<f16>(e4m3_halves(word));
+        w[0] = a.x, w[1] = b.x, w[2] = a.y, w[3] = b.y;
     } else if constexpr (BITS == 8) {
 #pragma unroll
         for (i32 i = 0; i < 4; ++i)

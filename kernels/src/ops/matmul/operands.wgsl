@@ -1,9 +1,9 @@
 // Parameters and operands that the kernels of a product share: rows of x and of weights in any format, read eight
 // neighbouring elements of k at a time.
 //
-// X: type of x, or `bytes` for what `round.wgsl` made of it; XVEC: whether its rows can be read by 16 bytes; W: `int`,
-// or the type of dense weights; WVEC: whether rows of the weights can be read by 16 bytes. For `int` see
-// `quant/int_group/decode.wgsl`, whose interface dense weights have too: their span is eight decoded weights, their
+// X: type of x, or `bytes` for what `round.wgsl` made of it; XVEC: whether its rows can be read by 16 bytes; W: `codes`,
+// or the type of dense weights; WVEC: whether rows of the weights can be read by 16 bytes. For `codes` see
+// `quant/grouped/decode.wgsl`, whose interface dense weights have too: their span is eight decoded weights, their
 // factor 1.
 #include "wgpu/include/convert.wgsl"
 
@@ -50,8 +50,8 @@ struct Eight {
 #include "ops/matmul/eight.wgsl" NAME=x BINDING=0 TYPE=${X} ACCESS=read_write VEC=${XVEC}
 #endif
 
-#if W == int
-#include "quant/int_group/decode.wgsl" PACKED=1 SCALES=2 ZEROS=3
+#if W == codes
+#include "quant/grouped/decode.wgsl" PACKED=1 SCALES=2 ZEROS=3
 #else
 #include "ops/matmul/eight.wgsl" NAME=w BINDING=1 TYPE=${W} ACCESS=read VEC=${WVEC}
 

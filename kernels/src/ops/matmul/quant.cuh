@@ -5,7 +5,7 @@
 // columns in the order of `int_group_order`. The columns are those that lie in the words that the same lane holds of a row
 // of weights: of 64 bytes of a row, lane t = lane % 4 of four has READ at 4 READ r + READ t, r counting GROUPS.
 #pragma once
-#include "quant/int_group/decode.cuh"
+#include "quant/grouped/decode.cuh"
 
 constexpr i32 ROW_BYTES = 64;
 constexpr i32 SPAN = ROW_BYTES * 8 / BITS;

@@ -159,8 +159,8 @@ KERNEL(256, NT * PARTS > 4 || (ZERO && NT == 4) ? 1 : 2)(const __grid_constant__
 #pragma unroll
             for (i32 i = 0; i < EIGHTS; ++i) {
                 u32 a[4], b[4];
-                int_group_pairs<T, BITS, ZERO>(a, low + i * BITS / 4, low_zero);
-                int_group_pairs<T, BITS, ZERO>(b, high + i * BITS / 4, high_zero);
+                grouped_pairs<T, BITS, FP8, ZERO>(a, low + i * BITS / 4, low_zero);
+                grouped_pairs<T, BITS, FP8, ZERO>(b, high + i * BITS / 4, high_zero);
                 const u32 first[4] = {a[0], b[0], a[1], b[1]}, second[4] = {a[2], b[2], a[3], b[3]};
                 const i32 q = group * EIGHTS + i;
 #pragma unroll

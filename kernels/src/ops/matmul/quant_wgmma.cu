@@ -32,7 +32,7 @@
 #include "ops/matmul/quant_rows.cuh"
 #include "ops/matmul/quant_wgmma.cuh"
 #include "ops/matmul/tiles.cuh"
-#include "quant/int_group/decode.cuh"
+#include "quant/grouped/decode.cuh"
 
 struct Params {
     TensorMap x_map;  // [PARTS * rows, 128 * steps] in boxes [TILE_N / CLUSTER, 64]
@@ -172,8 +172,8 @@ template <i32 SLICE> DEVICE f32 decode(Fragments& to, const u8* const (&w)[2], i
 #pragma unroll
     for (i32 i = 0; i < EIGHTS; ++i) {
         u32 a[4], b[4];
-        int_group_pairs<T, BITS, ZERO>(a, low + i * BITS / 4, low_zero);
-        int_group_pairs<T, BITS, ZERO>(b, high + i * BITS / 4, high_zero);
+        grouped_pairs<T, BITS, FP8, ZERO>(a, low + i * BITS / 4, low_zero);
+        grouped_pairs<T, BITS, FP8, ZERO>(b, high + i * BITS / 4, high_zero);
 #pragma unroll
         for (i32 j = 0; j < 2; ++j) {
             u32(&product)[4] = to[2 * i + j];

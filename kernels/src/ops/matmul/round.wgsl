@@ -2,7 +2,7 @@
 //
 // x: [m, k] of type X   bytes: [m, blocks] of 8 words   notes: [m, blocks] of (t, sum of q)
 //
-// The words of a block hold its integers in the order in which `quant/int_group/decode.wgsl` has weights of BITS bits
+// The words of a block hold its integers in the order in which `quant/grouped/decode.wgsl` has weights of BITS bits
 // as bytes; past k they are zero. The sum serves the zeros of the weights: sum (u - z) q = sum u q - z sum q.
 // An invocation rounds one block: x is small beside the weights.
 #include "wgpu/include/grid.wgsl"

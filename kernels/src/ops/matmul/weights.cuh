@@ -1,11 +1,11 @@
 // Rows of one stored tensor of weights, as a launch gets them.
 #pragma once
-#include "quant/int_group/element.cuh"
+#include "quant/grouped/element.cuh"
 
 // Addresses are of the tensor's first row; row `i` of the launch is its row `first + i`, because zero points of several rows
 // share a word. Strides are in elements of each plane. Planes that the format does not have are null.
 struct WeightRows {
-    const void* data;   // floats; of grouped integers, words of packed fields
+    const void* data;   // floats; of codes, words of them
     const void* scales;
     const void* zeros;
     i64 stride;

@@ -2,7 +2,7 @@
 
 use super::PatchEmbed;
 use crate::conformance::{Case, CaseCx, Fill};
-use crate::spec::{DType, Format};
+use crate::spec::{Code, DType, Format, Grouped};
 use crate::{View, Weights};
 
 /// Sizes and types of a case.
@@ -81,9 +81,13 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<PatchEmbed>> {
             let s = Shape { images, height, width, patch, d, bytes, ..base };
             push("sizes", s, op(cx, s, true));
         }
-        let int = |bits, group, zero| Format::IntGroup { bits, group, zero, scale: BF16 };
+        let codes = |code, group, zero| Format::Grouped(Grouped { code, group, zero, scale: BF16 });
         let dense = [F32, BF16, F16].map(Format::Dense);
-        for w in dense.into_iter().chain([int(8, 128, false), int(4, 32, true)]) {
+        for w in dense.into_iter().chain([
+            codes(Code::Int8, 128, false),
+            codes(Code::Int4, 32, true),
+            codes(Code::Fp8, 32, false),
+        ]) {
             for out in [F32, BF16, F16] {
                 let s = Shape { height: 35, width: 44, patch: 14, d: 37, bytes, w, out, gap: 3, ..base };
                 push("types", s, op(cx, s, out != F16));

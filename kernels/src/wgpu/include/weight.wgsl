@@ -3,7 +3,7 @@
 // `Kernel::weight` gives the values that choose the format, and the parameters w, w_stride, scales, scales_stride, zeros,
 // zeros_stride and group, which the kernel's `p` holds.
 #if BITS
-#include "quant/int_group/element.wgsl"
+#include "quant/grouped/element.wgsl"
 #else
 #include "wgpu/include/input.wgsl" NAME=weight_plane BINDING=0 TYPE=${W} ACCESS=${W_ACCESS}
 

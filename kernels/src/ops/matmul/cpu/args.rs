@@ -7,16 +7,16 @@ use crate::buffer::{View, WeightPart, Weights};
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::{Dense, GemmArgs, Operand, OperandMut, PanelSource, Part, ResidualRow};
 use crate::ops::Matmul;
-use crate::quant::int_group::cpu::IntRows;
-use crate::spec::{DType, Format, KernelError};
+use crate::quant::grouped::cpu::GroupedRows;
+use crate::spec::{DType, Format, Grouped, KernelError};
 
 /// Rows of one stored tensor, in whatever format.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::ops) enum Rows {
     /// Floats, and where they lie.
     Dense(Dense, Operand),
-    /// Grouped integers.
-    Int(IntRows),
+    /// Codes in groups.
+    Grouped(GroupedRows),
 }
 
 impl Rows {
@@ -28,21 +28,21 @@ impl Rows {
                 // SAFETY: `Weights` has checked that the plane holds `[n, k]` values, and it lives as long as the op.
                 Ok(Self::Dense(unsafe { Dense::new(matrix) }, matrix))
             }
-            Format::IntGroup { bits, scale, .. } => {
+            Format::Grouped(Grouped { code, scale, .. }) => {
                 let (packed, stride) = words(&part.planes[0])?;
                 let scales = input(&part.planes[1], cx)?;
                 let zeros = part.planes.get(2).map(words).transpose()?;
                 // A row that is one group counts as one without an end, whatever its length.
                 let group = format.group_len(k);
                 let group = if format.groups(k) <= 1 { usize::MAX & !127 } else { group };
-                Ok(Self::Int(IntRows {
+                Ok(Self::Grouped(GroupedRows {
                     packed,
                     words: stride,
                     scales: scales.ptr,
                     scale,
                     scale_stride: scales.stride,
                     zeros,
-                    bits: usize::from(bits),
+                    code,
                     group,
                 }))
             }
@@ -52,7 +52,7 @@ impl Rows {
     fn source(&self) -> &dyn PanelSource {
         match self {
             Self::Dense(dense, _) => dense,
-            Self::Int(rows) => rows,
+            Self::Grouped(rows) => rows,
         }
     }
 }

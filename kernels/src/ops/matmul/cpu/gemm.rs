@@ -6,7 +6,7 @@ use crate::cpu::isa::Isa;
 use crate::ops::Matmul;
 use crate::ops::matmul::{Math, MatmulSpec};
 use crate::select::Reject;
-use crate::spec::{Caps, DType, Format, KernelError};
+use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 
 /// Exact products run under every kind of math: it says what may be rounded, not what must be.
 pub(super) fn reject_f32(_: &MatmulSpec, _: &Caps) -> Option<Reject> {
@@ -63,12 +63,12 @@ pub(super) fn reject_int8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
     match spec.w {
-        Format::IntGroup { group, .. } => {
+        Format::Grouped(Grouped { code, group, .. }) if code.is_int() => {
             let whole = group == 0 || group >= spec.k;
             let fits = whole || matches!(group, 32 | 64) || group % 128 == 0;
             (!fits).then(|| "for groups of 32, 64 or multiples of 128".into())
         }
-        Format::Dense(_) => Some("for integer weights".into()),
+        _ => Some("for integer weights".into()),
     }
 }
 

@@ -6,11 +6,11 @@ use smallvec::SmallVec;
 use super::args::{Rows, with_args};
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::GemmArgs;
-use crate::cpu::gemv::{DenseDots, Dots, Int8Dots, IntDots, Plain, fits, gemv};
+use crate::cpu::gemv::{DenseDots, Dots, Fp8, GroupedDots, Int, Int8Dots, Plain, fits, gemv};
 use crate::ops::Matmul;
 use crate::ops::matmul::{Math, MatmulSpec};
 use crate::select::Reject;
-use crate::spec::{Caps, DType, Format, KernelError};
+use crate::spec::{Caps, Code, DType, Format, Grouped, KernelError};
 
 /// Rows of `x` up to which these kernels are offered.
 const MAX_M: u32 = 32;
@@ -26,21 +26,29 @@ pub(super) fn reject_dense(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
     reject_m(spec)
 }
 
-pub(super) fn reject_int<const BITS: u8>(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+fn reject_code(spec: &MatmulSpec, wanted: Code) -> Option<Reject> {
     match spec.w {
-        Format::IntGroup { bits, group, .. } if bits == BITS => {
+        Format::Grouped(Grouped { code, group, .. }) if code == wanted => {
             // A group as long as the row is the whole row.
             let group = if group >= spec.k { 0 } else { group };
-            if !fits(usize::from(bits), group as usize) {
+            if !fits(code.bits(), group as usize) {
                 return Some("for groups of whole words, a power of two of them or a multiple of 16".into());
             }
             reject_m(spec)
         }
-        _ => Some(format!("for int{BITS} weights").into()),
+        _ => Some(format!("for {wanted} weights").into()),
     }
 }
 
-pub(super) fn reject_bytes<const BITS: u8>(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+pub(super) fn reject_int<const BITS: usize>(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    reject_code(spec, if BITS == 4 { Code::Int4 } else { Code::Int8 })
+}
+
+pub(super) fn reject_fp8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    reject_code(spec, Code::Fp8)
+}
+
+pub(super) fn reject_bytes<const BITS: usize>(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
@@ -78,7 +86,7 @@ pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     fn of<T>(rows: &Rows) -> Option<DenseDots<T>> {
         match rows {
             Rows::Dense(_, matrix) => Some(DenseDots { ptr: matrix.ptr.cast(), stride: matrix.stride }),
-            Rows::Int(_) => None,
+            Rows::Grouped(_) => None,
         }
     }
     match op.w.format().dense() {
@@ -88,18 +96,23 @@ pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     }
 }
 
-pub(super) fn int<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
-    run(op, cx, |rows| match rows {
-        Rows::Int(rows) => Some(IntDots::<BITS>(*rows)),
+fn grouped<F>(rows: &Rows, fields: F) -> Option<GroupedDots<F>> {
+    match rows {
+        Rows::Grouped(rows) => Some(GroupedDots(*rows, fields)),
         Rows::Dense(..) => None,
-    })
+    }
+}
+
+pub(super) fn int<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    run(op, cx, |rows| grouped(rows, Int::<BITS>))
+}
+
+pub(super) fn fp8(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    run(op, cx, |rows| grouped(rows, Fp8))
 }
 
 pub(super) fn bytes<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
-    let int = |rows: &Rows| match rows {
-        Rows::Int(rows) => Some(IntDots::<BITS>(*rows)),
-        Rows::Dense(..) => None,
-    };
+    let int = |rows: &Rows| grouped(rows, Int::<BITS>);
     #[cfg(target_arch = "x86_64")]
     if let Some(vnni) = crate::cpu::gemv::Vnni::of(cx.isa) {
         return run(op, cx, |rows| int(rows).map(|rows| Int8Dots(rows, vnni)));

@@ -31,6 +31,12 @@ impl CpuOp for Matmul {
                 launch: gemv::int::<4>,
             },
             Variant {
+                name: "gemv-fp8-f32",
+                reject: gemv::reject_fp8,
+                est_us: gemv::est_f32,
+                launch: gemv::fp8,
+            },
+            Variant {
                 name: "gemv-w8-int8",
                 reject: gemv::reject_bytes::<8>,
                 est_us: gemv::est_bytes,
@@ -73,6 +79,7 @@ mod tests {
             ("bf16", "gemv-f32", "gemv-f32"),
             ("int8g128", "gemv-w8-f32", "gemv-w8-int8"),
             ("int4g32", "gemv-w4-f32", "gemv-w4-int8"),
+            ("fp8g128", "gemv-fp8-f32", "gemv-fp8-f32"),
         ] {
             let w = w.parse().expect("a format");
             let spec = |m, math| MatmulSpec { m, n: 960, k: 576, w, math, ..MatmulSpec::default() };

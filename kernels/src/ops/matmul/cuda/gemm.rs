@@ -6,7 +6,7 @@ use super::super::{Matmul, MatmulSpec};
 use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::cuda::CudaCx;
 use crate::cuda::value_type;
-use crate::spec::{Caps, Format, KernelError};
+use crate::spec::{Caps, KernelError};
 
 pub(super) const F32: Row = Row { name: "gemm-f32", reject: |_, _| None, est_us: est_f32, launch: f32 };
 
@@ -52,7 +52,7 @@ fn f32(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         let products = if op.gated { 2 * segment.cols } else { segment.cols };
         let side = side(x.size(0), products, cx.caps());
         let mut kernel = cx.kernel("ops/matmul/gemm_f32.cu");
-        kernel.define("BITS", bits(op.w.format())).define("GATED", op.gated).define("SIDE", side);
+        kernel.codes(op.w.format()).define("GATED", op.gated).define("SIDE", side);
         // Two buffers of 16 columns of both operands, their rows and four more.
         kernel.shared(2 * 2 * 16 * (16 * side + 4) * 4).dependent();
         let [w, up] = segment.weights(&kernel)?;
@@ -71,12 +71,4 @@ fn f32(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         kernel.launch([tiles(x.size(0), products, side) as u32, 1, 1], F32_THREADS, &params)?;
     }
     Ok(())
-}
-
-/// `BITS` of `weights.cuh`.
-fn bits(format: Format) -> u8 {
-    match format {
-        Format::Dense(_) => 0,
-        Format::IntGroup { bits, .. } => bits,
-    }
 }

@@ -7,7 +7,7 @@ use super::gemm;
 use super::params::{Epilogue, Row, Segment, WeightRows, rows_aligned, segments};
 use crate::cuda::{CudaCx, value_type};
 use crate::select::Reject;
-use crate::spec::{Caps, DType, Format, KernelError};
+use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 
 pub(super) const GEMV: Row = Row { name: "gemv", reject, est_us, launch };
 
@@ -37,7 +37,7 @@ struct Params {
 fn in_load(format: Format) -> usize {
     match format {
         Format::Dense(dtype) => 16 / dtype.size(),
-        Format::IntGroup { bits, .. } => 128 / bits as usize,
+        Format::Grouped(Grouped { code, .. }) => 128 / code.bits(),
     }
 }
 
@@ -50,7 +50,9 @@ fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
         return Some(format!("k is not a multiple of the {load} weights in 16 bytes").into());
     }
     match spec.w {
-        Format::IntGroup { group, .. } if group != 0 && (group < load || !group.is_power_of_two()) => {
+        Format::Grouped(Grouped { group, .. })
+            if group != 0 && (group < load || !group.is_power_of_two()) =>
+        {
             Some(format!("groups of {group} weights are not a power of two of {load} or more").into())
         }
         _ => None,
@@ -79,10 +81,7 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
 fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let op = segment.op;
     let (x, k, format) = (&op.x, op.w.k(), op.w.format());
-    let (bits, w) = match format {
-        Format::Dense(dtype) => (0, dtype),
-        Format::IntGroup { bits, .. } => (bits, DType::BF16),
-    };
+    let w = format.dense().unwrap_or(DType::BF16);
     let (load, rows) = (in_load(format), x.size(0).next_power_of_two());
     // Fewer lanes a column where a pass of all of them would be longer than a row.
     let lanes = if k <= 8 * load { 8 } else { 32 };
@@ -95,7 +94,7 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
     let depth = if depth == 3 { 2 } else { depth };
 
     let mut kernel = cx.kernel("ops/matmul/gemv.cu");
-    kernel.define("BITS", bits).define("W", w).define("GATED", op.gated);
+    kernel.codes(format).define("W", w).define("GATED", op.gated);
     kernel.define("M", rows).define("LANES", lanes).define("COLUMNS", columns).define("DEPTH", depth);
     kernel.shared(4 * rows * depth * lanes * load).dependent();
     let [w, up] = segment.weights(&kernel)?;

@@ -2,9 +2,9 @@
 //!
 //! | row | source | for |
 //! | --- | --- | --- |
-//! | `gemv` | `gemv.cu` | up to 8 rows, floats and grouped integers, in exact f32 |
+//! | `gemv` | `gemv.cu` | up to 8 rows, floats and codes in groups, in exact f32 |
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
-//! | `quant-mma` | `quant_x.cu`, `quant_mma.cu` | grouped integers, decoded in registers, on tensor cores |
+//! | `quant-mma` | `quant_x.cu`, `quant_mma.cu` | codes in groups, decoded in registers, on tensor cores |
 //! | `quant-wgmma` | `quant_wgmma_x.cu`, `quant_wgmma.cu` | the same on Hopper: many rows of x |
 //! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
 //! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |

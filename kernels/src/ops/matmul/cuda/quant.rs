@@ -1,4 +1,4 @@
-//! `quant_mma.cu`: products with weights of grouped integers on the tensor cores of every architecture.
+//! `quant_mma.cu`: products with weights that are codes in groups on the tensor cores of every architecture.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -7,7 +7,7 @@ use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::buffer::View;
 use crate::cuda::{CudaCx, Kernel, value_type};
 use crate::select::Reject;
-use crate::spec::{Arch, Caps, DType, Format, KernelError};
+use crate::spec::{Arch, Caps, Code, DType, Format, Grouped, KernelError};
 
 pub(super) const MMA: Row = Row { name: "quant-mma", reject, est_us, launch };
 
@@ -72,7 +72,7 @@ struct Params {
 /// What follows from format and types, as the kernels' defines name it.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
-    pub bits: usize,
+    pub code: Code,
     pub zero: bool,
     /// Groups in a step.
     pub groups: usize,
@@ -84,16 +84,16 @@ pub(super) struct Operands {
 impl Operands {
     /// Those of `quant_mma.cu`.
     fn of(spec: &MatmulSpec) -> Result<Self, Reject> {
-        let Format::IntGroup { bits, .. } = spec.w else {
-            return Err("for weights of grouped integers".into());
+        let Format::Grouped(Grouped { code, .. }) = spec.w else {
+            return Err("for weights that are codes in groups".into());
         };
-        Self::in_steps(spec, (ROW_BYTES * 8) as u32 / u32::from(bits))
+        Self::in_steps(spec, (ROW_BYTES * 8 / code.bits()) as u32)
     }
 
     /// Those of a kernel that takes `span` columns of k at a time.
     pub fn in_steps(spec: &MatmulSpec, span: u32) -> Result<Self, Reject> {
-        let Format::IntGroup { bits, group, zero, .. } = spec.w else {
-            return Err("for weights of grouped integers".into());
+        let Format::Grouped(Grouped { code, group, zero, .. }) = spec.w else {
+            return Err("for weights that are codes in groups".into());
         };
         if spec.k == 0 {
             return Err("for k of 1 or more".into());
@@ -109,12 +109,12 @@ impl Operands {
             (DType::F32, Math::Exact) => (DType::BF16, 3),
             _ => (DType::BF16, 1),
         };
-        Ok(Self { bits: bits.into(), zero, groups: groups as usize, dtype, parts })
+        Ok(Self { code, zero, groups: groups as usize, dtype, parts })
     }
 
     /// Columns of k in a step.
     fn span(self) -> usize {
-        ROW_BYTES * 8 / self.bits
+        ROW_BYTES * 8 / self.code.bits()
     }
 }
 
@@ -191,8 +191,12 @@ pub(super) fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError
     for segment in segments(op) {
         let plan = plan(operands, x.size(0), segment.cols, rows, cx.caps());
         let mut kernel = cx.kernel("ops/matmul/quant_mma.cu");
-        operands.define(&mut kernel, plan.nt);
-        kernel.define("ZERO", operands.zero).define("ACROSS", plan.across).define("STAGES", plan.stages);
+        operands.define(&mut kernel);
+        kernel
+            .define("NT", plan.nt)
+            .define("ZERO", operands.zero)
+            .define("ACROSS", plan.across)
+            .define("STAGES", plan.stages);
         kernel.shared(plan.shared).dependent();
         let [w, up] = segment.weights(&kernel)?;
         let params = Params {
@@ -217,9 +221,9 @@ pub(super) fn operands_spec(op: &Matmul) -> MatmulSpec {
 }
 
 impl Operands {
-    fn define(self, kernel: &mut Kernel<'_, '_>, nt: usize) {
-        kernel.define("T", self.dtype).define("BITS", self.bits).define("GROUPS", self.groups);
-        kernel.define("PARTS", self.parts).define("NT", nt);
+    pub fn define(self, kernel: &mut Kernel<'_, '_>) {
+        kernel.define("T", self.dtype).define("BITS", self.code.bits()).define("FP8", self.code == Code::Fp8);
+        kernel.define("GROUPS", self.groups).define("PARTS", self.parts);
     }
 }
 
@@ -230,7 +234,8 @@ fn lay_out(x: &View, operands: Operands, nt: usize, cx: &mut CudaCx<'_>) -> Resu
     let pieces = tiles * steps * (operands.span() / 32) * nt;
     let out = cx.scratch(0, pieces * operands.parts * 256, operands.dtype)?;
     let mut kernel = cx.kernel("ops/matmul/quant_x.cu");
-    operands.define(&mut kernel, nt);
+    operands.define(&mut kernel);
+    kernel.define("NT", nt);
     kernel.dependent();
     let params = XParams::new(&kernel, x, &out, steps, tiles)?;
     kernel.launch([pieces.div_ceil(4) as u32, 1, 1], 128, &params)?;

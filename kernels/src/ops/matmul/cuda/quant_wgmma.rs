@@ -7,7 +7,7 @@ use super::params::{Epilogue, Row, Rows, WeightRows, segments};
 use super::quant::{self, Operands, XParams, operands_spec};
 use super::wgmma::{map, map_boxes};
 use crate::buffer::View;
-use crate::cuda::{CudaCx, Kernel, TensorMap};
+use crate::cuda::{CudaCx, TensorMap};
 use crate::select::Reject;
 use crate::spec::{Arch, Caps, DType, KernelError};
 
@@ -65,7 +65,7 @@ impl Plan {
         let (units, all) = (caps.units.max(1), k.div_ceil(STEP));
         let tile_n = if m <= 64 || operands.parts > 1 { 64 } else { 128 };
         let tiles = m.div_ceil(tile_n) * n.div_ceil(TILE_M);
-        let stage = STEP * (2 * tile_n * operands.parts + TILE_M * operands.bits / 8);
+        let stage = STEP * (2 * tile_n * operands.parts + TILE_M * operands.code.bits() / 8);
         let stages = ((caps.cuda.shared_memory as usize).saturating_sub(ASIDE) / stage).clamp(2, MOST_STAGES);
         let shared = stages * stage + ASIDE;
         // Each weight is decoded once for the rows of x of a tile, and sums of groups are added to those of a tile.
@@ -150,8 +150,9 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         }
         let clusters = (plan.tiles * plan.slices).min((cx.caps().units / plan.cluster).max(1));
         let mut kernel = cx.kernel(PATH);
-        let words =
-            |rows: Rows<'_>| map_boxes(&kernel, &rows.part.planes[0], BOX_ROWS, BOX_COLS * operands.bits / 8);
+        let words = |rows: Rows<'_>| {
+            map_boxes(&kernel, &rows.part.planes[0], BOX_ROWS, BOX_COLS * operands.code.bits() / 8)
+        };
         let [w, up] = segment.weights(&kernel)?;
         let params = Params {
             x_map: map(&kernel, &x, plan.tile_n / plan.cluster)?,
@@ -169,7 +170,7 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             gated: u32::from(op.gated),
             pad: [0; 3],
         };
-        define(&mut kernel, operands);
+        operands.define(&mut kernel);
         let scales = segment.w.part.planes.get(1).map_or(DType::F32, View::dtype);
         kernel
             .define("SCALE", scales)
@@ -185,17 +186,12 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
 
 const PATH: &str = "ops/matmul/quant_wgmma.cu";
 
-fn define(kernel: &mut Kernel<'_, '_>, operands: Operands) {
-    kernel.define("T", operands.dtype).define("BITS", operands.bits);
-    kernel.define("GROUPS", operands.groups).define("PARTS", operands.parts);
-}
-
 /// x in working memory (slot 0) as `quant_wgmma_x.cu` lays it out: the rows of each summand, `[parts * m, STEP * steps]`.
 fn lay_out(x: &View, operands: Operands, steps: usize, cx: &mut CudaCx<'_>) -> Result<View, KernelError> {
     let (rows, pitch) = (operands.parts * x.size(0), STEP * steps);
     let out = cx.scratch(0, rows * pitch, operands.dtype)?.reshape(&[rows, pitch])?;
     let mut kernel = cx.kernel("ops/matmul/quant_wgmma_x.cu");
-    define(&mut kernel, operands);
+    operands.define(&mut kernel);
     kernel.dependent();
     let params = XParams::new(&kernel, x, &out, steps, 0)?;
     // Sixteen threads have a step of a row, eight columns each.

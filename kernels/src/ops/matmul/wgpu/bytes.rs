@@ -7,7 +7,7 @@ use super::gemv::{Shape, has_subgroups};
 use super::product::{Product, by_eights, products};
 use crate::buffer::View;
 use crate::select::Reject;
-use crate::spec::{Caps, DType, Format, KernelError};
+use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 use crate::wgpu::{Kernel, WgpuCx};
 
 /// Neighbours along k that share a scale of x.
@@ -30,11 +30,11 @@ fn reject(spec: &MatmulSpec) -> Option<Reject> {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
     match spec.w {
-        Format::IntGroup { group, .. } => {
+        Format::Grouped(Grouped { code, group, .. }) if code.is_int() => {
             let whole = group == 0 || group >= spec.k || (group as usize).is_multiple_of(BLOCK);
             (!whole).then(|| format!("for groups of multiples of {BLOCK}").into())
         }
-        Format::Dense(_) => Some("for integer weights".into()),
+        _ => Some("for integer weights".into()),
     }
 }
 
@@ -78,10 +78,7 @@ fn round(product: &Product<'_>, cx: &mut WgpuCx<'_>) -> Result<Rounded, KernelEr
     params.x = kernel.bind(0, x)?;
     params.bytes = kernel.bind(1, &bytes)? / 4;
     params.notes = kernel.bind(2, &notes)? / 2;
-    let bits = match product.op.w.format() {
-        Format::IntGroup { bits, .. } => bits,
-        Format::Dense(_) => 8,
-    };
+    let bits = product.op.w.format().grouped().map_or(8, |grouped| grouped.code.bits());
     kernel
         .define("X", x.dtype())
         .define("XVEC", u8::from(by_eights(params.x, params.x_stride, m, k, x.dtype())))

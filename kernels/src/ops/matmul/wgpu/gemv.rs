@@ -3,7 +3,7 @@
 use super::super::{Matmul, MatmulSpec};
 use super::product::{Product, products};
 use crate::select::Reject;
-use crate::spec::{Caps, Format, KernelError};
+use crate::spec::{Caps, KernelError};
 use crate::wgpu::{Kernel, WgpuCx};
 
 /// Rows of `x` at most.
@@ -82,11 +82,7 @@ impl Shape {
 }
 
 fn launch(product: &Product<'_>, cx: &mut WgpuCx<'_>, subgroup: bool) -> Result<(), KernelError> {
-    let steps = match product.op.w.format() {
-        Format::IntGroup { bits: 4, .. } => 4,
-        Format::IntGroup { .. } => 2,
-        Format::Dense(_) => 1,
-    };
+    let steps = product.op.w.format().grouped().map_or(1, |grouped| 16 / grouped.code.bits());
     let shape = Shape::of(product, 8 * steps);
     let (mut kernel, mut params) = product.kernel(cx, "ops/matmul/gemv.wgsl", false)?;
     product.x(&mut kernel, &mut params)?;

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::{Activation, Matmul};
 use crate::buffer::{View, WeightPart};
-use crate::spec::{DType, Format, KernelError, ShapeError};
+use crate::spec::{Code, DType, Format, Grouped, KernelError, ShapeError};
 use crate::wgpu::{Kernel, WgpuCx};
 
 /// Bytes of sums in working memory at once: what a device's cache may hold until they are finished.
@@ -203,7 +203,8 @@ impl Product<'_> {
                 let aligned = by_eights(params.w, params.w_stride, self.part.rows, k, dtype);
                 kernel.define("W", dtype).define("WVEC", u8::from(aligned));
             }
-            Format::IntGroup { bits, zero, scale, .. } => {
+            Format::Grouped(Grouped { code, zero, scale, .. }) => {
+                let bits = code.bits();
                 params.scales = kernel.read(2, &planes[1])?;
                 params.scale_stride = planes[1].stride(0) as u32;
                 if zero {
@@ -223,7 +224,8 @@ impl Product<'_> {
                 params.group = if whole { u32::MAX } else { group as u32 };
                 let eight = whole || group.is_multiple_of(8);
                 kernel
-                    .define("W", "int")
+                    .define("W", "codes")
+                    .define("FP8", u8::from(code == Code::Fp8))
                     .define("WVEC", u8::from(words > 1 && aligned))
                     .define("BITS", bits)
                     .define("ZERO", u8::from(zero))

@@ -99,8 +99,13 @@ EMULATOR_QUIET void ldmatrix_x2_trans(u32 (&d)[2], const void* row) { emulator::
 EMULATOR_QUIET void stmatrix_x4(void* row, const u32 (&d)[4]) { emulator::store_matrices(row, d, 4, false); }
 EMULATOR_QUIET void stmatrix_x4_trans(void* row, const u32 (&d)[4]) { emulator::store_matrices(row, d, 4, true); }
 
+namespace emulator {
+template <typename T> constexpr Kind kind_of() {
+    return same_type<T, bf16>::value ? Kind::bf16 : same_type<T, e4m3>::value ? Kind::e4m3 : Kind::f16;
+}
+}
 template <typename T> EMULATOR_QUIET void mma_16816(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    emulator::mma_16816(same_type<T, bf16>::value ? emulator::Kind::bf16 : emulator::Kind::f16, d, a, b0, b1);
+    emulator::mma_16816(emulator::kind_of<T>(), d, a, b0, b1);
 }
 EMULATOR_QUIET void mma_16832_i8(i32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emulator::mma_16832_i8(d, a, b0, b1); }
 EMULATOR_QUIET void mma_16832_e4m3(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {

@@ -15,9 +15,9 @@ EMULATOR_QUIET u64 wgmma_descriptor(const void* p, u32 stride = 1024, u32 lead =
            (static_cast<u64>((stride & 0x3ffff) >> 4) << 32) | (1ull << 62);
 }
 template <int N, typename T, bool B_MN = false> EMULATOR_QUIET void wgmma_ss(f32 (&d)[N / 2], u64 a, u64 b, bool add) {
-    emulator::wgmma(same_type<T, bf16>::value ? emulator::Kind::bf16 : emulator::Kind::f16, d, N, nullptr, a, b, add, B_MN);
+    emulator::wgmma(emulator::kind_of<T>(), d, N, nullptr, a, b, add, B_MN);
 }
 template <int N, typename T, bool B_MN = false>
 EMULATOR_QUIET void wgmma_rs(f32 (&d)[N / 2], const u32 (&a)[4], u64 b, bool add) {
-    emulator::wgmma(same_type<T, bf16>::value ? emulator::Kind::bf16 : emulator::Kind::f16, d, N, a, 0, b, add, B_MN);
+    emulator::wgmma(emulator::kind_of<T>(), d, N, a, 0, b, add, B_MN);
 }

@@ -1,31 +1,88 @@
-//! Weights that are grouped integers.
+//! Weights that are codes in groups.
 //!
-//! A vector of words holds 4 or 8 fields a lane. Each field is brought to the top of its lane and converted, which gives
-//! `2^(32 - bits)` times its value; the scales take that factor back. Zero points are applied to sums:
+//! A vector of words holds 4 or 8 fields a lane. Each field is brought to the top of its lane and converted. Of integers that
+//! gives `2^(32 - bits)` times the value; the scales take that factor back. Zero points are applied to sums:
 //! `sum (q - z) s x = s sum q x - z s sum x`.
 
 use super::super::gemm::epilogue;
 use super::super::simd::{MAX_LANES, Simd};
 use super::x::{Layout, X};
 use super::{Dots, distance};
-use crate::quant::int_group::cpu::IntRows;
+use crate::quant::e4m3;
+use crate::quant::grouped::cpu::GroupedRows;
 
-/// One stored tensor of fields of `BITS` bits. Groups are whole words, and whole vectors of words or a power of two of
+/// How codes become floats.
+pub trait Fields: Copy + Sync {
+    /// Bits of a code: 4 or 8.
+    const BITS: usize;
+    /// What [`field`](Self::field) gives a value times.
+    const UNIT: f32;
+    /// Words as [`field`](Self::field) takes them.
+    fn split<S: Simd>(s: S, words: S::I) -> (S::I, S::I);
+    /// Field `J` of each word, counted from the low end.
+    fn field<S: Simd, const J: usize>(s: S, words: (S::I, S::I)) -> S::V;
+}
+
+/// Integers of `BITS` bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Int<const BITS: usize>;
+
+impl<const BITS: usize> Fields for Int<BITS> {
+    const BITS: usize = BITS;
+    const UNIT: f32 = (1u64 << (32 - BITS)) as f32;
+
+    #[inline(always)]
+    fn split<S: Simd>(s: S, words: S::I) -> (S::I, S::I) {
+        s.fields::<BITS>(words)
+    }
+
+    #[inline(always)]
+    fn field<S: Simd, const J: usize>(s: S, words: (S::I, S::I)) -> S::V {
+        s.field::<BITS, J>(words)
+    }
+}
+
+/// 8-bit floats.
+#[derive(Clone, Copy, Debug)]
+pub struct Fp8;
+
+impl Fields for Fp8 {
+    const BITS: usize = 8;
+    const UNIT: f32 = 1.0;
+
+    #[inline(always)]
+    fn split<S: Simd>(_: S, words: S::I) -> (S::I, S::I) {
+        (words, words)
+    }
+
+    #[inline(always)]
+    fn field<S: Simd, const J: usize>(s: S, (words, _): (S::I, S::I)) -> S::V {
+        let top = match J {
+            0 => s.shl_i::<24>(words),
+            1 => s.shl_i::<16>(words),
+            2 => s.shl_i::<8>(words),
+            _ => words,
+        };
+        e4m3::cpu::top(s, top)
+    }
+}
+
+/// One stored tensor of such codes. Groups are whole words, and whole vectors of words or a power of two of
 /// words below that; see [`fits`].
 #[derive(Clone, Copy, Debug)]
-pub struct IntDots<const BITS: usize>(pub IntRows);
+pub struct GroupedDots<F>(pub GroupedRows, pub F);
 
 /// Bytes that a row is asked for ahead of its use: with 4 rows, as much as memory delivers while a line is on its way.
 const AHEAD: usize = 2048;
 
-/// Whether [`IntDots`] takes groups of `group` weights of `bits` bits; 0 is the whole row.
+/// Whether [`GroupedDots`] takes groups of `group` weights of `bits` bits; 0 is the whole row.
 pub fn fits(bits: usize, group: usize) -> bool {
     let words = group * bits / 32;
     group == 0
         || (group * bits).is_multiple_of(32) && (words.is_power_of_two() || words.is_multiple_of(MAX_LANES))
 }
 
-impl<const BITS: usize> IntDots<BITS> {
+impl<F: Fields> GroupedDots<F> {
     pub(super) fn groups(&self, k: usize) -> usize {
         k.div_ceil(self.0.group)
     }
@@ -36,14 +93,14 @@ impl<const BITS: usize> IntDots<BITS> {
     }
 }
 
-impl<const BITS: usize> Dots for IntDots<BITS> {
+impl<F: Fields> Dots for GroupedDots<F> {
     fn layout(&self, k: usize, _: usize) -> Layout {
         let sums = if self.0.zeros.is_some() { self.0.group.min(k.max(1)) } else { 0 };
-        Layout { sums, ..Layout::fields(32 / BITS) }
+        Layout { sums, ..Layout::fields(32 / F::BITS) }
     }
 
     fn row_bytes(&self, k: usize) -> usize {
-        (k * BITS).div_ceil(32) * 4
+        (k * F::BITS).div_ceil(32) * 4
     }
 
     #[inline(always)]
@@ -60,8 +117,8 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R] {
-        let Self(rows) = self;
-        let (words, groups) = ((x.k * BITS).div_ceil(32), self.groups(x.k));
+        let Self(rows, _) = self;
+        let (words, groups) = ((x.k * F::BITS).div_ceil(32), self.groups(x.k));
         let scale_len = self.scale_len(x.k, S::LANES);
         let mut at = [rows.packed; R];
         for (r, at) in at.iter_mut().enumerate() {
@@ -76,7 +133,7 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
         // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
         unsafe {
             for r in 0..R {
-                self.scales(s, row + r, groups, 1.0 / Self::TOP, work.add(r * scale_len));
+                self.scales(s, row + r, groups, 1.0 / F::UNIT, work.add(r * scale_len));
                 self.ask_scales(s, row + R + r, groups);
             }
             let ahead = |v: usize| distance(4 * v, AHEAD, 4 * words, 4 * rows.words, R);
@@ -86,7 +143,7 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                     let end = words.min((g + 1) * group_words);
                     let mut sub = [[s.zero(); M]; R];
                     while v < end {
-                        block::<S, R, M, BITS>(s, &at, &xs, v, end, ahead(v), &mut sub);
+                        block::<S, F, R, M>(s, &at, &xs, v, end, ahead(v), &mut sub);
                         v += S::LANES;
                     }
                     for r in 0..R {
@@ -102,7 +159,7 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
                 let index = group_of_lane(s, group_words);
                 while v < words {
                     let mut sub = [[s.zero(); M]; R];
-                    block::<S, R, M, BITS>(s, &at, &xs, v, words, ahead(v), &mut sub);
+                    block::<S, F, R, M>(s, &at, &xs, v, words, ahead(v), &mut sub);
                     for r in 0..R {
                         let scale = spread(s, work.add(r * scale_len + (v >> group_shift)), index, few);
                         for i in 0..M {
@@ -120,20 +177,17 @@ impl<const BITS: usize> Dots for IntDots<BITS> {
             }
         }
         // SAFETY: as above; the scales were written above.
-        unsafe { self.less_zeros(s, row, x, m0, 1.0 / Self::TOP, work, &mut out) };
+        unsafe { self.less_zeros(s, row, x, m0, 1.0 / F::UNIT, work, &mut out) };
         out
     }
 }
 
-impl<const BITS: usize> IntDots<BITS> {
-    /// What a field at the top of a word is multiplied by.
-    const TOP: f32 = (1u64 << (32 - BITS)) as f32;
-
+impl<F: Fields> GroupedDots<F> {
     /// Words of a group, or of the padded row if it is one group.
     pub(super) fn group_words(&self, k: usize, lanes: usize) -> usize {
         match self.groups(k) {
-            0 | 1 => (k * BITS).div_ceil(32).next_multiple_of(lanes).max(lanes),
-            _ => self.0.group * BITS / 32,
+            0 | 1 => (k * F::BITS).div_ceil(32).next_multiple_of(lanes).max(lanes),
+            _ => self.0.group * F::BITS / 32,
         }
     }
 
@@ -179,7 +233,7 @@ impl<const BITS: usize> IntDots<BITS> {
     #[inline(always)]
     pub(super) unsafe fn scales<S: Simd>(&self, s: S, row: usize, groups: usize, unit: f32, to: *mut f32) {
         let unit = s.splat(unit);
-        let Self(rows) = self;
+        let Self(rows, _) = self;
         let mut g = 0;
         // SAFETY: as the caller vouches.
         unsafe {
@@ -196,7 +250,7 @@ impl<const BITS: usize> IntDots<BITS> {
     /// Asks for the scales of a row, which need not exist.
     #[inline(always)]
     fn ask_scales<S: Simd>(&self, s: S, row: usize, groups: usize) {
-        let Self(rows) = self;
+        let Self(rows, _) = self;
         let size = rows.scale.size();
         let from = rows.scales.wrapping_add(row * rows.scale_stride * size);
         for at in (0..groups * size).step_by(64) {
@@ -222,10 +276,10 @@ impl<const BITS: usize> IntDots<BITS> {
         let Some((words, stride)) = self.0.zeros else {
             return;
         };
-        let per_word = 32 / BITS;
-        let shift = s.splat_i((row % per_word * BITS) as i32);
-        let mask = s.splat_i((1 << BITS) - 1);
-        let half = s.splat((1u32 << (BITS - 1)) as f32);
+        let per_word = 32 / F::BITS;
+        let shift = s.splat_i((row % per_word * F::BITS) as i32);
+        let mask = s.splat_i((1 << F::BITS) - 1);
+        let half = s.splat((1u32 << (F::BITS - 1)) as f32);
         let unit = s.splat(1.0 / unit);
         for g in (0..groups).step_by(S::LANES) {
             let n = S::LANES.min(groups - g);
@@ -272,7 +326,7 @@ pub(super) unsafe fn spread<S: Simd>(s: S, p: *const f32, index: S::I, few: bool
 /// # Safety
 /// The words exist before `end`; rows of `x` hold the fields of a whole vector of words from `v` on.
 #[inline(always)]
-unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
+unsafe fn block<S: Simd, F: Fields, const R: usize, const M: usize>(
     s: S,
     w: &[*const i32; R],
     x: &[*const f32; M],
@@ -290,23 +344,23 @@ unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
             let at = w[r].add(v);
             s.prefetch(at.cast::<u8>().wrapping_add(ahead));
             let words = if whole { s.load_i(at) } else { s.to_bits(s.load_n(at.cast(), end - v)) };
-            *fields = s.fields::<BITS>(words);
+            *fields = F::split(s, words);
         }
         for (i, xs) in xs.iter_mut().enumerate() {
-            *xs = x[i].add(v * (32 / BITS));
+            *xs = x[i].add(v * (32 / F::BITS));
         }
         // Even fields of 4 bits first: at levels that take words apart, the other half waits as a word.
-        step::<S, R, M, BITS, 0>(s, &fields, &xs, sub);
-        step::<S, R, M, BITS, 2>(s, &fields, &xs, sub);
-        if const { BITS == 4 } {
-            step::<S, R, M, BITS, 4>(s, &fields, &xs, sub);
-            step::<S, R, M, BITS, 6>(s, &fields, &xs, sub);
+        step::<S, F, R, M, 0>(s, &fields, &xs, sub);
+        step::<S, F, R, M, 2>(s, &fields, &xs, sub);
+        if const { F::BITS == 4 } {
+            step::<S, F, R, M, 4>(s, &fields, &xs, sub);
+            step::<S, F, R, M, 6>(s, &fields, &xs, sub);
         }
-        step::<S, R, M, BITS, 1>(s, &fields, &xs, sub);
-        step::<S, R, M, BITS, 3>(s, &fields, &xs, sub);
-        if const { BITS == 4 } {
-            step::<S, R, M, BITS, 5>(s, &fields, &xs, sub);
-            step::<S, R, M, BITS, 7>(s, &fields, &xs, sub);
+        step::<S, F, R, M, 1>(s, &fields, &xs, sub);
+        step::<S, F, R, M, 3>(s, &fields, &xs, sub);
+        if const { F::BITS == 4 } {
+            step::<S, F, R, M, 5>(s, &fields, &xs, sub);
+            step::<S, F, R, M, 7>(s, &fields, &xs, sub);
         }
     }
 }
@@ -316,7 +370,7 @@ unsafe fn block<S: Simd, const R: usize, const M: usize, const BITS: usize>(
 /// # Safety
 /// Rows of `x` hold a vector for each field.
 #[inline(always)]
-unsafe fn step<S: Simd, const R: usize, const M: usize, const BITS: usize, const J: usize>(
+unsafe fn step<S: Simd, F: Fields, const R: usize, const M: usize, const J: usize>(
     s: S,
     fields: &[(S::I, S::I); R],
     x: &[*const f32; M],
@@ -328,7 +382,7 @@ unsafe fn step<S: Simd, const R: usize, const M: usize, const BITS: usize, const
         *v = unsafe { s.load(x[i].add(J * S::LANES)) };
     }
     for r in 0..R {
-        let q = s.field::<BITS, J>(fields[r]);
+        let q = F::field::<S, J>(s, fields[r]);
         for i in 0..M {
             sub[r][i] = s.fma(q, v[i], sub[r][i]);
         }

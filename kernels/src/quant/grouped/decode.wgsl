@@ -1,7 +1,7 @@
-// Weights stored as grouped integers: w = (u - z) s, u the stored field, z the stored zero point of its group, or
-// 2^(BITS - 1) where there is none, s the scale of its group. See `Format::IntGroup` for the planes.
+// Weights stored as codes in groups: w = (u - z) s of integers, u the stored field, z the stored zero point of its group, or
+// 2^(BITS - 1) where there is none, s the scale of its group; w = q s of floats. See `Grouped` for the planes.
 //
-// BITS: 4 or 8; ZERO: whether there are zero points; SCALE: f32, bf16 or f16; PACKED, SCALES, ZEROS: bindings;
+// BITS: 4 or 8; FP8: whether codes are floats, of 8 bits; ZERO: whether there are zero points; SCALE: f32, bf16 or f16; PACKED, SCALES, ZEROS: bindings;
 // GROUPS: `eight` where eight neighbours share a group, `any` else; BYTES: whether weights are wanted as bytes;
 // WVEC: whether rows of words begin at multiples of four words with BYTES, of two words for 8 bits without.
 // Of the kernel's parameters `p`: `k`; `w, scales, zeros`, the first element of each plane; `w_stride, scale_stride,
@@ -53,6 +53,14 @@ fn w_notes(row: u32, col: u32) -> vec2<f32> {
 #endif
 }
 
+#if FP8
+#include "quant/e4m3/decode.wgsl"
+
+fn w_fields(word: u32, zero: vec4<f32>) -> vec4<f32> {
+    return e4m3_four(word);
+}
+#endif
+
 #if !BYTES
 #if BITS == 4
 alias Span = u32;
@@ -81,11 +89,13 @@ fn w_span(row: u32, col: u32) -> Span {
 #endif
 }
 
+#if !FP8
 fn w_fields(word: u32, zero: vec4<f32>) -> vec4<f32> {
     let bits = (vec4<u32>(word, word, word >> 16u, word >> 16u) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u))
         | vec4<u32>(0x4b000000u, 0x47000000u, 0x4b000000u, 0x47000000u);
     return bitcast<vec4<f32>>(bits) - (vec4<f32>(8388608.0, 32768.0, 8388608.0, 32768.0) + zero);
 }
+#endif
 #endif
 
 #if GROUPS == any

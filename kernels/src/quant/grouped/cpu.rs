@@ -5,12 +5,13 @@ use half::{bf16, f16};
 use crate::cpu::gemm::{Int8Panel, Int8Source, PanelSource, RowLoader, pack_rows};
 use crate::cpu::isa::Isa;
 use crate::cpu::simd::{MAX_LANES, Simd};
-use crate::spec::DType;
+use crate::quant::e4m3;
+use crate::spec::{Code, DType};
 
-/// One stored tensor of grouped integers as kernels read it: `w = (u - z) * s`, `u` the stored field and `z` the stored
-/// zero point, or `2^(bits-1)` where there is none.
+/// One stored tensor of grouped codes as kernels read it. Of integers `w = (u - z) * s`, `u` the stored field and `z` the stored
+/// zero point, or `2^(bits-1)` where there is none; of floats `w = q * s`.
 #[derive(Clone, Copy, Debug)]
-pub struct IntRows {
+pub struct GroupedRows {
     /// First word of the packed plane.
     pub packed: *const i32,
     /// Words from row to row.
@@ -23,18 +24,18 @@ pub struct IntRows {
     pub scale_stride: usize,
     /// First word of the zero points, and words from one row of words to the next.
     pub zeros: Option<(*const i32, usize)>,
-    /// Bits of a weight: 4 or 8.
-    pub bits: usize,
+    /// What a field stands for.
+    pub code: Code,
     /// Weights that share a scale.
     pub group: usize,
 }
 
 // SAFETY: the pointers are only read through, as the contracts of the unsafe methods state.
-unsafe impl Send for IntRows {}
+unsafe impl Send for GroupedRows {}
 // SAFETY: as above.
-unsafe impl Sync for IntRows {}
+unsafe impl Sync for GroupedRows {}
 
-impl IntRows {
+impl GroupedRows {
     /// Scale of a group.
     ///
     /// # Safety
@@ -52,19 +53,25 @@ impl IntRows {
         }
     }
 
-    /// Stored value that stands for zero in a group.
+    /// Bits of a weight: 4 or 8.
+    #[inline(always)]
+    pub const fn bits(&self) -> usize {
+        self.code.bits()
+    }
+
+    /// Stored value that stands for zero in a group of integers.
     ///
     /// # Safety
     /// The group exists in the planes.
     #[inline(always)]
     pub unsafe fn zero(&self, row: usize, group: usize) -> i32 {
         match self.zeros {
-            None => 1 << (self.bits - 1),
+            None => 1 << (self.bits() - 1),
             Some((words, stride)) => {
-                let per_word = 32 / self.bits;
+                let per_word = 32 / self.bits();
                 // SAFETY: as the caller vouches; zero points are packed along the rows.
                 let word = unsafe { *words.add(row / per_word * stride + group) } as u32;
-                (word >> (row % per_word * self.bits) & ((1 << self.bits) - 1)) as i32
+                (word >> (row % per_word * self.bits()) & ((1 << self.bits()) - 1)) as i32
             }
         }
     }
@@ -75,10 +82,10 @@ impl IntRows {
     /// The weight exists.
     #[inline(always)]
     unsafe fn field(&self, row: usize, col: usize) -> i32 {
-        let per_word = 32 / self.bits;
+        let per_word = 32 / self.bits();
         // SAFETY: as the caller vouches.
         let word = unsafe { *self.packed.add(row * self.words + col / per_word) } as u32;
-        (word >> (col % per_word * self.bits) & ((1 << self.bits) - 1)) as i32
+        (word >> (col % per_word * self.bits()) & ((1 << self.bits()) - 1)) as i32
     }
 
     /// `n` weights one by one: for groups that end inside a vector.
@@ -92,7 +99,12 @@ impl IntRows {
             let group = (col + i) / self.group;
             // SAFETY: as the caller vouches.
             unsafe {
-                *one = (self.field(row, col + i) - self.zero(row, group)) as f32 * self.scale(row, group);
+                let field = self.field(row, col + i);
+                let q = match self.code {
+                    Code::Fp8 => e4m3::value(field as u8),
+                    _ => (field - self.zero(row, group)) as f32,
+                };
+                *one = q * self.scale(row, group);
             }
         }
         // SAFETY: `MAX_LANES` values.
@@ -108,15 +120,19 @@ impl IntRows {
         let group = col / self.group;
         // SAFETY: as the caller vouches; `LANES` fields from a multiple of `LANES` begin at a whole byte.
         unsafe {
-            let at = self.packed.add(row * self.words).cast::<u8>().add(col * self.bits / 8);
-            let u = if self.bits == 4 { s.load_u4(at) } else { s.load_u8(at) };
-            let z = s.splat(self.zero(row, group) as f32);
-            s.mul(s.sub(u, z), s.splat(self.scale(row, group)))
+            let at = self.packed.add(row * self.words).cast::<u8>().add(col * self.bits() / 8);
+            let zero = || s.splat(self.zero(row, group) as f32);
+            let q = match self.code {
+                Code::Int4 => s.sub(s.load_u4(at), zero()),
+                Code::Int8 => s.sub(s.load_u8(at), zero()),
+                Code::Fp8 => e4m3::cpu::load(s, at),
+            };
+            s.mul(q, s.splat(self.scale(row, group)))
         }
     }
 }
 
-impl RowLoader for IntRows {
+impl RowLoader for GroupedRows {
     #[inline(always)]
     unsafe fn load<S: Simd>(&self, s: S, row: usize, col: usize) -> S::V {
         // SAFETY: as the caller vouches.
@@ -137,11 +153,11 @@ impl RowLoader for IntRows {
 
     #[inline(always)]
     fn prefetch<S: Simd>(&self, s: S, row: usize, col: usize) {
-        s.prefetch(self.packed.wrapping_add(row * self.words + col * self.bits / 32));
+        s.prefetch(self.packed.wrapping_add(row * self.words + col * self.bits() / 32));
     }
 }
 
-impl PanelSource for IntRows {
+impl PanelSource for GroupedRows {
     unsafe fn pack(
         &self,
         isa: Isa,
@@ -157,18 +173,18 @@ impl PanelSource for IntRows {
     }
 
     fn as_int8(&self) -> Option<&dyn Int8Source> {
-        Some(self)
+        self.code.is_int().then_some(self as &dyn Int8Source)
     }
 }
 
-impl Int8Source for IntRows {
+impl Int8Source for GroupedRows {
     fn group(&self) -> usize {
         self.group
     }
 
     unsafe fn pack_int8(&self, isa: Isa, to: &Int8Panel, row: usize, rows: usize, col: usize, k: usize) {
         // Fields of 4 bits are non-negative as signed bytes too.
-        let flip = to.signed && self.bits == 8;
+        let flip = to.signed && self.code == Code::Int8;
         // SAFETY: as the caller vouches.
         unsafe {
             let bytes = Bytes { rows: *self, flip, end: col + k };
@@ -188,7 +204,7 @@ impl Int8Source for IntRows {
 /// Stored fields as words of four bytes.
 #[derive(Clone, Copy)]
 struct Bytes {
-    rows: IntRows,
+    rows: GroupedRows,
     /// Whether bytes are to be signed.
     flip: bool,
     /// Columns from here on are zero.
@@ -205,8 +221,8 @@ impl RowLoader for Bytes {
         // SAFETY: as the caller vouches: `4 * LANES` fields exist, and begin at a whole byte.
         unsafe {
             let at =
-                self.rows.packed.add(row * self.rows.words).cast::<u8>().add(4 * col * self.rows.bits / 8);
-            if self.rows.bits == 8 {
+                self.rows.packed.add(row * self.rows.words).cast::<u8>().add(4 * col * self.rows.bits() / 8);
+            if self.rows.bits() == 8 {
                 let words = s.load_i(at.cast());
                 return s.of_bits(if self.flip {
                     s.xor_i(words, s.splat_i(0x8080_8080_u32 as i32))
@@ -241,6 +257,6 @@ impl RowLoader for Bytes {
 
     #[inline(always)]
     fn prefetch<S: Simd>(&self, s: S, row: usize, col: usize) {
-        s.prefetch_l2(self.rows.packed.wrapping_add(row * self.rows.words + 4 * col * self.rows.bits / 32));
+        s.prefetch_l2(self.rows.packed.wrapping_add(row * self.rows.words + 4 * col * self.rows.bits() / 32));
     }
 }

@@ -1,14 +1,15 @@
-//! Rounding to grouped integers, and back.
+//! Rounding to grouped codes, and back.
 
 use half::{bf16, f16};
 
-use super::field;
-use crate::spec::{DType, Format, ShapeError};
+use super::value;
+use crate::quant::e4m3;
+use crate::spec::{Code, DType, Format, Grouped, ShapeError};
 
-/// The parts of a [`Format::IntGroup`].
+/// The parts of a grouped format.
 #[derive(Clone, Copy)]
 struct Params {
-    bits: u8,
+    code: Code,
     group: usize,
     groups: usize,
     zero: bool,
@@ -18,17 +19,33 @@ struct Params {
 impl Params {
     fn new(format: Format, k: usize) -> Result<Self, ShapeError> {
         match format {
-            Format::IntGroup { bits: bits @ (4 | 8), zero, scale, .. } if scale.is_float() => {
+            Format::Grouped(Grouped { code, zero, scale, .. })
+                if scale.is_float() && (code.is_int() || !zero) =>
+            {
                 let group = format.group_len(k).max(1);
-                Ok(Self { bits, group, groups: format.groups(k), zero, scale })
+                Ok(Self { code, group, groups: format.groups(k), zero, scale })
             }
-            _ => Err(ShapeError::mismatch("format", "int4 or int8 groups with float scales", format)),
+            _ => Err(ShapeError::mismatch("format", "int4, int8 or fp8 groups with float scales", format)),
         }
     }
 
-    /// Smallest and largest integer.
-    fn range(self) -> (i32, i32) {
-        (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1)
+    /// Smallest and largest value of a code.
+    fn range(self) -> (f32, f32) {
+        match self.code {
+            Code::Int4 => (-8.0, 7.0),
+            Code::Int8 => (-128.0, 127.0),
+            Code::Fp8 => (-e4m3::MAX, e4m3::MAX),
+        }
+    }
+
+    /// The code nearest to a value, ties to even.
+    fn nearest(self, x: f32) -> u32 {
+        let (low, high) = self.range();
+        if self.code.is_int() {
+            (x.round_ties_even().clamp(low, high) - low) as u32
+        } else {
+            e4m3::nearest(x).into()
+        }
     }
 }
 
@@ -44,9 +61,9 @@ fn rounded(dtype: DType, x: f32) -> f32 {
 /// Rounds a row-major matrix `[n, k]` to nearest; gives the planes of `format` as little-endian bytes, in the order of
 /// [`Format::planes`].
 ///
-/// Scales and zero points are those of compressed-tensors (`calculate_qparams`): symmetric, `s = max|w| / (2^b - 1) * 2`;
-/// with zero points, `s = (max - min) / (2^b - 1)` with 0 inside the range and `z = round(-2^(b-1) - min / s)`. The scale
-/// is rounded to its type before weights are divided by it.
+/// Scales and zero points are those of compressed-tensors (`calculate_qparams`): symmetric, `s = max|w| / (2^b - 1) * 2`, or
+/// `max|w| / 448` of floats; with zero points, `s = (max - min) / (2^b - 1)` with 0 inside the range and
+/// `z = round(-2^(b-1) - min / s)`. The scale is rounded to its type before weights are divided by it.
 ///
 /// Errors: another format, another number of values, a value that is not finite or too large for the scale's type.
 pub fn encode(format: Format, n: usize, k: usize, values: &[f32]) -> Result<Vec<Vec<u8>>, ShapeError> {
@@ -54,14 +71,13 @@ pub fn encode(format: Format, n: usize, k: usize, values: &[f32]) -> Result<Vec<
     if n.checked_mul(k) != Some(values.len()) {
         return Err(ShapeError::mismatch("weight", format!("{n} x {k} values"), values.len()));
     }
-    let bits = usize::from(params.bits);
+    let bits = params.code.bits();
     let (words, zero_rows) = ((k * bits).div_ceil(32), (n * bits).div_ceil(32));
     let mut packed = vec![0u32; n * words];
     let mut scales = Vec::with_capacity(n * params.groups * params.scale.size());
     let mut zeros = vec![0u32; if params.zero { zero_rows * params.groups } else { 0 }];
-    let offset = 1i32 << (bits - 1);
-    let put = |words: &mut [u32], at: usize, index: usize, q: i32| {
-        words[at] |= ((q + offset) as u32) << (index % (32 / bits) * bits);
+    let put = |words: &mut [u32], at: usize, index: usize, q: f32| {
+        words[at] |= params.nearest(q) << (index % (32 / bits) * bits);
     };
     for row in 0..n {
         for group in 0..params.groups {
@@ -77,10 +93,8 @@ pub fn encode(format: Format, n: usize, k: usize, values: &[f32]) -> Result<Vec<
             if params.zero {
                 put(&mut zeros, row / (32 / bits) * params.groups + group, row, zero);
             }
-            let (low, high) = params.range();
             for (col, value) in cols.zip(all) {
-                let q = ((value / scale + zero as f32).round_ties_even() as i32).clamp(low, high);
-                put(&mut packed, row * words + col * bits / 32, col, q);
+                put(&mut packed, row * words + col * bits / 32, col, value / scale + zero);
             }
         }
     }
@@ -93,22 +107,21 @@ pub fn encode(format: Format, n: usize, k: usize, values: &[f32]) -> Result<Vec<
 }
 
 /// Scale, rounded to its type, and zero point of one group.
-fn qparams(params: Params, all: &[f32]) -> Option<(f32, i32)> {
+fn qparams(params: Params, all: &[f32]) -> Option<(f32, f32)> {
     let (min, max) = all.iter().fold((0.0f32, 0.0f32), |(min, max), &v| (min.min(v), max.max(v)));
     // `min` and `max` pass over NaN.
     if !all.iter().all(|v| v.is_finite()) {
         return None;
     }
     let (low, high) = params.range();
-    let steps = (high - low) as f32;
+    let steps = high - low;
     let exact = if params.zero { (max - min) / steps } else { max.max(-min) / (steps / 2.0) };
     let mut scale = rounded(params.scale, exact);
     if scale == 0.0 {
         // Nothing but zeros, or values below the smallest scale.
         scale = 1.0;
     }
-    let zero =
-        if params.zero { ((low as f32 - min / scale).round_ties_even() as i32).clamp(low, high) } else { 0 };
+    let zero = if params.zero { (low - min / scale).round_ties_even().clamp(low, high) } else { 0.0 };
     scale.is_finite().then_some((scale, zero))
 }
 
@@ -136,19 +149,19 @@ pub fn decode(format: Format, n: usize, k: usize, planes: &[&[u8]]) -> Result<Ve
         DType::F16 => f16::from_le_bytes([planes[1][2 * at], planes[1][2 * at + 1]]).to_f32(),
         _ => f32::from_bits(word(planes[1], at) as u32),
     };
-    let bits = usize::from(params.bits);
+    let bits = params.code.bits();
     let words = shapes[0].cols;
     let mut all = Vec::with_capacity(n * k);
     for row in 0..n {
         for col in 0..k {
             let group = col / params.group;
-            let q = field(word(planes[0], row * words + col * bits / 32), col, params.bits);
+            let q = value(params.code, word(planes[0], row * words + col * bits / 32), col);
             let zero = if params.zero {
-                field(word(planes[2], row * bits / 32 * params.groups + group), row, params.bits)
+                value(params.code, word(planes[2], row * bits / 32 * params.groups + group), row)
             } else {
-                0
+                0.0
             };
-            all.push((q - zero) as f32 * scale(row * params.groups + group));
+            all.push((q - zero) * scale(row * params.groups + group));
         }
     }
     Ok(all)
@@ -169,11 +182,11 @@ mod tests {
 
     fn formats() -> Vec<Format> {
         let mut all = Vec::new();
-        for bits in [4, 8] {
+        for code in [Code::Int4, Code::Int8] {
             for group in [0, 12, 32, 64, 128] {
                 for zero in [false, true] {
                     for scale in [DType::F32, DType::BF16, DType::F16] {
-                        all.push(Format::IntGroup { bits, group, zero, scale });
+                        all.push(Format::Grouped(Grouped { code, group, zero, scale }));
                     }
                 }
             }
@@ -192,7 +205,8 @@ mod tests {
                 }
                 let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
                 let back = decode(format, n, k, &planes).expect("planes as encoded");
-                let Format::IntGroup { bits, zero, .. } = format else { unreachable!() };
+                let Format::Grouped(Grouped { code, zero, .. }) = format else { unreachable!() };
+                let bits = code.bits();
                 for row in 0..n {
                     for start in (0..k).step_by(format.group_len(k).max(1)) {
                         let end = k.min(start + format.group_len(k));
@@ -220,7 +234,8 @@ mod tests {
     #[test]
     fn what_was_rounded_stays() {
         for format in formats() {
-            let Format::IntGroup { bits, zero, scale, .. } = format else { unreachable!() };
+            let Format::Grouped(Grouped { code, zero, scale, .. }) = format else { unreachable!() };
+            let bits = code.bits();
             // Every code occurs in each group of 2^bits, with a scale that all types hold.
             let (n, k) = (8, 256);
             let values: Vec<f32> =
@@ -235,7 +250,7 @@ mod tests {
 
     #[test]
     fn bad_input_is_refused() {
-        let format = Format::IntGroup { bits: 4, group: 32, zero: false, scale: DType::F16 };
+        let format = Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: false, scale: DType::F16 });
         assert!(encode(format, 2, 2, &[1.0; 3]).is_err());
         assert!(encode(format, 1, 2, &[1.0, f32::NAN]).is_err());
         assert!(encode(format, 1, 2, &[1.0, f32::INFINITY]).is_err());

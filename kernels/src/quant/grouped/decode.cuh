@@ -1,5 +1,5 @@
-// Grouped integers as operands of tensor cores: eight neighbours along k become four pairs of 16-bit floats, u - z exactly, u the
-// stored field and z its zero point or 2^(Bits - 1). The scale is left to the sums.
+// Codes in groups as operands of tensor cores: eight neighbours along k become four pairs of 16-bit floats: of integers u - z
+// exactly, u the stored field and z its zero point or 2^(Bits - 1); of floats their values. The scale is left to the sums.
 //
 // A field of b bits in the mantissa of a float whose last bit is 1 is that float plus u; one multiply-add takes the float and the
 // zero point off, two weights at a time. f16 has room for 8 bits (1024 + u), and for 4 bits at their place 4 to 7 too
@@ -9,6 +9,7 @@
 // Pairs are what masks give at once, not neighbours. x has to be in the same order, see `int_group_order`.
 #pragma once
 #include "cuda/include/ptx.cuh"
+#include "quant/e4m3/decode.cuh"
 
 // Place among eight neighbours of element `i` of the four pairs: 0 4 1 5 2 6 3 7 of 4 bits, 0 2 1 3 4 6 5 7 of 8 bits.
 template <int Bits> DEVICE constexpr int int_group_order(int i) {
@@ -62,6 +63,15 @@ template <typename T, int Bits, bool Zero> DEVICE void int_group_pairs(u32 (&to)
                 if constexpr (Zero) to[i] = fma2<bf16>(to[i], 0x3F803F80u, zero.low);
             }
         }
+    }
+}
+
+// Eight codes from `words`, integers or (`Float`) floats.
+template <typename T, int Bits, bool Float, bool Zero> DEVICE void grouped_pairs(u32 (&to)[4], const u32* words, const IntGroupZero& zero) {
+    if constexpr (Float) {
+        e4m3_pairs<T>(to, words);
+    } else {
+        int_group_pairs<T, Bits, Zero>(to, words, zero);
     }
 }
 
