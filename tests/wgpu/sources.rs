@@ -66,7 +66,8 @@ fn dense() -> Vec<Values> {
 
 /// Every format as the kernels that multiply floats read it.
 fn all_formats() -> Vec<Values> {
-    let grouped = ["0", "1"].into_iter().flat_map(|wide| codes(&[("4", "0"), ("8", "0"), ("8", "1")], wide, "0"));
+    let grouped =
+        ["0", "1"].into_iter().flat_map(|wide| codes(&[("4", "0"), ("8", "0"), ("8", "1")], wide, "0"));
     dense().into_iter().chain(grouped).collect()
 }
 

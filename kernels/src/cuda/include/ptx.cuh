@@ -26,6 +26,18 @@ template <> DEVICE f16 from_f32<f16>(f32 x) {
     return y;
 }
 
+// Four values as 8-bit floats in a word, `a` lowest; too large ones become the largest. sm_89 and later.
+DEVICE u32 pack4_e4m3(f32 a, f32 b, f32 c, f32 d) {
+    u32 v = 0;
+#if __CUDA_ARCH__ >= 890
+    asm("{.reg .b16 lo, hi;\n cvt.rn.satfinite.e4m3x2.f32 lo, %2, %1;\n cvt.rn.satfinite.e4m3x2.f32 hi, %4, %3;\n"
+        " mov.b32 %0, {lo, hi};}"
+        : "=r"(v)
+        : "f"(a), "f"(b), "f"(c), "f"(d));
+#endif
+    return v;
+}
+
 // Two values in a word, `lo` in the lower half: what mma takes.
 template <typename T> DEVICE u32 pack2(f32 lo, f32 hi);
 template <> DEVICE u32 pack2<bf16>(f32 lo, f32 hi) {

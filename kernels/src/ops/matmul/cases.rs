@@ -118,6 +118,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     halves(cx, &mut add);
     aligned(cx, &mut add);
     large(cx, &mut add);
+    rounded_to_fp8(cx, &mut add);
     models(cx, &mut add);
     all
 }
@@ -301,6 +302,56 @@ fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     }
     let shape = Shape { gated: true, residual: Some(DType::F32), ..Shape::plain(1030, 4100, 8) };
     add("many sums".into(), shape.op(cx, format("bf16"), &[1, 1]));
+}
+
+/// 8-bit floats with activations rounded to them: groups and whole rows, sizes around tiles, rows that end inside a group of
+/// activations, strides that copies of 16 bytes do not take.
+fn rounded_to_fp8(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    use DType::{BF16, F16, F32};
+    let plain = |m, n, k| Shape { math: Math::Fp8, ..Shape::plain(m, n, k) };
+    let all: [(&str, Shape, &[usize]); 10] = [
+        ("fp8row", plain(1, 16, 16), &[1]),
+        ("fp8g128.f32", Shape { x: BF16, out: BF16, bias: true, ..plain(64, 128, 256) }, &[1]),
+        (
+            "fp8g128",
+            Shape {
+                x: BF16,
+                out: BF16,
+                act: Activation::Silu,
+                gated: true,
+                residual: Some(BF16),
+                gaps: [8, 16, 8],
+                ..plain(70, 272, 400)
+            },
+            &[1, 1],
+        ),
+        (
+            "fp8row.f32",
+            Shape {
+                x: F16,
+                out: F16,
+                act: Activation::GeluErf,
+                gated: true,
+                bias: true,
+                ..plain(130, 264, 528)
+            },
+            &[1],
+        ),
+        ("fp8g256.f16", Shape { fill: Fill::Spiky, bias: true, ..plain(33, 136, 912) }, &[3, 1]),
+        (
+            "fp8row",
+            Shape { x: BF16, out: F32, residual: Some(F32), gaps: [3, 5, 7], ..plain(200, 72, 1552) },
+            &[1],
+        ),
+        ("fp8g128", Shape { x: F32, out: BF16, ..plain(9, 90, 2064) }, &[1]),
+        ("fp8g64", plain(20, 40, 192), &[1]),
+        ("fp8row", plain(20, 40, 150), &[1]),
+        ("fp8g128", Shape { x: BF16, out: BF16, ..plain(150, 2200, 144) }, &[1]),
+    ];
+    for (text, shape, shares) in all {
+        let Shape { m, n, k, .. } = shape;
+        add(format!("to fp8 {m}x{n}x{k} {text}"), shape.op(cx, format(text), shares));
+    }
 }
 
 /// Rows of SmolVLM-256M.

@@ -50,7 +50,20 @@ pub enum Math {
     Bf16,
     /// Activations may be rounded to 8-bit integers with one scale a row, or finer.
     Int8,
+    /// Activations may be rounded to 8-bit floats (E4M3): those of each [`FP8_SPAN`] columns of a row with the scale `max / 448`.
+    Fp8,
 }
+
+impl Math {
+    /// Whether activations may be rounded to bf16. Integers of 8 bits are coarser; floats of 8 bits are to be exactly those.
+    #[must_use]
+    pub const fn takes_bf16(self) -> bool {
+        matches!(self, Self::Bf16 | Self::Int8)
+    }
+}
+
+/// Columns of activations, from the first on, that share a scale under [`Math::Fp8`].
+pub const FP8_SPAN: usize = 128;
 
 /// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated.
 #[derive(Clone, Debug)]

@@ -1,7 +1,8 @@
 //! The product in f64.
 
-use super::{Activation, Math, Matmul};
+use super::{Activation, FP8_SPAN, Math, Matmul};
 use crate::oracle::Oracle;
+use crate::quant::e4m3;
 use crate::spec::{DType, KernelError, tolerance};
 
 impl Activation {
@@ -37,6 +38,23 @@ impl Activation {
     }
 }
 
+/// The activations of a row as 8-bit floats, and how far those may be off that lie so close to the middle of two that a kernel's
+/// rounding of scale and quotient decides.
+fn fp8_row(row: &[f64]) -> Vec<(f64, f64)> {
+    let mut all = Vec::with_capacity(row.len());
+    for span in row.chunks(FP8_SPAN) {
+        // Kernels keep scales away from where their inverse overflows.
+        let scale = span.iter().fold(1e-30f64, |max, v| max.max(v.abs())) / f64::from(e4m3::MAX);
+        for &x in span {
+            let near = |x: f64| f64::from(e4m3::value(e4m3::nearest(x as f32)));
+            let quotient = x / scale;
+            let (low, high) = (near(quotient * (1.0 - 1e-6)), near(quotient * (1.0 + 1e-6)));
+            all.push((near(quotient) * scale, (high - low).abs() * scale));
+        }
+    }
+    all
+}
+
 pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError> {
     let (m, k, n_out) = (op.x.size(0), op.w.k(), op.n_out());
     let (x, bias) = (io.read(&op.x)?, io.biases(&op.w)?);
@@ -47,9 +65,11 @@ pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError>
     let row_error: Vec<f64> = (0..m)
         .map(|row| match op.math {
             Math::Int8 => x[row * k..][..k].iter().fold(0.0f64, |max, v| max.max(v.abs())) / 254.0,
-            Math::Exact | Math::Bf16 => 0.0,
+            Math::Exact | Math::Bf16 | Math::Fp8 => 0.0,
         })
         .collect();
+    let fp8: Vec<(f64, f64)> =
+        if op.math == Math::Fp8 { x.chunks(k.max(1)).flat_map(fp8_row).collect() } else { Vec::new() };
 
     let product = |row: usize, col: usize| {
         let (mut sum, mut magnitude, mut weight) = (0.0, 0.0, 0.0);
@@ -63,8 +83,19 @@ pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError>
             magnitude +=
                 x[row * k..][..k].iter().zip(zeros).map(|(a, zero)| 2.0 * (a * zero).abs()).sum::<f64>();
         }
+        if op.math == Math::Fp8 {
+            // Kernels round all activations of a row or none, so that a product is one of two.
+            let (mut rounded, mut slack) = (0.0, 0.0);
+            for ((value, tie), b) in fp8[row * k..][..k].iter().zip(&w[col * k..][..k]) {
+                rounded += value * b;
+                slack += (tie * b).abs();
+            }
+            // Tensor cores of Hopper keep 13 bits below the largest of the products that they add at once.
+            let exact = tolerance::dot(k, magnitude + bias[col].abs()) + 2f64.powi(-13) * magnitude;
+            return ((sum + rounded) / 2.0 + bias[col], (sum - rounded).abs() / 2.0 + slack + exact);
+        }
         let error = match op.math {
-            Math::Exact => tolerance::dot(k, magnitude + bias[col].abs()),
+            Math::Exact | Math::Fp8 => tolerance::dot(k, magnitude + bias[col].abs()),
             Math::Bf16 => tolerance::rounded_dot(k, magnitude + bias[col].abs(), DType::BF16),
             Math::Int8 => tolerance::dot(k, magnitude + bias[col].abs()) + row_error[row] * weight,
         };

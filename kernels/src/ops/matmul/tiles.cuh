@@ -2,6 +2,15 @@
 #pragma once
 #include "cuda/include/ptx.cuh"
 
+// The product of 32 bytes of each row of a and column of b: 16 elements of 16 bits, or 32 of e4m3.
+template <typename T> DEVICE void mma_32_bytes(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    if constexpr (same_type<T, e4m3>::value) {
+        mma_16832_e4m3(d, a, b0, b1);
+    } else {
+        mma_16816<T>(d, a, b0, b1);
+    }
+}
+
 // A tile's place, in tiles.
 struct Place {
     i32 down;   // along the rows of x

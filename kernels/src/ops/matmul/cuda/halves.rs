@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::{Math, Matmul, MatmulSpec};
+use super::super::{Matmul, MatmulSpec};
 use super::params::rows_aligned;
 use crate::buffer::View;
 use crate::cuda::{CudaCx, value_type};
@@ -16,8 +16,8 @@ use crate::spec::{Caps, DType, Format, KernelError};
 pub(super) fn reject(spec: &MatmulSpec) -> Option<Reject> {
     match (spec.x, spec.w) {
         (DType::BF16, Format::Dense(DType::BF16)) | (DType::F16, Format::Dense(DType::F16)) => None,
-        (_, Format::Dense(DType::BF16)) if spec.math != Math::Exact => None,
-        (_, Format::Dense(DType::BF16)) => Some("rounds x to bf16, which math=exact does not allow".into()),
+        (_, Format::Dense(DType::BF16)) if spec.math.takes_bf16() => None,
+        (_, Format::Dense(DType::BF16)) => Some("rounds x to bf16, which this math does not allow".into()),
         (_, Format::Dense(DType::F16)) => Some("for x of f16 where weights are f16".into()),
         _ => Some("for dense weights of 16 bits".into()),
     }

@@ -7,6 +7,7 @@
 //! | `quant-mma` | `quant_x.cu`, `quant_mma.cu` | codes in groups, decoded in registers, on tensor cores |
 //! | `quant-wgmma` | `quant_wgmma_x.cu`, `quant_wgmma.cu` | the same on Hopper: many rows of x |
 //! | `gemm-mma` | `gemm_mma.cu` | dense weights of 16 bits, on tensor cores |
+//! | `gemm-fp8-mma` | `fp8_x.cu`, `gemm_mma.cu` | 8-bit floats times x rounded to them; from sm_89 on |
 //! | `gemm-wgmma-128x256` | `gemm_wgmma.cu` | the same on Hopper; least traffic: large products |
 //! | `gemm-wgmma-256x128` | `gemm_wgmma.cu` | as much, where the result is narrow |
 //! | `gemm-wgmma-128x128` | `gemm_wgmma.cu` | ends of tiles beside products: short rows, fewer tiles |
@@ -16,6 +17,7 @@
 //! them (`epilogue.cuh`). Kernels of tensor cores take x in the type of the weights; where the op allows it, x is rounded first
 //! (`halves`).
 
+mod fp8;
 mod gemm;
 mod gemv;
 mod halves;
@@ -37,6 +39,7 @@ impl CudaOp for Matmul {
             quant::MMA,
             quant_wgmma::ROW,
             mma::MMA,
+            mma::FP8,
             wgmma::LARGE,
             wgmma::TALL,
             wgmma::MIDDLE,

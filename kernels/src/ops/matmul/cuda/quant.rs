@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::{Math, Matmul, MatmulSpec};
+use super::super::{Matmul, MatmulSpec};
 use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::buffer::View;
 use crate::cuda::{CudaCx, Kernel, value_type};
@@ -106,7 +106,7 @@ impl Operands {
         };
         let (dtype, parts) = match (spec.x, spec.math) {
             (DType::F16, _) => (DType::F16, 1),
-            (DType::F32, Math::Exact) => (DType::BF16, 3),
+            (DType::F32, math) if !math.takes_bf16() => (DType::BF16, 3),
             _ => (DType::BF16, 1),
         };
         Ok(Self { code, zero, groups: groups as usize, dtype, parts })

@@ -1,6 +1,6 @@
 //! Products for many rows of x: tiles, whole or with k cut into slices.
 
-use super::super::{Math, Matmul, MatmulSpec};
+use super::super::{Matmul, MatmulSpec};
 use super::product::{Product, products};
 use crate::select::Reject;
 use crate::spec::{Caps, DType, Format, KernelError};
@@ -109,7 +109,7 @@ fn reject_half(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
         return Some("for x of f16".into());
     }
     let exact = matches!(spec.w, Format::Dense(DType::F16 | DType::BF16));
-    (!exact && spec.math == Math::Exact)
+    (!exact && !spec.math.takes_bf16())
         .then(|| "rounds these weights to f16, which math=bf16 and math=int8 allow".into())
 }
 

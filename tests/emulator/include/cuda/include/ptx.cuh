@@ -10,6 +10,9 @@ template <> EMULATOR_QUIET f32 from_f32<f32>(f32 x) { return x; }
 template <> EMULATOR_QUIET bf16 from_f32<bf16>(f32 x) { return bf16{emulator::to_bf16(x)}; }
 template <> EMULATOR_QUIET f16 from_f32<f16>(f32 x) { return f16{emulator::to_f16(x)}; }
 
+EMULATOR_QUIET u32 pack4_e4m3(f32 a, f32 b, f32 c, f32 d) {
+    return emulator::to_e4m3(a) | emulator::to_e4m3(b) << 8 | emulator::to_e4m3(c) << 16 | static_cast<u32>(emulator::to_e4m3(d)) << 24;
+}
 template <typename T> EMULATOR_QUIET u32 pack2(f32 lo, f32 hi) {
     return from_f32<T>(lo).bits | static_cast<u32>(from_f32<T>(hi).bits) << 16;
 }
