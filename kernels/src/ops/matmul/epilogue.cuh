@@ -120,3 +120,29 @@ DEVICE void emit(const Epilogue& e, i32 row, i32 col, const f32 (&product)[N], c
 template <int N> DEVICE void emit(const Epilogue& e, i32 row, i32 col, const f32 (&product)[N]) {
     emit<N, false>(e, row, col, product, product);
 }
+
+// The biases of a tile of N columns, fetched by the threads of a warpgroup; of a gated one those of the gates, then those of what they
+// scale. Zeros where there are none.
+template <i32 N, bool Gated> struct TileBiases {
+    f32 value[N / 128];
+
+    DEVICE TileBiases(const Epilogue& e, i32 first_col) {
+        constexpr i32 COLS = Gated ? N / 2 : N;
+#pragma unroll
+        for (i32 i = 0; i < N / 128; ++i) {
+            const i32 at = i * 128 + static_cast<i32>(threadIdx.x) % 128;
+            const bool upper = Gated && at >= COLS;
+            const i32 col = first_col + at % COLS;
+            const u32 type = upper ? e.bias_up_type : e.bias_type;
+            const bool exists = type != VALUE_NONE && col < e.cols;
+            value[i] = exists ? load_value(upper ? e.bias_up : e.bias, type, col) : 0.0f;
+        }
+    }
+    // Shows them to all threads; `barrier` is one of the warpgroup.
+    DEVICE void share(f32* to, u32 barrier) const {
+        barrier_sync(barrier, 128); // nobody needs those of the tile before
+#pragma unroll
+        for (i32 i = 0; i < N / 128; ++i) to[i * 128 + static_cast<i32>(threadIdx.x) % 128] = value[i];
+        barrier_sync(barrier, 128);
+    }
+};

@@ -29,15 +29,8 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
     const i64 row = at / 16 / p.groups;
     const i32 col = group * 128 + part * 8;
     grid_wait();
-    f32 v[8] = {};
-    if (row < p.rows && col < p.k) {
-        const i64 from = row * p.x_stride + col;
-        if (p.x_aligned != 0 && col + 8 <= p.k) {
-            load_group(v, p.x, p.x_type, from);
-        } else {
-            load_some(v, p.x, p.x_type, from, p.k - col);
-        }
-    }
+    f32 v[8];
+    load_columns(v, p.x, p.x_type, p.x_aligned != 0, row * p.x_stride, col, row < p.rows ? p.k : 0);
     f32 most = TINY;
 #pragma unroll
     for (i32 i = 0; i < 8; ++i) most = fmaxf(most, fabsf(v[i]));

@@ -1,11 +1,12 @@
-// out = act(x w^T + bias) + residual with the matrix products of warpgroups (sm_90a), for x, w of one 16-bit type X; gated too.
+// out = act(x w^T + bias) + residual with the matrix products of warpgroups (sm_90a), for x, w of one type X, of 16 bits or e4m3;
+// gated too.
 //
 // x: [m, k] of X   w: [n, k] of X   out, residual: [m, n], or [m, n / 2] if GATED, of OUT   bias: any float   sums in f32
 //
 // Blocks stay and walk over the tiles of TILE_M x TILE_N products in an order that keeps shared operands in the second-level
 // cache. All traffic with memory is the copy engine's, and roles are split:
 //
-//   producer (a thread)       brings stages of 64 along k to a ring of STAGES, 128-byte swizzled as wgmma takes them
+//   producer (a thread)       brings stages of 128 bytes along k to a ring of STAGES, 128-byte swizzled as wgmma takes them
 //   consumers (warpgroups)    multiply what is there and never wait for memory: while the products of a stage are under way
 //                             the stage before is given back. They end their products in registers and leave them, 128
 //                             bytes a row, in buffers
@@ -21,27 +22,32 @@
 // Where tiles are few and k is long each block has one tile and one slice of k (SPLIT). Blocks of the last slices are the last
 // to start; they wait for the sums of the others, add them in order and end the tile.
 //
+// Floats of 8 bits have scales (`scaled.cuh`), which the 128 of k in a stage share. A stage's products are summed apart and added,
+// times their scales, to those of the tile, while the other consumer multiplies.
+//
 // A gated tile has TILE_N / 2 gates and the columns that they scale, so that a thread holds both. What lies beyond an operand
 // comes as zeros, and what lies beyond the result is not written: every size is allowed. All rows begin at multiples of 16 bytes.
 //
 // SASS: HGMMA UTMALDG UTMASTG
 #include "cuda/include/wgmma.cuh"
 #include "ops/matmul/epilogue.cuh"
+#include "ops/matmul/scaled.cuh"
 #include "ops/matmul/tiles.cuh"
 
 struct Params {
-    TensorMap x;   // boxes [TILE_M, 64]
-    TensorMap w;   // boxes [TILE_N / 2, 64]
+    TensorMap x;   // boxes of TILE_M rows of 128 bytes
+    TensorMap w;   // boxes of TILE_N / 2
     TensorMap up;  // what the gates `w` scale, if GATED
     TensorMap out; // boxes of 64 rows of 128 bytes
     TensorMap residual;
     Epilogue e;
+    ScaleRows scales; // of e4m3
     float4* sums;    // of slices but the last, if SPLIT
     u32* counters;   // slices whose sums have come, one for each consumer of a tile
     i32 k;
     i32 slices;      // 1 unless SPLIT
     i32 slice_steps; // stages along k in a slice
-    i32 pad[5];
+    i32 pad;
 };
 
 constexpr i32 CONSUMER_ROWS = 64 * DOWN;
@@ -50,8 +56,10 @@ constexpr i32 TILE_M = CONSUMER_ROWS * SHARERS;
 constexpr i32 TILE_COLS = GATED ? TILE_N / 2 : TILE_N; // columns of the result
 constexpr i32 GROUP = 2048 / max_of(TILE_M, 128) / CLUSTER; // tiles of clusters that follow each other downwards
 constexpr i32 THREADS = 128 * (1 + CONSUMERS);
-constexpr i32 STEP = 64;      // elements of k in a stage
+constexpr bool FP8 = same_type<X, e4m3>::value;
 constexpr i32 ROW_BYTES = 128; // of a row of a stage or of a buffer
+constexpr i32 STEP = ROW_BYTES / static_cast<i32>(sizeof(X)); // elements of k in a stage
+constexpr i32 STEP_UNITS = FP8 ? ROW_BYTES / 4 : STEP;        // and of a map: words of codes
 constexpr i32 X_BYTES = TILE_M * ROW_BYTES, W_BYTES = TILE_N * ROW_BYTES;
 constexpr i32 STAGE_BYTES = X_BYTES + W_BYTES;
 constexpr i32 BUFFER_BYTES = 64 * ROW_BYTES;
@@ -59,11 +67,13 @@ constexpr i32 BUFFER_COLS = ROW_BYTES / static_cast<i32>(sizeof(OUT));
 constexpr i32 PIECES_ACROSS = TILE_COLS / BUFFER_COLS;
 constexpr i32 PIECES = DOWN * PIECES_ACROSS; // buffers that a consumer fills for a tile
 static_assert(TILE_COLS % BUFFER_COLS == 0, "a tile is whole buffers");
+static_assert(!FP8 || (TILE_N == 128 && DOWN == 1 && !PINGPONG && STEP == SCALE_SPAN), "registers for two sets of sums; a scale a stage");
 
-// Shared memory: the ring, the buffers of each consumer, its biases, barriers.
+// Shared memory: the ring, the buffers of each consumer, its biases and scales, barriers.
 constexpr i32 BUFFERS_AT = STAGES * STAGE_BYTES;
 constexpr i32 BIAS_AT = BUFFERS_AT + CONSUMERS * BUFFERS * BUFFER_BYTES;
-constexpr i32 BARRIERS_AT = BIAS_AT + CONSUMERS * TILE_N * 4;
+constexpr i32 SCALES_AT = BIAS_AT + CONSUMERS * TILE_N * 4; // of the weights, two stages of each consumer
+constexpr i32 BARRIERS_AT = SCALES_AT + (FP8 ? CONSUMERS * 2 * TILE_N * 4 : 0);
 
 // Registers of a thread: few for the threads that only start copies, so that consumers have those for all sums.
 constexpr i32 REGISTERS = 65536 / THREADS / 8 * 8;
@@ -126,7 +136,7 @@ DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
     for (Walk walk(p); walk.more(); walk.next()) {
         const i32 row = walk.first_row(), col = walk.first_col();
         for (i32 step = 0; step < walk.steps; ++step, turn.next()) {
-            const i32 k = (walk.first_step + step) * STEP;
+            const i32 k = (walk.first_step + step) * STEP_UNITS;
             mbarrier_wait(&bars.empty[turn.slot], turn.parity ^ 1);
             u64* const full = &bars.full[turn.slot];
             u8* const stage = smem + turn.slot * STAGE_BYTES;
@@ -244,32 +254,21 @@ DEVICE void finish(u8* buffer, const f32 (&sum)[TILE_N / 2], const f32* biases, 
     }
 }
 
-// The biases of a tile that this thread fetches: `first` is the tile's first column, the order is that of its weights. Zeros where
-// there are none.
-constexpr i32 BIASES = TILE_N / 128;
-DEVICE void fetch_biases(f32 (&to)[BIASES], const Epilogue& e, i32 first) {
+// Starts the products of a stage for DOWN x 64 rows: added to `sum`, or, of the first step of k, in its place unless `add`.
+DEVICE void multiply(f32 (&sum)[DOWN][TILE_N / 2], u64 x, u64 w, bool add) {
+    wgmma_fence();
 #pragma unroll
-    for (i32 i = 0; i < BIASES; ++i) {
-        const i32 at = i * 128 + static_cast<i32>(threadIdx.x) % 128;
-        const bool upper = GATED && at >= TILE_COLS;
-        const i32 col = first + at % TILE_COLS;
-        const u32 type = upper ? e.bias_up_type : e.bias_type;
-        const bool exists = type != VALUE_NONE && col < e.cols;
-        to[i] = exists ? load_value(upper ? e.bias_up : e.bias, type, col) : 0.0f;
-    }
-}
-// Shows them to all threads of consumer `number`.
-DEVICE void share_biases(f32* biases, const f32 (&from)[BIASES], i32 number) {
-    barrier_sync(SHARE + number, 128); // nobody needs those of the tile before
+    for (i32 k = 0; k < ROW_BYTES / 32; ++k)
 #pragma unroll
-    for (i32 i = 0; i < BIASES; ++i) biases[i * 128 + static_cast<i32>(threadIdx.x) % 128] = from[i];
-    barrier_sync(SHARE + number, 128);
+        for (i32 d = 0; d < DOWN; ++d) wgmma_ss<TILE_N, X>(sum[d], x + (d * 64 * ROW_BYTES >> 4) + 2 * k, w + 2 * k, add || k > 0);
+    wgmma_commit();
 }
 
 // Multiplies the rows of consumer `number`, and leaves the results in its buffers.
 DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     u8* const buffers = smem + BUFFERS_AT + number * BUFFERS * BUFFER_BYTES;
     f32* const biases = reinterpret_cast<f32*>(smem + BIAS_AT) + number * TILE_N;
+    f32* const of_weights = reinterpret_cast<f32*>(smem + SCALES_AT) + number * 2 * TILE_N;
     const u64 x_descriptor = wgmma_descriptor(smem + consumer_row(number) * ROW_BYTES);
     const u64 w_descriptor = wgmma_descriptor(smem + X_BYTES);
 
@@ -283,36 +282,46 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
     }
     f32 sum[DOWN][TILE_N / 2];
     for (; walk.more(); walk.next()) {
-        f32 bias[BIASES];
-        fetch_biases(bias, p.e, walk.first_col());
+        TileBiases<TILE_N, GATED> bias(p.e, walk.first_col());
         // A parity tells a round of the ring from the next one only: a consumer may look at it when the other one, whose stages
         // come before its own, has seen all of them.
         if constexpr (PINGPONG) barrier_sync(TURN + number, 2 * 128);
-        u64* before = nullptr;
-        for (i32 step = 0; step < steps; ++step, turn.next()) {
-            mbarrier_wait(&bars.full[turn.slot], turn.parity);
-            const u32 stage = static_cast<u32>(turn.slot * STAGE_BYTES) >> 4;
-            wgmma_fence();
+        if constexpr (FP8) {
+            const i32 k = walk.first_step * STEP;
+            const i32 row = walk.first_row() + consumer_row(number);
+            StageScales<TILE_N, GATED> scales(p.scales, p.e, of_weights, row, walk.first_col(), k, k + steps * STEP);
 #pragma unroll
-            for (i32 k = 0; k < STEP / 16; ++k)
+            for (i32 i = 0; i < TILE_N / 2; ++i) sum[0][i] = 0.0f;
+            for (i32 step = 0; step < steps; ++step, turn.next()) {
+                scales.next(step, k + step * STEP, SHARE + number);
+                mbarrier_wait(&bars.full[turn.slot], turn.parity);
+                const u32 stage = static_cast<u32>(turn.slot * STAGE_BYTES) >> 4;
+                f32 part[1][TILE_N / 2];
+                multiply(part, x_descriptor + stage, w_descriptor + stage, false);
+                wgmma_wait<0>();
+                wgmma_pin(part[0]);
+                give_back(&bars.empty[turn.slot]);
+                scales.add(sum[0], part[0], step);
+            }
+        } else {
+            u64* before = nullptr;
+            for (i32 step = 0; step < steps; ++step, turn.next()) {
+                mbarrier_wait(&bars.full[turn.slot], turn.parity);
+                const u32 stage = static_cast<u32>(turn.slot * STAGE_BYTES) >> 4;
+                multiply(sum, x_descriptor + stage, w_descriptor + stage, step > 0);
+                wgmma_wait<1>();
+                if (before != nullptr) give_back(before);
+                before = &bars.empty[turn.slot];
+            }
+            if constexpr (PINGPONG) {
+                barrier_arrive(TURN + 1 - number, 2 * 128);
+                turn.skip(steps);
+            }
+            wgmma_wait<0>();
 #pragma unroll
-                for (i32 d = 0; d < DOWN; ++d) {
-                    const u64 x = x_descriptor + stage + (d * 64 * ROW_BYTES >> 4) + 2 * k;
-                    wgmma_ss<TILE_N, X>(sum[d], x, w_descriptor + stage + 2 * k, step + k > 0);
-                }
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (before != nullptr) give_back(before);
-            before = &bars.empty[turn.slot];
+            for (i32 d = 0; d < DOWN; ++d) wgmma_pin(sum[d]);
+            give_back(before);
         }
-        if constexpr (PINGPONG) {
-            barrier_arrive(TURN + 1 - number, 2 * 128);
-            turn.skip(steps);
-        }
-        wgmma_wait<0>();
-#pragma unroll
-        for (i32 d = 0; d < DOWN; ++d) wgmma_pin(sum[d]);
-        give_back(before);
 
         if constexpr (SPLIT) {
             const i32 place = PINGPONG ? walk.tile : walk.tile * CONSUMERS + number;
@@ -320,7 +329,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
             const i32 slice = walk.first_step / p.slice_steps;
             if (!join_last(sum, sums, p.counters + place, slice, p.slices, SHARE + number)) return;
         }
-        share_biases(biases, bias, number);
+        bias.share(biases, SHARE + number);
 #pragma unroll
         for (i32 d = 0; d < DOWN; ++d) {
 #pragma unroll

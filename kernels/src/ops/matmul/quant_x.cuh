@@ -16,13 +16,5 @@ struct Params {
 
 // Columns col .. col + 7 of a row, zeros where there are none.
 DEVICE void load_eight(f32 (&v)[8], const Params& p, i32 row, i32 col) {
-#pragma unroll
-    for (i32 i = 0; i < 8; ++i) v[i] = 0.0f;
-    if (row >= p.rows || col >= p.k) return;
-    const i64 from = row * p.x_stride + col;
-    if (p.x_aligned != 0 && col + 8 <= p.k) {
-        load_group(v, p.x, p.x_type, from);
-    } else {
-        load_some(v, p.x, p.x_type, from, p.k - col);
-    }
+    load_columns(v, p.x, p.x_type, p.x_aligned != 0, row * p.x_stride, col, row < p.rows ? p.k : 0);
 }

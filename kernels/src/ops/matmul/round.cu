@@ -27,12 +27,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     grid_wait();
     if (row < p.rows) {
         f32 v[SPAN];
-        const i64 at = row * p.x_stride + col;
-        if (p.aligned != 0 && col + SPAN <= p.k) {
-            load_group(v, p.x, p.x_type, at);
-        } else {
-            load_some(v, p.x, p.x_type, at, p.k - col);
-        }
+        load_columns(v, p.x, p.x_type, p.aligned != 0, row * p.x_stride, col, p.k);
         store_group(p.out, VALUE_BF16, row * p.out_stride + col, v);
     }
     grid_release();

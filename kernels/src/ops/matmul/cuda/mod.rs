@@ -12,6 +12,7 @@
 //! | `gemm-wgmma-256x128` | `gemm_wgmma.cu` | as much, where the result is narrow |
 //! | `gemm-wgmma-128x128` | `gemm_wgmma.cu` | ends of tiles beside products: short rows, fewer tiles |
 //! | `gemm-wgmma-64x128` | `gemm_wgmma.cu` | still fewer tiles |
+//! | `gemm-fp8-wgmma` | `fp8_x.cu`, `gemm_wgmma.cu` | 8-bit floats times x rounded to them, on Hopper |
 //!
 //! A launch gives neighbouring columns of the result whose weights lie in one stored tensor (`params::segments`) and ends
 //! them (`epilogue.cuh`). Kernels of tensor cores take x in the type of the weights; where the op allows it, x is rounded first
@@ -44,6 +45,7 @@ impl CudaOp for Matmul {
             wgmma::TALL,
             wgmma::MIDDLE,
             wgmma::SMALL,
+            wgmma::FP8,
         ];
         ROWS
     }

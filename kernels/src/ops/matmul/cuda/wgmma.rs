@@ -3,8 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::super::{Activation, Matmul, MatmulSpec};
-use super::params::{Epilogue, Row, Segment, segments};
-use super::{halves, mma};
+use super::params::{Epilogue, Row, Segment, WeightRows, segments};
+use super::{fp8, halves, mma};
 use crate::buffer::View;
 use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
 use crate::select::Reject;
@@ -35,6 +35,9 @@ pub(super) const SMALL: Row = Row {
     launch: |op, cx| launch(&TILE_64X128, op, cx),
 };
 
+pub(super) const FP8: Row =
+    Row { name: "gemm-fp8-wgmma", reject: reject_fp8, est_us: est_us_fp8, launch: launch_fp8 };
+
 /// A tile of products and how its block is organized.
 struct Tile {
     rows: usize,
@@ -53,21 +56,24 @@ const TILE_256X128: Tile = Tile { rows: 256, cols: 128, pingpong: false, stages:
 const TILE_128X128: Tile = Tile { rows: 128, cols: 128, pingpong: true, stages: 6, buffers: 2, share: 0.70 };
 const TILE_64X128: Tile = Tile { rows: 64, cols: 128, pingpong: true, stages: 8, buffers: 2, share: 0.50 };
 
+/// That of 8-bit floats: half the registers of a consumer are for the sums of a stage.
+const TILE_FP8: Tile = Tile { rows: 128, cols: 128, pingpong: false, stages: 5, buffers: 2, share: 0.55 };
+
 /// Warpgroups that multiply.
 const CONSUMERS: usize = 2;
 /// Rows of a buffer, and of a product of a warpgroup.
 const BAND: usize = 64;
 /// Bytes of a row of a stage or of a buffer: what the swizzle spans.
 const ROW_BYTES: usize = 128;
-/// Columns of k in a stage.
-const STEP: usize = ROW_BYTES / 2;
 
 impl Tile {
-    fn shared(&self) -> usize {
+    fn shared(&self, scaled: bool) -> usize {
         let ring = self.stages * (self.rows + self.cols) * ROW_BYTES;
         let buffers = CONSUMERS * self.buffers;
         let barriers = 2 * (self.stages + buffers) * 8;
-        ring + buffers * BAND * ROW_BYTES + CONSUMERS * self.cols * 4 + barriers
+        // Biases, and scales of two stages.
+        let columns = if scaled { 3 } else { 1 };
+        ring + buffers * BAND * ROW_BYTES + columns * CONSUMERS * self.cols * 4 + barriers
     }
 
     /// Tiles along the rows and the columns of a result that takes m x n products.
@@ -90,6 +96,13 @@ fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     halves::reject(spec)
 }
 
+fn reject_fp8(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if caps.cuda.arch != Arch::Sm90a {
+        return Some("for sm_90a".into());
+    }
+    fp8::reject(spec, caps)
+}
+
 /// How k is cut for a tile.
 #[derive(Clone, Copy)]
 struct Plan {
@@ -105,9 +118,11 @@ const LEAST_STEPS: usize = 6;
 impl Plan {
     /// The fastest cut by a simple model: blocks reach the tile's share of the rate; the way in and out of a tile costs what two
     /// stages do, where no other tile hides it; sums of slices travel through the second-level cache. Slices are for
-    /// products whose tiles leave multiprocessors idle: each block has one of them.
-    fn of(tile: &Tile, m: usize, n: usize, k: usize, caps: &Caps) -> Self {
-        let (units, all) = (caps.units.max(1), k.div_ceil(STEP));
+    /// products whose tiles leave multiprocessors idle: each block has one of them. Elements of operands have `size` bytes.
+    fn of(tile: &Tile, m: usize, n: usize, k: usize, size: usize, caps: &Caps) -> Self {
+        let step = ROW_BYTES / size;
+        let rate = caps.cuda.tensor_tflops * tile.share * if size == 1 { fp8::RATE } else { 1.0 };
+        let (units, all) = (caps.units.max(1), k.div_ceil(step));
         let [down, across] = tile.grid(m, n);
         let tiles = down * across;
         let turns = tiles.div_ceil(units);
@@ -115,9 +130,9 @@ impl Plan {
             let steps = all.div_ceil(slices);
             let slices = all.div_ceil(steps.max(1)).max(1);
             let ends = if tile.pingpong { 1 } else { turns };
-            let flops = (2 * tile.rows * tile.cols * STEP * (turns * steps + 2 * ends)) as f32;
+            let flops = (2 * tile.rows * tile.cols * step * (turns * steps + 2 * ends)) as f32;
             let joined = ((slices - 1) * m * n * 8) as f32 / (caps.cuda.read_gbps * 2e3);
-            let us = flops * units as f32 / (caps.cuda.tensor_tflops * tile.share * 1e6) + joined;
+            let us = flops * units as f32 / (rate * 1e6) + joined;
             Self { slices, steps, us: us + if slices > 1 { 2.0 } else { 0.0 } }
         };
         let most = (units / tiles.max(1)).min(all / LEAST_STEPS).max(1);
@@ -132,7 +147,13 @@ impl Plan {
 fn est_us(tile: &Tile, spec: &MatmulSpec, caps: &Caps) -> f32 {
     let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
     let memory = caps.cuda.estimate_us(spec.w.bytes(n, k) as f64, 0.0, 1.0);
-    (1.0 + memory).max(3.5 + Plan::of(tile, m, n, k, caps).us) + halves::est_us(spec, caps)
+    (1.0 + memory).max(3.5 + Plan::of(tile, m, n, k, 2, caps).us) + halves::est_us(spec, caps)
+}
+
+fn est_us_fp8(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
+    let memory = caps.cuda.estimate_us(spec.w.bytes(n, k) as f64, 0.0, 1.0);
+    (1.0 + memory).max(3.5 + Plan::of(&TILE_FP8, m, n, k, 1, caps).us) + fp8::est_us(spec, caps)
 }
 
 /// `Params` of `gemm_wgmma.cu`.
@@ -145,12 +166,16 @@ struct Params {
     out: TensorMap,
     residual: TensorMap,
     e: Epilogue,
+    w_rows: WeightRows,
+    up_rows: WeightRows,
+    x_scales: u64,
+    x_scale_stride: i64,
     sums: u64,
     counters: u64,
     k: i32,
     slices: i32,
     slice_steps: i32,
-    pad: [i32; 5],
+    pad: i32,
 }
 
 /// What the copy engine moves for one segment.
@@ -163,12 +188,12 @@ struct Operands {
 }
 
 impl Operands {
-    fn of(segment: &Segment<'_>) -> Result<Self, KernelError> {
+    fn of(segment: &Segment<'_>, x: &View) -> Result<Self, KernelError> {
         let op = segment.op;
         let columns = |view: &View| view.narrow(1, segment.col, segment.cols);
         let rows = |rows: super::params::Rows<'_>| rows.part.planes[0].narrow(0, rows.first, segment.cols);
         Ok(Self {
-            x: op.x.clone(),
+            x: x.clone(),
             w: rows(segment.w)?,
             up: segment.up.map(rows).transpose()?,
             out: columns(&op.out)?,
@@ -210,20 +235,45 @@ pub(super) fn map_boxes(
 
 fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let op = &*halves::halved(op, cx)?;
-    let segments = segments(op);
-    let operands = segments.iter().map(Operands::of).collect::<Result<Vec<_>, _>>()?;
-    let units = cx.caps().units;
-    for operands in &operands {
-        if !operands.fit(&cx.kernel(PATH))? {
-            return mma::launch(op, cx);
-        }
+    if fits(op, &op.x, cx)? { multiply(tile, op, None, cx) } else { mma::launch(op, cx) }
+}
+
+/// As above for weights of 8-bit floats, x rounded to them.
+fn launch_fp8(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
+    if op.x.is_empty() {
+        return mma::launch_fp8(op, cx);
     }
-    for (segment, operands) in segments.iter().zip(&operands) {
+    let rounded = fp8::rounded(&op.x, cx)?;
+    if fits(op, &rounded.codes, cx)? {
+        multiply(&TILE_FP8, op, Some(&rounded), cx)
+    } else {
+        mma::launch_fp8(op, cx)
+    }
+}
+
+/// Whether the copy engine can move all operands, `x` in the place of the op's.
+fn fits(op: &Matmul, x: &View, cx: &mut CudaCx<'_>) -> Result<bool, KernelError> {
+    let kernel = cx.kernel(PATH);
+    segments(op).iter().try_fold(true, |all, segment| Ok(all && Operands::of(segment, x)?.fit(&kernel)?))
+}
+
+/// The product of x and weights of one type: x as it is in `op`, or rounded to 8-bit floats.
+fn multiply(
+    tile: &Tile,
+    op: &Matmul,
+    rounded: Option<&fp8::Rounded>,
+    cx: &mut CudaCx<'_>,
+) -> Result<(), KernelError> {
+    let units = cx.caps().units;
+    let (m, k) = (op.x.size(0), op.w.k());
+    let (x, size) = rounded.map_or((&op.x, 2), |rounded| (&rounded.codes, 1));
+    for segment in &segments(op) {
+        let operands = Operands::of(segment, x)?;
         let products = if op.gated { 2 * segment.cols } else { segment.cols };
-        let [down, across] = tile.grid(op.x.size(0), products);
-        let Plan { slices, steps, .. } = Plan::of(tile, op.x.size(0), products, op.x.size(1), cx.caps());
+        let [down, across] = tile.grid(m, products);
+        let Plan { slices, steps, .. } = Plan::of(tile, m, products, k, size, cx.caps());
         let split = slices > 1;
-        let cluster = if split { 1 } else { tile.cluster(op.x.size(0)) };
+        let cluster = if split { 1 } else { tile.cluster(m) };
         let clusters = (down.div_ceil(cluster) * across).min((units / cluster).max(1));
         let (mut sums, mut counters) = (None, None);
         if split {
@@ -234,6 +284,7 @@ fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelErr
         let mut kernel = cx.kernel(PATH);
         let optional =
             |view: Option<&View>, rows| view.map_or(Ok(TensorMap([0; 16])), |view| map(&kernel, view, rows));
+        let [w_rows, up_rows] = segment.weights(&kernel)?;
         let params = Params {
             x: map(&kernel, &operands.x, tile.rows)?,
             w: map(&kernel, &operands.w, tile.cols / 2)?,
@@ -241,21 +292,26 @@ fn launch(tile: &Tile, op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelErr
             out: map(&kernel, &operands.out, BAND)?,
             residual: optional(operands.residual.as_ref(), BAND)?,
             e: segment.epilogue(&kernel)?,
+            w_rows,
+            up_rows,
+            x_scales: kernel.address_or_null(rounded.map(|rounded| &rounded.scales))?,
+            x_scale_stride: rounded.map_or(0, |rounded| rounded.scales.stride(0) as i64),
             sums: kernel.address_or_null(sums.as_ref())?,
             counters: kernel.address_or_null(counters.as_ref())?,
-            k: op.x.size(1) as i32,
+            k: k as i32,
             slices: slices as i32,
             slice_steps: steps as i32,
-            pad: [0; 5],
+            pad: 0,
         };
-        kernel.define("X", halves::dtype(op)).define("OUT", op.out.dtype());
+        let dtype = halves::dtype(op).name();
+        kernel.define("X", if rounded.is_some() { "e4m3" } else { dtype }).define("OUT", op.out.dtype());
         kernel.define("GATED", op.gated).define("RESIDUAL", op.residual.is_some());
         kernel.define("ACT", act(op.act));
         kernel.define("TILE_N", tile.cols).define("CONSUMERS", CONSUMERS);
         kernel.define("DOWN", tile.rows / BAND / if tile.pingpong { 1 } else { CONSUMERS });
         kernel.define("PINGPONG", tile.pingpong).define("CLUSTER", cluster).define("SPLIT", split);
         kernel.define("STAGES", tile.stages).define("BUFFERS", tile.buffers);
-        kernel.shared(tile.shared()).cluster(cluster as u32).dependent();
+        kernel.shared(tile.shared(rounded.is_some())).cluster(cluster as u32).dependent();
         let threads = 128 * (1 + CONSUMERS);
         kernel.launch([(clusters * cluster * slices) as u32, 1, 1], threads as u32, &params)?;
     }
