@@ -22,12 +22,12 @@ ROOT = os.environ["OCELLI_ROOT"]
 BARS = [
     # (name, condition on a row, key, least)
     ("bf16 GEMM 4096^3 against cuBLAS", lambda op, s: op == "matmul" and s["m"] == s["n"] == s["k"] == 4096 and s["w"] == "bf16", "ratio", 1.0),
-    ("bf16 GEMM 8192^3 against cuBLAS", lambda op, s: op == "matmul" and s["m"] == s["n"] == s["k"] == 8192, "ratio", 1.0),
+    ("bf16 GEMM 8192^3 against cuBLAS", lambda op, s: op == "matmul" and s["m"] == s["n"] == s["k"] == 8192 and s["w"] == "bf16", "ratio", 1.0),
     ("layers of 512 to 4096 rows against cuBLAS", lambda op, s: op == "matmul" and s["m"] >= 512 and not s["m"] == s["n"] == s["k"] and s["w"] == "bf16" and s.get("x") == "bf16", "ratio", 0.95),
     ("attention against the best of torch's", lambda op, s: op == "attention" and s["q"] >= 4096, "ratio", 1.0),
     ("int4 GEMV 8192^2, of read bandwidth", lambda op, s: op == "matmul" and s["m"] == 1 and s["k"] == 8192 and s["w"] == "int4g128", "fraction", 0.75),
     ("int4 GEMV 4096^2, of read bandwidth", lambda op, s: op == "matmul" and s["m"] == 1 and s["k"] == 4096 and s["w"] == "int4g128", "fraction", 0.50),
-    ("int8 and bf16 GEMV 8192^2, of read bandwidth", lambda op, s: op == "matmul" and s["m"] == 1 and s["k"] == 8192 and s["w"] in ("int8g128", "bf16"), "fraction", 0.85),
+    ("int8, fp8 and bf16 GEMV 8192^2, of read bandwidth", lambda op, s: op == "matmul" and s["m"] == 1 and s["k"] == 8192 and s["w"] in ("int8g128", "fp8row", "bf16"), "fraction", 0.85),
 ]
 
 record = {"schema": "ocelli.gpu.v1", "machine": {}, "conformance": {"passed": 0, "failed": 0, "skipped": 0}, "rows": [], "steps": []}
@@ -137,7 +137,14 @@ out = []
 for row in json.load(sys.stdin):
     s, result = row["spec"], None
     try:
-        if row["op"] == "matmul":
+        if row["op"] == "matmul" and s["w"].startswith("fp8"):
+            m, n, k = s["m"], s["n"], s["k"]
+            code = lambda rows: torch.randn(rows, k, device="cuda").to(torch.float8_e4m3fn)
+            make = lambda: (code(m), code(n), torch.rand(m, 1, device="cuda"), torch.rand(1, n, device="cuda"))
+            work = lambda x, w, a, b: torch._scaled_mm(x, w.t(), scale_a=a, scale_b=b, out_dtype=torch.bfloat16, use_fast_accum=False)
+            us = time_us(make, work, m * k + n * k)
+            result = {"name": "torch._scaled_mm (product alone, a scale a row)", "us": us}
+        elif row["op"] == "matmul":
             m, n, k = s["m"], s["n"], s["k"]
             make = lambda: (torch.randn(m, k, device="cuda", dtype=torch.bfloat16), torch.randn(n, k, device="cuda", dtype=torch.bfloat16))
             us = time_us(make, lambda x, w: F.linear(x, w), 2 * (m * k + n * k))
@@ -153,7 +160,7 @@ for row in json.load(sys.stdin):
                     if best is None or us < best["us"]: best = {"name": backend.name, "us": us}
                 except RuntimeError: pass
             result = best
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError, TypeError) as error:
         result = {"name": "failed: " + str(error)[:80], "us": None}
     out.append(result)
 print("RESULT" + json.dumps(out))
@@ -163,7 +170,8 @@ print("RESULT" + json.dumps(out))
 def wants_yardstick(row):
     spec = row["spec"]
     dense = row["op"] == "matmul" and spec.get("w") == "bf16" and spec.get("x") == "bf16"
-    return dense or (row["op"] == "attention" and spec.get("x") == "bf16")
+    fp8 = row["op"] == "matmul" and spec.get("math") == "fp8"
+    return dense or fp8 or (row["op"] == "attention" and spec.get("x") == "bf16")
 
 
 def yardsticks(rows):

@@ -8,7 +8,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 use ocelli_kernels::ops::{Math, Matmul};
 use ocelli_kernels::{
-    DType, Device, Element, Exec, Fetch, KernelError, NullLog, NullStream, Op, Recorded, Stream, View,
+    Code, DType, Device, Element, Exec, Fetch, KernelError, NullLog, NullStream, Op, Recorded, Stream, View,
     Weights,
 };
 
@@ -39,13 +39,15 @@ pub type Observer<'a> = Box<dyn FnMut(Stage, &[usize], &[f32]) + Send + 'a>;
 pub struct Precision {
     /// Type of activations and of keys and values.
     pub dtype: DType,
-    /// Whether quantized weights may be multiplied with activations rounded to 8-bit integers.
+    /// Whether weights of integers may be multiplied with activations rounded to 8-bit integers.
     pub fast_int8: bool,
+    /// Whether weights of 8-bit floats may be multiplied with activations rounded to them.
+    pub fast_fp8: bool,
 }
 
 impl Default for Precision {
     fn default() -> Self {
-        Self { dtype: DType::F32, fast_int8: false }
+        Self { dtype: DType::F32, fast_int8: false, fast_fp8: false }
     }
 }
 
@@ -234,8 +236,11 @@ impl Ctx {
     /// What a product with these weights may round.
     #[must_use]
     pub fn math(&self, w: &Weights) -> Math {
-        if self.precision.fast_int8 && w.format().dense().is_none() {
+        let code = w.format().grouped().map(|grouped| grouped.code);
+        if self.precision.fast_int8 && code.is_some_and(Code::is_int) {
             Math::Int8
+        } else if self.precision.fast_fp8 && code == Some(Code::Fp8) {
+            Math::Fp8
         } else if self.precision.dtype == DType::BF16 {
             Math::Bf16
         } else {

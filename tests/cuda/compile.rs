@@ -70,15 +70,19 @@ fn wanted(arch: Arch, keys: BTreeSet<KernelKey>) -> Vec<KernelKey> {
     }
 }
 
-/// Instructions that a file claims for an architecture: `SASS: HMMA LDG*.128` for all (what is between does not matter),
-/// `SASS sm_90a: HGMMA` for one.
-fn claims(path: &str, arch: Arch) -> Vec<&'static str> {
-    let text = source::file(path).map_or("", |(_, text)| text);
+/// Instructions that a file claims for a kernel: `SASS: HMMA LDG*.128` for all (what is between does not matter), `SASS sm_90a: HGMMA`
+/// for one architecture, `SASS X=f16: HMMA` for those with this value, or both.
+fn claims(key: &KernelKey, arch: Arch) -> Vec<&'static str> {
+    let text = source::file(key.path).map_or("", |(_, text)| text);
     let head = text.lines().take_while(|line| line.starts_with("//"));
+    let applies = |word: &str| match word.split_once('=') {
+        Some((name, value)) => key.defines.get(name).is_some_and(|given| given == value),
+        None => word == arch.name(),
+    };
     head.filter_map(|line| line.trim_start_matches('/').trim_start().strip_prefix("SASS"))
         .filter_map(|rest| rest.split_once(':'))
-        .filter(|(of, _)| of.trim().is_empty() || of.trim() == arch.name())
-        .flat_map(|(_, names)| names.split_whitespace())
+        .filter(|(of, _)| of.split_whitespace().all(applies))
+        .flat_map(|(_, claims)| claims.split_whitespace())
         .collect()
 }
 
@@ -98,7 +102,7 @@ fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch) -> Option<String> {
     if let Some(line) = says("wgmma.mma_async instructions are serialized").or(says("setmaxnreg ignored")) {
         return Some(line.to_owned());
     }
-    let claims = claims(key.path, arch);
+    let claims = claims(key, arch);
     let disassembler = std::env::var_os("OCELLI_NVDISASM")?;
     if claims.is_empty() {
         return None;

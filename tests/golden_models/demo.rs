@@ -5,9 +5,12 @@ use std::path::Path;
 
 use ocelli_bench::eval::{Report, evaluate};
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::weights::{QuantizeOptions, quantize};
+use ocelli_engine::weights::{Checkpoint, QuantizeOptions, Role, quantize};
 use ocelli_engine::{Ctx, Pipeline, Precision};
-use ocelli_kernels::{Backend, DeviceOptions};
+use ocelli_kernels::quant::grouped;
+use ocelli_kernels::{Backend, DeviceOptions, Format};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
 fn run(files: &ModelFiles, precision: Precision) -> Report {
     let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
@@ -57,10 +60,57 @@ fn quantized_copies_stay_accurate() {
     }
 }
 
+/// Writes a copy whose decoder has FP8 weights with one scale a row, as compressed-tensors has them; gives the number of modules.
+fn fp8_copy(out: &Path) -> usize {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/model");
+    std::fs::create_dir_all(out).expect("a folder");
+    for entry in std::fs::read_dir(&source).expect("the demo model").flatten() {
+        std::fs::copy(entry.path(), out.join(entry.file_name())).expect("a copy");
+    }
+    let checkpoint = Checkpoint::open(&ModelFiles::dir(&source)).expect("the demo model");
+    let role = ocelli_models::family(&ocelli_models::demo::FILES).expect("a family").role;
+    let format: Format = "fp8row.f32".parse().expect("a format");
+    let (mut tensors, mut modules) = (Vec::new(), 0);
+    for (name, info) in checkpoint.infos() {
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        match *info.shape {
+            [n, k] if role(module) == Some(Role::Decoder) && k.is_multiple_of(4) => {
+                let planes =
+                    grouped::encode(format, n, k, &checkpoint.floats(name).expect(name)).expect(name);
+                let [codes, scales] = <[Vec<u8>; 2]>::try_from(planes).expect("two planes");
+                tensors.push((name.to_owned(), Dtype::F8_E4M3, vec![n, k], codes));
+                tensors.push((format!("{module}.weight_scale"), Dtype::F32, vec![n, 1], scales));
+                modules += 1;
+            }
+            _ => {
+                let bytes = checkpoint.raw(name).expect(name).to_vec();
+                tensors.push((name.to_owned(), info.dtype, info.shape.to_vec(), bytes));
+            }
+        }
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).expect("bytes of the shape"))
+    });
+    safetensors::serialize_to_file(views, None, &out.join("model.safetensors")).expect("a file");
+    modules
+}
+
+/// 8-bit floats have 4 bits of precision: the answers are as good as with integers of 4 bits.
+#[test]
+fn an_fp8_copy_stays_accurate() {
+    let out = std::env::temp_dir().join(format!("ocelli-demo-fp8-{}", std::process::id()));
+    let modules = fp8_copy(&out);
+    let report = run(&ModelFiles::dir(&out), Precision::default());
+    std::fs::remove_dir_all(&out).expect("the copy goes");
+    println!("fp8 in {modules} modules: {:.2}% of {} rows", report.accuracy, report.rows);
+    assert!(modules > 10, "{modules} modules");
+    assert!(report.accuracy >= 100.0 * 1741.0 / 1756.0 - 0.5, "{:.2}%", report.accuracy);
+}
+
 /// In bf16 arithmetic a near tie may fall the other way; the answers stay as good.
 #[test]
 fn bf16_activations_stay_accurate() {
-    let precision = Precision { dtype: ocelli_kernels::DType::BF16, fast_int8: false };
+    let precision = Precision { dtype: ocelli_kernels::DType::BF16, ..Precision::default() };
     let report = run(&ocelli_models::demo::FILES, precision);
     println!("bf16 activations: {:.2}% of {} rows", report.accuracy, report.rows);
     assert!(report.accuracy >= 100.0 * 1741.0 / 1756.0 - 0.5, "{:.2}%", report.accuracy);

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use ocelli_engine::Precision;
 use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 /// Run vision language models: pictures and text in, answers out.
@@ -68,6 +69,13 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+impl DeviceArgs {
+    /// How arithmetic may be rounded on a device with these capabilities.
+    pub fn precision(&self, caps: &Caps) -> Precision {
+        Precision { dtype: self.dtype.on(caps), fast_int8: self.fast_int8, fast_fp8: self.fast_fp8 }
+    }
+}
+
 /// Where and how to compute.
 #[derive(Clone, Debug, Args)]
 pub struct DeviceArgs {
@@ -83,9 +91,12 @@ pub struct DeviceArgs {
     /// Threads of the CPU backend; without it every core that the process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
-    /// Multiply quantized weights with activations rounded to 8-bit integers: faster, less exact.
+    /// Multiply weights of 8 or 4-bit integers with activations rounded to 8-bit integers: faster, less exact.
     #[arg(long)]
     pub fast_int8: bool,
+    /// Multiply FP8 weights with activations rounded to FP8, where the device can: faster, less exact.
+    #[arg(long)]
+    pub fast_fp8: bool,
     /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
     #[arg(long)]
     pub no_tune: bool,
@@ -290,6 +301,9 @@ pub struct CompileArgs {
     /// Type of activations, keys and values.
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     pub dtype: DTypeArg,
+    /// Those that round activations to FP8 for FP8 weights.
+    #[arg(long)]
+    pub fast_fp8: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -108,7 +108,11 @@ mod with_cuda {
     fn keys(args: &CompileArgs, arch: Arch) -> Result<BTreeSet<KernelKey>, Failure> {
         let driver = Arc::new(PlanDriver::of_arch(arch));
         let device = CudaDevice::on(driver.clone(), Arc::default());
-        let precision = Precision { dtype: args.dtype.on(driver.caps()), fast_int8: false };
+        let precision = Precision {
+            dtype: args.dtype.on(driver.caps()),
+            fast_fp8: args.fast_fp8,
+            ..Precision::default()
+        };
         let (pipeline, mut cx) = open::pipeline(&args.model, &device, precision)?;
         // Greedy for the first half of the requests, sampled for the others.
         let params = |together: usize| -> Vec<SamplingParams> {

@@ -34,7 +34,7 @@ pub fn device(args: &DeviceArgs) -> Result<(Arc<dyn Device>, Precision), Failure
             device.prefer(picks);
         }
     }
-    let precision = Precision { dtype: args.dtype.on(opened.caps()), fast_int8: args.fast_int8 };
+    let precision = args.precision(opened.caps());
     Ok((opened, precision))
 }
 

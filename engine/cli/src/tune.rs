@@ -8,7 +8,7 @@ use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::shapes::Shape;
 use ocelli_bench::tune::{self, Choice, Loaded, Table, cache_dir};
 use ocelli_engine::weights::Checkpoint;
-use ocelli_engine::{Ctx, Error, Precision};
+use ocelli_engine::{Ctx, Error};
 use ocelli_kernels::{Caps, DeviceOptions};
 use serde_json::{Value, json};
 
@@ -106,7 +106,7 @@ fn model_shapes(model: &str, args: &TuneArgs, caps: &Caps) -> Result<Vec<Shape>,
     let files = open::files(Some(model))?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
     let family = ocelli_models::family(&files)?;
-    let precision = Precision { dtype: args.device.dtype.on(caps), fast_int8: args.device.fast_int8 };
+    let precision = args.device.precision(caps);
     let mut shapes = vec![];
     for prompt_tokens in PROMPTS {
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);

@@ -20,7 +20,11 @@
 // Products pass through shared memory on their way out, 16 rows of a warp at a time: threads then end eight neighbouring columns
 // each, with accesses of 16 bytes.
 //
-// SASS: HMMA LDSM
+// SASS X=bf16: HMMA LDSM
+// SASS X=f16: HMMA LDSM
+// SASS X=e4m3 sm_89: QMMA LDSM
+// SASS X=e4m3 sm_90a: HMMA LDSM
+// SASS X=e4m3 sm_120: QMMA LDSM
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/scaled.cuh"
 #include "ops/matmul/tiles.cuh"
@@ -229,7 +233,7 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
     if (stages > 0) read_operands(operands[0], ring, warp_row, warp_col, 0);
     for (i32 i = 0; i < stages; ++i) {
         const X* const stage = ring + i % STAGES * STAGE;
-        f32 part[FP8 ? DOWN * ACROSS : 1][4] = {};
+        f32 part[DOWN * ACROSS][4] = {}; // of e4m3
         Scales stage_scales; // read ahead of the barrier, after which others come to their place
         if constexpr (FP8) read_scales(stage_scales, scales + i % STAGES * SCALES, warp_row, warp_col);
 #pragma unroll

@@ -28,7 +28,9 @@
 // A gated tile has TILE_N / 2 gates and the columns that they scale, so that a thread holds both. What lies beyond an operand
 // comes as zeros, and what lies beyond the result is not written: every size is allowed. All rows begin at multiples of 16 bytes.
 //
-// SASS: HGMMA UTMALDG UTMASTG
+// SASS X=bf16: HGMMA UTMALDG UTMASTG
+// SASS X=f16: HGMMA UTMALDG UTMASTG
+// SASS X=e4m3: QGMMA UTMALDG UTMASTG
 #include "cuda/include/wgmma.cuh"
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/scaled.cuh"
@@ -296,7 +298,7 @@ DEVICE void consume(const Params& p, u8* smem, Barriers& bars, i32 number) {
                 scales.next(step, k + step * STEP, SHARE + number);
                 mbarrier_wait(&bars.full[turn.slot], turn.parity);
                 const u32 stage = static_cast<u32>(turn.slot * STAGE_BYTES) >> 4;
-                f32 part[1][TILE_N / 2];
+                f32 part[DOWN][TILE_N / 2];
                 multiply(part, x_descriptor + stage, w_descriptor + stage, false);
                 wgmma_wait<0>();
                 wgmma_pin(part[0]);

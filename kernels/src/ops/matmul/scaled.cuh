@@ -27,9 +27,8 @@ struct ScaleRows {
 };
 
 // Scales of the stages that a warpgroup multiplies, of SCALE_SPAN columns each: a thread fetches those of its two rows of x and of one
-// of the N columns of the tile, a stage ahead, and shows the latter to the others.
+// of the N = 128 columns of the tile, a stage ahead, and shows the latter to the others.
 template <i32 N, bool Gated> struct StageScales {
-    static_assert(N == 128, "a column for each thread of a warpgroup");
     const ScaleRows& rows;
     f32* shared; // [2, N]
     i32 low_row, high_row, col, end;
