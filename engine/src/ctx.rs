@@ -222,6 +222,15 @@ impl Ctx {
         }
     }
 
+    /// Whether the device has a kernel for an op.
+    #[must_use]
+    pub fn accepts<O: Op>(&self, op: &O) -> bool
+    where
+        dyn Stream: Exec<O>,
+    {
+        Exec::<O>::accepts(&*self.stream, op)
+    }
+
     /// Runs an op of the module at `path`.
     pub fn exec<O: Op>(&mut self, path: &str, op: &O) -> Result<()>
     where

@@ -134,4 +134,8 @@ impl<O: BackendOp> Exec<O> for NullStream {
         });
         Ok(())
     }
+
+    fn accepts(&self, op: &O) -> bool {
+        op.spec().is_ok_and(|spec| O::explain(&spec, &self.caps).iter().any(|row| row.picked))
+    }
 }

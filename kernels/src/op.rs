@@ -40,6 +40,11 @@ pub trait Op: Clone + Send + 'static {
     /// The only check of shapes, formats and aliasing.
     fn spec(&self) -> Result<Self::Spec, ShapeError>;
 
+    /// Whether a device may have no kernel for it: its work may also be given as several ops. See [`Exec::accepts`].
+    fn is_optional(&self) -> bool {
+        false
+    }
+
     /// Arithmetic and traffic that no implementation can avoid.
     fn cost(&self) -> Cost;
 
@@ -145,6 +150,9 @@ backend_op!(CpuOp);
 pub trait Exec<O: Op> {
     /// Checks the op, chooses a variant and starts it.
     fn exec(&mut self, op: &O) -> Result<(), KernelError>;
+
+    /// Whether a variant of this device takes the op: for what may also be done in several steps.
+    fn accepts(&self, op: &O) -> bool;
 }
 
 /// Bytes on their way from a device to the host.

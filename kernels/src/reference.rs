@@ -61,6 +61,10 @@ impl<O: Op> Exec<O> for ReferenceStream {
         }
         Ok(())
     }
+
+    fn accepts(&self, op: &O) -> bool {
+        op.spec().is_ok()
+    }
 }
 
 /// The f64 reference as a device.

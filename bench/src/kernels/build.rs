@@ -3,7 +3,7 @@
 use ocelli_kernels::ops::{
     Attention, AttentionKv, AttentionSpec, GatherRows, GatherRowsSpec, KvWrite, Mask, Matmul, MatmulSpec,
     MergePatches, MergePatchesSpec, Norm, NormSpec, PatchEmbed, PatchEmbedSpec, Pool, PoolOver, PoolSpec,
-    Rope, RopeSpec, Sample, SampleSpec, ScatterRows, ScatterRowsSpec, params,
+    Rope, RopeSpec, RowNorm, Sample, SampleSpec, ScatterRows, ScatterRowsSpec, params,
 };
 use ocelli_kernels::{BackendOp, DType, KernelError, Op, ShapeError, View, Weights};
 
@@ -40,6 +40,10 @@ impl Build for Matmul {
         let out = operands.output(&[m, if spec.gated { n / 2 } else { n }], spec.out)?;
         let mut op = Matmul::new(x, w, out);
         (op.act, op.gated, op.math) = (spec.act, spec.gated, spec.math);
+        if spec.norm {
+            let weight = operands.activations(&[k], DType::BF16)?;
+            op.norm = Some(RowNorm { weight, weight_offset: 0.0, eps: 1e-5 });
+        }
         op.residual = spec.residual.then(|| op.out.clone());
         Ok(op)
     }

@@ -6,7 +6,7 @@ use super::isa::Isa;
 use super::pool::Pool;
 use crate::buffer::{Storage, StreamId, View};
 use crate::op::{CpuOp, Device, Exec, Queue, Stream};
-use crate::select::{Picks, reasons};
+use crate::select::{self, Picks, reasons};
 use crate::spec::{Backend, Caps, KernelError, text};
 
 /// What a CPU kernel works with.
@@ -122,6 +122,10 @@ impl<O: CpuOp> Exec<O> for CpuStream {
                 reasons: reasons(O::cpu_variants(), &spec, &self.caps),
             }),
         }
+    }
+
+    fn accepts(&self, op: &O) -> bool {
+        op.spec().is_ok_and(|spec| select::select(O::cpu_variants(), &spec, self.caps()).is_some())
     }
 }
 

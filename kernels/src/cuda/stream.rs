@@ -10,7 +10,7 @@ use super::launch::CudaCx;
 use super::source::KernelKey;
 use crate::buffer::{Storage, View, Weights};
 use crate::op::{CudaLaunch, CudaOp, Exec, Fetch, Queue, Recorded};
-use crate::select::{Picks, Variant, reasons};
+use crate::select::{self, Picks, Variant, reasons};
 use crate::spec::{Backend, Caps, KernelError, Layout, text};
 use crate::stacked::Placed;
 
@@ -238,5 +238,9 @@ impl<O: CudaOp> Exec<O> for CudaStream {
         let result = self.exec_step(op);
         self.host_time += start.elapsed().saturating_sub(self.driver.compile_time().saturating_sub(compiled));
         result
+    }
+
+    fn accepts(&self, op: &O) -> bool {
+        op.spec().is_ok_and(|spec| select::select(O::cuda_variants(), &spec, self.caps()).is_some())
     }
 }

@@ -17,7 +17,7 @@ use super::launch::{Bound, WgpuCx, Window};
 use super::upload::Placed;
 use crate::buffer::{Storage, View, Weights};
 use crate::op::{Exec, Fetch, Queue, WgpuOp};
-use crate::select::{Picks, Variant, reasons};
+use crate::select::{self, Picks, Variant, reasons};
 use crate::spec::{Backend, Caps, KernelError, text};
 
 /// Arithmetic after which a command buffer is submitted: a few milliseconds of a fast device, so that slow ones do not
@@ -533,6 +533,10 @@ impl<O: WgpuOp> Exec<O> for WgpuStream {
         let result = self.exec_step(op);
         self.host_time += start.elapsed().saturating_sub(self.gpu.compile_time() - compiled);
         result
+    }
+
+    fn accepts(&self, op: &O) -> bool {
+        op.spec().is_ok_and(|spec| select::select(O::wgpu_variants(), &spec, self.caps()).is_some())
     }
 }
 

@@ -5,6 +5,8 @@ use ocelli_engine::{Ctx, Result, Tensor};
 use ocelli_kernels::ops::{Activation, Matmul};
 use ocelli_kernels::{DType, Weights};
 
+use super::Norm;
+
 /// One linear layer.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -100,34 +102,64 @@ impl Stacked {
         self.groups.iter()
     }
 
-    /// `x: [m, k]  ->  [m, n]`, the layers' results side by side.
-    pub fn forward(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+    /// `norm(x): [m, k]  ->  [m, n]`, the layers' results side by side.
+    pub fn forward(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let out = cx.alloc(&[x.size(0), self.n], cx.dtype())?;
-        let mut first = 0;
-        for w in &self.groups {
-            let part = out.narrow(1, first, w.n())?;
-            let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(&part)?);
-            op.math = cx.math(w);
-            cx.exec(&self.path, &op)?;
-            first += w.n();
-        }
+        self.normalized(cx, norm, x, &out, |_| {})?;
         Ok(out)
     }
 
-    /// `act(x gate^T) * (x up^T)` of two layers of one format: `[m, k]  ->  [m, n / 2]`.
-    pub fn forward_gated(&self, cx: &mut Ctx, x: &Tensor, act: Activation) -> Result<Tensor> {
-        let [w] = &self.groups[..] else {
+    /// `act(x gate^T) * (x up^T)` of two layers of one format, `x` normalized first: `[m, k]  ->  [m, n / 2]`.
+    pub fn forward_gated(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor, act: Activation) -> Result<Tensor> {
+        if self.groups.len() != 1 {
             return Err(ocelli_engine::Error::Config {
                 path: self.path.clone(),
                 reason: "gate and up projections: expected one format, found two".into(),
             });
-        };
+        }
         let out = cx.alloc(&[x.size(0), self.n / 2], cx.dtype())?;
-        let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(&out)?);
-        op.math = cx.math(w);
-        op.act = act;
-        op.gated = true;
-        cx.exec(&self.path, &op)?;
+        self.normalized(cx, norm, x, &out, |op| (op.act, op.gated) = (act, true))?;
         Ok(out)
+    }
+
+    /// The products with normalized rows of `x`: by kernels that normalize them on the way in, where the device has such for
+    /// all of them.
+    fn normalized(
+        &self,
+        cx: &mut Ctx,
+        norm: &Norm,
+        x: &Tensor,
+        out: &Tensor,
+        finish: impl Fn(&mut Matmul),
+    ) -> Result<()> {
+        let mut ops = self.products(cx, x, out, &finish)?;
+        ops.iter_mut().for_each(|op| op.norm = norm.of_rows());
+        if !ops.iter().all(|op| op.norm.is_some() && cx.accepts(op)) {
+            let x = norm.forward(cx, x)?;
+            ops = self.products(cx, &x, out, &finish)?;
+        }
+        ops.iter().try_for_each(|op| cx.exec(&self.path, op))
+    }
+
+    /// A product for each matrix.
+    fn products(
+        &self,
+        cx: &mut Ctx,
+        x: &Tensor,
+        out: &Tensor,
+        finish: impl Fn(&mut Matmul),
+    ) -> Result<Vec<Matmul>> {
+        let mut first = 0;
+        let product = |w: &Weights| {
+            let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(out)?);
+            op.math = cx.math(w);
+            finish(&mut op);
+            if self.groups.len() > 1 {
+                op.out = cx.view(&out.narrow(1, first, w.n())?)?;
+            }
+            first += w.n();
+            Ok(op)
+        };
+        self.groups.iter().map(product).collect()
     }
 }

@@ -3,7 +3,7 @@
 use ocelli_engine::weights::Scope;
 use ocelli_engine::{Ctx, Result, Tensor};
 use ocelli_kernels::View;
-use ocelli_kernels::ops::{self, NormKind};
+use ocelli_kernels::ops::{self, NormKind, RowNorm};
 
 /// RMS or layer normalization with its weights.
 #[derive(Clone, Debug)]
@@ -38,6 +38,13 @@ impl Norm {
     /// The weights.
     pub fn views(&self) -> impl Iterator<Item = &View> {
         [Some(&self.weight), self.bias.as_ref()].into_iter().flatten()
+    }
+
+    /// What a product does to the rows of its input first, if it can: RMS normalization alone.
+    #[must_use]
+    pub fn of_rows(&self) -> Option<RowNorm> {
+        let norm = RowNorm { weight: self.weight.clone(), weight_offset: 0.0, eps: self.eps };
+        (self.kind == NormKind::Rms).then_some(norm)
     }
 
     /// `x: [rows, d]  ->  [rows, d]`.

@@ -261,8 +261,7 @@ impl Llama {
         let (heads_q, heads_kv, head_dim) =
             (self.config.num_attention_heads, self.config.heads_kv(), self.config.head_dim());
         let tokens = batch.tokens;
-        let x = layer.norm1.forward(cx, h)?;
-        let qkv = layer.qkv.forward(cx, &x)?;
+        let qkv = layer.qkv.forward(cx, &layer.norm1, h)?;
         let part = |first: usize, heads: usize| {
             qkv.narrow(1, first * head_dim, heads * head_dim)?.reshape(&[tokens, heads, head_dim])
         };
@@ -307,8 +306,7 @@ impl Llama {
         };
         cx.exec(&layer.path, &attention)?;
         layer.out.add_to(cx, &out.reshape(&[tokens, heads_q * head_dim])?, h)?;
-        let x = layer.norm2.forward(cx, h)?;
-        let up = layer.gate_up.forward_gated(cx, &x, Activation::Silu)?;
+        let up = layer.gate_up.forward_gated(cx, &layer.norm2, h, Activation::Silu)?;
         layer.down.add_to(cx, &up, h)
     }
 }

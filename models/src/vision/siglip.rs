@@ -215,8 +215,7 @@ impl Siglip {
 
         for layer in &self.layers {
             cx.scope(|cx| {
-                let x = layer.norm1.forward(cx, &h)?;
-                let qkv = layer.qkv.forward(cx, &x)?;
+                let qkv = layer.qkv.forward(cx, &layer.norm1, &h)?;
                 let part = |i: usize| qkv.narrow(1, i * d, d)?.reshape(&[patches, heads, head_dim]);
                 let (q, k, v) = (part(0)?, part(1)?, part(2)?);
                 let out = cx.alloc(&[patches, heads, head_dim], cx.dtype())?;

@@ -1,6 +1,6 @@
 //! Conformance cases.
 
-use super::{Activation, Math, Matmul};
+use super::{Activation, Math, Matmul, RowNorm};
 use crate::buffer::Weights;
 use crate::conformance::{Case, CaseCx, Fill};
 use crate::spec::{DType, Format};
@@ -57,6 +57,8 @@ struct Shape {
     gated: bool,
     residual: Option<DType>,
     math: Math,
+    /// Whether rows of x are normalized.
+    norm: bool,
 }
 
 impl Shape {
@@ -74,6 +76,7 @@ impl Shape {
             gated: false,
             residual: None,
             math: Math::Exact,
+            norm: false,
         }
     }
 
@@ -93,7 +96,13 @@ impl Shape {
         let residual = self
             .residual
             .map(|dtype| cx.random_gapped(&[self.m, n_out], dtype, Fill::Normal(1.0), self.gaps[2]));
+        let norm = self.norm.then(|| RowNorm {
+            weight: cx.random(&[self.k], self.out, Fill::Normal(1.0)),
+            weight_offset: if self.bias { 1.0 } else { 0.0 },
+            eps: 1e-5,
+        });
         Matmul {
+            norm,
             x: cx.random_gapped(&[self.m, self.k], self.x, self.fill, self.gaps[0]),
             w,
             act: self.act,
@@ -119,6 +128,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     aligned(cx, &mut add);
     large(cx, &mut add);
     rounded_to_fp8(cx, &mut add);
+    normalized(cx, &mut add);
     models(cx, &mut add);
     all
 }
@@ -176,6 +186,7 @@ fn epilogues(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
                     gated,
                     residual: (i % 3 != 0).then(|| FLOATS[i / 2 % 3]),
                     math: MATHS[i / 2 % 3],
+                    norm: false,
                 };
                 let text = formats[i % formats.len()];
                 let name = format!("epilogue {act:?} gated {gated} parts {} {text}", shares.len());
@@ -351,6 +362,38 @@ fn rounded_to_fp8(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     for (text, shape, shares) in all {
         let Shape { m, n, k, .. } = shape;
         add(format!("to fp8 {m}x{n}x{k} {text}"), shape.op(cx, format(text), shares));
+    }
+}
+
+/// Rows of x that are normalized on their way in: few, as of a step of text.
+fn normalized(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    let formats = ["bf16", "f32", "int4g64z", "int8g128", "fp8g128", "f16", "int4g32", "fp8row.f32"];
+    for (i, text) in formats.into_iter().enumerate() {
+        for (j, m) in [1, 3, 8].into_iter().enumerate() {
+            let shape = Shape {
+                x: FLOATS[(i + j) % 3],
+                out: FLOATS[i % 3],
+                fill: if j == 1 { Fill::Spiky } else { Fill::Normal(1.0) },
+                gaps: [[0, 0, 0], [8, 3, 0], [3, 0, 5]][(i + j) % 3],
+                bias: j == 2,
+                act: if i % 2 == 0 { Activation::Silu } else { Activation::None },
+                gated: i % 2 == 0,
+                residual: (i == 3).then_some(DType::F32),
+                norm: true,
+                ..Shape::plain(m, 66, [576, 64, 1152][(i + 2 * j) % 3])
+            };
+            let shares: &[usize] = if i % 4 < 2 { &[1, 1] } else { &[3, 1, 1] };
+            let shares = if i % 2 == 0 { &[1, 1] } else { shares };
+            add(format!("normalized m {m} {text}"), shape.op(cx, format(text), shares));
+        }
+    }
+    // Weights that no load of 16 bytes reads: columns of a wider matrix.
+    let shape = Shape { norm: true, ..Shape::plain(2, 40, 64) };
+    let mut op = shape.op(cx, format("f32"), &[1]);
+    let columns = cx.random(&[40, 73], DType::F32, Fill::Normal(0.1)).narrow(1, 1, 64);
+    if let Ok(w) = columns.and_then(|view| Weights::dense(view, None)) {
+        op.w = w;
+        add("normalized m 2, columns of a matrix".into(), op);
     }
 }
 

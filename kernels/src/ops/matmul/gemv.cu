@@ -8,6 +8,9 @@
 // loads a row are under way before the first is used, and each is followed by that of the next stretch as soon as it has been
 // used. The first ones do not wait for the launch before: nobody writes weights.
 //
+// NORM: rows of x are normalized first: x / sqrt(mean(x^2) + eps) * (offset + weight). Each block sums the squares of all rows while
+// its first weights are on their way; the root is left to the sums, so that what is staged is x (offset + weight).
+//
 // x goes through shared memory a stretch of DEPTH * LANES * E elements at a time, widened to f32 and ordered such that
 // neighbouring lanes read neighbouring 16 bytes.
 //
@@ -25,6 +28,11 @@ struct Params {
     WeightRows w;
     WeightRows up; // what the gates `w` scale
     Epilogue e;
+    const void* norm_weight;
+    u32 norm_type;
+    u32 norm_aligned; // whether it begins at a multiple of 16 bytes
+    f32 norm_offset;
+    f32 norm_eps;
     i32 k;
     i32 group_shift; // weights along k that share a scale, as a power of two
     u32 x_type;
@@ -140,12 +148,35 @@ DEVICE void stage(f32* to, const Params& p, i32 first) {
                 load_some(v, p.x, p.x_type, at, 4);
             }
         }
+        if constexpr (NORM) {
+            f32 weight[4];
+            load_columns(weight, p.norm_weight, p.norm_type, p.norm_aligned != 0, 0, k, p.k);
+#pragma unroll
+            for (i32 j = 0; j < 4; ++j) v[j] *= p.norm_offset + weight[j];
+        }
 #pragma unroll
         for (i32 j = 0; j < 4; ++j) v[j] = unplaced(v[j], k + j);
         // Pass, quad of a lane's 16 bytes, lane.
         const i32 chunk = quad / QUADS;
         const i32 place = (chunk / LANES * QUADS + quad % QUADS) * LANES + chunk % LANES;
         reinterpret_cast<float4*>(to)[row * (STRETCH / 4) + place] = make_float4(v[0], v[1], v[2], v[3]);
+    }
+}
+
+// 1 / sqrt(mean(x^2) + eps) of each row.
+DEVICE void norm_factors(f32* to, const Params& p) {
+    const i32 lane = static_cast<i32>(threadIdx.x) % 32;
+    for (i32 row = static_cast<i32>(threadIdx.x) / 32; row < M; row += THREADS / 32) {
+        f32 squares = 0.0f;
+        const i32 end = row < p.e.rows ? p.k : 0;
+        for (i32 col = 8 * lane; col < end; col += 256) {
+            f32 v[8];
+            load_columns(v, p.x, p.x_type, p.x_aligned != 0, row * p.x_stride, col, end);
+#pragma unroll
+            for (i32 i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
+        }
+        squares = warp_sum(squares);
+        if (lane == 0) to[row] = rsqrtf(squares / static_cast<f32>(p.k) + p.norm_eps);
     }
 }
 
@@ -167,6 +198,8 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
         for (i32 c = 0; c < COLUMNS; ++c) loads[c][d] = load(rows[c], d * PASS + lane * E, p);
 
     grid_wait();
+    f32* const factors = x + M * STRETCH;
+    if constexpr (NORM) norm_factors(factors, p); // others see them after the barriers of the loop
     f32 sum[COLUMNS][M] = {};
     for (i32 first = 0; first < p.k; first += STRETCH) {
         __syncthreads();
@@ -215,7 +248,10 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
 #pragma unroll
     for (i32 m = 0; m < M; ++m) {
 #pragma unroll
-        for (i32 c = 0; c < COLUMNS; ++c) sum[c][m] = warp_sum<LANES>(sum[c][m]);
+        for (i32 c = 0; c < COLUMNS; ++c) {
+            sum[c][m] = warp_sum<LANES>(sum[c][m]);
+            if constexpr (NORM) sum[c][m] *= factors[m];
+        }
         // One lane ends each product.
         if constexpr (GATED) {
             const f32 gate[1] = {sum[0][m]}, up[1] = {sum[1][m]};

@@ -20,6 +20,7 @@ use super::check;
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
 use crate::oracle::Oracle;
+use crate::select::Reject;
 use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
 
 /// A function applied to each product.
@@ -65,11 +66,25 @@ impl Math {
 /// Columns of activations, from the first on, that share a scale under [`Math::Fp8`].
 pub const FP8_SPAN: usize = 128;
 
+/// RMS normalization of the rows of x on their way into a product, in f32:
+/// `x / sqrt(mean(x^2) + eps) * (weight_offset + weight)`.
+#[derive(Clone, Debug)]
+pub struct RowNorm {
+    /// Scale `[k]`: floats.
+    pub weight: View,
+    /// Added to each weight: 1 for checkpoints that store `weight - 1`.
+    pub weight_offset: f32,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
 /// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated.
 #[derive(Clone, Debug)]
 pub struct Matmul {
     /// Activations `[m, k]`: f32, bf16 or f16; rows may be strided.
     pub x: View,
+    /// What is done to the rows of x first. Not every backend has kernels for it: [`Exec::accepts`](crate::Exec::accepts) tells.
+    pub norm: Option<RowNorm>,
     /// Weights `[n, k]` with their biases, stacked by rows.
     pub w: Weights,
     /// Applied to the biased product; if gated, to the gate.
@@ -96,6 +111,8 @@ pub struct MatmulSpec {
     pub k: u32,
     /// Type of the activations.
     pub x: DType,
+    /// Whether rows of x are normalized first.
+    pub norm: bool,
     /// Format of the weights.
     pub w: Format,
     /// Type of the result.
@@ -114,11 +131,18 @@ pub struct MatmulSpec {
     pub math: Math,
 }
 
+impl MatmulSpec {
+    /// Why a row that multiplies x as it is cannot run this, if so.
+    pub(crate) fn reject_norm(&self) -> Option<Reject> {
+        self.norm.then(|| "normalizes no rows of x".into())
+    }
+}
+
 impl Matmul {
     /// `out = x w^T + bias` and nothing else.
     #[must_use]
     pub fn new(x: View, w: Weights, out: View) -> Self {
-        Self { x, w, act: Activation::None, gated: false, residual: None, out, math: Math::Exact }
+        Self { x, norm: None, w, act: Activation::None, gated: false, residual: None, out, math: Math::Exact }
     }
 
     /// Columns of the result.
@@ -133,7 +157,7 @@ impl Op for Matmul {
     type Spec = MatmulSpec;
 
     fn spec(&self) -> Result<MatmulSpec, ShapeError> {
-        let Self { x, w, residual, out, .. } = self;
+        let Self { x, norm, w, residual, out, .. } = self;
         check::rank("x", x, 2)?;
         check::float("x", x)?;
         let (m, k) = (x.size(0), x.size(1));
@@ -142,6 +166,11 @@ impl Op for Matmul {
         }
         if self.gated && !w.n().is_multiple_of(2) {
             return Err(ShapeError::mismatch("w axis n of a gated product", "an even number", w.n()));
+        }
+        if let Some(RowNorm { weight, .. }) = norm {
+            check::float("norm weight", weight)?;
+            check::shape("norm weight", weight, &[k])?;
+            check::output("out", out, [("norm weight", weight)])?;
         }
         check::float("out", out)?;
         check::shape("out", out, &[m, self.n_out()])?;
@@ -161,6 +190,7 @@ impl Op for Matmul {
             n: w.n() as u32,
             k: k as u32,
             x: x.dtype(),
+            norm: norm.is_some(),
             w: w.format(),
             out: out.dtype(),
             parts: if w.parts().len() == 1 { 0 } else { w.parts().len() as u32 },
@@ -172,17 +202,27 @@ impl Op for Matmul {
         })
     }
 
+    fn is_optional(&self) -> bool {
+        self.norm.is_some()
+    }
+
     fn cost(&self) -> Cost {
         let (m, n, k) = (self.x.size(0) as u64, self.w.n() as u64, self.w.k() as u64);
         Cost {
             flops: 2 * m * n * k,
-            read: self.x.bytes() + self.w.bytes() + self.residual.as_ref().map_or(0, View::bytes),
+            read: self.x.bytes()
+                + self.norm.as_ref().map_or(0, |norm| norm.weight.bytes())
+                + self.w.bytes()
+                + self.residual.as_ref().map_or(0, View::bytes),
             written: self.out.bytes(),
         }
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View)) {
         visit(Access::In, &mut self.x);
+        if let Some(norm) = &mut self.norm {
+            visit(Access::In, &mut norm.weight);
+        }
         self.w.for_each_view(&mut |view| visit(Access::In, view));
         if let Some(residual) = &mut self.residual {
             visit(Access::In, residual);

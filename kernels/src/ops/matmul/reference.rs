@@ -57,7 +57,17 @@ fn fp8_row(row: &[f64]) -> Vec<(f64, f64)> {
 
 pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError> {
     let (m, k, n_out) = (op.x.size(0), op.w.k(), op.n_out());
-    let (x, bias) = (io.read(&op.x)?, io.biases(&op.w)?);
+    let (mut x, bias) = (io.read(&op.x)?, io.biases(&op.w)?);
+    if let Some(norm) = &op.norm {
+        let weight = io.read(&norm.weight)?;
+        for row in x.chunks_mut(k.max(1)) {
+            let square = row.iter().map(|v| v * v).sum::<f64>() / k as f64;
+            let scale = 1.0 / (square + f64::from(norm.eps)).sqrt();
+            for (v, weight) in row.iter_mut().zip(&weight) {
+                *v *= scale * (f64::from(norm.weight_offset) + weight);
+            }
+        }
+    }
     let (w, zeros) = io.weights_and_zeros(&op.w)?;
     let residual = op.residual.as_ref().map(|view| io.read(view)).transpose()?;
 
@@ -83,6 +93,8 @@ pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError>
             magnitude +=
                 x[row * k..][..k].iter().zip(zeros).map(|(a, zero)| 2.0 * (a * zero).abs()).sum::<f64>();
         }
+        // The sum of squares errs as another dot product does; half of it gets into the root.
+        let magnitude = if op.norm.is_some() { 2.0 * magnitude } else { magnitude };
         if op.math == Math::Fp8 {
             // Kernels round all activations of a row or none, so that a product is one of two.
             let (mut rounded, mut slack) = (0.0, 0.0);

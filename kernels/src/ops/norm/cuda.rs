@@ -77,7 +77,7 @@ struct Params {
     padding: u32,
 }
 
-fn launch(op: &Norm, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
+pub(in crate::ops) fn launch(op: &Norm, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     if op.x.is_empty() {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(in crate::ops) mod cuda;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;

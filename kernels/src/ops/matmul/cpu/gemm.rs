@@ -9,8 +9,8 @@ use crate::select::Reject;
 use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 
 /// Exact products run under every kind of math: it says what may be rounded, not what must be.
-pub(super) fn reject_f32(_: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    None
+pub(super) fn reject_f32(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    spec.reject_norm()
 }
 
 /// Multiplying at `rate` products per microsecond, and decoding the weights once.
@@ -38,7 +38,7 @@ pub(super) fn reject_bf16(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.w != Format::Dense(DType::BF16) {
         return Some("for bf16 weights".into());
     }
-    (!caps.bf16_dot).then(|| "the CPU has no AVX512_BF16".into())
+    spec.reject_norm().or_else(|| (!caps.bf16_dot).then(|| "the CPU has no AVX512_BF16".into()))
 }
 
 pub(super) fn est_bf16(spec: &MatmulSpec, caps: &Caps) -> f32 {
@@ -61,6 +61,9 @@ pub(super) fn bf16(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
 pub(super) fn reject_int8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
+    }
+    if let Some(why) = spec.reject_norm() {
+        return Some(why);
     }
     match spec.w {
         Format::Grouped(Grouped { code, group, .. }) if code.is_int() => {

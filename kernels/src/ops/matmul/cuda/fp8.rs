@@ -22,6 +22,9 @@ pub(super) fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.math != Math::Fp8 {
         return Some("rounds x to 8-bit floats, which math=fp8 allows".into());
     }
+    if let Some(why) = spec.reject_norm() {
+        return Some(why);
+    }
     match spec.w {
         Format::Grouped(Grouped { code: Code::Fp8, group, .. }) => {
             let fits = group == 0 || group >= spec.k || group.is_multiple_of(SPAN as u32);

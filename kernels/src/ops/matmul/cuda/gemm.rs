@@ -8,7 +8,8 @@ use crate::cuda::CudaCx;
 use crate::cuda::value_type;
 use crate::spec::{Caps, KernelError};
 
-pub(super) const F32: Row = Row { name: "gemm-f32", reject: |_, _| None, est_us: est_f32, launch: f32 };
+pub(super) const F32: Row =
+    Row { name: "gemm-f32", reject: |spec, _| spec.reject_norm(), est_us: est_f32, launch: f32 };
 
 /// Threads of `gemm_f32.cu`.
 const F32_THREADS: u32 = 256;

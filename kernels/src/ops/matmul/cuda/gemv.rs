@@ -1,11 +1,14 @@
 //! `gemv.cu`: few rows of x, bound by the weights.
 
+use std::borrow::Cow;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::super::{Matmul, MatmulSpec};
-use super::gemm;
 use super::params::{Epilogue, Row, Segment, WeightRows, rows_aligned, segments};
+use super::{gemm, quant};
 use crate::cuda::{CudaCx, value_type};
+use crate::ops::norm::{self, Norm, NormKind};
 use crate::select::Reject;
 use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 
@@ -27,6 +30,11 @@ struct Params {
     w: WeightRows,
     up: WeightRows,
     e: Epilogue,
+    norm_weight: u64,
+    norm_type: u32,
+    norm_aligned: u32,
+    norm_offset: f32,
+    norm_eps: f32,
     k: i32,
     group_shift: i32,
     x_type: u32,
@@ -41,7 +49,20 @@ fn in_load(format: Format) -> usize {
     }
 }
 
-fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+/// Microseconds that a launch of its own for the norm would take.
+const LAUNCH_US: f32 = 3.0;
+
+fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if spec.norm {
+        if spec.k == 0 {
+            return Some("for k of 1 or more".into());
+        }
+        let plain = MatmulSpec { norm: false, ..*spec };
+        let other = (quant::MMA.reject)(&plain, caps).is_none().then(|| (quant::MMA.est_us)(&plain, caps));
+        if other.is_some_and(|us| us + LAUNCH_US < est_us(spec, caps)) {
+            return Some("a norm and a product on tensor cores take less time".into());
+        }
+    }
     if spec.m > MOST_ROWS {
         return Some(format!("{} rows are more than {MOST_ROWS}", spec.m).into());
     }
@@ -72,10 +93,31 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let kernel = cx.kernel("ops/matmul/gemv.cu");
     for part in op.w.parts() {
         if !rows_aligned(kernel.address(&part.planes[0])?, &part.planes[0]) {
-            return (gemm::F32.launch)(op, cx);
+            return (gemm::F32.launch)(&*normalized(op, cx)?, cx);
         }
     }
     segments(op).iter().try_for_each(|segment| launch_segment(segment, cx))
+}
+
+/// The op with rows of x that are normalized already: itself, or one whose x is in working memory (slot 0).
+fn normalized<'a>(op: &'a Matmul, cx: &mut CudaCx<'_>) -> Result<Cow<'a, Matmul>, KernelError> {
+    let Some(norm) = &op.norm else { return Ok(Cow::Borrowed(op)) };
+    let x = cx.scratch(0, op.x.len(), DType::F32)?.reshape(op.x.shape())?;
+    norm::cuda::launch(
+        &Norm {
+            x: op.x.clone(),
+            add: None,
+            sum: None,
+            weight: Some(norm.weight.clone()),
+            bias: None,
+            kind: NormKind::Rms,
+            weight_offset: norm.weight_offset,
+            eps: norm.eps,
+            out: x.clone(),
+        },
+        cx,
+    )?;
+    Ok(Cow::Owned(Matmul { x, norm: None, ..op.clone() }))
 }
 
 fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -96,15 +138,23 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
     let mut kernel = cx.kernel("ops/matmul/gemv.cu");
     kernel.codes(format).define("W", w).define("GATED", op.gated);
     kernel.define("M", rows).define("LANES", lanes).define("COLUMNS", columns).define("DEPTH", depth);
-    kernel.shared(4 * rows * depth * lanes * load).dependent();
+    // x, and a factor for each row.
+    kernel.define("NORM", op.norm.is_some()).shared(4 * rows * (depth * lanes * load + 1)).dependent();
     let [w, up] = segment.weights(&kernel)?;
     let address = kernel.address(x)?;
+    let norm_weight = op.norm.as_ref().map(|norm| &norm.weight);
+    let norm_address = kernel.address_or_null(norm_weight)?;
     let params = Params {
         x: address,
         x_stride: x.stride(0) as i64,
         w,
         up,
         e: segment.epilogue(&kernel)?,
+        norm_weight: norm_address,
+        norm_type: value_type(norm_weight),
+        norm_aligned: u32::from(norm_address.is_multiple_of(16)),
+        norm_offset: op.norm.as_ref().map_or(0.0, |norm| norm.weight_offset),
+        norm_eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
         k: k as i32,
         group_shift: format.group_len(k).next_power_of_two().trailing_zeros() as i32,
         x_type: value_type(Some(x)),

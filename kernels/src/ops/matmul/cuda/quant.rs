@@ -95,6 +95,9 @@ impl Operands {
         let Format::Grouped(Grouped { code, group, zero, .. }) = spec.w else {
             return Err("for weights that are codes in groups".into());
         };
+        if let Some(why) = spec.reject_norm() {
+            return Err(why);
+        }
         if spec.k == 0 {
             return Err("for k of 1 or more".into());
         }

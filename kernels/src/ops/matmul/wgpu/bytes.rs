@@ -29,6 +29,9 @@ fn reject(spec: &MatmulSpec) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
+    if let Some(why) = spec.reject_norm() {
+        return Some(why);
+    }
     match spec.w {
         Format::Grouped(Grouped { code, group, .. }) if code.is_int() => {
             let whole = group == 0 || group >= spec.k || (group as usize).is_multiple_of(BLOCK);

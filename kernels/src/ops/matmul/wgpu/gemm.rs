@@ -56,8 +56,8 @@ fn est_tiles(spec: &MatmulSpec, slices: usize, rate: f32) -> f32 {
     4.0 + (macs / rate).max(bytes / 800_000.0)
 }
 
-pub(super) fn reject(_: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    None
+pub(super) fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    spec.reject_norm()
 }
 
 pub(super) fn est(spec: &MatmulSpec, _: &Caps) -> f32 {
@@ -75,7 +75,7 @@ pub(super) fn reject_split(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
     if k < 2 * LEAST_SLICE {
         return Some(format!("for k of {} or more", 2 * LEAST_SLICE).into());
     }
-    (slices(m, n, k) < 2).then(|| "there are tiles enough".into())
+    spec.reject_norm().or_else(|| (slices(m, n, k) < 2).then(|| "there are tiles enough".into()))
 }
 
 pub(super) fn est_split(spec: &MatmulSpec, caps: &Caps) -> f32 {
@@ -107,6 +107,9 @@ fn reject_half(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     }
     if spec.x != DType::F16 {
         return Some("for x of f16".into());
+    }
+    if let Some(why) = spec.reject_norm() {
+        return Some(why);
     }
     let exact = matches!(spec.w, Format::Dense(DType::F16 | DType::BF16));
     (!exact && !spec.math.takes_bf16())
