@@ -109,6 +109,14 @@ fn a_rehearsal_asks_for_the_kernels_of_the_answer() {
         let missing: Vec<String> =
             answered.iter().filter(|key| !rehearsed.contains(key)).map(ToString::to_string).collect();
         assert!(missing.is_empty(), "{arch}: {missing:#?}");
+        // Products of a step normalize their input: of query, key and value, and of gate and up.
+        for gated in ["false", "true"] {
+            let step = |key: &KernelKey| {
+                let is = |name, value: &str| key.defines.get(name).is_some_and(|given| given == value);
+                key.path == "ops/matmul/gemv.cu" && is("NORM", "true") && is("GATED", gated)
+            };
+            assert!(answered.iter().any(step), "{arch}: gated {gated}: {answered:#?}");
+        }
     }
 }
 
