@@ -219,6 +219,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_srli_epi32::<K>(a) }
     }
     #[inline(always)]
+    fn sra_i<const K: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { _mm256_srai_epi32::<K>(a) }
+    }
+    #[inline(always)]
     fn shr_lanes_i(self, a: __m256i, k: __m256i) -> __m256i {
         // SAFETY: a token exists, so the instructions do.
         unsafe { _mm256_srlv_epi32(a, k) }

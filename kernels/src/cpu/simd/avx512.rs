@@ -202,6 +202,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(K)) }
     }
     #[inline(always)]
+    fn sra_i<const K: i32>(self, a: __m512i) -> __m512i {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { _mm512_sra_epi32(a, _mm_cvtsi32_si128(K)) }
+    }
+    #[inline(always)]
     fn shr_lanes_i(self, a: __m512i, k: __m512i) -> __m512i {
         // SAFETY: a token exists, so the instructions do.
         unsafe { _mm512_srlv_epi32(a, k) }

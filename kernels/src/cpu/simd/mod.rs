@@ -159,6 +159,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn shl_i<const K: i32>(self, a: Self::I) -> Self::I;
     /// `a >> K`, zeros in.
     fn shr_i<const K: i32>(self, a: Self::I) -> Self::I;
+    /// `a >> K`, copies of the sign in.
+    fn sra_i<const K: i32>(self, a: Self::I) -> Self::I;
     /// Each lane of `a` shifted right by that lane of `k`, zeros in; `0 <= k < 32`.
     fn shr_lanes_i(self, a: Self::I, k: Self::I) -> Self::I;
     /// To the nearest integer, ties to even; `|a| < 2^31`.

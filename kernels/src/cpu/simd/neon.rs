@@ -179,6 +179,11 @@ impl Simd for Neon {
         unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-K))) }
     }
     #[inline(always)]
+    fn sra_i<const K: i32>(self, a: int32x4_t) -> int32x4_t {
+        // SAFETY: a token exists, so the instructions do.
+        unsafe { vshlq_s32(a, vdupq_n_s32(-K)) }
+    }
+    #[inline(always)]
     fn shr_lanes_i(self, a: int32x4_t, k: int32x4_t) -> int32x4_t {
         // SAFETY: a token exists, so the instructions do.
         unsafe { vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vnegq_s32(k))) }

@@ -170,6 +170,10 @@ impl<const N: usize> Simd for Portable<N> {
         map(a, |x| ((x as u32) >> K) as i32)
     }
     #[inline(always)]
+    fn sra_i<const K: i32>(self, a: [i32; N]) -> [i32; N] {
+        map(a, |x| x >> K)
+    }
+    #[inline(always)]
     fn shr_lanes_i(self, a: [i32; N], k: [i32; N]) -> [i32; N] {
         zip(a, k, |x, y| ((x as u32) >> (y & 31)) as i32)
     }

@@ -241,6 +241,7 @@ impl Kernel for Lanes {
         assert_eq!(geti(s.xor_i(vw, vk)), want(&|x, y| x ^ y));
         assert_eq!(geti(s.shl_i::<5>(vw)), want(&|x, _| x << 5));
         assert_eq!(geti(s.shr_i::<5>(vw)), want(&|x, _| (x as u32 >> 5) as i32));
+        assert_eq!(geti(s.sra_i::<5>(vw)), want(&|x, _| x >> 5));
         assert_eq!(geti(s.shr_lanes_i(vw, vk)), want(&|x, y| (x as u32 >> y) as i32));
         assert_eq!(geti(s.to_bits(s.of_bits(vw))), want(&|x, _| x));
         assert_eq!(geti(s.splat_i(-3)), want(&|_, _| -3));

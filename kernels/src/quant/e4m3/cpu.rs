@@ -9,9 +9,9 @@ use crate::cpu::simd::Simd;
 #[inline(always)]
 pub fn top<S: Simd>(s: S, words: S::I) -> S::V {
     const UNIT: f32 = f32::from_bits((127 + 120) << 23);
-    let sign = s.and_i(words, s.splat_i(i32::MIN));
-    let magnitude = s.and_i(s.shr_i::<4>(words), s.splat_i(0x07f0_0000));
-    s.mul(s.of_bits(s.or_i(sign, magnitude)), s.splat(UNIT))
+    // Sign, exponent and mantissa; copies of the sign lie between.
+    let small = s.and_i(s.sra_i::<4>(words), s.splat_i(0x87f0_0000_u32 as i32));
+    s.mul(s.of_bits(small), s.splat(UNIT))
 }
 
 /// What `LANES` codes stand for.
