@@ -4,7 +4,8 @@ use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights};
 
 use super::{Scope, StoredType, WeightError};
 
-const SUPPORTED: &str = "supported are F32, BF16 and F16, compressed-tensors pack-quantized integers of 4 and 8 bits, and FP8 (E4M3) with scales";
+const SUPPORTED: &str = "supported are F32, BF16 and F16, compressed-tensors pack-quantized integers of 4 and 8 bits, \
+                         and FP8 (E4M3) with scales";
 
 /// Tensors beside or instead of `weight`, and the scheme that they are a sign of.
 const FOREIGN: [(&str, &str); 12] = [
@@ -81,7 +82,7 @@ impl Scope<'_> {
         Weights::dense(view, bias).map_err(|e| self.misfit(&e))
     }
 
-    /// compressed-tensors `pack-quantized`: the planes of [`Format::IntGroup`] as they lie in the file.
+    /// compressed-tensors `pack-quantized`: the planes of [`Grouped`] as they lie in the file.
     fn packed(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
         let checkpoint = self.checkpoint();
         let quantization = checkpoint.quantization();

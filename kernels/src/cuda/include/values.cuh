@@ -97,8 +97,8 @@ template <int N> DEVICE void store_some(void* p, u32 type, i64 at, const f32 (&v
         if (i < count) store_value(p, type, at + i, v[i]);
 }
 
-// Columns col .. col + N - 1 of a row of k elements, the first of which is element `row`; zeros where there are none. Rows of `aligned`
-// ones begin at multiples of 16 bytes.
+// Columns col .. col + N - 1 of a row of k elements, the first of which is element `row`; zeros where there are none. Rows of
+// `aligned` ones begin at multiples of 16 bytes.
 template <int N> DEVICE void load_columns(f32 (&v)[N], const void* p, u32 type, bool aligned, i64 row, i32 col, i32 k) {
     if (aligned && col + N <= k) {
         load_group(v, p, type, row + col);

@@ -289,7 +289,7 @@ fn large(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
         let shares: &[usize] = if i < 2 { &[1] } else { &[1, 1] };
         add(format!("long rows {text}"), shape.op(cx, format(text), shares));
     }
-    // Many rows of x with grouped integers whose rows begin at multiples of 16 bytes.
+    // Many rows of x with codes in groups whose rows begin at multiples of 16 bytes.
     for (i, text) in ["int4g128z", "int8row", "int4g64.f16", "int8g32z.f32", "fp8g128.f32", "fp8row"]
         .into_iter()
         .enumerate()

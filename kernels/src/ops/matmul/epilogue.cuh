@@ -121,8 +121,8 @@ template <int N> DEVICE void emit(const Epilogue& e, i32 row, i32 col, const f32
     emit<N, false>(e, row, col, product, product);
 }
 
-// The biases of a tile of N columns, fetched by the threads of a warpgroup; of a gated one those of the gates, then those of what they
-// scale. Zeros where there are none.
+// The biases of a tile of N columns, fetched by the threads of a warpgroup; of a gated one those of the gates, then those of
+// what they scale. Zeros where there are none.
 template <i32 N, bool Gated> struct TileBiases {
     f32 value[N / 128];
 

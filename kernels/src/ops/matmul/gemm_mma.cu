@@ -3,8 +3,8 @@
 //
 // x: [m, k] of X   w: [n, k] of X   out: [m, n], or [m, n / 2] if GATED; sums in f32. sm_80 and later, e4m3 sm_89.
 //
-// Floats of 8 bits have scales (`scaled.cuh`), which 128 of k share: a stage is as long, and its products are summed apart before they
-// are added, times their scales, to those of the tile.
+// Floats of 8 bits have scales (`scaled.cuh`), which 128 of k share: a stage is as long, and its products are summed apart
+// before they are added, times their scales, to those of the tile.
 //
 // A block makes a tile of TILE_M x TILE_N products with WARPS_DOWN x WARPS_ACROSS warps. Both operands lie along k in memory, which
 // is how mma takes them: stages of STEP elements of k come by cp.async, STAGES in a ring, and go to registers by ldmatrix. A

@@ -16,7 +16,8 @@
 //
 // Integers become floats without conversions: a field is put into the mantissa of 2^23, where 4-bit fields stay at their place p in
 // the word, which multiplies them by 16^p. x is divided by that when it is staged, exactly. The zero point leaves with the 2^23
-// in one subtraction, also exactly. Floats of 8 bits become f16 by moving bits, which divides them by 2^8; the scale, times that, multiplies the sum over a lane's 16 bytes, which lie in one group.
+// in one subtraction, also exactly. Floats of 8 bits become f16 by moving bits, which divides them by 2^8. The scale, times that,
+// multiplies the sum over a lane's 16 bytes, which lie in one group.
 //
 // SASS: LDG*.128 LDS.128 FFMA
 #include "ops/matmul/epilogue.cuh"

@@ -1,4 +1,4 @@
-// How x lies in working memory for products with grouped integers: `quant_x.cu` writes it, `quant_mma.cu` reads it.
+// How x lies in working memory for products with codes in groups: `quant_x.cu` writes it, `quant_mma.cu` reads it.
 //
 // A tile has 8 * NT rows of x, a step SPAN columns: 64 bytes of each row of weights. Tile by tile and step by step there are, for
 // each of PARTS summands of x, for each 32 columns and each 8 rows, the 16 bytes that each lane multiplies: row lane / 4, eight

@@ -1,4 +1,4 @@
-// out = act(x w^T + bias) + residual for weights of grouped integers, on tensor cores; gated too. See `epilogue.cuh`.
+// out = act(x w^T + bias) + residual for weights that are codes in groups, on tensor cores; gated too. See `epilogue.cuh`.
 //
 // x: [m, k] as `quant_x.cu` lays it out, type T   w: [n, k], BITS   out: [m, n], or [m, n / 2] if gated
 //

@@ -1,4 +1,4 @@
-// Rows of grouped integers that a thread multiplies on tensor cores: where they lie, with scales and zero points.
+// Rows of codes in groups that a thread multiplies on tensor cores: where they lie, with scales and zero points.
 //
 // BITS, ZERO and GROUPS (of a step along k) are values of the kernel.
 #pragma once

@@ -1,4 +1,4 @@
-// out = act(x w^T + bias) + residual for weights of grouped integers on the matrix products of warpgroups (sm_90a);
+// out = act(x w^T + bias) + residual for weights that are codes in groups on the matrix products of warpgroups (sm_90a);
 // gated too. See `epilogue.cuh`.
 //
 // x: [m, k] as `quant_wgmma_x.cu` lays it out, type T   w: [n, k], BITS   out: [m, n], or [m, n / 2] if gated

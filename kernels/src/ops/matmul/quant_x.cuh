@@ -1,4 +1,4 @@
-// What kernels that lay x out for products with grouped integers are given, and how they read it.
+// What kernels that lay x out for products with codes in groups are given, and how they read it.
 #pragma once
 #include "cuda/include/values.cuh"
 

@@ -67,7 +67,8 @@ template <typename T, int Bits, bool Zero> DEVICE void int_group_pairs(u32 (&to)
 }
 
 // Eight codes from `words`, integers or (`Float`) floats.
-template <typename T, int Bits, bool Float, bool Zero> DEVICE void grouped_pairs(u32 (&to)[4], const u32* words, const IntGroupZero& zero) {
+template <typename T, int Bits, bool Float, bool Zero>
+DEVICE void grouped_pairs(u32 (&to)[4], const u32* words, const IntGroupZero& zero) {
     if constexpr (Float) {
         e4m3_pairs<T>(to, words);
     } else {

@@ -1,8 +1,8 @@
 // Weights stored as codes in groups: w = (u - z) s of integers, u the stored field, z the stored zero point of its group, or
 // 2^(BITS - 1) where there is none, s the scale of its group; w = q s of floats. See `Grouped` for the planes.
 //
-// BITS: 4 or 8; FP8: whether codes are floats, of 8 bits; ZERO: whether there are zero points; SCALE: f32, bf16 or f16; PACKED, SCALES, ZEROS: bindings;
-// GROUPS: `eight` where eight neighbours share a group, `any` else; BYTES: whether weights are wanted as bytes;
+// BITS: 4 or 8; FP8: whether codes are floats, of 8 bits; ZERO: whether there are zero points; SCALE: f32, bf16 or f16;
+// PACKED, SCALES, ZEROS: bindings; GROUPS: `eight` where eight neighbours share a group, `any` else; BYTES: whether weights are wanted as bytes;
 // WVEC: whether rows of words begin at multiples of four words with BYTES, of two words for 8 bits without.
 // Of the kernel's parameters `p`: `k`; `w, scales, zeros`, the first element of each plane; `w_stride, scale_stride,
 // zero_stride`; `group`, weights along k that share a scale.

@@ -1,6 +1,7 @@
 // One weight of a matrix of codes in groups: w = (q - zero) * scale, the planes as `Grouped` describes them.
 //
-// BITS: 4 or 8; FP8: whether codes are floats, of 8 bits; SCALE: type of the scales; ZERO: whether there are zero points. Planes at bindings 0, 1 and 2.
+// BITS: 4 or 8; FP8: whether codes are floats, of 8 bits; SCALE: type of the scales; ZERO: whether there are zero points.
+// Planes at bindings 0, 1 and 2.
 // The kernel's parameters hold what `Kernel::weight` gives.
 #include "wgpu/include/input.wgsl" NAME=scales BINDING=1 TYPE=${SCALE} ACCESS=read
 @group(0) @binding(0) var<storage, read> packed: array<u32>;

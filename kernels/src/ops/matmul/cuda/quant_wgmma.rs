@@ -1,4 +1,4 @@
-//! `quant_wgmma.cu`: products with weights of grouped integers on the tensor cores of Hopper.
+//! `quant_wgmma.cu`: products with weights that are codes in groups on the tensor cores of Hopper.
 
 use bytemuck::{Pod, Zeroable};
 
