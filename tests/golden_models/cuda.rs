@@ -6,6 +6,7 @@
 mod emulator;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use ocelli_bench::eval::{Report, evaluate};
@@ -87,6 +88,33 @@ fn wanted(arch: Arch, work: impl Fn(&Pipeline, &mut Ctx)) -> Vec<KernelKey> {
     let model = ocelli_models::load(files, &mut cx).expect("the demo model");
     work(&Pipeline::new(files, model, 2).expect("its tokenizer"), &mut cx);
     driver.keys()
+}
+
+/// A step of text has six launches a layer (query, key and value; rope with the write to the pages; attention; output; gate and up;
+/// down), and three around them: embedding, head, sample.
+#[test]
+fn a_step_has_few_launches() {
+    let config = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/model/config.json"),
+    );
+    let config: serde_json::Value = serde_json::from_str(&config.expect("a file")).expect("JSON");
+    let layers = config["text_config"]["num_hidden_layers"].as_u64().expect("a number") as usize;
+    let messages = [Message::user(1, "How many objects are there?")];
+    let picture = [Rgb8Image::from_raw(300, 200, vec![90; 300 * 200 * 3]).expect("a picture")];
+    let launches = |max_tokens| {
+        let driver = Arc::new(PlanDriver::of_arch(Arch::Sm90a));
+        let device = CudaDevice::on(driver.clone(), Arc::default());
+        let mut cx = Ctx::new(&device, Precision::default()).expect("a stream");
+        let files = &ocelli_models::demo::FILES;
+        let model = ocelli_models::load(files, &mut cx).expect("the demo model");
+        let pipeline = Pipeline::new(files, model, 2).expect("its tokenizer");
+        let params = SamplingParams { max_tokens, ignore_eos: true, ..Default::default() };
+        let request = pipeline.request(&mut cx, &messages, &picture, params).expect("a request");
+        let step = |_, _: &_| ControlFlow::Continue(());
+        generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], step).expect("an answer");
+        driver.launches()
+    };
+    assert_eq!(launches(2) - launches(1), 6 * layers + 3);
 }
 
 #[test]

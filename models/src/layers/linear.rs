@@ -53,9 +53,19 @@ impl Linear {
         self.write(cx, x, out, false)
     }
 
-    fn write(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor, add: bool) -> Result<()> {
+    /// `out = norm(x) w^T + bias`; `out` may be of any float type.
+    pub fn write_normalized(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor, out: &Tensor) -> Result<()> {
+        normalized(cx, &self.path, norm, x, |cx, x| Ok(vec![self.product(cx, x, out)?]))
+    }
+
+    fn product(&self, cx: &Ctx, x: &Tensor, out: &Tensor) -> Result<Matmul> {
         let mut op = Matmul::new(cx.view(x)?, self.w.clone(), cx.view(out)?);
         op.math = cx.math(&self.w);
+        Ok(op)
+    }
+
+    fn write(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor, add: bool) -> Result<()> {
+        let mut op = self.product(cx, x, out)?;
         op.residual = add.then(|| op.out.clone());
         cx.exec(&self.path, &op)
     }
@@ -122,8 +132,6 @@ impl Stacked {
         Ok(out)
     }
 
-    /// The products with normalized rows of `x`: by kernels that normalize them on the way in, where the device has such for
-    /// all of them.
     fn normalized(
         &self,
         cx: &mut Ctx,
@@ -132,19 +140,13 @@ impl Stacked {
         out: &Tensor,
         finish: impl Fn(&mut Matmul),
     ) -> Result<()> {
-        let mut ops = self.products(cx, x, out, &finish)?;
-        ops.iter_mut().for_each(|op| op.norm = norm.of_rows());
-        if !ops.iter().all(|op| op.norm.is_some() && cx.accepts(op)) {
-            let x = norm.forward(cx, x)?;
-            ops = self.products(cx, &x, out, &finish)?;
-        }
-        ops.iter().try_for_each(|op| cx.exec(&self.path, op))
+        normalized(cx, &self.path, norm, x, |cx, x| self.products(cx, x, out, &finish))
     }
 
     /// A product for each matrix.
     fn products(
         &self,
-        cx: &mut Ctx,
+        cx: &Ctx,
         x: &Tensor,
         out: &Tensor,
         finish: impl Fn(&mut Matmul),
@@ -162,4 +164,22 @@ impl Stacked {
         };
         self.groups.iter().map(product).collect()
     }
+}
+
+/// Runs products with normalized rows of `x`: by kernels that normalize them on the way in, where the device has such for all of
+/// them. `products` gives them for an x.
+fn normalized(
+    cx: &mut Ctx,
+    path: &str,
+    norm: &Norm,
+    x: &Tensor,
+    products: impl Fn(&Ctx, &Tensor) -> Result<Vec<Matmul>>,
+) -> Result<()> {
+    let mut ops = products(cx, x)?;
+    ops.iter_mut().for_each(|op| op.norm = norm.of_rows());
+    if !ops.iter().all(|op| op.norm.is_some() && cx.accepts(op)) {
+        let x = norm.forward(cx, x)?;
+        ops = products(cx, &x)?;
+    }
+    ops.iter().try_for_each(|op| cx.exec(path, op))
 }

@@ -231,8 +231,7 @@ impl Llama {
                     out
                 }
             };
-            let x = self.norm.forward(cx, &rows)?;
-            self.head.write_to(cx, &x, &logits)
+            self.head.write_normalized(cx, &self.norm, &rows, &logits)
         };
         // A step of one token a sequence is the same launches each time.
         if batch.max_q == 1 && batch.images.is_empty() {
