@@ -16,7 +16,7 @@ mod scatter_rows;
 
 pub use attention::{Attention, AttentionKv, AttentionSpec, Mask};
 pub use gather_rows::{GatherRows, GatherRowsSpec};
-pub use matmul::{Activation, Math, Matmul, MatmulSpec, RowNorm};
+pub use matmul::{Activation, FP8_SPAN, Math, Matmul, MatmulSpec, RowNorm};
 pub use merge_patches::{MergeOrder, MergePatches, MergePatchesSpec};
 pub use norm::{Norm, NormKind, NormSpec};
 pub use patch_embed::{PatchEmbed, PatchEmbedSpec};
