@@ -2,7 +2,7 @@
 
 use ocelli_engine::weights::Scope;
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::ops::{Activation, Matmul};
+use ocelli_kernels::ops::{Activation, Matmul, RowNorm};
 use ocelli_kernels::{DType, Weights};
 
 use super::Norm;
@@ -175,11 +175,13 @@ fn normalized(
     x: &Tensor,
     products: impl Fn(&Ctx, &Tensor) -> Result<Vec<Matmul>>,
 ) -> Result<()> {
-    let mut ops = products(cx, x)?;
-    ops.iter_mut().for_each(|op| op.norm = norm.of_rows());
-    if !ops.iter().all(|op| op.norm.is_some() && cx.accepts(op)) {
-        let x = norm.forward(cx, x)?;
-        ops = products(cx, &x)?;
+    if let Some(rows) = norm.of_rows().filter(|_| RowNorm::on(cx.stream().caps())) {
+        let mut ops = products(cx, x)?;
+        ops.iter_mut().for_each(|op| op.norm = Some(rows.clone()));
+        if ops.iter().all(|op| cx.accepts(op)) {
+            return ops.iter().try_for_each(|op| cx.exec(path, op));
+        }
     }
-    ops.iter().try_for_each(|op| cx.exec(path, op))
+    let x = norm.forward(cx, x)?;
+    products(cx, &x)?.iter().try_for_each(|op| cx.exec(path, op))
 }

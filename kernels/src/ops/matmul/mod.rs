@@ -21,7 +21,7 @@ use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
 use crate::oracle::Oracle;
 use crate::select::Reject;
-use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
+use crate::spec::{Backend, Caps, Cost, DType, Format, KernelError, ShapeError, bucket};
 
 /// A function applied to each product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -76,6 +76,14 @@ pub struct RowNorm {
     pub weight_offset: f32,
     /// Added to the mean square.
     pub eps: f32,
+}
+
+impl RowNorm {
+    /// Whether a backend has kernels for it at all: a cheap question ahead of [`Exec::accepts`](crate::Exec::accepts).
+    #[must_use]
+    pub fn on(caps: &Caps) -> bool {
+        caps.backend == Backend::Cuda
+    }
 }
 
 /// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated.
