@@ -53,14 +53,13 @@ pub struct DeviceOptions {
     pub cache: Option<PathBuf>,
 }
 
-/// Why a backend of this build has no device, if so.
-fn missing(backend: Backend) -> Option<&'static str> {
+/// Why a backend has no devices and no kernels in this build, if so.
+#[must_use]
+pub fn missing(backend: Backend) -> Option<&'static str> {
     match backend {
         Backend::Cpu => None,
-        Backend::Wgpu if cfg!(feature = "wgpu") => None,
-        Backend::Cuda if cfg!(feature = "cuda") => None,
-        Backend::Wgpu => Some("this binary was built without the `wgpu` feature"),
-        Backend::Cuda => Some("this binary was built without the `cuda` feature"),
+        Backend::Wgpu => crate::wgpu::ABSENT,
+        Backend::Cuda => crate::cuda::ABSENT,
     }
 }
 

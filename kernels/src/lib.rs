@@ -9,38 +9,47 @@ pub mod conformance;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "cuda/absent.rs"]
+pub mod cuda;
 mod device;
 mod null;
 mod op;
+mod operands;
 pub mod ops;
 mod oracle;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod placing;
 pub mod quant;
 mod reference;
 mod select;
 pub mod spec;
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-mod stacked;
 #[cfg(feature = "wgpu")]
+pub mod wgpu;
+#[cfg(not(feature = "wgpu"))]
+#[path = "wgpu/absent.rs"]
 pub mod wgpu;
 
 /// Digest of the sources of all kernels that this build has: figures of other kernels do not hold for them.
 pub const DIGEST: &str = env!("OCELLI_KERNELS_DIGEST");
 
 pub use buffer::{HOST_ALIGN, HostBuf, Storage, StreamId, View, WeightPart, Weights};
-pub use device::{DeviceInfo, DeviceOptions, devices, open};
-pub use null::{NullLog, NullRecord, NullStream};
-pub use op::{
-    Access, BackendOp, CpuLaunch, CpuOp, Device, Exec, Fetch, OP_NAMES, Op, OpVisitor, Queue, Recorded,
-    Rehearsal, Stream, for_each_op,
-};
+pub use cpu::{CpuLaunch, CpuOp, CpuRows};
 #[cfg(feature = "cuda")]
-pub use op::{CudaLaunch, CudaOp};
-#[cfg(feature = "wgpu")]
-pub use op::{WgpuLaunch, WgpuOp};
+pub use cuda::CudaLaunch;
+pub use cuda::{CudaOp, CudaRows};
+pub use device::{DeviceInfo, DeviceOptions, devices, missing, open};
+pub use null::{NullLog, NullRecord, NullStream};
+pub use op::{Access, Device, Exec, Fetch, Op, Queue, Recorded, Rehearsal};
+pub use operands::Operands;
+pub use ops::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};
 pub use oracle::{Expected, Oracle};
 pub use reference::{ReferenceDevice, ReferenceStream};
-pub use select::{Picks, Reject, Row, Variant, explain, select};
+pub use select::{Picks, Reject, Row, Rows, Variant, explain, select};
 pub use spec::{
     Arch, Backend, Caps, Code, Cost, CudaCaps, DType, Element, Format, Grouped, KernelError, Layout,
     ShapeError, WgpuCaps,
 };
+#[cfg(feature = "wgpu")]
+pub use wgpu::WgpuLaunch;
+pub use wgpu::{WgpuOp, WgpuRows};

@@ -4,7 +4,8 @@ use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use crate::buffer::{Storage, View};
-use crate::op::{BackendOp, Exec, Queue};
+use crate::op::{Exec, Queue};
+use crate::ops::BackendOp;
 use crate::spec::{Caps, Cost, KernelError, text};
 
 /// One op that a dry run met.
@@ -115,9 +116,13 @@ impl Queue for NullStream {
 impl<O: BackendOp> Exec<O> for NullStream {
     fn exec(&mut self, op: &O) -> Result<(), KernelError> {
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        let rows = O::explain(&spec, &self.caps);
-        let picked = rows.iter().find(|row| row.picked).map(|row| row.variant);
-        let variant = picked.ok_or_else(|| crate::select::why_not(&rows));
+        let variant = match O::explain(&spec, &self.caps) {
+            Ok(rows) => {
+                let picked = rows.iter().find(|row| row.picked).map(|row| row.variant);
+                picked.ok_or_else(|| crate::select::why_not(&rows))
+            }
+            Err(why) => Err(why.to_owned()),
+        };
         let mut weights = 0;
         op.clone().visit(&mut |_, view| {
             if !matches!(view.storage(), Storage::Meta(_)) {
@@ -136,6 +141,6 @@ impl<O: BackendOp> Exec<O> for NullStream {
     }
 
     fn accepts(&self, op: &O) -> bool {
-        op.spec().is_ok_and(|spec| O::explain(&spec, &self.caps).iter().any(|row| row.picked))
+        op.spec().is_ok_and(|spec| O::runs(&spec, &self.caps))
     }
 }

@@ -1,4 +1,4 @@
-//! The contract between ops, backends and streams, and the one list of ops.
+//! The contract between ops, queues of work and devices.
 
 use std::fmt;
 use std::fmt::Debug;
@@ -10,12 +10,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::buffer::{Storage, View, Weights};
-use crate::ops::{
-    Attention, GatherRows, Matmul, MergePatches, Norm, PatchEmbed, Pool, Rope, Sample, ScatterRows,
-};
+use crate::operands::Operands;
+use crate::ops::Stream;
 use crate::oracle::Oracle;
-use crate::select::{Picks, Row, Variant};
-use crate::spec::{Backend, Caps, Cost, KernelError, ShapeError};
+use crate::select::Picks;
+use crate::spec::{Caps, Cost, KernelError, ShapeError};
 
 /// How an op uses a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +50,20 @@ pub trait Op: Clone + Send + 'static {
     /// Calls `visit` with every view of the op, which may be replaced by one of the same shape and type.
     fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View));
 
+    /// Its weight matrix, which a device may want in another form: see [`Queue::place`].
+    fn weights(&mut self) -> Option<&mut Weights> {
+        None
+    }
+
+    /// The op of this spec on operands that `operands` gives: for benchmarks and for measured choices.
+    fn of_spec(spec: &Self::Spec, operands: &mut dyn Operands) -> Result<Self, KernelError>;
+
+    /// Ops on parts of the operands and results of this one that are to be checked: all of it, or, where the f64 reference
+    /// of all would take too long, some blocks.
+    fn parts(&self) -> Result<Vec<Self>, KernelError> {
+        Ok(vec![self.clone()])
+    }
+
     /// The maths in f64, with an error bound for each output.
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError>;
 
@@ -59,99 +72,13 @@ pub trait Op: Clone + Send + 'static {
     fn cases(cx: &mut crate::conformance::CaseCx) -> Vec<crate::conformance::Case<Self>>;
 }
 
-/// A CPU kernel of op `O`. The op's `spec()` has passed.
-pub type CpuLaunch<O> = fn(&O, &crate::cpu::CpuCx) -> Result<(), KernelError>;
-
-/// An op's kernels for the CPU.
-pub trait CpuOp: Op {
-    /// The rows, in table order.
-    fn cpu_variants() -> &'static [Variant<Self::Spec, CpuLaunch<Self>>];
-}
-
-/// A WGSL kernel of op `O`. The op's `spec()` has passed.
-#[cfg(feature = "wgpu")]
-pub type WgpuLaunch<O> = fn(&O, &mut crate::wgpu::WgpuCx<'_>) -> Result<(), KernelError>;
-
-/// An op's kernels for wgpu.
-#[cfg(feature = "wgpu")]
-pub trait WgpuOp: Op {
-    /// The rows, in table order.
-    fn wgpu_variants() -> &'static [Variant<Self::Spec, WgpuLaunch<Self>>];
-}
-
-/// A CUDA kernel of op `O`. The op's `spec()` has passed.
-#[cfg(feature = "cuda")]
-pub type CudaLaunch<O> = fn(&O, &mut crate::cuda::CudaCx<'_>) -> Result<(), KernelError>;
-
-/// An op's kernels for CUDA.
-#[cfg(feature = "cuda")]
-pub trait CudaOp: Op {
-    /// The rows, in table order.
-    fn cuda_variants() -> &'static [Variant<Self::Spec, CudaLaunch<Self>>];
-}
-
-/// Calls `$with` with the rows of `O` on a backend; `$else` for backends without kernels in this build.
-macro_rules! with_rows {
-    ($backend:expr, $rows:ident => $with:expr, $else:expr) => {
-        match $backend {
-            Backend::Cpu => {
-                let $rows = O::cpu_variants();
-                $with
-            }
-            #[cfg(feature = "wgpu")]
-            Backend::Wgpu => {
-                let $rows = O::wgpu_variants();
-                $with
-            }
-            #[cfg(feature = "cuda")]
-            Backend::Cuda => {
-                let $rows = O::cuda_variants();
-                $with
-            }
-            #[allow(unreachable_patterns)]
-            _ => $else,
-        }
-    };
-}
-
-macro_rules! backend_op {
-    ($($bound:tt)+) => {
-        /// An op on every backend of this build: what a caller needs to list, explain and launch kernels.
-        pub trait BackendOp: $($bound)+ {
-            /// Names of the variants of `backend`, in table order.
-            fn variants(backend: Backend) -> Vec<&'static str>;
-
-            /// Each variant of `caps.backend` with its reason or estimate.
-            fn explain(spec: &Self::Spec, caps: &Caps) -> Vec<Row>;
-        }
-
-        impl<O: $($bound)+> BackendOp for O {
-            fn variants(backend: Backend) -> Vec<&'static str> {
-                with_rows!(backend, rows => rows.iter().map(|row| row.name).collect(), Vec::new())
-            }
-
-            fn explain(spec: &Self::Spec, caps: &Caps) -> Vec<Row> {
-                with_rows!(caps.backend, rows => crate::select::explain(rows, spec, caps), Vec::new())
-            }
-        }
-    };
-}
-
-#[cfg(all(feature = "wgpu", feature = "cuda"))]
-backend_op!(CpuOp + WgpuOp + CudaOp);
-#[cfg(all(feature = "wgpu", not(feature = "cuda")))]
-backend_op!(CpuOp + WgpuOp);
-#[cfg(all(not(feature = "wgpu"), feature = "cuda"))]
-backend_op!(CpuOp + CudaOp);
-#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
-backend_op!(CpuOp);
-
 /// Runs op `O`. Ops of one stream happen in the order given.
 pub trait Exec<O: Op> {
     /// Checks the op, chooses a variant and starts it.
     fn exec(&mut self, op: &O) -> Result<(), KernelError>;
 
-    /// Whether a variant of this device takes the op: for what may also be done in several steps.
+    /// Whether a variant of this device takes the op: for what may also be done in several steps. Costs little against a
+    /// launch: callers may ask each time.
     fn accepts(&self, op: &O) -> bool;
 }
 
@@ -270,31 +197,7 @@ pub trait Device: Send + Sync {
 
     /// Prepares kernels beside the caller: `rehearse` runs on another thread, on a device of the same kind that computes and
     /// stores nothing, and the kernels that it asks for are compiled. Where kernels are no work to prepare it is not run.
-    fn expect(&self, rehearse: Rehearsal) {
+    fn warm_up(&self, rehearse: Rehearsal) {
         drop(rehearse);
     }
 }
-
-/// Something done for each op of the list.
-pub trait OpVisitor {
-    /// Called once for each op.
-    fn visit<O: BackendOp>(&mut self);
-}
-
-macro_rules! op_list {
-    ($($op:ident),+ $(,)?) => {
-        /// A queue that runs every op; used as `dyn Stream`.
-        pub trait Stream: Queue $(+ Exec<$op>)+ {}
-        impl<T: Queue $(+ Exec<$op>)+> Stream for T {}
-
-        /// Names of all ops.
-        pub const OP_NAMES: &[&str] = &[$(<$op as Op>::NAME),+];
-
-        /// Calls `visitor` for each op of the list.
-        pub fn for_each_op(visitor: &mut impl OpVisitor) {
-            $(visitor.visit::<$op>();)+
-        }
-    };
-}
-
-op_list!(Matmul, Attention, PatchEmbed, Norm, Rope, GatherRows, ScatterRows, MergePatches, Pool, Sample);

@@ -22,6 +22,55 @@ pub struct Expected {
     pub bounds: Vec<f64>,
 }
 
+impl Expected {
+    /// Errors where what is expected could not fail a kernel: values or bounds are missing, a value is NaN, a bound is NaN,
+    /// infinite or negative.
+    pub fn check(&self) -> Result<(), String> {
+        let elements = self.indices.as_ref().map_or(self.view.len(), Vec::len);
+        if (self.values.len(), self.bounds.len()) != (elements, elements) {
+            let (values, bounds) = (self.values.len(), self.bounds.len());
+            return Err(format!(
+                "reference of {:?}: expected {elements} values and bounds, found {values} and {bounds}",
+                self.view
+            ));
+        }
+        for (i, (&value, &bound)) in self.values.iter().zip(&self.bounds).enumerate() {
+            if value.is_nan() || !bound.is_finite() || bound < 0.0 {
+                return Err(format!(
+                    "reference of element {} of {:?}: expected a number and a finite bound, found {value:e} within \
+                     {bound:e}",
+                    self.index(i),
+                    self.view
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a kernel's results, by row-major index, with what is expected: each is the value itself or within the bound of
+    /// it. NaN never is, and an infinity is only where that infinity is expected. Errors as [`check`](Self::check) does, too.
+    pub fn compare(&self, got: impl Fn(usize) -> f64) -> Result<(), String> {
+        self.check()?;
+        for (i, (&want, &bound)) in self.values.iter().zip(&self.bounds).enumerate() {
+            let index = self.index(i);
+            let got = got(index);
+            let off = (got - want).abs();
+            if got != want && (off.is_nan() || off > bound) {
+                return Err(format!(
+                    "element {index} of {:?}: expected {want:e} within {bound:e}, found {got:e} (off by {off:e})",
+                    self.view
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Row-major index of value `i`.
+    fn index(&self, i: usize) -> usize {
+        self.indices.as_ref().map_or(i, |indices| indices[i])
+    }
+}
+
 /// Operand access for [`Op::reference`](crate::Op::reference).
 pub struct Oracle {
     by: StreamId,
@@ -111,7 +160,8 @@ impl Oracle {
         all
     }
 
-    /// States every value of an output. `errors` bound the arithmetic; rounding to the view's type is added here.
+    /// States every value of an output. `errors` bound the arithmetic; rounding to the view's type is added here. Infinities are
+    /// expected exactly.
     pub fn expect(&mut self, view: &View, values: Vec<f64>, errors: Vec<f64>) {
         self.expect_some(view, None, values, errors);
     }
@@ -125,9 +175,11 @@ impl Oracle {
         errors: Vec<f64>,
     ) {
         let dtype = view.dtype();
-        let bounds = values.iter().zip(&errors).map(|(&value, &error)| match dtype.is_float() {
-            true => tolerance::stored(error, value, dtype),
-            false => error,
+        let bounds = values.iter().zip(&errors).map(|(&value, &error)| {
+            match dtype.is_float() && !value.is_infinite() {
+                true => tolerance::stored(error, value, dtype),
+                false => error,
+            }
         });
         let bounds = bounds.collect();
         self.expected.push(Expected { view: view.clone(), indices, values, bounds });

@@ -1,7 +1,8 @@
 //! The stream that runs each op's f64 reference on the host.
 
 use crate::buffer::{Storage, StreamId, View};
-use crate::op::{Device, Exec, Op, Queue, Stream};
+use crate::op::{Device, Exec, Op, Queue};
+use crate::ops::Stream;
 use crate::oracle::{Oracle, encode};
 use crate::select::Picks;
 use crate::spec::{Caps, KernelError};

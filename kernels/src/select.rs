@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
-use crate::spec::Caps;
+use serde::Serialize;
+
+use crate::op::Op;
+use crate::spec::{Caps, KernelError, text};
 
 /// Why a variant does not run a spec on a device.
 pub type Reject = Cow<'static, str>;
@@ -20,6 +23,9 @@ pub struct Variant<S, L> {
     /// How to start it.
     pub launch: L,
 }
+
+/// The variants of an op on one backend, in table order, or why there are none.
+pub type Rows<S, L> = Result<&'static [Variant<S, L>], &'static str>;
 
 /// What [`explain`] says of one variant.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -48,9 +54,19 @@ pub fn select<'a, S, L>(rows: &'a [Variant<S, L>], spec: &S, caps: &Caps) -> Opt
     best.map(|(row, _)| row)
 }
 
-/// Each variant with its reason not to run `spec`, in one line.
-pub(crate) fn reasons<S, L>(rows: &[Variant<S, L>], spec: &S, caps: &Caps) -> String {
-    why_not(&explain(rows, spec, caps))
+/// Whether one of the variants runs `spec`.
+pub(crate) fn runs<S, L>(rows: Rows<S, L>, spec: &S, caps: &Caps) -> bool {
+    rows.is_ok_and(|rows| rows.iter().any(|row| (row.reject)(spec, caps).is_none()))
+}
+
+/// Whether one of the variants takes the op.
+pub(crate) fn accepts<O: Op, L>(op: &O, rows: Rows<O::Spec, L>, caps: &Caps) -> bool {
+    op.spec().is_ok_and(|spec| runs(rows, &spec, caps))
+}
+
+/// Names of variants, in table order.
+pub(crate) fn names<S, L>(rows: &[Variant<S, L>]) -> Vec<&'static str> {
+    rows.iter().map(|row| row.name).collect()
 }
 
 /// Each row with its reason not to run, in one line.
@@ -116,20 +132,39 @@ impl Picks {
         changed
     }
 
+    /// Checks `op` and chooses the variant that runs it.
+    pub(crate) fn choose_for<O: Op, L>(
+        &self,
+        op: &O,
+        rows: Rows<O::Spec, L>,
+        caps: &Caps,
+    ) -> Result<&'static Variant<O::Spec, L>, KernelError> {
+        let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
+        self.choose(O::NAME, rows, &spec, caps)
+    }
+
     /// The variant that runs `spec`: the forced one if it can, the measured one if it can, else that of [`select`].
-    pub fn choose<'a, S: Hash, L>(
+    pub fn choose<S: Hash + Serialize + Default, L>(
         &self,
         op: &'static str,
-        rows: &'a [Variant<S, L>],
+        rows: Rows<S, L>,
         spec: &S,
         caps: &Caps,
-    ) -> Option<&'a Variant<S, L>> {
+    ) -> Result<&'static Variant<S, L>, KernelError> {
+        let refused = |reasons: String| KernelError::Unsupported {
+            op,
+            spec: text::write(spec),
+            backend: caps.backend,
+            reasons,
+        };
+        let rows = rows.map_err(|why| refused(why.to_owned()))?;
         let named =
             |name: &str| rows.iter().find(|row| row.name == name && (row.reject)(spec, caps).is_none());
-        match self.preferred(op, spec, |name| named(name).is_some()) {
+        let chosen = match self.preferred(op, spec, |name| named(name).is_some()) {
             Some(name) => named(name),
             None => select(rows, spec, caps),
-        }
+        };
+        chosen.ok_or_else(|| refused(why_not(&explain(rows, spec, caps))))
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod harness;
 mod quant;
+mod ranges;
+mod readme;
 mod streams;
 mod views;
 
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use ocelli_kernels::conformance::{CaseCx, run_cpu};
 use ocelli_kernels::cpu::isa::{Isa, Level};
 use ocelli_kernels::cpu::pool::Pool;
-use ocelli_kernels::{CpuOp, Op, Oracle, ops};
+use ocelli_kernels::{CpuOp, Op, Oracle, for_each_op, ops};
 
 /// Every level of this machine, with and without its optional extensions.
 fn levels() -> Vec<Isa> {
@@ -48,40 +50,7 @@ fn conforms<O: CpuOp>() {
     }
 }
 
-#[test]
-fn norm() {
-    conforms::<ops::Norm>();
-}
-
-#[test]
-fn patch_embed() {
-    conforms::<ops::PatchEmbed>();
-}
-
-#[test]
-fn gather_rows() {
-    conforms::<ops::GatherRows>();
-}
-
-#[test]
-fn scatter_rows() {
-    conforms::<ops::ScatterRows>();
-}
-
-#[test]
-fn merge_patches() {
-    conforms::<ops::MergePatches>();
-}
-
-#[test]
-fn pool() {
-    conforms::<ops::Pool>();
-}
-
-#[test]
-fn sample() {
-    conforms::<ops::Sample>();
-}
+for_each_op!(tests = conforms);
 
 /// Where rounding could change the token, any answer is right: few rows may be so.
 #[test]
@@ -98,19 +67,4 @@ fn few_sampled_rows_are_ambiguous() {
     }
     println!("{ambiguous} of {rows} rows");
     assert!(rows > 300 && ambiguous * 12 < rows, "{ambiguous} of {rows}");
-}
-
-#[test]
-fn matmul() {
-    conforms::<ops::Matmul>();
-}
-
-#[test]
-fn attention() {
-    conforms::<ops::Attention>();
-}
-
-#[test]
-fn rope() {
-    conforms::<ops::Rope>();
 }

@@ -4,13 +4,14 @@
 //! its machine code stands in its first comment, after `SASS:`, and is looked for in what the disassembler prints.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
 use ocelli_kernels::conformance::cuda_kernels;
 use ocelli_kernels::cuda::nvrtc::Nvrtc;
 use ocelli_kernels::cuda::{KernelKey, source};
-use ocelli_kernels::{Arch, CudaOp, ops};
+use ocelli_kernels::{Arch, BackendOp, OpVisitor, for_each_op};
 
 use super::{SEED, required};
 
@@ -20,26 +21,27 @@ const SAMPLE: usize = 2;
 /// Kernels by op and row.
 type Rows = BTreeMap<String, BTreeSet<KernelKey>>;
 
-fn add<O: CudaOp>(arch: Arch, all: &mut Rows) {
-    match cuda_kernels::<O>(arch, SEED) {
-        Ok(rows) => all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys))),
-        Err(error) => panic!("{} on {arch}: {error}", O::NAME),
+struct Add {
+    arch: Arch,
+    all: Rows,
+}
+
+impl OpVisitor for Add {
+    fn visit<O: BackendOp>(&mut self) {
+        match cuda_kernels::<O>(self.arch, SEED) {
+            Ok(rows) => {
+                self.all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys)));
+            }
+            Err(error) => panic!("{} on {}: {error}", O::NAME, self.arch),
+        }
     }
 }
 
 /// The rows of all ops on one architecture, with the kernels that their cases ask for.
 fn rows(arch: Arch) -> Rows {
-    let mut all = Rows::new();
-    add::<ops::Attention>(arch, &mut all);
-    add::<ops::GatherRows>(arch, &mut all);
-    add::<ops::Matmul>(arch, &mut all);
-    add::<ops::MergePatches>(arch, &mut all);
-    add::<ops::Norm>(arch, &mut all);
-    add::<ops::PatchEmbed>(arch, &mut all);
-    add::<ops::Pool>(arch, &mut all);
-    add::<ops::Rope>(arch, &mut all);
-    add::<ops::Sample>(arch, &mut all);
-    add::<ops::ScatterRows>(arch, &mut all);
+    let mut add = Add { arch, all: Rows::new() };
+    for_each_op(&mut add);
+    let mut all = add.all;
     for (path, _) in source::FILES.iter().filter(|(path, _)| path.starts_with("cuda/roof/")) {
         let keys = match (*path, arch) {
             ("cuda/roof/wgmma.cu", Arch::Sm80 | Arch::Sm86 | Arch::Sm89 | Arch::Sm120) => BTreeSet::new(),
@@ -86,8 +88,19 @@ fn claims(key: &KernelKey, arch: Arch) -> Vec<&'static str> {
         .collect()
 }
 
+/// The disassembler, or `None` with the reason printed and counted.
+fn disassembler() -> Option<PathBuf> {
+    let path = std::env::var_os("OCELLI_NVDISASM").filter(|path| !path.is_empty()).map(PathBuf::from);
+    if path.is_none() {
+        let why = "OCELLI_NVDISASM names no disassembler, so what files claim of their machine code is not looked for";
+        assert!(!required("nvdisasm"), "{why}");
+        println!("skipped: nvdisasm: {why}");
+    }
+    path
+}
+
 /// What is wrong with a kernel's machine code; `None` if nothing is.
-fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch) -> Option<String> {
+fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch, disassembler: Option<&Path>) -> Option<String> {
     let compiled = match nvrtc.compile(key, arch) {
         Ok(compiled) => compiled,
         Err(error) => return Some(error.to_string()),
@@ -102,8 +115,7 @@ fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch) -> Option<String> {
     if let Some(line) = says("wgmma.mma_async instructions are serialized").or(says("setmaxnreg ignored")) {
         return Some(line.to_owned());
     }
-    let claims = claims(key, arch);
-    let disassembler = std::env::var_os("OCELLI_NVDISASM")?;
+    let (claims, disassembler) = (claims(key, arch), disassembler?);
     if claims.is_empty() {
         return None;
     }
@@ -131,6 +143,7 @@ fn compiles(arch: Arch) {
         println!("skipped: {arch}: NVRTC {:?} does not know it", nvrtc.version);
         return;
     }
+    let disassembler = disassembler();
     let mut refused = 0;
     let mut todo: BTreeSet<KernelKey> = BTreeSet::new();
     for (row, keys) in rows(arch) {
@@ -146,7 +159,7 @@ fn compiles(arch: Arch) {
             scope.spawn(|| {
                 loop {
                     let Some(key) = todo.lock().unwrap().pop_first() else { return };
-                    if let Some(what) = fault(&nvrtc, &key, arch) {
+                    if let Some(what) = fault(&nvrtc, &key, arch, disassembler.as_deref()) {
                         faults.lock().unwrap().push(format!("{key} for {arch}: {what}"));
                     }
                 }

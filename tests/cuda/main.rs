@@ -7,9 +7,9 @@ mod emulator;
 
 use std::sync::Arc;
 
-use ocelli_kernels::conformance::run_cuda;
+use ocelli_kernels::conformance::{Part, Plan, run_cuda};
 use ocelli_kernels::cuda::CudaDevice;
-use ocelli_kernels::{Arch, Caps, CudaOp, ops};
+use ocelli_kernels::{Arch, Caps, CudaOp, for_each_op};
 
 /// Seed of the cases; each failure repeats it.
 const SEED: u64 = 20;
@@ -48,147 +48,49 @@ fn gpu() -> Option<CudaDevice> {
 }
 
 /// Holds every row of an op against its reference, except what a device of capabilities `elsewhere` runs too.
-fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, elsewhere: Option<&Caps>) {
+fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, part: Part, elsewhere: Option<&Caps>) {
     let only = std::env::var("OCELLI_CASE").ok();
-    let report = run_cuda::<O>(device, place, SEED, only.as_deref(), elsewhere);
-    report.settle(O::NAME, only.is_some());
-}
-
-fn on_the_host<O: CudaOp>() {
-    if let Some(device) = emulated(Arch::Sm80) {
-        conforms::<O>(&device, "emulated sm_80", None);
-    }
-}
-
-fn on_the_gpu<O: CudaOp>() {
-    if let Some(device) = gpu() {
-        conforms::<O>(&device, "the GPU", None);
-    }
+    let plan = Plan { place, seed: SEED, part, only: only.as_deref(), elsewhere };
+    // Not every op has rows that others do not run: `compile` asks that each row runs on some architecture.
+    run_cuda::<O>(device, plan).settle(O::NAME, only.is_some() || elsewhere.is_some());
 }
 
 /// Rows of plain tensor cores, on the host.
 mod emulated {
-    use super::{on_the_host, ops};
+    use super::{Arch, CudaOp, Part, conforms, for_each_op};
 
-    #[test]
-    fn attention() {
-        on_the_host::<ops::Attention>();
+    fn run<O: CudaOp>(part: &str, parts: &[&str]) {
+        if let Some(device) = super::emulated(Arch::Sm80) {
+            conforms::<O>(&device, "emulated sm_80", Part::named(part, parts), None);
+        }
     }
 
-    #[test]
-    fn gather_rows() {
-        on_the_host::<ops::GatherRows>();
-    }
-
-    #[test]
-    fn matmul() {
-        on_the_host::<ops::Matmul>();
-    }
-
-    #[test]
-    fn merge_patches() {
-        on_the_host::<ops::MergePatches>();
-    }
-
-    #[test]
-    fn norm() {
-        on_the_host::<ops::Norm>();
-    }
-
-    #[test]
-    fn patch_embed() {
-        on_the_host::<ops::PatchEmbed>();
-    }
-
-    #[test]
-    fn pool() {
-        on_the_host::<ops::Pool>();
-    }
-
-    #[test]
-    fn rope() {
-        on_the_host::<ops::Rope>();
-    }
-
-    #[test]
-    fn sample() {
-        on_the_host::<ops::Sample>();
-    }
-
-    #[test]
-    fn scatter_rows() {
-        on_the_host::<ops::ScatterRows>();
-    }
+    for_each_op!(part_tests = run);
 }
 
 /// Every row, on a GPU.
 mod gpu {
-    use super::{on_the_gpu, ops};
+    use super::{CudaOp, Part, conforms, for_each_op};
 
-    #[test]
-    fn attention() {
-        on_the_gpu::<ops::Attention>();
+    fn run<O: CudaOp>() {
+        if let Some(device) = super::gpu() {
+            conforms::<O>(&device, "the GPU", Part::WHOLE, None);
+        }
     }
 
-    #[test]
-    fn gather_rows() {
-        on_the_gpu::<ops::GatherRows>();
-    }
-
-    #[test]
-    fn matmul() {
-        on_the_gpu::<ops::Matmul>();
-    }
-
-    #[test]
-    fn merge_patches() {
-        on_the_gpu::<ops::MergePatches>();
-    }
-
-    #[test]
-    fn norm() {
-        on_the_gpu::<ops::Norm>();
-    }
-
-    #[test]
-    fn patch_embed() {
-        on_the_gpu::<ops::PatchEmbed>();
-    }
-
-    #[test]
-    fn pool() {
-        on_the_gpu::<ops::Pool>();
-    }
-
-    #[test]
-    fn rope() {
-        on_the_gpu::<ops::Rope>();
-    }
-
-    #[test]
-    fn sample() {
-        on_the_gpu::<ops::Sample>();
-    }
-
-    #[test]
-    fn scatter_rows() {
-        on_the_gpu::<ops::ScatterRows>();
-    }
+    for_each_op!(tests = run);
 }
 
 /// Rows of Hopper's own instructions, on the host: those that older architectures do not run.
 mod emulated_hopper {
-    use super::{Arch, Caps, conforms, emulated, ops};
+    use super::{Arch, Caps, CudaOp, Part, conforms, for_each_op};
 
-    #[test]
-    fn attention() {
-        let Some(device) = emulated(Arch::Sm90a) else { return };
-        conforms::<ops::Attention>(&device, "emulated sm_90a", Some(&Caps::of_arch(Arch::Sm80)));
+    fn run<O: CudaOp>(part: &str, parts: &[&str]) {
+        if let Some(device) = super::emulated(Arch::Sm90a) {
+            let older = Caps::of_arch(Arch::Sm80);
+            conforms::<O>(&device, "emulated sm_90a", Part::named(part, parts), Some(&older));
+        }
     }
 
-    #[test]
-    fn matmul() {
-        let Some(device) = emulated(Arch::Sm90a) else { return };
-        conforms::<ops::Matmul>(&device, "emulated sm_90a", Some(&Caps::of_arch(Arch::Sm80)));
-    }
+    for_each_op!(part_tests = run);
 }

@@ -8,9 +8,9 @@ mod streams;
 
 use std::sync::Arc;
 
-use ocelli_kernels::conformance::run_wgpu;
+use ocelli_kernels::conformance::{Part, Plan, run_wgpu};
 use ocelli_kernels::wgpu::{Profile, WgpuDevice};
-use ocelli_kernels::{WgpuOp, ops};
+use ocelli_kernels::{WgpuOp, for_each_op};
 
 /// Seed of the cases; each failure repeats it.
 const SEED: u64 = 20;
@@ -29,119 +29,32 @@ fn device(profile: Profile) -> Option<WgpuDevice> {
     }
 }
 
-fn conforms<O: WgpuOp>(profile: Profile) {
+fn conforms<O: WgpuOp>(profile: Profile, part: Part) {
     let Some(device) = device(profile) else { return };
     let only = std::env::var("OCELLI_CASE").ok();
-    let report = run_wgpu::<O>(&device, &profile.to_string(), SEED, only.as_deref());
-    report.settle(O::NAME, false);
+    let place = profile.to_string();
+    let plan = Plan { place: &place, seed: SEED, part, only: only.as_deref(), elsewhere: None };
+    run_wgpu::<O>(&device, plan).settle(O::NAME, only.is_some());
 }
 
 /// At the limits of the device, with all its features.
 mod full {
-    use super::{Profile, conforms, ops};
+    use super::{Part, Profile, WgpuOp, conforms, for_each_op};
 
-    #[test]
-    fn attention() {
-        conforms::<ops::Attention>(Profile::Full);
+    fn run<O: WgpuOp>(part: &str, parts: &[&str]) {
+        conforms::<O>(Profile::Full, Part::named(part, parts));
     }
 
-    #[test]
-    fn gather_rows() {
-        conforms::<ops::GatherRows>(Profile::Full);
-    }
-
-    #[test]
-    fn matmul() {
-        conforms::<ops::Matmul>(Profile::Full);
-    }
-
-    #[test]
-    fn merge_patches() {
-        conforms::<ops::MergePatches>(Profile::Full);
-    }
-
-    #[test]
-    fn norm() {
-        conforms::<ops::Norm>(Profile::Full);
-    }
-
-    #[test]
-    fn patch_embed() {
-        conforms::<ops::PatchEmbed>(Profile::Full);
-    }
-
-    #[test]
-    fn pool() {
-        conforms::<ops::Pool>(Profile::Full);
-    }
-
-    #[test]
-    fn rope() {
-        conforms::<ops::Rope>(Profile::Full);
-    }
-
-    #[test]
-    fn sample() {
-        conforms::<ops::Sample>(Profile::Full);
-    }
-
-    #[test]
-    fn scatter_rows() {
-        conforms::<ops::ScatterRows>(Profile::Full);
-    }
+    for_each_op!(part_tests = run);
 }
 
 /// At the limits of plain WebGPU, without any feature.
 mod baseline {
-    use super::{Profile, conforms, ops};
+    use super::{Part, Profile, WgpuOp, conforms, for_each_op};
 
-    #[test]
-    fn attention() {
-        conforms::<ops::Attention>(Profile::Baseline);
+    fn run<O: WgpuOp>(part: &str, parts: &[&str]) {
+        conforms::<O>(Profile::Baseline, Part::named(part, parts));
     }
 
-    #[test]
-    fn gather_rows() {
-        conforms::<ops::GatherRows>(Profile::Baseline);
-    }
-
-    #[test]
-    fn matmul() {
-        conforms::<ops::Matmul>(Profile::Baseline);
-    }
-
-    #[test]
-    fn merge_patches() {
-        conforms::<ops::MergePatches>(Profile::Baseline);
-    }
-
-    #[test]
-    fn norm() {
-        conforms::<ops::Norm>(Profile::Baseline);
-    }
-
-    #[test]
-    fn patch_embed() {
-        conforms::<ops::PatchEmbed>(Profile::Baseline);
-    }
-
-    #[test]
-    fn pool() {
-        conforms::<ops::Pool>(Profile::Baseline);
-    }
-
-    #[test]
-    fn rope() {
-        conforms::<ops::Rope>(Profile::Baseline);
-    }
-
-    #[test]
-    fn sample() {
-        conforms::<ops::Sample>(Profile::Baseline);
-    }
-
-    #[test]
-    fn scatter_rows() {
-        conforms::<ops::ScatterRows>(Profile::Baseline);
-    }
+    for_each_op!(part_tests = run);
 }

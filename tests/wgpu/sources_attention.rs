@@ -39,7 +39,8 @@ fn attention_by_cooperative_matrices_is_valid() {
                         ("BLOCKS", blocks),
                         ("HEAD_DIM", head_dim),
                         ("PAGED", paged),
-                        ("PREFIX", paged),
+                        ("RANGES", paged),
+                        ("FROM", vec4),
                         ("VEC4", vec4),
                     ];
                     check("ops/attention/flash_coop.wgsl", &values);

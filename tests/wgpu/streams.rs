@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use half::bf16;
 use ocelli_kernels::ops::{GatherRows, Matmul, ScatterRows, ScatterRowsSpec};
-use ocelli_kernels::wgpu::{Profile, WgpuCx, WgpuStream};
+use ocelli_kernels::wgpu::{PARAM_BYTES, Profile, WgpuCx, WgpuStream};
 use ocelli_kernels::{
-    Access, Cost, DType, Device, Exec, Format, KernelError, Layout, Op, Oracle, Queue, ShapeError, Storage,
-    Variant, View, Weights, WgpuLaunch, WgpuOp,
+    Access, Cost, DType, Device, Exec, Format, KernelError, Layout, Op, Operands, Oracle, Queue, ShapeError,
+    Storage, Variant, View, Weights, WgpuLaunch, WgpuOp, WgpuRows,
 };
 
 use super::device;
@@ -191,6 +191,10 @@ impl Op for Broken {
         visit(Access::Out, &mut self.0);
     }
 
+    fn of_spec(_: &ScatterRowsSpec, _: &mut dyn Operands) -> Result<Self, KernelError> {
+        Err(KernelError::ReadOnly)
+    }
+
     fn reference(&self, _: &mut Oracle) -> Result<(), KernelError> {
         Ok(())
     }
@@ -231,8 +235,18 @@ fn wrong_access(op: &Broken, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
     kernel.dispatch([1, 1, 1])
 }
 
+/// Parameters larger than a launch may have.
+fn too_many_params(op: &Broken, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
+    let mut kernel = cx.kernel("ops/scatter_rows/rows.wgsl");
+    kernel.define("X", "f32").define("OUT", "f32").params(&[0u32; PARAM_BYTES / 4 + 1]);
+    for index in 0..3 {
+        kernel.bind(index, &op.0)?;
+    }
+    kernel.dispatch([1, 1, 1])
+}
+
 impl WgpuOp for Broken {
-    fn wgpu_variants() -> &'static [Variant<ScatterRowsSpec, WgpuLaunch<Self>>] {
+    fn wgpu_variants() -> WgpuRows<Self> {
         const fn row(
             name: &'static str,
             launch: WgpuLaunch<Broken>,
@@ -240,13 +254,14 @@ impl WgpuOp for Broken {
             Variant { name, reject: |_, _| None, est_us: |_, _| 1.0, launch }
         }
         const {
-            &[
+            Ok(&[
                 row("no-value", no_value),
                 row("no-source", no_source),
                 row("no-such-type", no_such_type),
                 row("too-large", too_large),
                 row("wrong-access", wrong_access),
-            ]
+                row("too-many-params", too_many_params),
+            ])
         }
     }
 }
@@ -256,8 +271,15 @@ fn kernels_that_do_not_compile_are_errors_with_their_names() {
     let Some(device) = device(Profile::Full) else { return };
     let mut stream = device.queue().unwrap();
     let op = Broken(upload(&mut stream, &[4], &[1.0; 4]));
-    let said = ["`X` has no value", "no source file", "f99", "is too large", "rows.wgsl"];
-    for (row, said) in Broken::wgpu_variants().iter().zip(said) {
+    let said = [
+        "`X` has no value",
+        "no source file",
+        "f99",
+        "is too large",
+        "rows.wgsl",
+        "expected at most 128 bytes, found 132",
+    ];
+    for (row, said) in Broken::wgpu_variants().unwrap().iter().zip(said) {
         let error = stream.launch(&op, row).unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains(row.name) && error.contains(said), "{error}");
     }

@@ -1,7 +1,6 @@
 //! Benchmarks of kernels: each op at each shape, checked against its f64 reference, timed cold, and held against the
 //! roof of the instructions that it uses. Everything but [`Target`] is the same for every backend.
 
-mod build;
 mod operands;
 mod target;
 mod tower;
@@ -10,11 +9,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ocelli_kernels::ops::{
-    Attention, GatherRows, Matmul, MergePatches, Norm, PatchEmbed, Pool, Rope, Sample, ScatterRows,
-};
 use ocelli_kernels::spec::text;
-use ocelli_kernels::{Backend, Cost, DeviceOptions, Expected, KernelError, Oracle};
+use ocelli_kernels::{
+    Backend, BackendOp, Cost, DeviceOptions, Expected, KernelError, Op, OpVisitor, Oracle, View, for_each_op,
+};
 use serde_json::{Map, Value};
 
 use crate::record::{Record, Roof, Row, bound};
@@ -22,7 +20,6 @@ use crate::roof::{Beside, Roofs};
 use crate::shapes::{Shape, Shapes};
 use crate::stats::{Plan, Timing, sample, sample_beside};
 
-pub use build::Build;
 pub use operands::Operands;
 pub use target::{Placed, Target};
 pub use tower::Tower;
@@ -160,6 +157,41 @@ pub struct Ready {
     pub run: Run,
 }
 
+/// Prepares the kernels of the op that a shape names.
+struct Prepare<'a> {
+    cx: &'a mut Cx,
+    shape: &'a Shape,
+    all: bool,
+    prepared: Option<Result<Prepared, BenchError>>,
+}
+
+impl OpVisitor for Prepare<'_> {
+    fn visit<O: BackendOp>(&mut self) {
+        if O::NAME == self.shape.op {
+            self.prepared = Some(self.cx.prepare_op::<O>(self.shape, self.all));
+        }
+    }
+}
+
+/// Bytes of an op's operands: each op that is made has them elsewhere in memory.
+fn cold_bytes<O: Op>(op: &O) -> u64 {
+    let mut seen: Vec<View> = vec![];
+    op.clone().visit(&mut |_, view| {
+        if !seen.iter().any(|other| other.same_elements(view)) {
+            seen.push(view.clone());
+        }
+    });
+    seen.iter().map(View::bytes).sum()
+}
+
+/// The spec that a text stands for; the error names the op and the text.
+fn read_spec<O: Op>(text: &str) -> Result<O::Spec, String> {
+    text::read::<O::Spec>(text).map_err(|error| format!("{} {text}: {error}", O::NAME))
+}
+
+/// Kernels of a shape, and what cannot run.
+pub type Prepared = (Vec<Ready>, Vec<String>);
+
 /// A run of a kernel on a target.
 pub type Run = Box<dyn FnMut(&mut Target, usize) -> Result<(), KernelError>>;
 
@@ -195,39 +227,29 @@ impl Cx {
     }
 
     /// Checks and prepares the kernels of a shape, and notes what cannot run.
-    pub fn prepare(&mut self, shape: &Shape, all: bool) -> Result<(Vec<Ready>, Vec<String>), BenchError> {
-        match shape.op.as_str() {
-            "matmul" => self.prepare_op::<Matmul>(shape, all),
-            "attention" => self.prepare_op::<Attention>(shape, all),
-            "patch_embed" => self.prepare_op::<PatchEmbed>(shape, all),
-            "norm" => self.prepare_op::<Norm>(shape, all),
-            "rope" => self.prepare_op::<Rope>(shape, all),
-            "merge_patches" => self.prepare_op::<MergePatches>(shape, all),
-            "gather_rows" => self.prepare_op::<GatherRows>(shape, all),
-            "scatter_rows" => self.prepare_op::<ScatterRows>(shape, all),
-            "pool" => self.prepare_op::<Pool>(shape, all),
-            "sample" => self.prepare_op::<Sample>(shape, all),
-            "tower" if self.target.caps().wgpu.software => {
-                Ok((vec![], vec!["tower: too much for a software device".to_owned()]))
+    pub fn prepare(&mut self, shape: &Shape, all: bool) -> Result<Prepared, BenchError> {
+        if shape.op == "tower" {
+            if self.target.caps().wgpu.software {
+                return Ok((vec![], vec!["tower: too much for a software device".to_owned()]));
             }
-            "tower" => Ok((vec![Tower::new(self.target.device())?.ready()], vec![])),
-            other => Err(BenchError::Shapes(format!("{}: no benchmark of op {other}", shape.what))),
+            return Ok((vec![Tower::new(self.target.device())?.ready()], vec![]));
         }
+        let mut of_name = Prepare { cx: self, shape, all, prepared: None };
+        for_each_op(&mut of_name);
+        of_name.prepared.unwrap_or_else(|| {
+            Err(BenchError::Shapes(format!("{}: there is no op {}", shape.what, shape.op)))
+        })
     }
 
-    fn prepare_op<O: Build>(
-        &mut self,
-        shape: &Shape,
-        all: bool,
-    ) -> Result<(Vec<Ready>, Vec<String>), BenchError> {
-        let spec = build::read_spec::<O>(&shape.spec).map_err(BenchError::Shapes)?;
+    fn prepare_op<O: BackendOp>(&mut self, shape: &Shape, all: bool) -> Result<Prepared, BenchError> {
+        let spec = read_spec::<O>(&shape.spec).map_err(BenchError::Shapes)?;
         let what = format!("{} {}", O::NAME, shape.spec);
         let failed = |source: KernelError| BenchError::Kernel { what: what.clone(), source };
         let rows = self.target.rows::<O>(&spec);
         if !rows.iter().any(|row| row.picked) {
             return Ok((vec![], vec![format!("{what}: no kernel runs it")]));
         }
-        let op = O::build(&spec, &mut self.operands).map_err(failed)?;
+        let op = O::of_spec(&spec, &mut self.operands).map_err(failed)?;
         if op.spec().map_err(|e| failed(e.into()))? != spec {
             return Err(BenchError::Shapes(format!("{what}: the op that was made has another spec")));
         }
@@ -274,7 +296,7 @@ impl Cx {
         let mut sets = vec![placed.op];
         if !right.is_empty() {
             for _ in 1..self.sets(&sets[0], &cost) {
-                let op = O::build(&spec, &mut self.operands).map_err(failed)?;
+                let op = O::of_spec(&spec, &mut self.operands).map_err(failed)?;
                 match self.target.moved(op, &self.operands) {
                     Ok(op) => sets.push(op),
                     // Caches are smaller than all memory: what fits will do.
@@ -307,12 +329,12 @@ impl Cx {
     }
 
     /// How many sets of operands a timing rotates through. On a GPU, what arithmetic bounds does not ask for cold weights.
-    fn sets<O: Build>(&self, op: &O, cost: &Cost) -> usize {
+    fn sets<O: Op>(&self, op: &O, cost: &Cost) -> usize {
         let on_gpu = self.target.caps().backend != Backend::Cpu;
         if on_gpu && cost.flops > 64 * cost.bytes() {
             return 2;
         }
-        self.operands.sets(op.cold_bytes(), self.target.cold_bytes())
+        self.operands.sets(cold_bytes(op), self.target.cold_bytes())
     }
 
     /// Runs `op` once and compares its results with what the reference expects.
@@ -328,15 +350,7 @@ impl Cx {
         let reader = Oracle::new(self.operands.id, false);
         for one in expected {
             let got = reader.read(&one.view)?;
-            for (i, (&want, &bound)) in one.values.iter().zip(&one.bounds).enumerate() {
-                let index = one.indices.as_ref().map_or(i, |indices| indices[i]);
-                if !build::same_or_within(one.view.dtype(), got[index], want, bound) {
-                    return Err(Failure::Wrong(format!(
-                        "element {index} of {:?}: expected {want:e} within {bound:e}, found {:e}",
-                        one.view, got[index]
-                    )));
-                }
-            }
+            one.compare(|index| got[index]).map_err(Failure::Wrong)?;
         }
         Ok(())
     }

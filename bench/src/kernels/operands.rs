@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use ocelli_kernels::{DType, Element, Format, KernelError, ShapeError, Storage, StreamId, View, Weights};
+use ocelli_kernels::{
+    DType, Element, Format, KernelError, Operands as _, ShapeError, Storage, StreamId, View, Weights,
+};
 
 use crate::machine;
 
@@ -121,32 +123,6 @@ impl Operands {
         self.fill(whole, |i| bytes[i])
     }
 
-    /// A random float matrix or table that is read only, of values about `0.02`.
-    pub fn table(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
-        self.floats.cut(shape, dtype)
-    }
-
-    /// A random weight matrix `[n, k]`, stacked from `parts` matrices of nearly equal height.
-    pub fn weights(
-        &mut self,
-        format: Format,
-        n: usize,
-        k: usize,
-        parts: usize,
-        bias: bool,
-    ) -> Result<Weights, KernelError> {
-        let parts = parts.max(1);
-        let step = (n / parts).next_multiple_of(8);
-        let mut all = vec![];
-        let mut first = 0;
-        for part in 0..parts {
-            let rows = if part + 1 == parts { n - first } else { step.min(n - first) };
-            all.push(self.matrix(format, rows, k, bias)?);
-            first += rows;
-        }
-        Ok(Weights::stack(all)?)
-    }
-
     fn matrix(&mut self, format: Format, n: usize, k: usize, bias: bool) -> Result<Weights, KernelError> {
         let mut planes = vec![];
         for plane in format.planes(n, k) {
@@ -173,8 +149,46 @@ impl Operands {
         Ok(Weights::new(format, n, k, planes, bias)?)
     }
 
+    /// Sets each element of a dense view of this memory.
+    fn fill<T: Element>(&self, view: &View, value: impl Fn(usize) -> T) -> Result<(), KernelError> {
+        let base = view.write_ptr::<T>(self.id)?;
+        for i in 0..view.len() {
+            // SAFETY: the view is dense and has `len` elements, for which the pointer is valid; no op runs now.
+            unsafe { base.add(i).write(value(i)) };
+        }
+        Ok(())
+    }
+}
+
+impl ocelli_kernels::Operands for Operands {
+    /// A random float matrix or table that is read only, of values about `0.02`.
+    fn table(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
+        self.floats.cut(shape, dtype)
+    }
+
+    /// A random weight matrix `[n, k]`, stacked from `parts` matrices of nearly equal height.
+    fn weights(
+        &mut self,
+        format: Format,
+        n: usize,
+        k: usize,
+        parts: usize,
+        bias: bool,
+    ) -> Result<Weights, KernelError> {
+        let parts = parts.max(1);
+        let step = (n / parts).next_multiple_of(8);
+        let mut all = vec![];
+        let mut first = 0;
+        for part in 0..parts {
+            let rows = if part + 1 == parts { n - first } else { step.min(n - first) };
+            all.push(self.matrix(format, rows, k, bias)?);
+            first += rows;
+        }
+        Ok(Weights::stack(all)?)
+    }
+
     /// Normal values of deviation one, which ops may write.
-    pub fn activations(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
+    fn activations(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
         let view = self.output(shape, dtype)?;
         let count = view.len();
         let start = self.next_value;
@@ -193,33 +207,23 @@ impl Operands {
     }
 
     /// Integers given one by one.
-    pub fn ints(&mut self, shape: &[usize], value: impl Fn(usize) -> i32) -> Result<View, KernelError> {
+    fn ints(&mut self, shape: &[usize], value: &dyn Fn(usize) -> i32) -> Result<View, KernelError> {
         let view = self.output(shape, DType::I32)?;
         self.fill(&view, value)?;
         Ok(view)
     }
 
     /// f32 values given one by one.
-    pub fn floats(&mut self, shape: &[usize], value: impl Fn(usize) -> f32) -> Result<View, KernelError> {
+    fn floats(&mut self, shape: &[usize], value: &dyn Fn(usize) -> f32) -> Result<View, KernelError> {
         let view = self.output(shape, DType::F32)?;
         self.fill(&view, value)?;
         Ok(view)
     }
 
     /// Zeroed memory that ops may write.
-    pub fn output(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
+    fn output(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
         let bytes = shape.iter().product::<usize>() * dtype.size();
         Ok(View::dense(Storage::host(bytes, self.id)?, shape, dtype)?)
-    }
-
-    /// Sets each element of a dense view of this memory.
-    fn fill<T: Element>(&self, view: &View, value: impl Fn(usize) -> T) -> Result<(), KernelError> {
-        let base = view.write_ptr::<T>(self.id)?;
-        for i in 0..view.len() {
-            // SAFETY: the view is dense and has `len` elements, for which the pointer is valid; no op runs now.
-            unsafe { base.add(i).write(value(i)) };
-        }
-        Ok(())
     }
 }
 

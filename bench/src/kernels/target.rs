@@ -10,9 +10,12 @@ use ocelli_kernels::cpu::{CpuCx, CpuDevice};
 use ocelli_kernels::cuda::{CudaDevice, CudaStream};
 #[cfg(feature = "wgpu")]
 use ocelli_kernels::wgpu::{Profile, WgpuDevice, WgpuStream};
-use ocelli_kernels::{Backend, Caps, DType, Device, DeviceOptions, KernelError, Picks, Queue, Row, View};
+use ocelli_kernels::{
+    Backend, BackendOp, Caps, DType, Device, DeviceOptions, KernelError, Op, Picks, Queue, Row, View,
+};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use ocelli_kernels::{Rows, Variant};
 
-use super::build::Build;
 use super::operands::Operands;
 use super::{BenchError, Ready};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -179,15 +182,16 @@ impl Target {
         if on_gpu { GPU } else { crate::stats::cold_bytes() }
     }
 
-    /// Each variant in table order, with its reason or estimate; the one that runs is picked.
-    pub fn rows<O: Build>(&self, spec: &O::Spec) -> Vec<Row> {
-        let mut rows = O::explain(spec, self.caps());
+    /// Each variant in table order, with its reason or estimate; the one that runs is picked. None where the backend has no
+    /// kernels for the op.
+    pub fn rows<O: BackendOp>(&self, spec: &O::Spec) -> Vec<Row> {
+        let mut rows = O::explain(spec, self.caps()).unwrap_or_default();
         self.picks.mark(O::NAME, spec, &mut rows);
         rows
     }
 
     /// The op with its operands on the device. On a CPU that is where they are.
-    pub fn place<O: Build>(&mut self, op: &O, operands: &Operands) -> Result<Placed<O>, KernelError> {
+    pub fn place<O: Op>(&mut self, op: &O, operands: &Operands) -> Result<Placed<O>, KernelError> {
         let mut op = op.clone();
         let mut memory: Vec<Memory> = vec![];
         if let (Some(queue), Some(weights)) = (self.queue(), op.weights()) {
@@ -203,7 +207,7 @@ impl Target {
     }
 
     /// The op with its operands on the device, for launches whose results nobody reads.
-    pub fn moved<O: Build>(&mut self, op: O, operands: &Operands) -> Result<O, KernelError> {
+    pub fn moved<O: Op>(&mut self, op: O, operands: &Operands) -> Result<O, KernelError> {
         if self.caps().backend == Backend::Cpu {
             return Ok(op);
         }
@@ -270,13 +274,13 @@ impl Target {
     }
 
     /// Launches a row of the table on a placed op.
-    pub fn launch<O: Build>(&mut self, op: &O, row: usize) -> Result<(), KernelError> {
+    pub fn launch<O: BackendOp>(&mut self, op: &O, row: usize) -> Result<(), KernelError> {
         match &mut self.kind {
             Kind::Cpu { cx, .. } => (O::cpu_variants()[row].launch)(op, cx),
             #[cfg(feature = "wgpu")]
-            Kind::Wgpu { stream, .. } => stream.launch(op, &O::wgpu_variants()[row]),
+            Kind::Wgpu { stream, .. } => stream.launch(op, at(O::wgpu_variants(), row)?),
             #[cfg(feature = "cuda")]
-            Kind::Cuda { stream, .. } => stream.launch(op, &O::cuda_variants()[row]),
+            Kind::Cuda { stream, .. } => stream.launch(op, at(O::cuda_variants(), row)?),
         }
     }
 
@@ -330,6 +334,13 @@ impl Target {
         }
         Ok(start.elapsed().as_secs_f64() / count.max(1) as f64)
     }
+}
+
+/// A row of a table.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn at<S, L>(rows: Rows<S, L>, row: usize) -> Result<&'static Variant<S, L>, KernelError> {
+    let rows = rows.map_err(|why| KernelError::Device(why.to_owned()))?;
+    rows.get(row).ok_or_else(|| KernelError::Device(format!("no row {row} in a table of {}", rows.len())))
 }
 
 /// Describes the host with the GPU that the kernels run on.

@@ -1,4 +1,4 @@
-use ocelli_kernels::Op;
+use ocelli_kernels::ops::Matmul;
 
 use super::*;
 
@@ -11,32 +11,35 @@ fn shape(op: &str, spec: &str) -> Shape {
     Shape { what: "test".into(), op: op.into(), spec: spec.into() }
 }
 
-#[test]
-fn every_embedded_shape_becomes_its_op() {
-    fn same<O: Build>(shape: &Shape, operands: &mut Operands) {
-        let spec = build::read_spec::<O>(&shape.spec).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
-        let op = O::build(&spec, operands).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
-        assert_eq!(op.spec().unwrap_or_else(|e| panic!("{shape:?}: {e}")), spec, "{shape:?}");
-        assert!(op.cost().bytes() > 0 && op.cold_bytes() > 0);
-        assert!(!op.parts().unwrap().is_empty());
+/// Makes the ops of shapes and counts them.
+struct Made<'a> {
+    operands: Operands,
+    shapes: Vec<&'a Shape>,
+}
+
+impl OpVisitor for Made<'_> {
+    fn visit<O: BackendOp>(&mut self) {
+        let mut count = 0;
+        for shape in self.shapes.iter().filter(|shape| shape.op == O::NAME) {
+            let spec = read_spec::<O>(&shape.spec).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
+            let mut op = O::of_spec(&spec, &mut self.operands).unwrap_or_else(|e| panic!("{shape:?}: {e}"));
+            assert_eq!(op.spec().unwrap_or_else(|e| panic!("{shape:?}: {e}")), spec, "{shape:?}");
+            assert!(op.cost().bytes() > 0 && cold_bytes(&op) > op.weights().map_or(0, |w| w.bytes()));
+            assert!(!op.parts().unwrap().is_empty());
+            count += 1;
+        }
+        assert!(count > 0, "{}: expected a shape in bench/shapes, found none", O::NAME);
+        // An op or an error, but no panic.
+        let _ = O::of_spec(&O::Spec::default(), &mut self.operands);
     }
-    let mut operands = Operands::new();
+}
+
+#[test]
+fn every_op_has_a_shape_and_every_shape_becomes_its_op() {
     // Those of one backend are too large for the memory of a small machine.
     let lists = Shapes::embedded().unwrap();
-    for shape in lists.iter().filter(|list| list.backend.is_none()).flat_map(|list| &list.shapes) {
-        match shape.op.as_str() {
-            "matmul" => same::<Matmul>(shape, &mut operands),
-            "attention" => same::<Attention>(shape, &mut operands),
-            "patch_embed" => same::<PatchEmbed>(shape, &mut operands),
-            "norm" => same::<Norm>(shape, &mut operands),
-            "rope" => same::<Rope>(shape, &mut operands),
-            "merge_patches" => same::<MergePatches>(shape, &mut operands),
-            "gather_rows" => same::<GatherRows>(shape, &mut operands),
-            "scatter_rows" => same::<ScatterRows>(shape, &mut operands),
-            "sample" => same::<Sample>(shape, &mut operands),
-            other => panic!("no benchmark of {other}"),
-        }
-    }
+    let shapes = lists.iter().filter(|list| list.backend.is_none()).flat_map(|list| &list.shapes).collect();
+    for_each_op(&mut Made { operands: Operands::new(), shapes });
 }
 
 #[test]
@@ -67,8 +70,8 @@ fn small_ops_are_checked_and_timed() {
 fn a_wrong_result_is_noticed() {
     let mut cx = on_cpu(80 << 20, 1);
     for spec in ["m=4 n=64 k=64 w=bf16", "m=1 n=8192 k=4096 w=bf16"] {
-        let spec = build::read_spec::<Matmul>(spec).unwrap();
-        let op = Matmul::build(&spec, &mut cx.operands).unwrap();
+        let spec = read_spec::<Matmul>(spec).unwrap();
+        let op = Matmul::of_spec(&spec, &mut cx.operands).unwrap();
         let row = cx.target.rows::<Matmul>(&spec).iter().position(|row| row.picked).unwrap();
         let mut oracle = Oracle::new(cx.operands.id, true);
         op.parts().unwrap().iter().for_each(|part| part.reference(&mut oracle).unwrap());

@@ -6,7 +6,8 @@ use half::bf16;
 use ocelli_engine::weights::{Checkpoint, TensorFile};
 use ocelli_engine::{Ctx, Precision, Result, Tensor};
 use ocelli_kernels::{Backend, Cost, DType, Device, KernelError, ReferenceStream};
-use ocelli_models::vision::siglip::{Pixels, Siglip, SiglipConfig};
+use ocelli_models::fields::Config;
+use ocelli_models::vision::{Pixels, Vit, VitPlan};
 use serde_json::{Map, Value, json};
 
 use super::{BenchError, Ready};
@@ -22,24 +23,18 @@ const fn tolerance(backend: Backend) -> f32 {
 /// The tower with one tile.
 pub struct Tower {
     cx: Ctx,
-    model: Siglip,
+    model: Vit,
     pixels: Pixels,
     grid: (usize, usize),
     cost: Cost,
 }
 
-fn config() -> SiglipConfig {
-    SiglipConfig {
-        hidden_size: 768,
-        intermediate_size: 3072,
-        num_hidden_layers: 12,
-        num_attention_heads: 12,
-        image_size: 512,
-        patch_size: 16,
-        num_channels: 3,
-        layer_norm_eps: 1e-6,
-        hidden_act: "gelu_pytorch_tanh".into(),
-    }
+fn plan(layers: usize) -> Result<VitPlan> {
+    let config = json!({
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": layers, "num_attention_heads": 12,
+        "image_size": 512, "patch_size": 16,
+    });
+    VitPlan::idefics(&Config::new("random tower".into(), config).root())
 }
 
 impl Tower {
@@ -53,16 +48,16 @@ impl Tower {
     }
 
     fn make(device: &dyn Device) -> Result<std::result::Result<Tower, BenchError>> {
-        let config = config();
+        let config = plan(12)?;
         let checkpoint = Checkpoint::of_file(TensorFile::in_memory("random tower", weights(&config))?);
         let tolerance = tolerance(device.caps().backend);
 
-        let shallow = SiglipConfig { num_hidden_layers: 1, ..config.clone() };
+        let shallow = plan(1)?;
         let forward = |mut cx: Ctx| -> Result<Vec<f32>> {
-            let model = Siglip::load(&mut cx, &checkpoint.root(), &shallow, "random tower")?;
+            let model = Vit::load(&mut cx, &checkpoint.root(), shallow.clone())?;
             let pixels = tile(&mut cx, 64)?;
             cx.scope(|cx| {
-                let out = model.forward(cx, &pixels, 1, (4, 4))?;
+                let out = model.forward(cx, &pixels, 1, (4, 4), None)?;
                 cx.download(&out)
             })
         };
@@ -82,21 +77,21 @@ impl Tower {
 
         let grid = (config.side(), config.side());
         let (mut dry, log) = Ctx::dry(device.caps().clone(), Precision::default());
-        let model = Siglip::load(&mut dry, &checkpoint.root(), &config, "random tower")?;
-        let pixels = tile(&mut dry, config.image_size)?;
-        dry.scope(|cx| model.forward(cx, &pixels, 1, grid).map(|_| ()))?;
+        let model = Vit::load(&mut dry, &checkpoint.root(), config.clone())?;
+        let pixels = tile(&mut dry, config.image)?;
+        dry.scope(|cx| model.forward(cx, &pixels, 1, grid, None).map(|_| ()))?;
         let cost = log.total();
 
         let mut cx = Ctx::new(device, Precision::default())?;
-        let model = Siglip::load(&mut cx, &checkpoint.root(), &config, "random tower")?;
-        let pixels = tile(&mut cx, config.image_size)?;
+        let model = Vit::load(&mut cx, &checkpoint.root(), config.clone())?;
+        let pixels = tile(&mut cx, config.image)?;
         Ok(Ok(Tower { cx, model, pixels, grid, cost }))
     }
 
     /// One tile through the tower, to the end.
     pub fn forward(&mut self) -> Result<()> {
         let Tower { cx, model, pixels, grid, .. } = self;
-        cx.scope(|cx| model.forward(cx, pixels, 1, *grid).map(|_| ()))?;
+        cx.scope(|cx| model.forward(cx, pixels, 1, *grid, None).map(|_| ()))?;
         Ok(cx.stream().sync()?)
     }
 
@@ -132,8 +127,8 @@ fn tile(cx: &mut Ctx, side: usize) -> Result<Pixels> {
 }
 
 /// A safetensors file with the tower's tensors in bf16: matrices of deviation 0.02, norms of scale one.
-fn weights(config: &SiglipConfig) -> Arc<[u8]> {
-    let (d, mlp, patch) = (config.hidden_size, config.intermediate_size, config.patch_size);
+fn weights(config: &VitPlan) -> Arc<[u8]> {
+    let (d, mlp, patch) = (config.d, config.mlp, config.patch);
     let mut tensors: Vec<(String, Vec<usize>)> = vec![
         ("embeddings.patch_embedding.weight".into(), vec![d, 3, patch, patch]),
         ("embeddings.patch_embedding.bias".into(), vec![d]),
@@ -141,7 +136,7 @@ fn weights(config: &SiglipConfig) -> Arc<[u8]> {
         ("post_layernorm.weight".into(), vec![d]),
         ("post_layernorm.bias".into(), vec![d]),
     ];
-    for layer in 0..config.num_hidden_layers {
+    for layer in 0..config.layers {
         let matrices = [
             ("self_attn.q_proj", d, d),
             ("self_attn.k_proj", d, d),

@@ -7,8 +7,10 @@ mod cases;
 mod run;
 
 pub use cases::{Case, CaseCx, Fill};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub use run::Plan;
 #[cfg(feature = "wgpu")]
 pub use run::run_wgpu;
-pub use run::{Report, run_cpu};
+pub use run::{Part, Report, run_cpu};
 #[cfg(feature = "cuda")]
 pub use run::{cuda_kernels, run_cuda};

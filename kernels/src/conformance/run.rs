@@ -7,13 +7,47 @@ use super::cases::{Case, CaseCx, decode};
 use crate::buffer::{Storage, View};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Pool;
-use crate::cpu::{CpuCx, caps};
-use crate::op::{Access, CpuOp, Op};
+use crate::cpu::{CpuCx, CpuOp, caps};
+use crate::op::{Access, Op};
 use crate::oracle::{Expected, Oracle};
-use crate::select::{Variant, select};
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+use crate::select::Rows;
+use crate::select::Variant;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::spec::DType;
 use crate::spec::{Caps, KernelError, text};
+
+/// Cases in a row that belong to one [`Part`]: neighbours often ask for the same kernels, which each part compiles.
+const BLOCK: usize = 2;
+
+/// A part of an op's cases, so that several tests share them.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    index: usize,
+    of: usize,
+}
+
+impl Part {
+    /// All cases.
+    pub const WHOLE: Self = Self { index: 0, of: 1 };
+
+    /// The part called `name` among `all`.
+    ///
+    /// # Panics
+    ///
+    /// Where there is no such name.
+    #[must_use]
+    pub fn named(name: &str, all: &[&str]) -> Self {
+        let index = all.iter().position(|one| *one == name).expect("the name of a part");
+        Self { index, of: all.len() }
+    }
+
+    /// Whether a case belongs to it, by its number.
+    #[must_use]
+    pub const fn has(self, case: usize) -> bool {
+        case / BLOCK % self.of == self.index
+    }
+}
 
 /// What one op's conformance run found.
 #[derive(Debug, Default)]
@@ -26,6 +60,8 @@ pub struct Report {
     pub skipped: BTreeMap<String, usize>,
     /// Variant and instruction set, with the number of cases that it ran.
     pub ran: BTreeMap<String, usize>,
+    /// Why the op has no kernels on the backend, if so.
+    pub absent: Option<&'static str>,
 }
 
 impl Report {
@@ -35,6 +71,9 @@ impl Report {
     ///
     /// Where something failed, or, unless `may_be_empty`, where nothing ran.
     pub fn settle(&self, op: &str, may_be_empty: bool) {
+        if let Some(why) = self.absent {
+            println!("not run: {op}: no kernels: {why}");
+        }
         for (what, cases) in &self.ran {
             println!("{op} {what}: {cases} cases");
         }
@@ -49,7 +88,7 @@ impl Report {
         let failed = self.failed.len();
         let few: Vec<&str> = self.failed.iter().take(20).map(String::as_str).collect();
         assert!(failed == 0, "{failed} failed, {} passed:\n{}", self.passed, few.join("\n"));
-        assert!(self.passed > 0 || may_be_empty, "{op}: nothing ran");
+        assert!(self.passed > 0 || may_be_empty || self.absent.is_some(), "{op}: nothing ran");
     }
 }
 
@@ -137,18 +176,7 @@ impl Memory {
         for one in expected {
             let (slot, dtype) = (self.slot(&one.view), one.view.dtype());
             let places = element_bytes(&one.view);
-            for (i, (&want, &bound)) in one.values.iter().zip(&one.bounds).enumerate() {
-                let index = one.indices.as_ref().map_or(i, |indices| indices[i]);
-                let got = decode(dtype, &after[slot][places[index]..]);
-                let same = got == want || (got.is_nan() && want.is_nan());
-                if !same && ((got - want).abs() > bound || got.is_nan()) {
-                    return Err(format!(
-                        "element {index} of {:?}: expected {want:e} within {bound:e}, found {got:e} (off by {:e})",
-                        one.view,
-                        (got - want).abs()
-                    ));
-                }
-            }
+            one.compare(|index| decode(dtype, &after[slot][places[index]..]))?;
         }
         Ok(())
     }
@@ -161,24 +189,33 @@ fn element_bytes(view: &View) -> Vec<usize> {
     all
 }
 
-/// A case with what its reference expects.
-struct Ready<O: Op> {
+/// A case by its spec.
+struct Listed<O: Op> {
     op: O,
     spec: O::Spec,
     text: String,
-    expected: Vec<Expected>,
-    memory: Memory,
     about: String,
 }
 
-/// Calls `each` for every case of `O`, with a context that owns its memory.
-fn each_case<O: Op>(seed: u64, report: &mut Report, mut each: impl FnMut(&mut Report, &CaseCx, &Ready<O>)) {
+/// What a case's reference expects, and the memory that the case lies in.
+struct Ready {
+    expected: Vec<Expected>,
+    memory: Memory,
+}
+
+/// Calls `each` for every case of a part, with a context that owns its memory.
+fn each_case<O: Op>(
+    seed: u64,
+    part: Part,
+    report: &mut Report,
+    mut each: impl FnMut(&mut Report, &CaseCx, &Listed<O>),
+) {
     let mut cx = CaseCx::new(seed);
     let cases = O::cases(&mut cx);
     if cases.is_empty() {
         report.failed.push(format!("{}: no cases", O::NAME));
     }
-    for Case { name, op } in cases {
+    for (_, Case { name, op }) in cases.into_iter().enumerate().filter(|(number, _)| part.has(*number)) {
         let about = format!("{} `{name}` (seed {seed})", O::NAME);
         let spec = match op.spec() {
             Ok(spec) => spec,
@@ -191,47 +228,72 @@ fn each_case<O: Op>(seed: u64, report: &mut Report, mut each: impl FnMut(&mut Re
         if text::read::<O::Spec>(&text).as_ref() != Ok(&spec) {
             report.failed.push(format!("{about}: spec `{text}` does not survive its text form"));
         }
-        let mut oracle = Oracle::new(cx.id(), true);
-        if let Err(error) = op.reference(&mut oracle) {
-            report.failed.push(format!("{about}: {error}"));
-            continue;
-        }
-        let expected = oracle.into_expected();
-        let memory = Memory::new(&op, &expected);
-        each(report, &cx, &Ready { op, spec, text, expected, memory, about });
+        each(report, &cx, &Listed { op, spec, text, about });
     }
 }
 
-/// Runs each of `rows` on a case with `run`, which gives what it left in every storage; not what a device of capabilities
-/// `elsewhere` runs too.
-fn each_row<O: Op, L>(
-    report: &mut Report,
-    case: &Ready<O>,
-    rows: &'static [Variant<O::Spec, L>],
-    caps: &Caps,
-    place: &str,
-    elsewhere: Option<&Caps>,
-    mut run: impl FnMut(&'static Variant<O::Spec, L>) -> Result<Vec<Vec<u8>>, KernelError>,
-) {
-    if select(rows, &case.spec, caps).is_none() && !case.op.is_optional() {
-        report.failed.push(format!("{}: no variant runs `{}` at {place}", case.about, case.text));
+impl<O: Op> Listed<O> {
+    /// The rows that run the case on a device; not those that a device of capabilities `elsewhere` runs too.
+    fn rows<L>(
+        &self,
+        report: &mut Report,
+        rows: &'static [Variant<O::Spec, L>],
+        caps: &Caps,
+        place: &str,
+        elsewhere: Option<&Caps>,
+    ) -> Vec<&'static Variant<O::Spec, L>> {
+        let (mut all, mut some) = (Vec::new(), false);
+        for variant in rows {
+            if let Some(reason) = (variant.reject)(&self.spec, caps) {
+                *report.skipped.entry(format!("{} at {place}: {reason}", variant.name)).or_default() += 1;
+                continue;
+            }
+            some = true;
+            if elsewhere.is_none_or(|caps| (variant.reject)(&self.spec, caps).is_some()) {
+                all.push(variant);
+            }
+        }
+        if !some && !self.op.is_optional() {
+            report.failed.push(format!("{}: no variant runs `{}` at {place}", self.about, self.text));
+        }
+        all
     }
-    for variant in rows {
-        if let Some(reason) = (variant.reject)(&case.spec, caps) {
-            *report.skipped.entry(format!("{} at {place}: {reason}", variant.name)).or_default() += 1;
-            continue;
+
+    /// Runs the reference; `None` where it failed.
+    fn ready(&self, report: &mut Report, cx: &CaseCx) -> Option<Ready> {
+        let mut oracle = Oracle::new(cx.id(), true);
+        if let Err(error) = self.op.reference(&mut oracle) {
+            report.failed.push(format!("{}: {error}", self.about));
+            return None;
         }
-        if elsewhere.is_some_and(|caps| (variant.reject)(&case.spec, caps).is_none()) {
-            continue;
+        let expected = oracle.into_expected();
+        if let Some(error) = expected.iter().find_map(|one| one.check().err()) {
+            report.failed.push(format!("{}: {error}", self.about));
+            return None;
         }
-        let result = run(variant).map_err(|error| error.to_string());
-        match result.and_then(|after| case.memory.check(&after, &case.expected)) {
-            Ok(()) => report.passed += 1,
-            Err(what) => report
-                .failed
-                .push(format!("{}: {} at {place} on `{}`: {what}", case.about, variant.name, case.text)),
+        let memory = Memory::new(&self.op, &expected);
+        Some(Ready { expected, memory })
+    }
+
+    /// Runs rows with `run`, which gives what each left in every storage.
+    fn run<L>(
+        &self,
+        report: &mut Report,
+        ready: &Ready,
+        rows: &[&'static Variant<O::Spec, L>],
+        place: &str,
+        mut run: impl FnMut(&'static Variant<O::Spec, L>) -> Result<Vec<Vec<u8>>, KernelError>,
+    ) {
+        for variant in rows {
+            let result = run(variant).map_err(|error| error.to_string());
+            match result.and_then(|after| ready.memory.check(&after, &ready.expected)) {
+                Ok(()) => report.passed += 1,
+                Err(what) => report
+                    .failed
+                    .push(format!("{}: {} at {place} on `{}`: {what}", self.about, variant.name, self.text)),
+            }
+            *report.ran.entry(format!("{} at {place}", variant.name)).or_default() += 1;
         }
-        *report.ran.entry(format!("{} at {place}", variant.name)).or_default() += 1;
     }
 }
 
@@ -241,43 +303,70 @@ pub fn run_cpu<O: CpuOp>(isas: &[Isa], pool: &Arc<Pool>, seed: u64) -> Report {
     if O::cpu_variants().is_empty() {
         report.failed.push(format!("{}: no CPU kernels", O::NAME));
     }
-    each_case::<O>(seed, &mut report, |report, cx, case| {
-        for &isa in isas {
+    each_case::<O>(seed, Part::WHOLE, &mut report, |report, cx, case| {
+        let rows = |isa: &Isa| {
+            let caps = caps(*isa, pool.threads());
+            (*isa, case.rows(report, O::cpu_variants(), &caps, &isa.to_string(), None))
+        };
+        let todo: Vec<_> = isas.iter().map(rows).collect();
+        let Some(ready) = case.ready(report, cx) else { return };
+        for (isa, rows) in todo {
             let cpu = CpuCx { isa, pool: pool.clone(), id: cx.id() };
-            let caps = caps(isa, pool.threads());
-            each_row(report, case, O::cpu_variants(), &caps, &isa.to_string(), None, |variant| {
-                case.memory.reset();
+            case.run(report, &ready, &rows, &isa.to_string(), |variant| {
+                ready.memory.reset();
                 (variant.launch)(&case.op, &cpu)?;
-                Ok(case.memory.snapshot())
+                Ok(ready.memory.snapshot())
             });
         }
-        case.memory.reset();
+        ready.memory.reset();
     });
     report
 }
 
-/// Runs each of `rows` on every case whose name contains `only`, on copies of its memory on a device. `place` names the device
-/// in the report. What a device of capabilities `elsewhere` runs too is left out.
+/// What runs on a device.
+#[derive(Clone, Copy, Debug)]
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub struct Plan<'a> {
+    /// Names the device in the report.
+    pub place: &'a str,
+    /// The seed of the cases.
+    pub seed: u64,
+    /// The part of them that runs.
+    pub part: Part,
+    /// Those whose name contains this.
+    pub only: Option<&'a str>,
+    /// What a device of these capabilities runs too is left out.
+    pub elsewhere: Option<&'a Caps>,
+}
+
+/// Runs rows of a table on cases, on copies of their memory on a device.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn run_copies<O: Op, Q: crate::op::Queue, L>(
     stream: &mut Q,
-    rows: &'static [Variant<O::Spec, L>],
-    place: &str,
-    seed: u64,
-    only: Option<&str>,
-    elsewhere: Option<&Caps>,
+    rows: Rows<O::Spec, L>,
+    plan: Plan<'_>,
     launch: impl Fn(&mut Q, &O, &'static Variant<O::Spec, L>) -> Result<(), KernelError>,
 ) -> Report {
     let mut report = Report::default();
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(why) => return Report { absent: Some(why), ..report },
+    };
+    let Plan { place, seed, part, only, elsewhere } = plan;
     if rows.is_empty() {
         report.failed.push(format!("{}: no kernels at {place}", O::NAME));
     }
     let caps = stream.caps().clone();
-    each_case::<O>(seed, &mut report, |report, _, case| {
+    each_case::<O>(seed, part, &mut report, |report, cx, case| {
         if only.is_some_and(|only| !case.about.contains(only)) {
             return;
         }
-        let memory = &case.memory;
+        let rows = case.rows(report, rows, &caps, place, elsewhere);
+        if rows.is_empty() {
+            return;
+        }
+        let Some(ready) = case.ready(report, cx) else { return };
+        let memory = &ready.memory;
         let written: Vec<bool> = memory.writable.iter().map(|bytes| bytes.contains(&true)).collect();
         let fresh = memory.fresh();
         let mut copies = Vec::new();
@@ -299,7 +388,7 @@ fn run_copies<O: Op, Q: crate::op::Queue, L>(
                 *view = moved;
             }
         });
-        each_row(report, case, rows, &caps, place, elsewhere, |variant| {
+        case.run(report, &ready, &rows, place, |variant| {
             for ((view, bytes), _) in copies.iter().zip(&fresh).zip(&written).filter(|(_, written)| **written)
             {
                 stream.write(view, bytes)?;
@@ -320,44 +409,26 @@ fn run_copies<O: Op, Q: crate::op::Queue, L>(
     report
 }
 
-/// Runs every wgpu variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place`
-/// names the device in the report.
+/// Runs every wgpu variant of `O` on the cases of a plan, on copies of their memory on the device.
 #[cfg(feature = "wgpu")]
-pub fn run_wgpu<O: crate::op::WgpuOp>(
-    device: &crate::wgpu::WgpuDevice,
-    place: &str,
-    seed: u64,
-    only: Option<&str>,
-) -> Report {
+pub fn run_wgpu<O: crate::wgpu::WgpuOp>(device: &crate::wgpu::WgpuDevice, plan: Plan<'_>) -> Report {
     match device.queue() {
         Ok(mut stream) => {
-            run_copies(&mut stream, O::wgpu_variants(), place, seed, only, None, |stream, op, row| {
-                stream.launch::<O>(op, row)
-            })
+            run_copies(&mut stream, O::wgpu_variants(), plan, |stream, op, row| stream.launch::<O>(op, row))
         }
         Err(error) => Report { failed: vec![error.to_string()], ..Report::default() },
     }
 }
 
-/// Runs every CUDA variant of `O` on every case whose name contains `only`, on copies of its memory on the device. `place` names
-/// the device in the report. What a device of capabilities `elsewhere` runs too is left out.
+/// Runs every CUDA variant of `O` on the cases of a plan, on copies of their memory on the device.
 #[cfg(feature = "cuda")]
-pub fn run_cuda<O: crate::op::CudaOp>(
-    device: &crate::cuda::CudaDevice,
-    place: &str,
-    seed: u64,
-    only: Option<&str>,
-    elsewhere: Option<&Caps>,
-) -> Report {
-    let mut stream = device.queue();
-    run_copies(&mut stream, O::cuda_variants(), place, seed, only, elsewhere, |stream, op, row| {
-        stream.launch::<O>(op, row)
-    })
+pub fn run_cuda<O: crate::cuda::CudaOp>(device: &crate::cuda::CudaDevice, plan: Plan<'_>) -> Report {
+    run_copies(&mut device.queue(), O::cuda_variants(), plan, |stream, op, row| stream.launch::<O>(op, row))
 }
 
 /// The kernels that the cases of an op ask for on a device of an architecture, by variant.
 #[cfg(feature = "cuda")]
-pub fn cuda_kernels<O: crate::op::CudaOp>(
+pub fn cuda_kernels<O: crate::cuda::CudaOp>(
     arch: crate::spec::Arch,
     seed: u64,
 ) -> Result<BTreeMap<&'static str, std::collections::BTreeSet<crate::cuda::KernelKey>>, KernelError> {
@@ -368,7 +439,7 @@ pub fn cuda_kernels<O: crate::op::CudaOp>(
     let mut all: BTreeMap<_, std::collections::BTreeSet<_>> = BTreeMap::new();
     for Case { mut op, .. } in O::cases(&mut cx) {
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        for row in O::cuda_variants() {
+        for row in O::cuda_variants().unwrap_or_default() {
             let plan = Arc::new(PlanDriver::of_arch(arch));
             if (row.reject)(&spec, crate::cuda::Driver::caps(&*plan)).is_some() {
                 all.entry(row.name).or_default();

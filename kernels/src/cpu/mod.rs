@@ -3,6 +3,7 @@
 pub mod gemm;
 pub mod gemv;
 pub mod isa;
+mod op;
 pub mod pool;
 pub(crate) mod rows;
 pub mod scratch;
@@ -10,4 +11,5 @@ pub mod simd;
 mod stream;
 pub(crate) mod table;
 
+pub use op::{CpuLaunch, CpuOp, CpuRows};
 pub use stream::{CpuCx, CpuDevice, CpuStream, caps};

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use super::isa::Isa;
+use super::op::CpuOp;
 use super::pool::Pool;
 use crate::buffer::{Storage, StreamId, View};
-use crate::op::{CpuOp, Device, Exec, Queue, Stream};
-use crate::select::{self, Picks, reasons};
-use crate::spec::{Backend, Caps, KernelError, text};
+use crate::op::{Device, Exec, Queue};
+use crate::ops::Stream;
+use crate::select::{self, Picks};
+use crate::spec::{Backend, Caps, KernelError};
 
 /// What a CPU kernel works with.
 #[derive(Clone)]
@@ -112,20 +114,12 @@ impl Queue for CpuStream {
 
 impl<O: CpuOp> Exec<O> for CpuStream {
     fn exec(&mut self, op: &O) -> Result<(), KernelError> {
-        let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        match self.picks.choose(O::NAME, O::cpu_variants(), &spec, &self.caps) {
-            Some(row) => (row.launch)(op, &self.cx),
-            None => Err(KernelError::Unsupported {
-                op: O::NAME,
-                spec: text::write(&spec),
-                backend: Backend::Cpu,
-                reasons: reasons(O::cpu_variants(), &spec, &self.caps),
-            }),
-        }
+        let row = self.picks.choose_for(op, Ok(O::cpu_variants()), &self.caps)?;
+        (row.launch)(op, &self.cx)
     }
 
     fn accepts(&self, op: &O) -> bool {
-        op.spec().is_ok_and(|spec| select::select(O::cpu_variants(), &spec, self.caps()).is_some())
+        select::accepts(op, Ok(O::cpu_variants()), &self.caps)
     }
 }
 

@@ -8,7 +8,8 @@ use super::driver::Driver;
 use super::nvidia::{self, Nvidia};
 use super::plan::PlanDriver;
 use super::stream::CudaStream;
-use crate::op::{Device, Rehearsal, Stream};
+use crate::op::{Device, Rehearsal};
+use crate::ops::Stream;
 use crate::select::Picks;
 use crate::spec::{Caps, KernelError};
 
@@ -69,7 +70,7 @@ impl Device for CudaDevice {
         self.picks = Arc::new(picks);
     }
 
-    fn expect(&self, rehearse: Rehearsal) {
+    fn warm_up(&self, rehearse: Rehearsal) {
         let Some(ahead) = self.driver.ahead() else { return };
         let (caps, picks) = (self.caps().clone(), self.picks.clone());
         ahead.expect(move |names| {
@@ -161,7 +162,7 @@ mod tests {
         });
         let driver = Arc::new(Working { plan: PlanDriver::of_arch(Arch::Sm80), ahead });
         let device = CudaDevice::on(driver.clone(), Arc::default());
-        device.expect(Box::new(|device| scatter(device)));
+        device.warm_up(Box::new(|device| scatter(device)));
         // Compiled before anything is launched, by another thread, and not again.
         assert_ne!(told.recv().unwrap(), std::thread::current().id());
         assert_eq!(driver.plan.launches(), 0);

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytemuck::Pod;
 
 use super::driver::{Launch, TensorDesc, TensorMap};
+use super::op::CudaOp;
 use super::source::{Defines, KernelKey};
 use super::stream::CudaStream;
 use crate::buffer::{Storage, View};
-use crate::op::CudaOp;
 use crate::spec::{Caps, DType, KernelError, Layout};
 
 /// Most blocks along y and z.

@@ -14,6 +14,7 @@ mod driver;
 mod launch;
 mod nvidia;
 pub mod nvrtc;
+mod op;
 mod plan;
 mod roof;
 pub mod source;
@@ -21,10 +22,14 @@ mod stream;
 mod upload;
 mod weights;
 
+/// Why there are no kernels and no devices: a build without this backend says so.
+pub const ABSENT: Option<&str> = None;
+
 pub use buffer::CudaBuf;
 pub use device::{CudaDevice, list};
 pub use driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
 pub use launch::{CudaCx, Kernel, TensorTile, value_type};
+pub use op::{CudaLaunch, CudaOp, CudaRows};
 pub use plan::PlanDriver;
 pub use roof::CudaArithmetic;
 pub use source::KernelKey;

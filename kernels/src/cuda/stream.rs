@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 use super::buffer::CudaBuf;
 use super::driver::{Driver, KernelId, Launch};
 use super::launch::CudaCx;
+use super::op::{CudaLaunch, CudaOp};
 use super::source::KernelKey;
 use crate::buffer::{Storage, View, Weights};
-use crate::op::{CudaLaunch, CudaOp, Exec, Fetch, Queue, Recorded};
-use crate::select::{self, Picks, Variant, reasons};
-use crate::spec::{Backend, Caps, KernelError, Layout, text};
-use crate::stacked::Placed;
+use crate::op::{Exec, Fetch, Queue, Recorded};
+use crate::placing::Placed;
+use crate::select::{self, Picks, Variant};
+use crate::spec::{Caps, KernelError, Layout};
 
 /// Runs CUDA kernels on one device.
 pub struct CudaStream {
@@ -60,17 +61,8 @@ impl CudaStream {
 
     /// Chooses a variant and launches it.
     pub(super) fn exec_step<O: CudaOp>(&mut self, op: &O) -> Result<(), KernelError> {
-        let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        let rows = O::cuda_variants();
-        match self.picks.choose(O::NAME, rows, &spec, self.driver.caps()) {
-            Some(row) => self.launch(op, row),
-            None => Err(KernelError::Unsupported {
-                op: O::NAME,
-                spec: text::write(&spec),
-                backend: Backend::Cuda,
-                reasons: reasons(rows, &spec, self.driver.caps()),
-            }),
-        }
+        let row = self.picks.choose_for(op, O::cuda_variants(), self.driver.caps())?;
+        self.launch(op, row)
     }
 
     pub(super) fn launch_kernel(&mut self, key: &KernelKey, launch: &Launch<'_>) -> Result<(), KernelError> {
@@ -241,6 +233,6 @@ impl<O: CudaOp> Exec<O> for CudaStream {
     }
 
     fn accepts(&self, op: &O) -> bool {
-        op.spec().is_ok_and(|spec| select::select(O::cuda_variants(), &spec, self.caps()).is_some())
+        select::accepts(op, O::cuda_variants(), self.caps())
     }
 }

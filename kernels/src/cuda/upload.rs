@@ -10,8 +10,8 @@ use smallvec::SmallVec;
 use super::buffer::CudaBuf;
 use super::stream::CudaStream;
 use crate::buffer::{Storage, View, WeightPart, Weights};
+use crate::placing::{self, HostRows, Source, rows_held, runs, sources};
 use crate::spec::{DType, KernelError, Layout};
-use crate::stacked::{self, HostRows, Source, rows_held, runs, sources};
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 8 << 20;
@@ -83,7 +83,7 @@ pub(super) fn place_view(stream: &mut CudaStream, view: &View) -> Result<View, K
     if !matches!(view.storage(), Storage::Host(_)) {
         return Ok(view.clone());
     }
-    let flat = stacked::flat(view)?;
+    let flat = placing::flat(view)?;
     let pitch = flat.size(1) * view.dtype().size();
     let buffer = upload(stream, &[Source { view: &flat, rows: 0..flat.size(0) }], pitch)?;
     Ok(View::dense(Storage::Cuda(buffer), view.shape(), view.dtype())?)
@@ -114,7 +114,7 @@ fn place_parts(
     }
     let bias = match parts {
         [part] => part.bias.as_ref().map(|bias| place_view(stream, bias)).transpose()?,
-        _ => match stacked::biases(parts, &range)? {
+        _ => match placing::biases(parts, &range)? {
             None => None,
             Some(values) => {
                 let buffer = Arc::new(CudaBuf::new(&stream.driver, values.len() * 4)?);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::adapter::{self, AdapterDetails, Profile};
 use super::gpu::Gpu;
 use super::stream::WgpuStream;
-use crate::op::{Device, Stream};
+use crate::op::Device;
+use crate::ops::Stream;
 use crate::select::Picks;
 use crate::spec::{Caps, KernelError};
 

@@ -7,10 +7,10 @@ use smallvec::SmallVec;
 
 use super::buffer::WgpuBuf;
 use super::gpu::{Accesses, PARAM_BYTES, PipelineKey};
+use super::op::WgpuOp;
 use super::source::Defines;
 use super::stream::WgpuStream;
 use crate::buffer::{Storage, View};
-use crate::op::WgpuOp;
 use crate::spec::{Caps, DType, KernelError, Layout};
 
 /// Largest size of a grid along one axis.
@@ -68,6 +68,7 @@ pub struct Kernel<'c, 'a> {
     key: PipelineKey,
     bound: SmallVec<[Bound; 12]>,
     params: [u8; PARAM_BYTES],
+    /// Bytes of the parameters, of which `params` has the first.
     len: usize,
 }
 
@@ -125,12 +126,13 @@ impl Kernel<'_, '_> {
         })
     }
 
-    /// The value of the source's `p`: a struct of 4-byte fields.
+    /// The value of the source's `p`: a struct of 4-byte fields, of at most [`PARAM_BYTES`]; larger ones are an error of the
+    /// dispatch.
     pub fn params<P: Pod>(&mut self, params: &P) -> &mut Self {
         let bytes = bytemuck::bytes_of(params);
-        debug_assert!(bytes.len() <= PARAM_BYTES, "parameters of {}", self.key.path);
-        self.len = bytes.len().min(PARAM_BYTES);
-        self.params[..self.len].copy_from_slice(&bytes[..self.len]);
+        self.len = bytes.len();
+        let fit = self.len.min(PARAM_BYTES);
+        self.params[..fit].copy_from_slice(&bytes[..fit]);
         self
     }
 
@@ -145,7 +147,13 @@ impl Kernel<'_, '_> {
                 self.key.path
             )));
         }
-        self.cx.stream.dispatch(self.key, &self.bound, &self.params[..self.len], grid)
+        let Some(params) = self.params.get(..self.len) else {
+            return Err(KernelError::Device(format!(
+                "{}: parameters: expected at most {PARAM_BYTES} bytes, found {}",
+                self.key.path, self.len
+            )));
+        };
+        self.cx.stream.dispatch(self.key, &self.bound, params, grid)
     }
 
     /// Runs `count` workgroups, numbered by `linear_workgroup` of `wgpu/include/grid.wgsl`; there may be a few more.

@@ -11,17 +11,22 @@ mod device;
 mod disk;
 mod gpu;
 mod launch;
+mod op;
 mod roof;
 pub mod source;
 mod stream;
 mod upload;
 mod weights;
 
+/// Why there are no kernels and no devices: a build without this backend says so.
+pub const ABSENT: Option<&str> = None;
+
 pub use adapter::{AdapterDetails, Profile};
 pub use buffer::WgpuBuf;
 pub use device::{WgpuDevice, list, no_adapter};
 pub use gpu::PARAM_BYTES;
 pub use launch::{Kernel, WgpuCx};
+pub use op::{WgpuLaunch, WgpuOp, WgpuRows};
 pub use roof::Arithmetic;
 pub use stream::WgpuStream;
 pub use weights::WeightParams;

@@ -14,11 +14,12 @@ use super::buffer::WgpuBuf;
 use super::clock::Clock;
 use super::gpu::{Gpu, PipelineKey};
 use super::launch::{Bound, WgpuCx, Window};
+use super::op::{WgpuLaunch, WgpuOp};
 use super::upload::Placed;
 use crate::buffer::{Storage, View, Weights};
-use crate::op::{Exec, Fetch, Queue, WgpuOp};
-use crate::select::{self, Picks, Variant, reasons};
-use crate::spec::{Backend, Caps, KernelError, text};
+use crate::op::{Exec, Fetch, Queue};
+use crate::select::{self, Picks, Variant};
+use crate::spec::{Caps, KernelError};
 
 /// Arithmetic after which a command buffer is submitted: a few milliseconds of a fast device, so that slow ones do not
 /// run into the driver's time limit.
@@ -120,7 +121,7 @@ impl WgpuStream {
     pub fn launch<O: WgpuOp>(
         &mut self,
         op: &O,
-        row: &'static Variant<O::Spec, crate::op::WgpuLaunch<O>>,
+        row: &'static Variant<O::Spec, WgpuLaunch<O>>,
     ) -> Result<(), KernelError> {
         self.doing = (O::NAME, row.name);
         (row.launch)(op, &mut WgpuCx { stream: self })
@@ -134,17 +135,8 @@ impl WgpuStream {
 
     /// Chooses a variant and launches it.
     pub(super) fn exec_step<O: WgpuOp>(&mut self, op: &O) -> Result<(), KernelError> {
-        let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        let rows = O::wgpu_variants();
-        match self.picks.choose(O::NAME, rows, &spec, &self.gpu.caps) {
-            Some(row) => self.launch(op, row),
-            None => Err(KernelError::Unsupported {
-                op: O::NAME,
-                spec: text::write(&spec),
-                backend: Backend::Wgpu,
-                reasons: reasons(rows, &spec, &self.gpu.caps),
-            }),
-        }
+        let row = self.picks.choose_for(op, O::wgpu_variants(), &self.gpu.caps)?;
+        self.launch(op, row)
     }
 
     /// Kernels compiled so far on this device.
@@ -536,7 +528,7 @@ impl<O: WgpuOp> Exec<O> for WgpuStream {
     }
 
     fn accepts(&self, op: &O) -> bool {
-        op.spec().is_ok_and(|spec| select::select(O::wgpu_variants(), &spec, self.caps()).is_some())
+        select::accepts(op, O::wgpu_variants(), &self.gpu.caps)
     }
 }
 

@@ -10,8 +10,8 @@ use super::buffer::WgpuBuf;
 use super::stream::WgpuStream;
 use crate::buffer::{Storage, View, WeightPart, Weights};
 use crate::op::Queue;
+use crate::placing::{self, HostRows, Source, rows_held, runs, sources};
 use crate::spec::{DType, KernelError};
-use crate::stacked::{self, HostRows, Source, rows_held, runs, sources};
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 8 << 20;
@@ -23,7 +23,7 @@ const SPLIT_ROWS: usize = 64;
 /// Host memory that is on the device already.
 #[derive(Default)]
 pub(super) struct Placed {
-    known: stacked::Placed<WgpuBuf>,
+    known: placing::Placed<WgpuBuf>,
     /// Bytes handed over since the host last waited.
     pending: usize,
 }
@@ -84,7 +84,7 @@ pub(super) fn place_view(stream: &mut WgpuStream, view: &View) -> Result<View, K
     if !matches!(view.storage(), Storage::Host(_)) {
         return Ok(view.clone());
     }
-    let flat = stacked::flat(view)?;
+    let flat = placing::flat(view)?;
     let rows = 0..flat.size(0);
     let buffer = upload(stream, &[Source { view: &flat, rows }], view.bytes() as usize)?;
     Ok(View::dense(Storage::Wgpu(buffer), view.shape(), view.dtype())?)
@@ -153,7 +153,7 @@ fn place_biases(
     parts: &[WeightPart],
     range: &std::ops::Range<usize>,
 ) -> Result<Option<View>, KernelError> {
-    let Some(values) = stacked::biases(parts, range)? else { return Ok(None) };
+    let Some(values) = placing::biases(parts, range)? else { return Ok(None) };
     let buffer = Arc::new(WgpuBuf::new(&stream.gpu, values.len() * 4)?);
     stream.write_words(&buffer, 0, bytemuck::cast_slice(&values))?;
     Ok(Some(View::dense(Storage::Wgpu(buffer), &[values.len()], DType::F32)?))

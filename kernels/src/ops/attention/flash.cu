@@ -99,8 +99,8 @@ KERNEL(256, COLUMNS <= 64 ? 2 : 1)(const __grid_constant__ Operands p) {
                     stage(to, p.q, p.x_type, at, exists, d + column, p);
                 } else {
                     const i32 j = key + row - TILE_Q;
-                    const i64 at = j < s.kv_len ? k_place(p, slot_of(p, s, j, p.page), head) : 0;
-                    stage(to, p.k, p.kv_type, at, j < s.kv_len, d + column, p);
+                    const i64 at = j < tiles.end ? k_place(p, slot_of(p, s, j, p.page), head) : 0;
+                    stage(to, p.k, p.kv_type, at, j < tiles.end, d + column, p);
                 }
             }
             __syncthreads();
@@ -126,7 +126,7 @@ KERNEL(256, COLUMNS <= 64 ? 2 : 1)(const __grid_constant__ Operands p) {
             for (int j = 0; j < 4; ++j) {
                 f32 score = scores[i][j] * p.scale;
                 if (p.softcap > 0.0f) score = p.softcap * tanhf(score / p.softcap);
-                score = sees(seen[i], s.prefix, key + x + 16 * j) ? score * LOG2_E : hidden();
+                score = sees(seen[i], key + x + 16 * j) ? score * LOG2_E : hidden();
                 scores[i][j] = score;
                 highest = fmaxf(highest, score);
             }
@@ -150,8 +150,9 @@ KERNEL(256, COLUMNS <= 64 ? 2 : 1)(const __grid_constant__ Operands p) {
                 const i32 row = i / (COLUMNS / 4);
                 const i32 column = i % (COLUMNS / 4) * 4;
                 const i32 j = key + first + row;
-                const i64 at = j < s.kv_len ? v_place(p, slot_of(p, s, j, p.page), head) : 0;
-                stage(words + V_AT + row * COLUMNS + column, p.v, p.kv_type, at, j < s.kv_len, first_column + column, p);
+                const bool exists = j >= tiles.begin && j < tiles.end;
+                const i64 at = exists ? v_place(p, slot_of(p, s, j, p.page), head) : 0;
+                stage(words + V_AT + row * COLUMNS + column, p.v, p.kv_type, at, exists, first_column + column, p);
             }
             __syncthreads();
 #pragma unroll 1

@@ -9,7 +9,8 @@
 //   S = q k^T;   most' = max(most, max_j S);   P = 2^(S - most');   fade = 2^(most - most')
 //   sum = sum fade + sum_j P;   o = o fade + P v;   in the end out = o / sum
 //
-// Tiles of keys that the mask hides from all rows are not read: those above the diagonal and those left of the window.
+// Tiles of keys that are hidden from all rows are not read: those above the diagonal and those left of the window. Values of such
+// keys in other tiles are zeros, because a power of 0 times whatever memory holds there may be NaN.
 // The last rows of a sequence, which see most, come first, so that the device does not end on long ones.
 //
 // Both products are register tiles. With TX x TY invocations, invocation (tx, ty) has the rows ty, ty + TY, ... (ROWS of
@@ -79,12 +80,12 @@ fn stage_qk(s: Sequence, head_kv: u32, row0: u32, rows: u32, keys: u32, first: u
     }
 }
 
-// Rows `first..` of the tile's values.
-fn stage_v(head_kv: u32, keys: u32, first: u32, index: u32) {
+// Rows `first..` of the tile's values, of the keys `hidden .. keys`.
+fn stage_v(head_kv: u32, hidden: u32, keys: u32, first: u32, index: u32) {
     for (var i = index; i < V_ROWS * COLUMNS; i += WG) {
         let key = first + i / COLUMNS;
         var x = vec4<f32>(0.0);
-        if key < keys {
+        if key >= hidden && key < keys {
             x = v_row4(key_rows[key].y + head_kv * p.v_head, i % COLUMNS);
         }
         tile[V_FIRST + i] = x;
@@ -104,12 +105,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let row0 = (tiles - 1u - group.x) * TILE_Q;
-    let low = position_of(s, row0 / p.group);
-    let high = position_of(s, (min(row0 + TILE_Q, rows) - 1u) / p.group);
-    let end = end_of_all(s, high);
-    // Within these bounds all rows see all keys.
-    let free_first = first_seen(high);
-    let free_end = end_seen(s, low);
+    let seen = seen_by_tile(s, row0 / p.group, (min(row0 + TILE_Q, rows) - 1u) / p.group, index);
+    let end = seen.w;
     let tx = index % TX;
     let ty = index / TX;
 
@@ -125,11 +122,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         most[index] = LEAST;
     }
 
-    for (var key0 = first_of_all(s, low) / TILE_K * TILE_K; key0 < end; key0 += TILE_K) {
-        if key0 >= s.prefix && key0 + TILE_K <= first_seen(low) {
-            continue;
-        }
-        let keys = min(TILE_K, s.kv_len - key0);
+    for (var key0 = seen.x / TILE_K * TILE_K; key0 < end; key0 += TILE_K) {
+        let keys = min(TILE_K, end - key0);
+        let hidden = max(seen.x, key0) - key0;
         workgroupBarrier();
         if index < keys {
             key_rows[index] = key_row(s, key0 + index);
@@ -157,12 +152,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
 
         // Scores, and the largest of each row: the row's place in P serves for the maxima of its invocations.
-        let masked = key0 < free_first || key0 + TILE_K > free_end;
+        let masked = key0 < seen.z || key0 + TILE_K > seen.y;
         for (var m = 0u; m < ROWS; m++) {
-            let position = position_of(s, (row0 + m * TY + ty) / p.group);
             x[m] = scores_of(x[m]);
             if masked {
-                x[m] = hide(s, position, key0 + 4u * tx, x[m]);
+                x[m] = hide(seen_by(s, (row0 + m * TY + ty) / p.group), key0 + 4u * tx, x[m]);
             }
             let pair = max(x[m].xy, x[m].zw);
             tile[(m * TY + ty) * P_STRIDE + tx / 4u][tx % 4u] = max(pair.x, pair.y);
@@ -193,7 +187,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if first > 0u {
                 workgroupBarrier();
             }
-            stage_v(head_kv, keys, first, index);
+            stage_v(head_kv, hidden, keys, first, index);
             workgroupBarrier();
             for (var j = 0u; j < V_ROWS / 4u; j++) {
                 for (var i = 0u; i < OWN; i++) {

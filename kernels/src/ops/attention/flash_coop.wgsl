@@ -76,12 +76,13 @@ fn stage_k(head_kv: u32, keys: u32, index: u32) {
     }
 }
 
-fn stage_v(head_kv: u32, keys: u32, index: u32) {
+// Values of keys that no row sees are zeros, see flash.wgsl.
+fn stage_v(head_kv: u32, hidden: u32, keys: u32, index: u32) {
     for (var i = index; i < TILE_K * (WIDTH / 4u); i += WG) {
         let key = i / (WIDTH / 4u);
         let column = i % (WIDTH / 4u);
         var x = vec4<f32>(0.0);
-        if key < keys && 4u * column < HEAD_DIM {
+        if key >= hidden && key < keys && 4u * column < HEAD_DIM {
             x = v_row4(key_rows[key].y + head_kv * p.v_head, column);
         }
         set_kv(key * KV_PITCH + 4u * column, x);
@@ -128,19 +129,15 @@ fn main(
         return;
     }
     let row0 = (tiles - 1u - group.x) * TILE_Q;
-    let low = position_of(s, row0 / p.group);
-    let high = position_of(s, (min(row0 + TILE_Q, rows) - 1u) / p.group);
-    let end = end_of_all(s, high);
-    // Within these bounds all rows see all keys.
-    let free_first = first_seen(high);
-    let free_end = end_seen(s, low);
+    let seen = seen_by_tile(s, row0 / p.group, (min(row0 + TILE_Q, rows) - 1u) / p.group, index);
+    let end = seen.w;
 
     // Rows of this subgroup's matrices in the tile; the row of this invocation in the softmax, and its keys' first.
     let block0 = (subgroup & 3u) * BLOCKS * SIDE;
     let stores = subgroup < 4u;
     let row = index / LANES;
     let lane = index % LANES;
-    let position = position_of(s, (row0 + row) / p.group);
+    let seen_by_row = seen_by(s, (row0 + row) / p.group);
 
     for (var i = index; i < TILE_Q * S_PITCH; i += WG) {
         scores[i] = 0.0;
@@ -168,11 +165,9 @@ fn main(
 
     var most = LEAST;
     var sum = 0.0;
-    for (var key0 = first_of_all(s, low) / TILE_K * TILE_K; key0 < end; key0 += TILE_K) {
-        if key0 >= s.prefix && key0 + TILE_K <= first_seen(low) {
-            continue;
-        }
-        let keys = min(TILE_K, s.kv_len - key0);
+    for (var key0 = seen.x / TILE_K * TILE_K; key0 < end; key0 += TILE_K) {
+        let keys = min(TILE_K, end - key0);
+        let hidden = max(seen.x, key0) - key0;
         workgroupBarrier();
         if index < keys {
             key_rows[index] = key_row(s, key0 + index);
@@ -204,8 +199,8 @@ fn main(
         }
         workgroupBarrier();
 
-        stage_v(head_kv, keys, index);
-        let masked = key0 < free_first || key0 + TILE_K > free_end;
+        stage_v(head_kv, hidden, keys, index);
+        let masked = key0 < seen.z || key0 + TILE_K > seen.y;
         var x: array<vec4<f32>, OWN / 4u>;
         var largest = vec4<f32>(HIDDEN);
         for (var i = 0u; i < OWN / 4u; i++) {
@@ -213,7 +208,7 @@ fn main(
             let at = row * S_PITCH + key;
             x[i] = scores_of(vec4<f32>(scores[at], scores[at + 1u], scores[at + 2u], scores[at + 3u]));
             if masked {
-                x[i] = hide(s, position, key0 + key, x[i]);
+                x[i] = hide(seen_by_row, key0 + key, x[i]);
             }
             largest = max(largest, x[i]);
         }

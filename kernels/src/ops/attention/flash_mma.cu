@@ -13,9 +13,10 @@
 // rows that ldmatrix reads at once lie in different banks: parts are permuted by their row where a row spans all banks, and rows
 // have an odd number of parts otherwise. Heads are padded with zeros to a multiple of 16.
 //
-// Only tiles on the border of what rows see are masked. Rows of values beyond a sequence's end are zeros, not garbage times zero.
+// Only tiles on the border of what rows see are masked. Rows of values that no row sees there are zeros, not garbage times zero.
 //
-// X: bf16 or f16; PAGE: slots of a page, 0 for packed keys; ALIGNED: whether rows lie at multiples of 16 bytes; SOFTCAP.
+// X: bf16 or f16; PAGE: slots of a page, 0 for packed keys; ALIGNED: whether rows lie at multiples of 16 bytes; SOFTCAP; RANGES:
+// see sequence.cuh.
 // Grid: (tiles of rows x splits, key heads, sequences); tiles beyond a sequence's rows end at once.
 // SASS: HMMA.16816.F32 LDSM LDSM.16.MT88 MUFU.EX2
 #include "ops/attention/partial.cuh"
@@ -64,7 +65,8 @@ DEVICE void fetch_queries(u8* to, const Operands& p, const Sequence& s, i32 head
 }
 
 // The TILE_K rows from key `key` on, of keys or of values.
-template <bool VALUES> DEVICE void fetch_rows(u8* to, const Operands& p, const Sequence& s, i32 head, i32 key) {
+template <bool VALUES>
+DEVICE void fetch_rows(u8* to, const Operands& p, const Sequence& s, const KeyTiles<TILE_K>& tiles, i32 head, i32 key) {
     const X* const from = static_cast<const X*>(VALUES ? p.v : p.k);
 #pragma unroll 4
     for (i32 first = 0; first < TILE_K * PARTS; first += THREADS) {
@@ -72,7 +74,7 @@ template <bool VALUES> DEVICE void fetch_rows(u8* to, const Operands& p, const S
         if (TILE_K * PARTS % THREADS != 0 && i >= TILE_K * PARTS) break;
         const i32 row = i / PARTS;
         const i32 part = i % PARTS;
-        const bool exists = key + row < s.kv_len;
+        const bool exists = key + row < tiles.end && (!VALUES || key + row >= tiles.begin);
         const Slot slot = slot_of(p, s, min_of(key + row, s.kv_len - 1), PAGE);
         const i64 at = VALUES ? v_place(p, slot, head) : k_place(p, slot, head);
         fetch_part(to + place(row, part), from + at, 8 * part, exists);
@@ -116,9 +118,9 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
         if (i < 2 * count) {
             const i32 key = tiles.key(first_tile + i / 2);
             if (i % 2 == 0) {
-                fetch_rows<false>(slot(i), p, s, head, key);
+                fetch_rows<false>(slot(i), p, s, tiles, head, key);
             } else {
-                fetch_rows<true>(slot(i), p, s, head, key);
+                fetch_rows<true>(slot(i), p, s, tiles, head, key);
             }
         }
         cp_async_commit();
@@ -192,7 +194,7 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
 #pragma unroll
         for (int b = 0; b < BLOCKS; ++b) {
             if constexpr (SOFTCAP) cap_scores(scores[b], p.scale, p.softcap);
-            if (!tiles.whole(key)) hide_scores(scores[b], seen[b], s.prefix, key + warp_key + 2 * (lane % 4));
+            if (!tiles.whole(key)) hide_scores(scores[b], seen[b], key + warp_key + 2 * (lane % 4));
             f32 shrink[2];
             softmax_step<X>(scores[b], state[b], shrink, factor);
             scale_rows(o[b], shrink);

@@ -16,10 +16,11 @@
 // are K-major there, values MN-major: both as they come. Heads that are no multiple of 64 are filled with zeros by the copy
 // engine, and the products leave out what is beyond a multiple of 16. Pages are fetched in boxes of BOX rows.
 //
-// Rows beyond the end of a sequence are those of the next one, or of nobody. Scores of such keys are hidden, as of all that a
-// row does not see on the border; their values are set to zero, because garbage times zero may be garbage.
+// Rows beyond the end of a sequence are those of the next one, or of nobody; those before a window may be garbage. Scores of such
+// keys are hidden, as of all that a row does not see on the border; their values in the first and the last tile are set to zero,
+// because garbage times zero may be garbage.
 //
-// X: bf16 or f16; PAGE: slots of a page, 0 for packed keys; SOFTCAP.
+// X: bf16 or f16; PAGE: slots of a page, 0 for packed keys; SOFTCAP; RANGES: see sequence.cuh.
 // Grid: at most as many blocks as there are tiles.
 // SASS: HGMMA.64x UTMALDG.3D MUFU.EX2 SYNCS
 #include "cuda/include/wgmma.cuh"
@@ -50,7 +51,7 @@ struct Params {
     // Tiles of rows of the longest sequence, key heads of all sequences, and those that are worked on together because the cache
     // holds their keys and values.
     i32 row_tiles, units, together;
-    i32 reserved[3];
+    i32 reserved;
 };
 
 // What a tile of rows is, from its number. Late rows see most keys: they come first.
@@ -167,9 +168,9 @@ DEVICE void start_sums(f32 (&o)[DIM / 2], const u32 (&powers)[TILE_K / 4], const
     wgmma_commit();
 }
 
-// Sets the values of keys beyond the end of the sequence to zero; all consumers call it for the same tile.
-DEVICE void clear_values(u8* v, i32 first) {
-    const i32 parts = (TILE_K - first) * 8;
+// Sets the values of the keys first .. end of a tile to zero; all consumers call it for the same tile.
+DEVICE void clear_values(u8* v, i32 first, i32 end) {
+    const i32 parts = (end - first) * 8;
     for (i32 i = threadIdx.x - 128; i < COLUMN_BLOCKS * parts; i += 128 * CONSUMERS)
         *reinterpret_cast<uint4*>(v + i / parts * BLOCK_BYTES + first * 128 + i % parts * 16) = make_uint4(0, 0, 0, 0);
     fence_async_shared();
@@ -182,7 +183,7 @@ DEVICE void soften(f32 (&scores)[TILE_K / 2], RowPair& state, f32 (&shrink)[2], 
     if constexpr (SOFTCAP) cap_scores(scores, o.scale, o.softcap);
     if (!tiles.whole(key)) {
         const Seen seen[2] = {seen_by(o, work.s, row), seen_by(o, work.s, row + 8)};
-        hide_scores(scores, seen, work.s.prefix, key + 2 * static_cast<i32>(lane_id() % 4));
+        hide_scores(scores, seen, key + 2 * static_cast<i32>(lane_id() % 4));
     }
     softmax_step<X>(scores, state, shrink, SOFTCAP ? 1.0f : o.scale * LOG2_E);
 }
@@ -234,6 +235,10 @@ DEVICE void consume(const Params& p, u8* smem) {
             i32 key = tiles.key(0);
             soften(scores, state, shrink, o, work, tiles, key, row);
             pack_powers<X>(powers, scores);
+            if (key < tiles.begin) {
+                mbarrier_wait(ring.v_full + stage.number, stage.round);
+                clear_values(smem + V_AT + stage.number * TILE_BYTES, 0, tiles.begin - key);
+            }
 
 #pragma unroll 1
             for (i32 i = 1; i < tiles.count; ++i) {
@@ -261,7 +266,7 @@ DEVICE void consume(const Params& p, u8* smem) {
 
             u8* const v = smem + V_AT + stage.number * TILE_BYTES;
             mbarrier_wait(ring.v_full + stage.number, stage.round);
-            if (key + TILE_K > work.s.kv_len) clear_values(v, work.s.kv_len - key);
+            if (key + TILE_K > tiles.end) clear_values(v, tiles.end - key, TILE_K);
             start_sums(sums, powers, v);
             wgmma_wait<0>();
             wgmma_pin(sums);

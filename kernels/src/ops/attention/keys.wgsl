@@ -1,15 +1,12 @@
 // Sequences, and where their keys and values lie: packed one after another, or in pages through a block table.
 //
-// PAGED: whether keys lie in pages; PREFIX: whether sequences have prefixes.
+// PAGED: whether keys lie in pages.
 #include "ops/attention/params.wgsl"
 
 @group(0) @binding(4) var<storage, read_write> q_starts: array<i32>;
 @group(0) @binding(5) var<storage, read_write> kv_lens: array<i32>;
 #if PAGED
 @group(0) @binding(6) var<storage, read_write> block_table: array<i32>;
-#endif
-#if PREFIX
-@group(0) @binding(7) var<storage, read_write> prefixes: array<i32>;
 #endif
 
 struct Sequence {
@@ -20,8 +17,6 @@ struct Sequence {
     // First row of packed keys, and keys.
     kv_first: u32,
     kv_len: u32,
-    // Keys that all queries see.
-    prefix: u32,
 }
 
 // What memory says of a sequence, kept within the bounds of the operands.
@@ -37,9 +32,6 @@ fn read_sequence(number: u32) -> Sequence {
     let kv_first = clamp(kv_lens[p.kv_lens + number], 0, i32(p.kv_rows));
     s.kv_first = u32(kv_first);
     s.kv_len = u32(clamp(kv_lens[p.kv_lens + number + 1u], kv_first, i32(p.kv_rows)) - kv_first);
-#endif
-#if PREFIX
-    s.prefix = u32(clamp(prefixes[p.prefix + number], 0, i32(s.kv_len)));
 #endif
     return s;
 }

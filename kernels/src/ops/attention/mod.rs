@@ -1,12 +1,18 @@
 //! Attention over packed sequences.
 //!
-//! `out[i] = sum_j softmax_j(cap(scale * q[i] . k[j])) v[j]`, where `j` runs over the keys of the sequence that the
-//! mask lets query `i` see. Query heads share key heads in groups of `heads_q / heads_kv`, neighbours together.
+//! `out[i] = sum_j softmax_j(cap(scale * q[i] . k[j])) v[j]`, where `j` runs over the keys of the sequence that
+//! query `i` sees. Query heads share key heads in groups of `heads_q / heads_kv`, neighbours together.
 //! The queries of a sequence are its last ones: query `i` of `q_len` stands at position `kv_len - q_len + i`.
+//!
+//! The keys that a query sees are a range, [`Seen`], whose bounds ascend with the query: a sequence's queries together see keys from
+//! the first of its first query to the last of its last one. What lies outside of that has no influence on any result, whatever
+//! its memory holds, NaN included; a block table may name any page that exists for pages without a key in it. Between those
+//! bounds, keys and values are numbers: a key that a query does not see has weight 0.
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod of_spec;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -19,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -48,15 +55,52 @@ pub enum AttentionKv {
     },
 }
 
-/// Which keys a query sees.
+/// Which keys of its sequence a query sees.
 #[derive(Clone, Debug, Default)]
-pub struct Mask {
-    /// Only keys at its own position or before.
-    pub causal: bool,
-    /// Only the last so many keys up to its own position; 0 is no limit. Needs `causal`.
-    pub window: usize,
-    /// i32 `[seqs]`: with `causal`, the first so many keys of a sequence are seen by all of its queries.
-    pub prefix: Option<View>,
+pub enum Seen {
+    /// All of them.
+    #[default]
+    All,
+    /// Those at its own position and before.
+    Causal {
+        /// Only the last so many of these; 0 is no limit.
+        window: usize,
+    },
+    /// Those of a range for each row of `q`. Positions count from the first key of the row's sequence; ranges are cut off at its
+    /// keys. A row whose range is empty sees nothing: its result is zero. Within a sequence, both bounds ascend.
+    Ranges {
+        /// i32 `[tokens]`: the first key that a row sees; the sequence's first one without it.
+        from: Option<View>,
+        /// i32 `[tokens]`: one past the last key that a row sees.
+        to: View,
+    },
+}
+
+impl Seen {
+    /// Whether later keys are hidden, and the window; for [`AttentionSpec`].
+    fn causal(&self) -> (bool, usize) {
+        match *self {
+            Self::Causal { window } => (true, window),
+            Self::All | Self::Ranges { .. } => (false, 0),
+        }
+    }
+}
+
+/// Errors where a bound of ranges descends within a sequence, whose rows begin at `starts`.
+fn ascending<T>(what: &str, bounds: &[T], starts: &[T]) -> Result<(), ShapeError>
+where
+    T: Copy + PartialOrd + std::fmt::Display + TryInto<usize>,
+{
+    let place = |start: T| start.try_into().unwrap_or(0).min(bounds.len());
+    for of_seq in starts.windows(2) {
+        let (first, end) = (place(of_seq[0]), place(of_seq[1]));
+        let rows = bounds.get(first..end).unwrap_or_default();
+        if let Some(pair) = rows.windows(2).find(|pair| pair[1] < pair[0]) {
+            let expected = format!("{} or more after a row of {0} in the same sequence", pair[0]);
+            return Err(ShapeError::mismatch(what, expected, pair[1]));
+        }
+    }
+    Ok(())
 }
 
 /// `q: [tokens, heads_q, head_dim]  k, v: packed or paged  ->  out: [tokens, heads_q, head_dim]`.
@@ -69,7 +113,7 @@ pub struct Attention {
     /// i32 `[seqs + 1]`: the first row of each sequence in `q`, ascending.
     pub q_starts: View,
     /// Which keys a query sees.
-    pub mask: Mask,
+    pub seen: Seen,
     /// Factor of the scores.
     pub scale: f32,
     /// Scores become `softcap * tanh(score / softcap)`; 0 is off.
@@ -80,7 +124,7 @@ pub struct Attention {
     pub max_q: usize,
     /// Host bound of the keys of one sequence.
     pub max_kv: usize,
-    /// Pairs of query and key that the mask keeps, over all sequences and one head: for [`Op::cost`] only.
+    /// Pairs of a query and a key that it sees, over all sequences and one head: for [`Op::cost`] only.
     pub pairs: u64,
 }
 
@@ -110,8 +154,8 @@ pub struct AttentionSpec {
     pub causal: bool,
     /// Sliding window; 0 is none.
     pub window: u32,
-    /// Whether sequences have a prefix that all their queries see.
-    pub prefix: bool,
+    /// Whether each row has a range of its own.
+    pub ranges: bool,
     /// Whether scores are capped.
     pub softcap: bool,
 }
@@ -175,16 +219,14 @@ impl Op for Attention {
         if heads_kv == 0 || !heads_q.is_multiple_of(heads_kv) {
             return Err(ShapeError::mismatch("q axis heads", format!("a multiple of {heads_kv}"), heads_q));
         }
-        if self.mask.window > 0 && !self.mask.causal {
-            return Err(ShapeError::mismatch("mask", "causal with a window", "a window alone"));
-        }
-        if let Some(prefix) = &self.mask.prefix {
-            check::shape("mask prefix", prefix, &[seqs])?;
-            check::dtype("mask prefix", prefix, DType::I32)?;
-            if !self.mask.causal {
-                return Err(ShapeError::mismatch("mask", "causal with a prefix", "a prefix alone"));
+        if let Seen::Ranges { from, to } = &self.seen {
+            for (what, bounds) in [("seen from", from.as_ref()), ("seen to", Some(to))] {
+                let Some(bounds) = bounds else { continue };
+                check::shape(what, bounds, &[q.size(0)])?;
+                check::dtype(what, bounds, DType::I32)?;
             }
         }
+        let (causal, window) = self.seen.causal();
         check::dtype("out", out, q.dtype())?;
         check::shape("out", out, q.shape())?;
         check::output("out", out, [("q", q), ("k", k), ("v", v)])?;
@@ -198,9 +240,9 @@ impl Op for Attention {
             x: q.dtype(),
             kv_dtype: k.dtype(),
             page: page as u32,
-            causal: self.mask.causal,
-            window: self.mask.window as u32,
-            prefix: self.mask.prefix.is_some(),
+            causal,
+            window: window as u32,
+            ranges: matches!(self.seen, Seen::Ranges { .. }),
             softcap: self.softcap > 0.0,
         })
     }
@@ -235,10 +277,15 @@ impl Op for Attention {
                 visit(Access::In, kv_lens);
             }
         }
-        if let Some(prefix) = &mut self.mask.prefix {
-            visit(Access::In, prefix);
+        if let Seen::Ranges { from, to } = &mut self.seen {
+            from.iter_mut().for_each(|from| visit(Access::In, from));
+            visit(Access::In, to);
         }
         visit(Access::Out, &mut self.out);
+    }
+
+    fn of_spec(spec: &AttentionSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        of_spec::attention(spec, operands)
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

@@ -26,7 +26,9 @@ struct Params {
     page: u32,
     // Packed rows, or pages, that there are.
     kv_rows: u32,
-    prefix: u32,
+    // Where the ends of ranges lie, and their beginnings.
+    ranges_to: u32,
+    ranges_from: u32,
     causal: u32,
     // 0 is no limit.
     window: u32,

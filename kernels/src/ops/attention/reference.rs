@@ -1,6 +1,6 @@
 //! Attention in f64, without the online softmax that kernels use.
 
-use super::{Attention, AttentionKv};
+use super::{Attention, AttentionKv, Seen, ascending};
 use crate::op::Op;
 use crate::oracle::Oracle;
 use crate::spec::{DType, KernelError, tolerance};
@@ -54,7 +54,15 @@ pub(super) fn reference(op: &Attention, io: &mut Oracle) -> Result<(), KernelErr
     let (tokens, heads_q, head_dim) = (op.q.size(0), op.q.size(1), op.q.size(2));
     let q = io.read(&op.q)?;
     let starts = io.ints(&op.q_starts)?;
-    let prefix = op.mask.prefix.as_ref().map(|view| io.ints(view)).transpose()?;
+    let (from, to) = match &op.seen {
+        Seen::Ranges { from, to } => {
+            (from.as_ref().map(|from| io.ints(from)).transpose()?, Some(io.ints(to)?))
+        }
+        Seen::All | Seen::Causal { .. } => (None, None),
+    };
+    for (what, bounds) in [("seen from", &from), ("seen to", &to)] {
+        ascending(what, bounds.as_deref().unwrap_or_default(), &starts)?;
+    }
     let Keys { k, v, rows } = keys(op, io)?;
     let heads_kv = match &op.kv {
         AttentionKv::Packed { k, .. } => k.size(1),
@@ -84,9 +92,14 @@ pub(super) fn reference(op: &Attention, io: &mut Oracle) -> Result<(), KernelErr
         let position = (kv_len + token - starts[seq] as usize) as i64 - q_len as i64;
         let visible = |j: usize| {
             let j = j as i64;
-            let in_window = op.mask.window == 0 || j > position - op.mask.window as i64;
-            let in_prefix = prefix.as_ref().is_some_and(|prefix| j < prefix[seq]);
-            !op.mask.causal || in_prefix || (j <= position && in_window)
+            match &op.seen {
+                Seen::All => true,
+                Seen::Causal { window } => j <= position && (*window == 0 || j > position - *window as i64),
+                Seen::Ranges { .. } => {
+                    from.as_ref().is_none_or(|from| j >= from[token])
+                        && to.as_ref().is_none_or(|to| j < to[token])
+                }
+            }
         };
         let head_kv = head * heads_kv / heads_q;
         let row_of = |j: usize| (rows[seq][j] * heads_kv + head_kv) * head_dim;

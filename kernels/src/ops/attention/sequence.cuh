@@ -3,7 +3,8 @@
 // The query heads that share a key head are rows of one problem, so that a key is loaded once for all of them: row r of a
 // sequence and a key head is query r / group, head r % group of the key head's.
 //
-// A query at `position` of its sequence sees key j if j < prefix or first <= j < end.
+// A query sees the keys first .. end, whose bounds ascend with the query. RANGES: whether memory says them for each row of q, or
+// they follow from the query's position.
 #pragma once
 #include "cuda/include/types.cuh"
 
@@ -19,8 +20,9 @@ struct Operands {
     const i32* kv_lens;
     // Null where keys are packed.
     const i32* block_table;
-    // Null where there are none.
-    const i32* prefixes;
+    // RANGES: of each row of q the first key that it sees, or null where that is the first of all, and the end of these keys.
+    const i32* from;
+    const i32* to;
     // Split keys: sums of each part, see partial.cuh; null otherwise.
     f32* partial;
     u32* counters;
@@ -50,8 +52,6 @@ struct Sequence {
     i32 q_first, q_len;
     // First row of packed keys, and keys.
     i32 kv_first, kv_len;
-    // Keys that all queries see.
-    i32 prefix;
     const i32* pages;
 };
 
@@ -71,7 +71,6 @@ DEVICE Sequence read_sequence(const Operands& p, i32 number) {
         s.kv_len = clamp_to(p.kv_lens[number + 1], s.kv_first, p.kv_rows) - s.kv_first;
         s.pages = nullptr;
     }
-    s.prefix = p.prefixes != nullptr ? clamp_to(p.prefixes[number], 0, s.kv_len) : 0;
     return s;
 }
 
@@ -101,36 +100,46 @@ DEVICE Slot slot_of(const Operands& p, const Sequence& s, i32 j, i32 page_size) 
 DEVICE i64 k_place(const Operands& p, Slot at, i32 head) { return at.page * p.k_page + at.slot * p.k_slot + head * p.k_head; }
 DEVICE i64 v_place(const Operands& p, Slot at, i32 head) { return at.page * p.v_page + at.slot * p.v_slot + head * p.v_head; }
 
-// The keys that a row sees beside the prefix.
+// The keys that a row sees; none where `end` is not beyond `first`.
 struct Seen {
     i32 first, end;
 };
 DEVICE Seen seen_by(const Operands& p, const Sequence& s, i32 row) {
-    if (!p.causal) return {0, s.kv_len};
-    // The queries of a sequence are its last ones.
-    const i32 position = s.kv_len - s.q_len + row / p.group;
-    return {p.window > 0 ? max_of(position - p.window + 1, 0) : 0, clamp_to(position + 1, 0, s.kv_len)};
+    if constexpr (RANGES) {
+        // Rows beyond the last do what the last one does.
+        const i32 token = s.q_first + min_of(row / p.group, s.q_len - 1);
+        return {p.from != nullptr ? clamp_to(p.from[token], 0, s.kv_len) : 0, clamp_to(p.to[token], 0, s.kv_len)};
+    } else {
+        if (!p.causal) return {0, s.kv_len};
+        // The queries of a sequence are its last ones.
+        const i32 position = s.kv_len - s.q_len + row / p.group;
+        return {p.window > 0 ? max_of(position - p.window + 1, 0) : 0, clamp_to(position + 1, 0, s.kv_len)};
+    }
 }
-DEVICE bool sees(Seen seen, i32 prefix, i32 key) { return key < prefix || (key >= seen.first && key < seen.end); }
+DEVICE bool sees(Seen seen, i32 key) { return key >= seen.first && key < seen.end; }
 
-// The tiles of `SIZE` keys that some of the rows row .. last see: those of the prefix, then those of the window.
+// The tiles of `SIZE` keys that some of the rows row .. last see.
 template <i32 SIZE> struct KeyTiles {
-    i32 early, first, count;
-    // Keys that every row sees: whole_first .. whole_end, and the prefix.
-    i32 whole_first, whole_end, prefix;
+    i32 first, count;
+    // The keys whose values are numbers: begin .. end. Those of others in a tile are to be taken as zero, because a power of 0
+    // times whatever memory holds there may be NaN.
+    i32 begin, end;
+    // Keys that every row sees.
+    i32 whole_first, whole_end;
 
     DEVICE KeyTiles(const Operands& p, const Sequence& s, i32 row, i32 last) {
         const Seen low = seen_by(p, s, row);
         const Seen high = seen_by(p, s, last);
-        prefix = s.prefix;
+        begin = low.first;
+        // Where positions say what is seen, the last row of the sequence sees its last key.
+        end = RANGES ? high.end : s.kv_len;
         whole_first = high.first;
         whole_end = low.end;
-        early = (prefix + SIZE - 1) / SIZE;
-        first = max_of(low.first / SIZE, early);
-        count = early + max_of((high.end + SIZE - 1) / SIZE - first, 0);
+        first = begin / SIZE;
+        count = high.end > begin ? (high.end + SIZE - 1) / SIZE - first : 0;
     }
     // First key of tile `i` < count.
-    DEVICE i32 key(i32 i) const { return SIZE * (i < early ? i : first + i - early); }
+    DEVICE i32 key(i32 i) const { return SIZE * (first + i); }
     // Whether every row sees each key of the tile at `key`.
-    DEVICE bool whole(i32 key) const { return key + SIZE <= prefix || (key >= whole_first && key + SIZE <= whole_end); }
+    DEVICE bool whole(i32 key) const { return key >= whole_first && key + SIZE <= whole_end; }
 };

@@ -31,10 +31,10 @@ template <int N> DEVICE void cap_scores(f32 (&s)[N], f32 scale, f32 cap) {
 }
 
 // Hides what the two rows do not see; `key` is that of s[0].
-template <int N> DEVICE void hide_scores(f32 (&s)[N], const Seen (&seen)[2], i32 prefix, i32 key) {
+template <int N> DEVICE void hide_scores(f32 (&s)[N], const Seen (&seen)[2], i32 key) {
 #pragma unroll
     for (int i = 0; i < N; ++i)
-        if (!sees(seen[i / 2 % 2], prefix, key + i / 4 * 8 + i % 2)) s[i] = hidden();
+        if (!sees(seen[i / 2 % 2], key + i / 4 * 8 + i % 2)) s[i] = hidden();
 }
 
 // Scores become powers 2^(factor s - most + BIAS). `shrink`: what earlier sums of the rows are multiplied by.

@@ -140,10 +140,9 @@ fn main(
     stage_q(s, head_kv, row0, rows, index);
 
     // The keys of this split: whole tiles of those that any row sees.
-    let low = position_of(s, row0 / p.group);
-    let high = position_of(s, (min(row0 + ROWS, rows) - 1u) / p.group);
-    let begin = first_of_all(s, low) / TILE_K * TILE_K;
-    let all_end = max(end_of_all(s, high), begin);
+    let seen = seen_by_tile(s, row0 / p.group, (min(row0 + ROWS, rows) - 1u) / p.group, index);
+    let begin = seen.x / TILE_K * TILE_K;
+    let all_end = max(seen.w, begin);
     let tiles = (all_end - begin + TILE_K - 1u) / TILE_K;
     let length = (tiles + p.splits - 1u) / p.splits * TILE_K;
     let end = min(begin + (split + 1u) * length, all_end);
@@ -151,7 +150,7 @@ fn main(
     // In the softmax: row and lane; in P v: column and the first of its keys.
     let s_row = index / S_LANES;
     let s_lane = index % S_LANES;
-    let position = position_of(s, (row0 + s_row) / p.group);
+    let seen_by_row = seen_by(s, (row0 + s_row) / p.group);
     let column = index % COLUMNS;
     let v_lane = index / COLUMNS;
     var most = LEAST;
@@ -162,11 +161,13 @@ fn main(
     }
     for (var key0 = begin + split * length; key0 < end; key0 += TILE_K) {
         let keys = select(0u, min(TILE_K, end - key0), v_lane < V_LANES);
+        // Values of keys that no row sees are zeros, see flash.wgsl.
+        let hidden = max(seen.x, key0) - key0;
         var held: array<vec4<f32>, HELD>;
         for (var i = 0u; i < HELD; i++) {
             let local = v_lane + i * V_LANES;
             held[i] = vec4<f32>(0.0);
-            if local < keys {
+            if local >= hidden && local < keys {
                 held[i] = v_row4(key_row(s, key0 + local).y + head_kv * p.v_head, column);
             }
         }
@@ -181,7 +182,7 @@ fn main(
                 let local = s_lane * S_KEYS + 4u * i;
                 let at = s_row * TILE_K + local;
                 let found = vec4<f32>(product_at(at), product_at(at + 1u), product_at(at + 2u), product_at(at + 3u));
-                x[i] = hide(s, position, key0 + local, scores_of(found));
+                x[i] = hide(seen_by_row, key0 + local, scores_of(found));
                 largest = max(largest, x[i]);
             }
             let pair = max(largest.xy, largest.zw);
@@ -222,6 +223,9 @@ fn main(
             }
         }
         for (var local = v_lane + HELD * V_LANES; local < keys; local += V_LANES) {
+            if local < hidden {
+                continue;
+            }
             let x = v_row4(key_row(s, key0 + local).y + head_kv * p.v_head, column);
             for (var r = 0u; r < ROWS; r++) {
                 o[r] += powers[local * ROWS + r] * x;

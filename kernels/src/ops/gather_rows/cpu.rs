@@ -1,17 +1,18 @@
 //! CPU kernels.
 
-use super::{GatherRows, GatherRowsSpec};
+use super::GatherRows;
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{OutRows, grain};
 use crate::cpu::table::Table;
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
+use crate::op::Op;
 use crate::ops::index::Indices;
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for GatherRows {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<GatherRowsSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }

@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{GatherRows, GatherRowsSpec};
+use super::GatherRows;
 use crate::cuda::{CudaCx, WeightParams, value_type};
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CudaOp for GatherRows {
-    fn cuda_variants() -> &'static [Variant<GatherRowsSpec, CudaLaunch<Self>>] {
-        &[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 2.0, launch }]
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 2.0, launch }])
     }
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
 
@@ -85,6 +86,20 @@ impl Op for GatherRows {
         self.table.for_each_view(&mut |view| visit(Access::In, view));
         visit(Access::In, &mut self.ids);
         visit(Access::Out, &mut self.out);
+    }
+
+    fn weights(&mut self) -> Option<&mut Weights> {
+        Some(&mut self.table)
+    }
+
+    fn of_spec(spec: &GatherRowsSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (tokens, rows, d) = (spec.tokens as usize, spec.rows as usize, spec.d as usize);
+        Ok(GatherRows {
+            table: operands.weights(spec.w, rows, d, 1, false)?,
+            ids: operands.ints(&[tokens], &|i| ((i + 1) * 7919 % rows.max(1)) as i32)?,
+            scale: 1.0,
+            out: operands.output(&[tokens, d], spec.out)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

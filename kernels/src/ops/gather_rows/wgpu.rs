@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{GatherRows, GatherRowsSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
+use super::GatherRows;
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::{WeightParams, WgpuCx};
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for GatherRows {
-    fn wgpu_variants() -> &'static [Variant<GatherRowsSpec, WgpuLaunch<Self>>] {
-        &[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
     }
 }
 

@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod of_spec;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -19,9 +20,10 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::select::Reject;
-use crate::spec::{Backend, Caps, Cost, DType, Format, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
 
 /// A function applied to each product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -76,14 +78,6 @@ pub struct RowNorm {
     pub weight_offset: f32,
     /// Added to the mean square.
     pub eps: f32,
-}
-
-impl RowNorm {
-    /// Whether a backend has kernels for it at all: a cheap question ahead of [`Exec::accepts`](crate::Exec::accepts).
-    #[must_use]
-    pub fn on(caps: &Caps) -> bool {
-        caps.backend == Backend::Cuda
-    }
 }
 
 /// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated.
@@ -236,6 +230,18 @@ impl Op for Matmul {
             visit(Access::In, residual);
         }
         visit(Access::Out, &mut self.out);
+    }
+
+    fn weights(&mut self) -> Option<&mut Weights> {
+        Some(&mut self.w)
+    }
+
+    fn of_spec(spec: &MatmulSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        of_spec::product(spec, operands)
+    }
+
+    fn parts(&self) -> Result<Vec<Self>, KernelError> {
+        of_spec::parts(self)
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

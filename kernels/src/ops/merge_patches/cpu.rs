@@ -1,15 +1,15 @@
 //! CPU kernels.
 
-use super::{MergeOrder, MergePatches, MergePatchesSpec};
+use super::{MergeOrder, MergePatches};
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{InRows, OutRows, copy_row, grain};
-use crate::op::{CpuLaunch, CpuOp};
+use crate::cpu::{CpuOp, CpuRows};
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for MergePatches {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<MergePatchesSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "copy", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }

@@ -4,13 +4,13 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{MergeOrder, MergePatches, MergePatchesSpec};
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::{Caps, KernelError};
 
 impl CudaOp for MergePatches {
-    fn cuda_variants() -> &'static [Variant<MergePatchesSpec, CudaLaunch<Self>>] {
-        &[Variant { name: "copy", reject: |_, _| None, est_us, launch }]
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[Variant { name: "copy", reject: |_, _| None, est_us, launch }])
     }
 }
 

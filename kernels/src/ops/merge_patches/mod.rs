@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -116,6 +117,19 @@ impl Op for MergePatches {
     fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View)) {
         visit(Access::In, &mut self.x);
         visit(Access::Out, &mut self.out);
+    }
+
+    fn of_spec(spec: &MergePatchesSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (images, d, factor) = (spec.images as usize, spec.d as usize, spec.factor as usize);
+        let patches = images * (spec.grid_h * spec.grid_w) as usize;
+        Ok(MergePatches {
+            x: operands.activations(&[patches, d], spec.x)?,
+            grid_h: spec.grid_h as usize,
+            grid_w: spec.grid_w as usize,
+            factor,
+            order: spec.order,
+            out: operands.output(&[patches / (factor * factor).max(1), factor * factor * d], spec.out)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

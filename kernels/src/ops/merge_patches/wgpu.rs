@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{MergeOrder, MergePatches, MergePatchesSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
+use super::{MergeOrder, MergePatches};
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::WgpuCx;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for MergePatches {
-    fn wgpu_variants() -> &'static [Variant<MergePatchesSpec, WgpuLaunch<Self>>] {
-        &[Variant { name: "copy", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[Variant { name: "copy", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
     }
 }
 

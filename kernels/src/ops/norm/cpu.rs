@@ -6,17 +6,17 @@
 
 use std::ops::Range;
 
-use super::{Norm, NormKind, NormSpec};
+use super::{Norm, NormKind};
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{InRow, InRows, OutRows, grain};
 use crate::cpu::simd::Simd;
-use crate::op::{CpuLaunch, CpuOp};
+use crate::cpu::{CpuOp, CpuRows};
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for Norm {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<NormSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "rows-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }

@@ -5,13 +5,13 @@ use bytemuck::{Pod, Zeroable};
 use super::{Norm, NormKind, NormSpec};
 use crate::buffer::View;
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::{Caps, DType, KernelError};
 
 impl CudaOp for Norm {
-    fn cuda_variants() -> &'static [Variant<NormSpec, CudaLaunch<Self>>] {
-        &[Variant { name: "rows", reject: |_, _| None, est_us, launch }]
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[Variant { name: "rows", reject: |_, _| None, est_us, launch }])
     }
 }
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -151,6 +152,22 @@ impl Op for Norm {
             visit(Access::Out, sum);
         }
         visit(Access::Out, &mut self.out);
+    }
+
+    fn of_spec(spec: &NormSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (rows, d) = (spec.rows as usize, spec.d as usize);
+        let shape = [rows, d];
+        Ok(Norm {
+            x: operands.activations(&shape, spec.x)?,
+            add: if spec.add { Some(operands.activations(&shape, spec.x)?) } else { None },
+            sum: if spec.sum { Some(operands.output(&shape, spec.x)?) } else { None },
+            weight: Some(operands.table(&[d], DType::F32)?),
+            bias: if spec.bias { Some(operands.table(&[d], DType::F32)?) } else { None },
+            kind: spec.kind,
+            weight_offset: 0.0,
+            eps: 1e-6,
+            out: operands.output(&shape, spec.out)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

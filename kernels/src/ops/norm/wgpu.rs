@@ -2,16 +2,16 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Norm, NormKind, NormSpec};
+use super::{Norm, NormKind};
 use crate::buffer::View;
-use crate::op::{WgpuLaunch, WgpuOp};
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::WgpuCx;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for Norm {
-    fn wgpu_variants() -> &'static [Variant<NormSpec, WgpuLaunch<Self>>] {
-        &[
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[
             Variant {
                 name: "rows-subgroup",
                 reject: |_, caps| {
@@ -26,7 +26,7 @@ impl WgpuOp for Norm {
                 est_us: |_, _| 1.2,
                 launch: |op, cx| launch(op, cx, false),
             },
-        ]
+        ])
     }
 }
 

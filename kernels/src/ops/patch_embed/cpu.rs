@@ -4,10 +4,11 @@
 //! rows, and normalized on the way through a table of the 256 grey levels. Bias and position embedding are added while the
 //! results are in cache.
 
-use super::{PatchEmbed, PatchEmbedSpec};
+use super::PatchEmbed;
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::{GemmArgs, Operand, ResidualRow, RowSource, gemm};
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
+use crate::op::Op;
 use crate::ops::Activation;
 use crate::ops::index::Indices;
 use crate::ops::matmul::cpu::args::{input, output, with_parts};
@@ -16,7 +17,7 @@ use crate::spec::{DType, KernelError};
 
 impl CpuOp for PatchEmbed {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<PatchEmbedSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "gemm-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }

@@ -5,16 +5,16 @@ use bytemuck::{Pod, Zeroable};
 use super::{PatchEmbed, PatchEmbedSpec};
 use crate::buffer::{View, WeightPart};
 use crate::cuda::{CudaCx, Kernel, WeightParams, value_type};
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::{Reject, Variant};
 use crate::spec::{Caps, DType, Format, KernelError};
 
 impl CudaOp for PatchEmbed {
-    fn cuda_variants() -> &'static [Variant<PatchEmbedSpec, CudaLaunch<Self>>] {
-        &[
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[
             Variant { name: "gemm-mma", reject: mma_reject, est_us: mma_us, launch: mma },
             Variant { name: "gemm", reject: |_, _| None, est_us: gemm_us, launch: gemm },
-        ]
+        ])
     }
 }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
 
@@ -169,6 +170,32 @@ impl Op for PatchEmbed {
             visit(Access::In, view);
         }
         visit(Access::Out, &mut self.out);
+    }
+
+    fn weights(&mut self) -> Option<&mut Weights> {
+        Some(&mut self.w)
+    }
+
+    fn of_spec(spec: &PatchEmbedSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (images, height, width) = (spec.images as usize, spec.height as usize, spec.width as usize);
+        let (patch, d) = (spec.patch as usize, spec.d as usize);
+        let patches = images * (height / patch.max(1)) * (width / patch.max(1));
+        let shape =
+            if spec.pixels == DType::U8 { [images, height, width, 3] } else { [images, 3, height, width] };
+        Ok(PatchEmbed {
+            pixels: operands.activations(&shape, spec.pixels)?,
+            w: operands.weights(spec.w, d, 3 * patch * patch, 1, true)?,
+            pos: if spec.pos {
+                Some(operands.table(&[patches / images.max(1), d], DType::F32)?)
+            } else {
+                None
+            },
+            pos_ids: None,
+            mean: [127.5; 3],
+            std: [127.5; 3],
+            patch,
+            out: operands.output(&[patches, d], spec.out)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

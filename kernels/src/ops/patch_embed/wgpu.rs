@@ -3,14 +3,14 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{PatchEmbed, PatchEmbedSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::{WeightParams, WgpuCx};
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for PatchEmbed {
-    fn wgpu_variants() -> &'static [Variant<PatchEmbedSpec, WgpuLaunch<Self>>] {
-        &[
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[
             Variant {
                 name: "gemm-128x128",
                 reject: |_, _| None,
@@ -23,7 +23,7 @@ impl WgpuOp for PatchEmbed {
                 est_us: |spec, _| est_us(spec, SMALL),
                 launch: |op, cx| launch(op, cx, SMALL),
             },
-        ]
+        ])
     }
 }
 

@@ -1,16 +1,17 @@
 //! CPU kernels.
 
-use super::{Pool, PoolKind, PoolOver, PoolSpec};
+use super::{Pool, PoolKind, PoolOver};
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{InRows, OutRow, OutRows, copy_row, grain};
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
+use crate::op::Op;
 use crate::ops::index::Indices;
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for Pool {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<PoolSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "rows-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }

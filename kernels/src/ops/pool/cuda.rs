@@ -4,13 +4,13 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Pool, PoolKind, PoolOver, PoolSpec};
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::{Caps, KernelError};
 
 impl CudaOp for Pool {
-    fn cuda_variants() -> &'static [Variant<PoolSpec, CudaLaunch<Self>>] {
-        &[Variant { name: "slices", reject: |_, _| None, est_us, launch }]
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[Variant { name: "slices", reject: |_, _| None, est_us, launch }])
     }
 }
 

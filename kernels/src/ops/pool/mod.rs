@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -145,6 +146,26 @@ impl Op for Pool {
             visit(Access::In, starts);
         }
         visit(Access::Out, &mut self.out);
+    }
+
+    fn of_spec(spec: &PoolSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        // Rows of a segment: its spec does not tell.
+        const SEGMENT: usize = 16;
+        let (rows, d) = (spec.rows as usize, spec.d as usize);
+        let (block_h, block_w) = (spec.block_h as usize, spec.block_w as usize);
+        let (over, each) = if block_h * block_w == 0 {
+            let starts = operands.ints(&[rows + 1], &|i| (i * SEGMENT) as i32)?;
+            (PoolOver::Segments(starts), SEGMENT)
+        } else {
+            let over = PoolOver::Grid { grid_h: block_h, grid_w: rows * block_w, block_h, block_w };
+            (over, block_h * block_w)
+        };
+        Ok(Pool {
+            x: operands.activations(&[rows * each, d], spec.x)?,
+            over,
+            kind: spec.kind,
+            out: operands.output(&[rows, d], spec.out)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Pool, PoolKind, PoolOver, PoolSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
+use super::{Pool, PoolKind, PoolOver};
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::WgpuCx;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for Pool {
-    fn wgpu_variants() -> &'static [Variant<PoolSpec, WgpuLaunch<Self>>] {
-        &[Variant { name: "slices", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[Variant { name: "slices", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
     }
 }
 

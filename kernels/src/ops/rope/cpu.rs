@@ -2,12 +2,13 @@
 
 use half::{bf16, f16};
 
-use super::{Rope, RopeSpec, RopeStyle};
+use super::{Rope, RopeStyle};
 use crate::buffer::View;
 use crate::cpu::CpuCx;
 use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::{Elem, Kernel, Simd, StoreElem};
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
+use crate::op::Op;
 use crate::select::Variant;
 use crate::spec::{DType, Element, KernelError};
 
@@ -16,8 +17,8 @@ const HEADS_PER_TASK: usize = 256;
 
 impl CpuOp for Rope {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<Self::Spec, CpuLaunch<Self>>] {
-        const ROWS: &[Variant<RopeSpec, CpuLaunch<Rope>>] =
+    fn cpu_variants() -> CpuRows<Self> {
+        const ROWS: CpuRows<Rope> =
             &[Variant { name: "fused", reject: |_, _| None, est_us: |_, _| 1.0, launch }];
         ROWS
     }

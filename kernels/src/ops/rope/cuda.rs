@@ -5,13 +5,13 @@ use bytemuck::{Pod, Zeroable};
 use super::{Rope, RopeSpec, RopeStyle};
 use crate::buffer::View;
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::{Caps, KernelError};
 
 impl CudaOp for Rope {
-    fn cuda_variants() -> &'static [Variant<RopeSpec, CudaLaunch<Self>>] {
-        &[Variant { name: "heads", reject: |_, _| None, est_us, launch }]
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[Variant { name: "heads", reject: |_, _| None, est_us, launch }])
     }
 }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -212,6 +213,36 @@ impl Op for Rope {
             visit(Access::InOut, &mut kv.k_pages);
             visit(Access::InOut, &mut kv.v_pages);
         }
+    }
+
+    fn of_spec(spec: &RopeSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (tokens, d) = (spec.tokens as usize, spec.head_dim as usize);
+        let (heads_q, heads_kv) = (spec.heads_q as usize, spec.heads_kv as usize);
+        let pairs = spec.pairs as usize;
+        let page = spec.page as usize;
+        let kv = if page > 0 {
+            let shape = [tokens.div_ceil(page), page, heads_kv, d];
+            Some(KvWrite {
+                v: operands.activations(&[tokens, heads_kv, d], spec.x)?,
+                k_pages: operands.output(&shape, spec.kv_dtype)?,
+                v_pages: operands.output(&shape, spec.kv_dtype)?,
+                slots: operands.ints(&[tokens], &|i| i as i32)?,
+            })
+        } else {
+            None
+        };
+        Ok(Rope {
+            q: operands.activations(&[tokens, heads_q, d], spec.x)?,
+            k: operands.activations(&[tokens, heads_kv, d], spec.x)?,
+            positions: operands
+                .ints(&[spec.axes.max(1) as usize, tokens], &|i| (i % tokens.max(1)) as i32)?,
+            inv_freq: operands.floats(&[pairs], &|i| 10_000_f32.powf(-(i as f32) / pairs as f32))?,
+            pair_axis: None,
+            style: spec.style,
+            attention_scaling: 1.0,
+            norm: None,
+            kv,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

@@ -3,17 +3,17 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{Rope, RopeSpec, RopeStyle};
-use crate::op::{WgpuLaunch, WgpuOp};
 use crate::select::{Reject, Variant};
 use crate::spec::{Caps, KernelError};
 use crate::wgpu::WgpuCx;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for Rope {
-    fn wgpu_variants() -> &'static [Variant<RopeSpec, WgpuLaunch<Self>>] {
-        &[
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[
             Variant { name: "fused", reject: fused_reject, est_us: |_, _| 1.0, launch: fused },
             Variant { name: "parts", reject: |_, _| None, est_us: |_, _| 2.0, launch: parts },
-        ]
+        ])
     }
 }
 

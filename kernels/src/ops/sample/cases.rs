@@ -47,6 +47,43 @@ fn sure(cx: &mut CaseCx, make: impl Fn(&mut CaseCx) -> Sample) -> Sample {
     op
 }
 
+/// Greedy, drawing and penalized rows with NaN or infinities at the ends and inside, good rows between them.
+fn strange(cx: &mut CaseCx, x: DType, vocab: usize) -> Sample {
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    let good: Vec<f64> = (0..vocab).map(|i| (i * 7 % 31) as f64 / 4.0).collect();
+    let with = |changes: &[(usize, f64)]| {
+        let mut row = good.clone();
+        changes.iter().for_each(|&(at, value)| row[at] = value);
+        row
+    };
+    let (last, middle) = (vocab - 1, vocab / 2);
+    let rows = [
+        with(&[(0, nan)]),
+        good.clone(),
+        with(&[(last, nan)]),
+        with(&[(middle, -nan)]),
+        with(&[(middle, inf), (last, nan)]),
+        with(&[(0, -inf), (last, -inf)]),
+        with(&[(1, nan), (middle, -inf)]),
+        with(&[(middle, inf)]),
+        vec![nan; vocab],
+        vec![-inf; vocab],
+        vec![inf; vocab],
+        (0..vocab).map(|i| if i % 3 == 0 { nan } else { -(i as f64) }).collect(),
+        good.clone(),
+    ];
+    let set = [GREEDY, [0.5, 0.0, 1.0, 0.0, 1.0], [1.0, 3.0, 0.9, 0.05, 1.3], [0.0, 0.0, 1.0, 0.0, 1.3]];
+    // Each row with each of the settings.
+    let count = rows.len() * set.len();
+    let values: Vec<f64> = rows.iter().flat_map(|row| row.repeat(set.len())).collect();
+    sure(cx, |cx| Sample {
+        logits: cx.values(&[count, vocab], x, &values),
+        params: settings(cx, count, &set),
+        history: Some(history(cx, count, 9, vocab)),
+        out: cx.output(&[count], DType::I32),
+    })
+}
+
 pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
     use DType::{BF16, F16, F32};
     let mut all = Vec::new();
@@ -86,14 +123,12 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
             }
         }
     }
-    // Ties: the lowest id wins, whichever lane or block it is in; NaN never does, and both zeros are one value.
-    let nan = f64::NAN;
-    let rows: [(&str, Vec<f64>); 6] = [
+    // Ties: the lowest id wins, whichever lane or block it is in, and both zeros are one value.
+    let least = f64::NEG_INFINITY;
+    let rows: [(&str, Vec<f64>); 4] = [
         ("all equal", vec![2.5; 2100]),
         ("ties", (0..3000).map(|i| f64::from(i32::from(i == 1700 || i == 1031 || i == 2999))).collect()),
-        ("nan", (0..70).map(|i| if i % 3 == 0 { nan } else { -f64::from(i % 7) }).collect()),
-        ("all nan", vec![nan; 40]),
-        ("all minus infinity", vec![f64::NEG_INFINITY; 40]),
+        ("one finite", (0..2100).map(|i| if i == 2049 { -9.0 } else { least }).collect()),
         ("zeros of both signs", (0..50).map(|i| if i < 20 { -0.0 } else { 0.0 }).collect()),
     ];
     for (name, values) in rows {
@@ -108,6 +143,9 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
                 push(format!("{name}, {x}, temperature {}", set[params::TEMPERATURE]), op);
             }
         }
+    }
+    for (x, vocab) in [(F32, 5), (F32, 1027), (BF16, 2100), (F16, 4100)] {
+        push(format!("no token, vocabulary of {vocab} {x}"), strange(cx, x, vocab));
     }
     let op = sure(cx, |cx| Sample {
         logits: cx.random(&[4, 99], F32, Fill::Normal(1.0)),

@@ -4,17 +4,18 @@
 //! the logits as they lie. Others become 64-bit keys, `descending logit, ascending id`, in scratch memory; only as much of
 //! their order is established as the answer needs.
 
-use super::{Sample, SampleSpec, params};
+use super::{NO_TOKEN, Sample, params};
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{InRow, InRows};
 use crate::cpu::simd::math;
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
+use crate::op::Op;
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for Sample {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<SampleSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "keys", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }
@@ -82,28 +83,30 @@ fn launch(op: &Sample, cx: &CpuCx) -> Result<(), KernelError> {
         let penalized = history.filter(|&(_, width)| penalty != 1.0 && width > 0);
         let token = if set[params::TEMPERATURE] > 0.0 || penalized.is_some() {
             let (keys, weights) = split(worker.scratch.slice::<u64>(vocab + vocab.div_ceil(2)), vocab);
-            load(cx.isa, logits, weights);
+            let numbers = load(cx.isa, logits, weights);
             if let Some((history, width)) = penalized {
                 for at in 0..width {
                     // SAFETY: `spec` checked the shape.
                     let id = unsafe { history.get(row, at) };
                     if id >= 0 {
                         // From the logit itself, so that a token seen twice is penalized once.
-                        let logit = clean(logits.get(id as usize));
+                        let logit = logits.get(id as usize) + 0.0;
                         weights[id as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
                     }
                 }
             }
-            if set[params::TEMPERATURE] > 0.0 {
-                draw(cx, &set, weights, keys)
-            } else {
-                first_largest(weights.iter().copied())
+            let largest = if numbers { first_largest(weights) } else { None };
+            match largest {
+                Some(largest) if set[params::TEMPERATURE] > 0.0 => {
+                    Some(draw(cx, &set, weights, keys, weights[largest]))
+                }
+                largest => largest,
             }
         } else {
             argmax(cx.isa, logits)
         };
         // SAFETY: the row exists and is this thread's alone.
-        unsafe { out.set(row, token as i32) };
+        unsafe { out.set(row, token.map_or(NO_TOKEN, |token| token as i32)) };
     });
     Ok(())
 }
@@ -114,20 +117,15 @@ fn split(scratch: &mut [u64], vocab: usize) -> (&mut [u64], &mut [f32]) {
     (keys, &mut bytemuck::cast_slice_mut(rest)[..vocab])
 }
 
-/// NaN is minus infinity, and there is one zero.
-fn clean(logit: f32) -> f32 {
-    if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }
-}
-
-/// Index of the first of the largest values; NaN is never larger.
-fn first_largest(values: impl Iterator<Item = f32>) -> usize {
+/// Index of the first of the largest values, which are numbers; `None` if the largest is infinite.
+fn first_largest(values: &[f32]) -> Option<usize> {
     let mut best = (f32::NEG_INFINITY, 0);
-    for (id, value) in values.enumerate() {
+    for (id, &value) in values.iter().enumerate() {
         if value > best.0 {
             best = (value, id);
         }
     }
-    best.1
+    best.0.is_finite().then_some(best.1)
 }
 
 /// Sorts descending by logit, ascending by id.
@@ -143,18 +141,21 @@ fn id_of(key: u64) -> usize {
 }
 
 crate::simd_fn! {
-    /// Widens a row; NaN becomes minus infinity.
-    fn load<S>(s: S, from: InRow<'_>, to: &mut [f32]) {
+    /// Widens a row; whether it is without NaN. Both zeros become one.
+    fn load<S>(s: S, from: InRow<'_>, to: &mut [f32]) -> bool {
         let len = from.len().min(to.len());
+        let low = s.splat(f32::NEG_INFINITY);
+        let mut strange = s.zero();
         for at in (0..len).step_by(S::LANES) {
             let n = S::LANES.min(len - at);
             // SAFETY: `at + n <= len`, within both rows.
             unsafe {
                 let v = s.add(from.load(s, at, n), s.zero());
-                let number = s.le(s.splat(f32::NEG_INFINITY), v);
-                s.store_n(to.as_mut_ptr().add(at), s.select(number, v, s.splat(f32::NEG_INFINITY)), n);
+                strange = s.select(s.le(low, v), strange, s.splat(1.0));
+                s.store_n(to.as_mut_ptr().add(at), v, n);
             }
         }
+        s.max_lane(strange) == 0.0
     }
 }
 
@@ -162,12 +163,12 @@ crate::simd_fn! {
 const BLOCK: usize = 1024;
 
 crate::simd_fn! {
-    /// Index of the first of the largest logits; NaN is never larger.
-    fn argmax<S>(s: S, row: InRow<'_>) -> usize {
+    /// Index of the first of the largest logits; `None` if there is a NaN or the largest is infinite.
+    fn argmax<S>(s: S, row: InRow<'_>) -> Option<usize> {
         let (mut best, mut place) = (f32::NEG_INFINITY, 0);
+        let (low, mut strange) = (s.splat(f32::NEG_INFINITY), s.zero());
         for start in (0..row.len()).step_by(BLOCK) {
             let end = row.len().min(start + BLOCK);
-            let low = s.splat(f32::NEG_INFINITY);
             let mut most = [low; 4];
             for (i, at) in (start..end).step_by(S::LANES).enumerate() {
                 let n = S::LANES.min(end - at);
@@ -176,6 +177,7 @@ crate::simd_fn! {
                 if n < S::LANES {
                     v = s.select(s.first(n), v, low);
                 }
+                strange = s.select(s.le(low, v), strange, s.splat(1.0));
                 most[i % 4] = s.select(s.lt(most[i % 4], v), v, most[i % 4]);
             }
             let most = s.max_lane(s.max(s.max(most[0], most[1]), s.max(most[2], most[3])));
@@ -183,8 +185,11 @@ crate::simd_fn! {
                 (best, place) = (most, start);
             }
         }
+        if s.max_lane(strange) > 0.0 || !best.is_finite() {
+            return None;
+        }
         let end = row.len().min(place + BLOCK);
-        (place..end).find(|&at| row.get(at) == best).unwrap_or(0)
+        (place..end).find(|&at| row.get(at) == best)
     }
 }
 
@@ -212,14 +217,9 @@ crate::simd_fn! {
     }
 }
 
-/// Draws a token of the row whose penalized logits are in `weights`.
-fn draw(cx: &CpuCx, set: &[f32; params::COUNT], weights: &mut [f32], keys: &mut [u64]) -> usize {
+/// Draws a token of the row whose penalized logits are in `weights`, the largest being `most`.
+fn draw(cx: &CpuCx, set: &[f32; params::COUNT], weights: &mut [f32], keys: &mut [u64], most: f32) -> usize {
     let vocab = weights.len();
-    let largest = first_largest(weights.iter().copied());
-    let most = weights[largest];
-    if !most.is_finite() {
-        return largest;
-    }
     for ((id, &logit), key_) in weights.iter().enumerate().zip(&mut *keys) {
         *key_ = key(logit, id);
     }

@@ -5,13 +5,13 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{Sample, SampleSpec, params};
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::{Caps, DType, KernelError};
 
 impl CudaOp for Sample {
-    fn cuda_variants() -> &'static [Variant<SampleSpec, CudaLaunch<Self>>] {
-        &[
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[
             Variant {
                 name: "split",
                 reject: |_, _| None,
@@ -29,7 +29,7 @@ impl CudaOp for Sample {
                 est_us: |spec, caps| 2.0 + read_us(spec, caps, spec.vocab as usize),
                 launch: |op, cx| launch(op, cx, op.logits.size(1)),
             },
-        ]
+        ])
     }
 }
 

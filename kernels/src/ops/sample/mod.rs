@@ -3,6 +3,9 @@
 //! In this order, as transformers' logits processors do: repetition penalty, temperature, top-k, top-p, min-p, softmax
 //! over what is left, then the first token (by descending probability, ties by lower id) whose cumulative probability
 //! exceeds `uniform`. A temperature of 0 takes the largest penalized logit, the lowest id among equals.
+//!
+//! Where a logit of the row is NaN, or the largest is infinite, nothing can be chosen: the row gets [`NO_TOKEN`]. Minus
+//! infinity is a logit like any other as long as one is finite.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -19,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -40,16 +44,19 @@ pub mod params {
     pub const COUNT: usize = 6;
 }
 
+/// What a row gets that has a NaN, or no finite largest logit: a model whose weights or inputs are damaged.
+pub const NO_TOKEN: i32 = -1;
+
 /// `logits: [rows, vocab]  params: [rows, 6]  history: [rows, max_history]  ->  out: i32 [rows]`.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// Logits `[rows, vocab]`. A NaN counts as minus infinity.
+    /// Logits `[rows, vocab]`.
     pub logits: View,
     /// f32 `[rows, params::COUNT]`, see [`params`].
     pub params: View,
     /// i32 `[rows, max_history]`: tokens that the penalty is for; negative ones are padding.
     pub history: Option<View>,
-    /// i32 `[rows]`: the token of each row.
+    /// i32 `[rows]`: the token of each row, or [`NO_TOKEN`].
     pub out: View,
 }
 
@@ -135,6 +142,24 @@ impl Op for Sample {
             visit(Access::In, history);
         }
         visit(Access::Out, &mut self.out);
+    }
+
+    fn of_spec(spec: &SampleSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (rows, vocab) = (spec.rows as usize, spec.vocab as usize);
+        let history = if spec.history {
+            Some(operands.ints(&[rows, 64], &|i| (i % vocab.max(1)) as i32)?)
+        } else {
+            None
+        };
+        Ok(Sample {
+            logits: operands.activations(&[rows, vocab], spec.x)?,
+            params: operands.floats(&[rows, params::COUNT], &|i| match i % params::COUNT {
+                params::TOP_P | params::REPETITION_PENALTY => 1.0,
+                _ => 0.0,
+            })?,
+            history,
+            out: operands.output(&[rows], DType::I32)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

@@ -1,16 +1,16 @@
 // Logits as integers of the same order, and tokens ranked by them.
 //
-// Minus infinity, the least key of a token, is 0x007fffff; infinity is 0xff800000; no key is 0.
+// Minus infinity, the least key of a token, is 0x007fffff; infinity is 0xff800000, NaN the largest; no key is 0.
 #pragma once
 #include "cuda/include/types.cuh"
 
 constexpr u32 LEAST_KEY = 0x007fffffu;
 constexpr u32 INFINITE_KEY = 0xff800000u;
 
-// NaN counts as minus infinity, and there is one zero.
+// One NaN, so that a row with any has it as its largest key; and one zero.
 DEVICE u32 key_of(f32 logit) {
     u32 bits = __float_as_uint(logit);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) bits = 0xff800000u;
+    if ((bits & 0x7fffffffu) > 0x7f800000u) bits = 0x7fffffffu;
     if (bits == 0x80000000u) bits = 0;
     return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }

@@ -2,6 +2,8 @@
 //
 // keys: u32 [rows, pitch]   best: (key, token) [rows, chunks], both of keys.wgsl   settings: f32 [rows, 6] -> out: i32 [rows]
 //
+// A row with a NaN or without a finite largest logit gets -1.
+//
 // One workgroup a row. Greedy rows take the best of the chunks and are done. For the others tokens have a rank: by
 // descending key, then by ascending number. Top-k, top-p and min-p each keep a beginning of that ranking, so that what is
 // kept is known by its mass alone, the least of the three; and the token drawn is the one at which the mass of the ranking
@@ -336,9 +338,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     let top = atomicLoad(&best_key);
     let setting = workgroupUniformLoad(&row_settings);
-    if setting[${TEMPERATURE}] <= 0.0 || top <= LEAST_KEY || top >= INFINITE_KEY {
+    // A NaN, or no finite largest logit: no token.
+    let finite = top > LEAST_KEY && top < INFINITE_KEY;
+    if setting[${TEMPERATURE}] <= 0.0 || !finite {
         if lane == 0u {
-            out[p.out + row * p.out_stride] = i32(min(atomicLoad(&best_token), p.vocab - 1u));
+            out[p.out + row * p.out_stride] = select(-1, i32(atomicLoad(&best_token)), finite);
         }
         return;
     }

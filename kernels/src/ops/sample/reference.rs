@@ -2,7 +2,7 @@
 //!
 //! A token is a discrete result: where a rounding error of f32 could tip a comparison, every answer is allowed.
 
-use super::{Sample, params};
+use super::{NO_TOKEN, Sample, params};
 use crate::op::Op;
 use crate::oracle::Oracle;
 use crate::spec::KernelError;
@@ -17,10 +17,7 @@ pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError>
     let (mut values, mut errors) = (Vec::new(), Vec::new());
     for row in 0..rows {
         // Adding zero makes both zeros one value.
-        let mut row_logits: Vec<f64> = logits[row * vocab..][..vocab]
-            .iter()
-            .map(|&v| if v.is_nan() { f64::NEG_INFINITY } else { v + 0.0 })
-            .collect();
+        let mut row_logits: Vec<f64> = logits[row * vocab..][..vocab].iter().map(|&v| v + 0.0).collect();
         let set = &settings[row * params::COUNT..][..params::COUNT];
         if let Some(history) = &history {
             let width = history.len() / rows.max(1);
@@ -39,9 +36,16 @@ pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError>
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
             }
         }
+        let most = row_logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if row_logits.iter().any(|v| v.is_nan()) || most.is_infinite() {
+            values.push(NO_TOKEN.into());
+            errors.push(0.0);
+            continue;
+        }
         let (token, sure) = pick(&row_logits, set, history.is_some());
         values.push(token as f64);
-        errors.push(if sure { 0.0 } else { f64::INFINITY });
+        // Otherwise any token, whose ids are no further away than the first or the last one.
+        errors.push(if sure { 0.0 } else { token.max(vocab - 1 - token) as f64 });
     }
     io.expect(&op.out, values, errors);
     Ok(())

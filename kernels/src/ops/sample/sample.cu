@@ -1,6 +1,7 @@
 // The next token of each row from its logits: the largest, or one drawn, see search.cuh.
 //
-// logits: [rows, vocab] of type X   settings: f32 [rows, 6]   history: i32 [rows, width] or null -> out: i32 [rows]
+// logits: [rows, vocab] of type X   settings: f32 [rows, 6]   history: i32 [rows, width] or null
+// -> out: i32 [rows], -1 for a row with a NaN or without a finite largest logit
 // keys: u32 [rows, pitch], pitch = vocab rounded up to 4   best: u64 [rows, blocks]   counters: [rows], zero: working memory
 //
 // A block takes `chunk` neighbouring tokens of a row, VEC = 4 at a time a thread where rows are aligned. With a repetition
@@ -132,8 +133,10 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
 
     i32* out = p.out + row * p.out_stride;
     const u32 top = rank_key(best);
-    if (greedy || top <= LEAST_KEY || top >= INFINITE_KEY) {
-        if (threadIdx.x == 0) *out = static_cast<i32>(rank_token(best));
+    // A NaN, or no finite largest logit: no token.
+    const bool finite = top > LEAST_KEY && top < INFINITE_KEY;
+    if (greedy || !finite) {
+        if (threadIdx.x == 0) *out = finite ? static_cast<i32>(rank_token(best)) : -1;
         return;
     }
     __syncthreads();

@@ -6,15 +6,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Sample, SampleSpec, params};
-use crate::op::{WgpuLaunch, WgpuOp};
+use super::{Sample, params};
 use crate::select::Variant;
 use crate::spec::{DType, KernelError};
 use crate::wgpu::WgpuCx;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for Sample {
-    fn wgpu_variants() -> &'static [Variant<SampleSpec, WgpuLaunch<Self>>] {
-        &[Variant { name: "argmax-split", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[Variant { name: "argmax-split", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
     }
 }
 

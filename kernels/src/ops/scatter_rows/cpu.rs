@@ -1,16 +1,17 @@
 //! CPU kernels.
 
-use super::{ScatterRows, ScatterRowsSpec};
+use super::ScatterRows;
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{InRows, OutRows, copy_row};
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
+use crate::op::Op;
 use crate::ops::index::Indices;
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CpuOp for ScatterRows {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<ScatterRowsSpec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[Variant { name: "copy", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
     }
 }

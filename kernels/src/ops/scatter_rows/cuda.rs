@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{ScatterRows, ScatterRowsSpec};
+use super::ScatterRows;
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
 use crate::spec::KernelError;
 
 impl CudaOp for ScatterRows {
-    fn cuda_variants() -> &'static [Variant<ScatterRowsSpec, CudaLaunch<Self>>] {
-        &[Variant { name: "rows", reject: |_, _| None, est_us: |_, _| 2.0, launch }]
+    fn cuda_variants() -> CudaRows<Self> {
+        Ok(&[Variant { name: "rows", reject: |_, _| None, est_us: |_, _| 2.0, launch }])
     }
 }
 

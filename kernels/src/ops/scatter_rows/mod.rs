@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
+use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
@@ -78,6 +79,15 @@ impl Op for ScatterRows {
         visit(Access::In, &mut self.src);
         visit(Access::In, &mut self.rows);
         visit(Access::InOut, &mut self.out);
+    }
+
+    fn of_spec(spec: &ScatterRowsSpec, operands: &mut dyn Operands) -> Result<Self, KernelError> {
+        let (count, d) = (spec.count as usize, spec.d as usize);
+        Ok(ScatterRows {
+            src: operands.activations(&[count, d], spec.x)?,
+            rows: operands.ints(&[count], &|i| 2 * i as i32)?,
+            out: operands.output(&[2 * count, d], spec.out)?,
+        })
     }
 
     fn reference(&self, io: &mut Oracle) -> Result<(), KernelError> {

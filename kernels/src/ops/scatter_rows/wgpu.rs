@@ -2,15 +2,15 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{ScatterRows, ScatterRowsSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
+use super::ScatterRows;
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::WgpuCx;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for ScatterRows {
-    fn wgpu_variants() -> &'static [Variant<ScatterRowsSpec, WgpuLaunch<Self>>] {
-        &[Variant { name: "rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[Variant { name: "rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
     }
 }
 

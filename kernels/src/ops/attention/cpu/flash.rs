@@ -12,6 +12,8 @@
 //! Both products are the same micro-kernel, which broadcasts elements of K or V. As rows lie along the lanes, the
 //! softmax needs no operation across lanes. A row's result depends on its own keys only, not on its neighbours.
 
+use std::ops::Range;
+
 use super::softmax::exp2;
 use super::tasks::{Call, Rows, Task, panel, tile};
 use crate::cpu::CpuCx;
@@ -52,9 +54,8 @@ pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
         for head in 0..operands.heads_kv {
             for first in (0..all).step_by(each.max(1)) {
                 let rows = Rows { seq, head, first, count: (all - first).min(each) };
-                let span = rows.visible(operands, rows.count - 1).end - rows.visible(operands, 0).start;
                 tasks[used] = Task {
-                    cost: (span.max(seq.prefix) * rows.count) as u64,
+                    cost: (rows.hull(operands).len() * rows.count) as u64,
                     seq: index as u32,
                     head: head as u32,
                     start: first as u32,
@@ -142,20 +143,16 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
         }
     }
 
-    // Bounds grow with the row.
-    let (start, end) = (rows.visible(operands, 0).start, rows.visible(operands, rows.count - 1).end);
-    let prefix = rows.seq.prefix;
-    let end = end.max(prefix);
+    let Range { start, end } = rows.hull(operands);
     let mut packed = false;
-    for first in (0..end).step_by(BLOCK) {
-        if first >= prefix && first + BLOCK <= start {
-            continue;
-        }
+    // Blocks lie at the same places for all rows.
+    for first in (start / BLOCK * BLOCK..end).step_by(BLOCK) {
         let count = (end - first).min(BLOCK);
         // SAFETY: the keys are keys of the sequence, and the buffers hold a block of them.
         unsafe {
             (call.io.keys)(call, rows, first, count, keys.as_mut_ptr());
-            (call.io.values)(call, rows, first, count, values.as_mut_ptr());
+            // Keys before the first that any row sees have values that may be NaN, which weight 0 would not take away.
+            (call.io.values)(call, rows, first, start.saturating_sub(first), count, values.as_mut_ptr());
         }
         for (index, memory) in of_tiles.chunks_exact_mut(parts.tile).enumerate() {
             let rows = part(index);
@@ -173,11 +170,11 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
             }
             let (least, most) = (rows.visible(operands, 0), rows.visible(operands, rows.count - 1));
             // Keys behind the last that any row of this tile sees are left out.
-            let count = most.end.max(prefix).saturating_sub(first).min(count);
-            if count == 0 || (first >= prefix && first + count <= least.start) {
+            let count = most.end.saturating_sub(first).min(count);
+            if count == 0 || first + count <= least.start {
                 continue;
             }
-            let all_seen = first + count <= prefix || (most.start <= first && first + count <= least.end);
+            let all_seen = most.start <= first && first + count <= least.end;
             let base = memory.as_mut_ptr();
             // SAFETY: offsets within the tile's memory.
             let (results, state) = unsafe { (base.add(parts.results), base.add(parts.state)) };
@@ -191,7 +188,7 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
                 state,
                 rows: rows.count,
                 count,
-                masked: (!all_seen).then_some((first, prefix)),
+                masked: (!all_seen).then_some(first),
             });
         }
         packed = true;
@@ -220,8 +217,8 @@ struct Block<'a> {
     state: *mut f32,
     rows: usize,
     count: usize,
-    /// The first key and the prefix, if not every row sees every key of the block.
-    masked: Option<(usize, usize)>,
+    /// The first key, if not every row sees every key of the block.
+    masked: Option<usize>,
 }
 
 impl Kernel for Block<'_> {
@@ -266,8 +263,8 @@ impl Block<'_> {
                     }
                 }
             }
-            if let Some((first, prefix)) = self.masked {
-                self.hide::<S, NV>(s, first, prefix);
+            if let Some(first) = self.masked {
+                self.hide::<S, NV>(s, first);
             }
 
             let (most, sum, rescale) = (self.state, self.state.add(tile), self.state.add(2 * tile));
@@ -316,7 +313,7 @@ impl Block<'_> {
     /// # Safety
     /// As for [`Block::vectors`].
     #[inline(always)]
-    unsafe fn hide<S: Simd, const NV: usize>(&self, s: S, first: usize, prefix: usize) {
+    unsafe fn hide<S: Simd, const NV: usize>(&self, s: S, first: usize) {
         let tile = tile::<S>();
         let (mut from, mut to) = ([s.zero(); NV], [s.zero(); NV]);
         // SAFETY: the bounds are the last two rows of the state.
@@ -329,7 +326,7 @@ impl Block<'_> {
                 to[v] = s.to_float(s.sub_i(s.load_i(at.add(tile)), origin));
             }
             let hidden = s.splat(f32::NEG_INFINITY);
-            for j in prefix.saturating_sub(first)..self.count {
+            for j in 0..self.count {
                 let key = s.splat(j as f32);
                 for v in 0..NV {
                     let at = self.scores.add(j * tile + v * S::LANES);

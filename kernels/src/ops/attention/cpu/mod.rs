@@ -9,14 +9,14 @@ mod tasks;
 
 use super::{Attention, AttentionSpec};
 use crate::cpu::isa::Level;
-use crate::op::{CpuLaunch, CpuOp};
+use crate::cpu::{CpuOp, CpuRows};
 use crate::select::{Reject, Variant};
 use crate::spec::Caps;
 
 impl CpuOp for Attention {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<AttentionSpec, CpuLaunch<Self>>] {
-        const ROWS: &[Variant<AttentionSpec, CpuLaunch<Attention>>] = &[
+    fn cpu_variants() -> CpuRows<Self> {
+        const ROWS: CpuRows<Attention> = &[
             Variant { name: "flash", reject: |_, _| None, est_us: flash_us, launch: flash::launch },
             Variant { name: "split", reject: split_reject, est_us: split_us, launch: split::launch },
         ];

@@ -2,7 +2,7 @@
 
 use crate::cpu::CpuCx;
 use crate::op::Op;
-use crate::ops::attention::{Attention, AttentionKv};
+use crate::ops::attention::{Attention, AttentionKv, Seen, ascending as ranges_ascend};
 use crate::spec::KernelError;
 
 /// Strides of keys or values in elements.
@@ -19,11 +19,19 @@ enum Place<'a> {
     Paged { table: &'a [i32], width: usize, page: usize, lens: &'a [i32] },
 }
 
+/// [`Seen`], read.
+#[derive(Clone, Copy)]
+enum Limits<'a> {
+    All,
+    Causal { window: usize },
+    Ranges { from: Option<&'a [i32]>, to: &'a [i32] },
+}
+
 /// Sequences, heads and strides of an op.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a> {
     q_starts: &'a [i32],
-    prefix: Option<&'a [i32]>,
+    limits: Limits<'a>,
     place: Place<'a>,
     k: Strides,
     v: Strides,
@@ -35,8 +43,6 @@ pub(super) struct Operands<'a> {
     /// Query heads of one key head.
     pub(super) group: usize,
     pub(super) head_dim: usize,
-    pub(super) causal: bool,
-    window: usize,
 }
 
 /// One sequence.
@@ -47,8 +53,6 @@ pub(super) struct Seq {
     pub(super) row: usize,
     pub(super) q_len: usize,
     pub(super) kv_len: usize,
-    /// Keys that every query sees.
-    pub(super) prefix: usize,
 }
 
 /// The i32 elements of a view whose last axis is contiguous.
@@ -75,7 +79,7 @@ fn ascending(what: &'static str, starts: &[i32], limit: usize) -> Result<(), Ker
 }
 
 impl<'a> Operands<'a> {
-    /// Errors if a value of an index buffer is out of range, or rows of `q` belong to no sequence.
+    /// Errors if a value of an index buffer is out of range, ranges descend, or rows of `q` belong to no sequence.
     pub(super) fn new(op: &'a Attention, cx: &CpuCx) -> Result<Self, KernelError> {
         let tokens = op.q.size(0);
         let q_starts = ints(cx, &op.q_starts)?;
@@ -107,6 +111,16 @@ impl<'a> Operands<'a> {
                 (k, v, Place::Paged { table, width, page, lens })
             }
         };
+        let limits = match &op.seen {
+            Seen::All => Limits::All,
+            Seen::Causal { window } => Limits::Causal { window: *window },
+            Seen::Ranges { from, to } => {
+                let (from, to) = (from.as_ref().map(|from| ints(cx, from)).transpose()?, ints(cx, to)?);
+                ranges_ascend("seen from", from.unwrap_or_default(), q_starts)?;
+                ranges_ascend("seen to", to, q_starts)?;
+                Limits::Ranges { from, to }
+            }
+        };
         let last = k.layout().rank() - 2;
         let strides = |view: &crate::View| Strides {
             page: view.stride(0),
@@ -116,7 +130,7 @@ impl<'a> Operands<'a> {
         let (heads_q, heads_kv) = (op.q.size(1), k.size(last));
         Ok(Self {
             q_starts,
-            prefix: op.mask.prefix.as_ref().map(|view| ints(cx, view)).transpose()?,
+            limits,
             place,
             k: strides(k),
             v: strides(v),
@@ -125,8 +139,6 @@ impl<'a> Operands<'a> {
             heads_kv,
             group: heads_q / heads_kv,
             head_dim: op.q.size(2),
-            causal: op.mask.causal,
-            window: op.mask.window,
         })
     }
 
@@ -140,8 +152,7 @@ impl<'a> Operands<'a> {
             Place::Packed { starts } => (starts[index + 1] - starts[index]) as usize,
             Place::Paged { lens, .. } => lens[index] as usize,
         };
-        let prefix = self.prefix.map_or(0, |prefix| prefix[index].max(0) as usize);
-        Seq { index, row, q_len: self.q_starts[index + 1] as usize - row, kv_len, prefix: prefix.min(kv_len) }
+        Seq { index, row, q_len: self.q_starts[index + 1] as usize - row, kv_len }
     }
 
     /// Offset in elements of key `j` of a sequence.
@@ -170,15 +181,21 @@ impl<'a> Operands<'a> {
         row + head * strides.head
     }
 
-    /// Keys that query `i` of a sequence sees besides the prefix.
+    /// Keys that query `i` of a sequence sees; the end of an empty range may lie before its start.
     #[inline(always)]
     pub(super) fn visible(&self, seq: &Seq, i: usize) -> std::ops::Range<usize> {
-        if !self.causal {
-            return 0..seq.kv_len;
+        match self.limits {
+            Limits::All => 0..seq.kv_len,
+            Limits::Causal { window } => {
+                // One past the query's own position; zero where the sequence has fewer keys than queries.
+                let end = (seq.kv_len + i + 1).saturating_sub(seq.q_len);
+                let start = if window == 0 { 0 } else { end.saturating_sub(window) };
+                start..end
+            }
+            Limits::Ranges { from, to } => {
+                let at = |bounds: &[i32]| (bounds[seq.row + i].max(0) as usize).min(seq.kv_len);
+                from.map_or(0, at)..at(to)
+            }
         }
-        // One past the query's own position; zero where the sequence has fewer keys than queries.
-        let end = (seq.kv_len + i + 1).saturating_sub(seq.q_len);
-        let start = if self.window == 0 { 0 } else { end.saturating_sub(self.window) };
-        start..end
     }
 }

@@ -15,8 +15,8 @@ pub(super) struct Io {
     pub(super) queries: unsafe fn(&Call, &Rows, *mut f32),
     /// Keys from the given one on as `[keys / panel, head_dim, panel]`, keys along the vectors.
     pub(super) keys: unsafe fn(&Call, &Rows, usize, usize, *mut f32),
-    /// Values from the given one on as `[keys, padded]`.
-    pub(super) values: unsafe fn(&Call, &Rows, usize, usize, *mut f32),
+    /// Values from the given one on as `[keys, padded]`; the first so many of them become zeros.
+    pub(super) values: unsafe fn(&Call, &Rows, usize, usize, usize, *mut f32),
     /// Results `[padded, tile]`, rows along the vectors, times a factor for each row.
     pub(super) store: unsafe fn(&Call, &Rows, *const f32, *const f32),
     /// Asks for so many keys and values from the given one on, and, if told so, for the places of the results.
@@ -190,12 +190,12 @@ impl<K: Elem> Kernel for Keys<'_, K> {
     }
 }
 
-struct Values<'a, K>(Keys<'a, K>);
+struct Values<'a, K>(Keys<'a, K>, usize);
 
 /// # Safety
 /// As [`Io`] says.
-unsafe fn values<K: Elem>(call: &Call, rows: &Rows, first: usize, count: usize, to: *mut f32) {
-    call.isa.run(Values::<K>(Keys { call, rows, first, count, from: call.v.cast(), to }));
+unsafe fn values<K: Elem>(call: &Call, rows: &Rows, first: usize, zeros: usize, count: usize, to: *mut f32) {
+    call.isa.run(Values::<K>(Keys { call, rows, first, count, from: call.v.cast(), to }, zeros));
 }
 
 impl<K: Elem> Kernel for Values<'_, K> {
@@ -205,7 +205,12 @@ impl<K: Elem> Kernel for Values<'_, K> {
     fn run<S: Simd>(self, s: S) {
         let Keys { call, rows, first, count, from, to } = self.0;
         let (hd, padded) = (call.operands.head_dim, call.geometry.padded);
-        for j in 0..count {
+        let zeros = self.1.min(count);
+        for d in (0..zeros * padded).step_by(S::LANES) {
+            // SAFETY: the buffer has `count` rows of `padded` elements, which are whole vectors.
+            unsafe { s.store(to.add(d), s.zero()) };
+        }
+        for j in zeros..count {
             // SAFETY: a value of the op; the buffer has `count` rows of `padded` elements.
             unsafe {
                 let from = from.add(call.operands.v_at(&rows.seq, rows.head, first + j));

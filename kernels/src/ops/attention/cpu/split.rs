@@ -4,6 +4,7 @@
 //! sequences. A task streams the keys and then the values of one cut once, for all query rows of the key head; the last
 //! task of a sequence and head to end combines the parts in order.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use half::{bf16, f16};
@@ -41,12 +42,18 @@ pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
 fn run<X: StoreElem + Element, K: Elem + Element>(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
     let call = Call::new(op, cx)?;
     let (operands, padded) = (&call.operands, call.geometry.padded);
-    let cuts_of = |index: usize| match operands.seq(index) {
-        seq if seq.q_len == 0 => 0,
-        seq => seq.kv_len.div_ceil(CUT).max(1),
+    // Cuts with a key that any query sees; one at least, which writes the result.
+    let cuts_of = |index: usize| {
+        let seq = operands.seq(index);
+        if seq.q_len == 0 {
+            return 0..0;
+        }
+        let hull = Rows { seq, head: 0, first: 0, count: seq.q_len * operands.group }.hull(operands);
+        let first = hull.start / CUT;
+        first..hull.end.div_ceil(CUT).max(first + 1)
     };
     let heads = operands.heads_kv;
-    let count: usize = (0..operands.seqs()).map(cuts_of).sum::<usize>() * heads;
+    let count: usize = (0..operands.seqs()).map(|index| cuts_of(index).len()).sum::<usize>() * heads;
     let most_rows =
         (0..operands.seqs()).map(|index| operands.seq(index).q_len).max().unwrap_or(0) * operands.group;
     // Of each part: maximum and sum of each row, then its unscaled results.
@@ -63,18 +70,18 @@ fn run<X: StoreElem + Element, K: Elem + Element>(op: &Attention, cx: &CpuCx) ->
     for index in 0..operands.seqs() {
         let cuts = cuts_of(index);
         for head in 0..heads {
-            for cut in 0..cuts {
-                tasks[at + cut] = Task {
+            for (part, cut) in cuts.clone().enumerate() {
+                tasks[at + part] = Task {
                     cost: 0,
                     seq: index as u32,
                     head: head as u32,
                     start: (cut * CUT) as u32,
-                    part: cut as u32,
-                    parts: cuts as u32,
+                    part: part as u32,
+                    parts: cuts.len() as u32,
                     base: at as u32,
                 };
             }
-            at += cuts;
+            at += cuts.len();
         }
     }
     let tasks = &*tasks;
@@ -134,7 +141,10 @@ impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
         let (queries, scratch) = scratch.split_at_mut(count * padded);
         let (scores, widened) = scratch.split_at_mut(count * CUT);
         let first = task.start as usize;
-        let keys = (rows.seq.kv_len - first).min(CUT);
+        // Keys that no row sees, at the beginning and the end of the cut, are left out: their values may be NaN.
+        let hull = rows.hull(operands);
+        let keys = hull.end.saturating_sub(first).min(CUT);
+        let unseen = hull.start.saturating_sub(first).min(keys);
 
         // SAFETY: the part is this task's own, and has `count` maxima, sums and rows of results.
         let part = unsafe { parts.base.add((task.base + task.part) as usize * parts.part) };
@@ -153,15 +163,15 @@ impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
         }
         // SAFETY: keys and values of the sequence; buffers of the sizes that `launch` gives.
         unsafe {
-            products(s, call, rows, first, keys, queries, k, scores, widened);
+            products(s, call, rows, first, unseen..keys, queries, k, scores, widened);
             for r in 0..count {
                 let scores = &mut scores[r * CUT..][..keys.next_multiple_of(S::LANES)];
-                hide(rows.visible(operands, r), rows.seq.prefix, first, keys, scores);
+                hide(rows.visible(operands, r), first, keys, scores);
                 let (most, sum) = weigh(s, call.cap, scores);
                 part.add(r).write(most);
                 part.add(count + r).write(sum);
             }
-            sum_values(s, call, rows, first, keys, scores, v, results);
+            sum_values(s, call, rows, first, unseen..keys, scores, v, results);
         }
 
         if task.parts > 1 {
@@ -176,7 +186,7 @@ impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
     }
 }
 
-/// Scores of `keys` keys for each row, in rows of [`CUT`].
+/// Scores of the keys from `first` on for each row, in rows of [`CUT`]; of those that `range` counts, and of some before it.
 ///
 /// # Safety
 /// The keys are keys of the sequence; `queries` has rows of `padded`, `widened` room for a vector of keys.
@@ -186,7 +196,7 @@ unsafe fn products<S: Simd, K: Elem>(
     call: &Call,
     rows: &Rows,
     first: usize,
-    keys: usize,
+    range: Range<usize>,
     queries: &[f32],
     k: *const K,
     scores: &mut [f32],
@@ -194,7 +204,8 @@ unsafe fn products<S: Simd, K: Elem>(
 ) {
     let (hd, padded) = (call.operands.head_dim, call.geometry.padded);
     let line = 64 / size_of::<K>();
-    for j in (0..keys).step_by(S::LANES) {
+    let keys = range.end;
+    for j in (range.start / S::LANES * S::LANES..keys).step_by(S::LANES) {
         let have = (keys - j).min(S::LANES);
         for lane in 0..have {
             // SAFETY: a key of the sequence; rows of `widened` are padded to whole vectors.
@@ -242,11 +253,10 @@ unsafe fn products<S: Simd, K: Elem>(
 
 /// Sets the scores of keys that a row does not see, and those behind the last, to minus infinity.
 #[inline(always)]
-fn hide(seen: std::ops::Range<usize>, prefix: usize, first: usize, keys: usize, scores: &mut [f32]) {
+fn hide(seen: Range<usize>, first: usize, keys: usize, scores: &mut [f32]) {
     let at = |key: usize| key.saturating_sub(first).min(keys);
-    let (start, end) = (at(seen.start.max(prefix)), at(seen.end.max(prefix)));
-    scores[at(prefix)..start.max(at(prefix))].fill(f32::NEG_INFINITY);
-    scores[end..].fill(f32::NEG_INFINITY);
+    scores[..at(seen.start)].fill(f32::NEG_INFINITY);
+    scores[at(seen.end)..].fill(f32::NEG_INFINITY);
 }
 
 /// Replaces scores by their weights; gives the largest score and the sum of the weights.
@@ -282,7 +292,7 @@ unsafe fn weigh<S: Simd>(s: S, cap: f32, scores: &mut [f32]) -> (f32, f32) {
     }
 }
 
-/// Weighted sums of the values, for each row.
+/// Weighted sums of the values from `first` on that `range` counts, for each row.
 ///
 /// # Safety
 /// The values are values of the sequence; `results` has a row of `padded` for each row.
@@ -292,7 +302,7 @@ unsafe fn sum_values<S: Simd, K: Elem>(
     call: &Call,
     rows: &Rows,
     first: usize,
-    keys: usize,
+    range: Range<usize>,
     weights: &[f32],
     v: *const K,
     results: *mut f32,
@@ -301,7 +311,8 @@ unsafe fn sum_values<S: Simd, K: Elem>(
     let line = 64 / size_of::<K>();
     // SAFETY: as the caller vouches.
     unsafe { std::slice::from_raw_parts_mut(results, rows.count * padded) }.fill(0.0);
-    for j in (0..keys).step_by(STRIP) {
+    let keys = range.end;
+    for j in range.step_by(STRIP) {
         let have = (keys - j).min(STRIP);
         let mut values = [v; STRIP];
         for (i, value) in values.iter_mut().enumerate().take(have) {

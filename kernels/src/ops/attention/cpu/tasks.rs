@@ -127,10 +127,16 @@ impl Rows {
         (self.seq.row + query) * strides.0 + (self.head * operands.group + head) * strides.1
     }
 
-    /// Keys that row `r` of these sees besides the prefix.
+    /// Keys that row `r` of these sees; the end of an empty range may lie before its start.
     #[inline(always)]
     pub(super) fn visible(&self, operands: &Operands, r: usize) -> std::ops::Range<usize> {
         operands.visible(&self.seq, (self.first + r) / operands.group)
+    }
+
+    /// The keys from the first to the last that any of these rows sees: bounds ascend with the row. `0..0` where there are none.
+    pub(super) fn hull(&self, operands: &Operands) -> std::ops::Range<usize> {
+        let hull = self.visible(operands, 0).start..self.visible(operands, self.count - 1).end;
+        if hull.is_empty() { 0..0 } else { hull }
     }
 }
 

@@ -3,7 +3,8 @@
 use super::operands::{Operands, heads_kv, is_empty, most_rows};
 use super::{bytes, keys_seen, rows, splits};
 use crate::cuda::CudaCx;
-use crate::op::{CudaLaunch, Op};
+use crate::cuda::CudaLaunch;
+use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
 use crate::select::{Reject, Variant};
 use crate::spec::{Caps, DType, KernelError};
@@ -94,7 +95,7 @@ fn run(op: &Attention, cx: &mut CudaCx<'_>, thread_rows: u32, splits: u32) -> Re
     };
 
     let mut kernel = cx.kernel("ops/attention/flash.cu");
-    let mut operands = Operands::of(op, &kernel)?;
+    let mut operands = Operands::of(op, &mut kernel)?;
     operands.splits = splits as i32;
     if let Some((partial, counters)) = &scratch {
         operands.partial = kernel.address(partial)?;

@@ -2,8 +2,9 @@
 
 use super::operands::{Operands, heads_kv, is_empty, most_rows, page, pools};
 use super::{bytes, flash, keys_seen, rows, splits};
+use crate::cuda::CudaLaunch;
 use crate::cuda::{CudaCx, Kernel};
-use crate::op::{CudaLaunch, Op};
+use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
 use crate::select::{Reject, Variant};
 use crate::spec::{Caps, DType, KernelError};
@@ -150,7 +151,7 @@ fn run(op: &Attention, cx: &mut CudaCx<'_>, tiles: Tiles, splits: u32) -> Result
     };
 
     let mut kernel = cx.kernel("ops/attention/flash_mma.cu");
-    let mut operands = Operands::of(op, &kernel)?;
+    let mut operands = Operands::of(op, &mut kernel)?;
     operands.splits = splits as i32;
     if let Some((partial, counters)) = &scratch {
         operands.partial = kernel.address(partial)?;

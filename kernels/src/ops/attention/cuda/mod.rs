@@ -7,14 +7,14 @@ mod operands;
 mod wgmma;
 
 use super::{Attention, AttentionSpec};
-use crate::op::{CudaLaunch, CudaOp};
+use crate::cuda::{CudaLaunch, CudaOp, CudaRows};
 use crate::select::Variant;
 
 impl CudaOp for Attention {
-    fn cuda_variants() -> &'static [Variant<AttentionSpec, CudaLaunch<Self>>] {
+    fn cuda_variants() -> CudaRows<Self> {
         const ROWS: &[Variant<AttentionSpec, CudaLaunch<Attention>>] =
             &[flash::FLASH, flash::SPLIT, mma::FLASH, mma::SPLIT, wgmma::FLASH];
-        ROWS
+        Ok(ROWS)
     }
 }
 
@@ -23,11 +23,11 @@ fn rows(spec: &AttentionSpec) -> u32 {
     spec.q.saturating_mul(spec.heads_q / spec.heads_kv.max(1))
 }
 
-/// Keys that a tile of query rows sees, about: half of them where later ones are hidden.
+/// Keys that a tile of query rows sees, about: half of them where later ones are hidden, as ranges mostly do.
 fn keys_seen(spec: &AttentionSpec) -> f64 {
     let all = f64::from(spec.kv);
-    let causal = if spec.causal { all - f64::from(spec.q.min(spec.kv)) / 2.0 } else { all };
-    if spec.window > 0 && !spec.prefix { causal.min(f64::from(spec.window)) } else { causal }
+    let causal = if spec.causal || spec.ranges { all - f64::from(spec.q.min(spec.kv)) / 2.0 } else { all };
+    if spec.window > 0 { causal.min(f64::from(spec.window)) } else { causal }
 }
 
 /// Bytes that must come from memory: keys and values once, queries and results.
@@ -46,7 +46,7 @@ fn splits(spec: &AttentionSpec, units: usize, tile_q: u32, tile_k: u32, waves: u
     const MOST: u32 = 64;
     // The window of the first query up to the last, from the beginning of a tile on.
     let window = spec.window.saturating_add(spec.q + tile_k);
-    let seen = if spec.window > 0 && !spec.prefix { spec.kv.min(window) } else { spec.kv };
+    let seen = if spec.window > 0 { spec.kv.min(window) } else { spec.kv };
     let others = spec.seqs.max(1) * spec.heads_kv.max(1) * rows(spec).div_ceil(tile_q).max(1);
     let wanted = (units.max(1) as u32 * waves).div_ceil(others);
     wanted.min(seen.div_ceil(2 * tile_k)).clamp(1, MOST)

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::buffer::View;
 use crate::cuda::{Kernel, value_type};
-use crate::ops::attention::{Attention, AttentionKv};
+use crate::ops::attention::{Attention, AttentionKv, Seen};
 use crate::spec::KernelError;
 
 /// `Operands` of `sequence.cuh`, which explains them.
@@ -18,7 +18,8 @@ pub(super) struct Operands {
     q_starts: u64,
     kv_lens: u64,
     block_table: u64,
-    prefixes: u64,
+    from: u64,
+    to: u64,
     pub partial: u64,
     pub counters: u64,
     q_token: i64,
@@ -90,7 +91,9 @@ pub(super) fn most_rows(op: &Attention) -> usize {
 }
 
 impl Operands {
-    pub fn of(op: &Attention, kernel: &Kernel<'_, '_>) -> Result<Self, KernelError> {
+    /// The operands; gives the source what `sequence.cuh` asks for.
+    pub fn of(op: &Attention, kernel: &mut Kernel<'_, '_>) -> Result<Self, KernelError> {
+        kernel.define("RANGES", matches!(op.seen, Seen::Ranges { .. }));
         let (k, v) = pools(op);
         let heads_kv = heads_kv(op);
         let [k_page, k_slot, k_head] = strides(k).map(|stride| stride as i64);
@@ -99,6 +102,11 @@ impl Operands {
             AttentionKv::Packed { kv_starts, .. } => (kv_starts, None),
             AttentionKv::Paged { block_table, kv_lens, .. } => (kv_lens, Some(block_table)),
         };
+        let (from, to) = match &op.seen {
+            Seen::Ranges { from, to } => (from.as_ref(), Some(to)),
+            Seen::All | Seen::Causal { .. } => (None, None),
+        };
+        let (causal, window) = op.seen.causal();
         let four = |view: &View| kernel.aligned(view, 4 * view.dtype().size());
         let aligned = op.q.size(2).is_multiple_of(4) && four(&op.q)? && four(k)? && four(v)?;
         Ok(Self {
@@ -109,7 +117,8 @@ impl Operands {
             q_starts: kernel.address(&op.q_starts)?,
             kv_lens: kernel.address(kv_lens)?,
             block_table: kernel.address_or_null(table)?,
-            prefixes: kernel.address_or_null(op.mask.prefix.as_ref())?,
+            from: kernel.address_or_null(from)?,
+            to: kernel.address_or_null(to)?,
             q_token: op.q.stride(0) as i64,
             q_head: op.q.stride(1) as i64,
             k_page,
@@ -128,8 +137,8 @@ impl Operands {
             heads_kv: heads_kv as i32,
             group: (op.q.size(1) / heads_kv.max(1)) as i32,
             head_dim: op.q.size(2) as i32,
-            causal: i32::from(op.mask.causal),
-            window: op.mask.window.min(i32::MAX as usize) as i32,
+            causal: i32::from(causal),
+            window: window.min(i32::MAX as usize) as i32,
             splits: 1,
             scale: op.scale,
             softcap: op.softcap.max(0.0),

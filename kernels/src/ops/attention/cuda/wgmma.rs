@@ -5,8 +5,9 @@ use bytemuck::{Pod, Zeroable};
 use super::operands::{Operands, heads_kv, is_empty, most_rows, page, pools, strides};
 use super::{bytes, keys_seen, mma, rows};
 use crate::buffer::View;
+use crate::cuda::CudaLaunch;
 use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
-use crate::op::{CudaLaunch, Op};
+use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
 use crate::select::{Reject, Variant};
 use crate::spec::{Arch, Caps, KernelError};
@@ -39,7 +40,7 @@ impl Tiles {
         };
         let tile_k = match spec.head_dim {
             0..=64 => 128,
-            65..=128 if spec.causal => 128,
+            65..=128 if spec.causal || spec.ranges => 128,
             65..=128 => 176,
             _ => 80,
         };
@@ -85,7 +86,7 @@ struct Params {
     row_tiles: i32,
     units: i32,
     together: i32,
-    reserved: [i32; 3],
+    reserved: i32,
 }
 
 fn reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
@@ -165,11 +166,11 @@ fn launch(op: &Attention, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let params = Params {
         k: tensor_map(&kernel, k, page, &tiles)?,
         v: tensor_map(&kernel, v, page, &tiles)?,
-        operands: Operands::of(op, &kernel)?,
+        operands: Operands::of(op, &mut kernel)?,
         row_tiles: row_tiles as i32,
         units: heads as i32,
         together: (l2 / 2 / keys).clamp(1, heads) as i32,
-        reserved: [0; 3],
+        reserved: 0,
     };
     kernel.define("X", op.q.dtype()).define("HEAD_DIM", head_dim).define("PAGE", page);
     kernel.define("SOFTCAP", op.softcap > 0.0).define("CONSUMERS", tiles.consumers);

@@ -1,6 +1,6 @@
 //! Tiles of queries and keys: `flash.wgsl`.
 
-use super::params::{Params, heads_kv};
+use super::params::{self, Params, heads_kv};
 use super::{MOST_HEAD_DIM, columns, rows};
 use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
@@ -50,8 +50,8 @@ impl Tiles {
         let (tile_q, tile_k) = (self.rows * self.ty, 4 * self.tx);
         let qk = (tile_q + tile_k) * (self.chunk | 1);
         let pv = tile_q * (self.tx | 1) + self.v_rows * columns;
-        // Two words a key, two numbers a row, and the sequence.
-        16 * qk.max(pv) + 8 * (tile_k + tile_q) + 32
+        // Two words a key, two numbers a row, the sequence and what the tile sees of it.
+        16 * qk.max(pv) + 8 * (tile_k + tile_q) + 48
     }
 
     fn of(spec: &AttentionSpec, caps: &Caps) -> Self {
@@ -79,8 +79,9 @@ pub(super) fn launch(op: &Attention, cx: &mut WgpuCx<'_>) -> Result<(), KernelEr
         return Ok(());
     }
     let tiles = Tiles::of(&op.spec()?, cx.caps());
+    let ranges = params::ranges(op, cx)?;
     let mut kernel = cx.kernel("ops/attention/flash.wgsl");
-    let mut params = Params::bind(op, &mut kernel)?;
+    let mut params = Params::bind(op, ranges.as_ref(), &mut kernel)?;
     params.bind_out(op, &mut kernel)?;
     kernel
         .define("TX", tiles.tx)

@@ -1,6 +1,6 @@
 //! Tiles of queries and keys by cooperative matrices: `flash_coop.wgsl`.
 
-use super::params::{Params, heads_kv};
+use super::params::{self, Params, heads_kv};
 use super::rows;
 use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
@@ -88,8 +88,9 @@ pub(super) fn launch(op: &Attention, cx: &mut WgpuCx<'_>) -> Result<(), KernelEr
         return Ok(());
     }
     let tiles = Tiles::of(&op.spec()?, &cx.caps().wgpu);
+    let ranges = params::ranges(op, cx)?;
     let mut kernel = cx.kernel("ops/attention/flash_coop.wgsl");
-    let mut params = Params::bind(op, &mut kernel)?;
+    let mut params = Params::bind(op, ranges.as_ref(), &mut kernel)?;
     params.bind_out(op, &mut kernel)?;
     kernel
         .define("SIDE", tiles.side)

@@ -6,11 +6,11 @@ mod params;
 mod split;
 
 use super::{Attention, AttentionSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
 use crate::select::Variant;
+use crate::wgpu::{WgpuLaunch, WgpuOp, WgpuRows};
 
 impl WgpuOp for Attention {
-    fn wgpu_variants() -> &'static [Variant<AttentionSpec, WgpuLaunch<Self>>] {
+    fn wgpu_variants() -> WgpuRows<Self> {
         const ROWS: &[Variant<AttentionSpec, WgpuLaunch<Attention>>] = &[
             Variant { name: "flash", reject: flash::reject, est_us: flash::estimate, launch: flash::launch },
             Variant {
@@ -27,7 +27,7 @@ impl WgpuOp for Attention {
                 launch: split::launch_subgroups,
             },
         ];
-        ROWS
+        Ok(ROWS)
     }
 }
 

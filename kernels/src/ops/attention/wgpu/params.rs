@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::buffer::View;
-use crate::ops::attention::{Attention, AttentionKv};
-use crate::spec::KernelError;
-use crate::wgpu::Kernel;
+use crate::ops::attention::{Attention, AttentionKv, Seen};
+use crate::spec::{DType, KernelError};
+use crate::wgpu::{Kernel, WgpuCx};
 
 /// `Params` of `params.wgsl`.
 #[repr(C)]
@@ -33,7 +33,8 @@ pub(super) struct Params {
     table_width: u32,
     page: u32,
     kv_rows: u32,
-    prefix: u32,
+    ranges_to: u32,
+    ranges_from: u32,
     causal: u32,
     window: u32,
     scale: f32,
@@ -59,10 +60,41 @@ fn pools(op: &Attention) -> (&View, &View) {
     }
 }
 
+/// `Params` of `ranges.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct RangeParams {
+    tokens: u32,
+    ends: u32,
+    firsts: u32,
+    both: u32,
+}
+
+/// The bounds of ranges in one view, ends first. They are put together in a launch of their own where there are two of them.
+pub(super) fn ranges(op: &Attention, cx: &mut WgpuCx<'_>) -> Result<Option<View>, KernelError> {
+    let Seen::Ranges { from, to } = &op.seen else { return Ok(None) };
+    let Some(from) = from else { return Ok(Some(to.clone())) };
+    let both = cx.scratch(1, 2 * to.len(), DType::I32)?;
+    let mut kernel = cx.kernel("ops/attention/ranges.wgsl");
+    let params = RangeParams {
+        tokens: to.len() as u32,
+        ends: kernel.bind(0, to)?,
+        firsts: kernel.bind(1, from)?,
+        both: kernel.bind(2, &both)?,
+    };
+    kernel.params(&params);
+    kernel.dispatch_linear(to.len().div_ceil(64))?;
+    Ok(Some(both))
+}
+
 impl Params {
-    /// Binds queries, keys, values, lengths and prefixes where `rows4.wgsl` and `keys.wgsl` expect them, and gives the source
-    /// their types.
-    pub fn bind(op: &Attention, kernel: &mut Kernel<'_, '_>) -> Result<Self, KernelError> {
+    /// Binds queries, keys, values, lengths and [`ranges`] where `rows4.wgsl`, `keys.wgsl` and `mask.wgsl` expect them, and gives
+    /// the source their types.
+    pub fn bind(
+        op: &Attention,
+        ranges: Option<&View>,
+        kernel: &mut Kernel<'_, '_>,
+    ) -> Result<Self, KernelError> {
         let (k, v) = pools(op);
         let mut p = Self::sizes(op);
         p.q = kernel.bind(0, &op.q)?;
@@ -83,8 +115,9 @@ impl Params {
                 p.kv_rows = k.size(0) as u32;
             }
         }
-        if let Some(prefix) = &op.mask.prefix {
-            p.prefix = kernel.bind(7, prefix)?;
+        if let Some(ranges) = ranges {
+            p.ranges_to = kernel.bind(7, ranges)?;
+            p.ranges_from = p.ranges_to + p.tokens;
         }
         // Four elements at once, where every head begins at a multiple of four.
         let strides = [p.q_token, p.q_head, p.k_page, p.k_slot, p.k_head, p.v_page, p.v_slot, p.v_head];
@@ -96,7 +129,8 @@ impl Params {
             .define("HEAD_DIM", op.q.size(2))
             .define("VEC4", u8::from(vec4))
             .define("PAGED", u8::from(matches!(op.kv, AttentionKv::Paged { .. })))
-            .define("PREFIX", u8::from(op.mask.prefix.is_some()));
+            .define("RANGES", u8::from(ranges.is_some()))
+            .define("FROM", u8::from(matches!(op.seen, Seen::Ranges { from: Some(_), .. })));
         Ok(p)
     }
 
@@ -110,6 +144,7 @@ impl Params {
     pub fn sizes(op: &Attention) -> Self {
         let (k, v) = pools(op);
         let last = k.layout().rank() - 1;
+        let (causal, window) = op.seen.causal();
         let stride = |view: &View, axis: usize| view.stride(axis) as u32;
         let slot = |view: &View| if last == 3 { stride(view, 1) } else { 0 };
         Self {
@@ -125,8 +160,8 @@ impl Params {
             v_head: stride(v, last - 1),
             out_token: stride(&op.out, 0),
             out_head: stride(&op.out, 1),
-            causal: u32::from(op.mask.causal),
-            window: op.mask.window.min(i32::MAX as usize) as u32,
+            causal: u32::from(causal),
+            window: window.min(i32::MAX as usize) as u32,
             scale: op.scale,
             softcap: op.softcap.max(0.0),
             heads_q: op.q.size(1) as u32,

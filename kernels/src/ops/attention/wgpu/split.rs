@@ -1,6 +1,6 @@
 //! Few queries, their keys split among workgroups: `split.wgsl` and `combine.wgsl`.
 
-use super::params::{Params, heads_kv};
+use super::params::{self, Params, heads_kv};
 use super::{MOST_HEAD_DIM, columns, rows};
 use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
@@ -24,7 +24,7 @@ fn tile_rows(spec: &AttentionSpec) -> u32 {
 
 /// Parts of the keys, from bounds that stay the same from step to step.
 fn splits(spec: &AttentionSpec) -> u32 {
-    let seen = if spec.window > 0 && !spec.prefix {
+    let seen = if spec.window > 0 {
         // The window of the first query up to the last, from the beginning of a tile on.
         spec.kv.min(spec.window.saturating_add(spec.q + TILE_K))
     } else {
@@ -85,8 +85,9 @@ fn run(op: &Attention, cx: &mut WgpuCx<'_>, subgroups: bool) -> Result<(), Kerne
     let partial =
         if splits > 1 { Some(cx.scratch(0, heads * splits as usize * stride, DType::F32)?) } else { None };
 
+    let ranges = params::ranges(op, cx)?;
     let mut kernel = cx.kernel("ops/attention/split.wgsl");
-    let mut params = Params::bind(op, &mut kernel)?;
+    let mut params = Params::bind(op, ranges.as_ref(), &mut kernel)?;
     params.splits = splits;
     match &partial {
         None => params.bind_out(op, &mut kernel)?,

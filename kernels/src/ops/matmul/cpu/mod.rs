@@ -5,12 +5,12 @@ mod gemm;
 mod gemv;
 
 use super::Matmul;
-use crate::op::{CpuLaunch, CpuOp, Op};
+use crate::cpu::{CpuOp, CpuRows};
 use crate::select::Variant;
 
 impl CpuOp for Matmul {
     #[inline(never)]
-    fn cpu_variants() -> &'static [Variant<<Self as Op>::Spec, CpuLaunch<Self>>] {
+    fn cpu_variants() -> CpuRows<Self> {
         &[
             Variant {
                 name: "gemv-f32",

@@ -28,12 +28,11 @@ mod quant;
 mod quant_wgmma;
 mod wgmma;
 
-use super::{Matmul, MatmulSpec};
-use crate::op::{CudaLaunch, CudaOp};
-use crate::select::Variant;
+use super::Matmul;
+use crate::cuda::{CudaOp, CudaRows};
 
 impl CudaOp for Matmul {
-    fn cuda_variants() -> &'static [Variant<MatmulSpec, CudaLaunch<Self>>] {
+    fn cuda_variants() -> CudaRows<Self> {
         const ROWS: &[params::Row] = &[
             gemv::GEMV,
             gemm::F32,
@@ -47,6 +46,6 @@ impl CudaOp for Matmul {
             wgmma::SMALL,
             wgmma::FP8,
         ];
-        ROWS
+        Ok(ROWS)
     }
 }

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::{Activation, Matmul, MatmulSpec};
 use crate::buffer::{View, WeightPart};
+use crate::cuda::CudaLaunch;
 use crate::cuda::{Kernel, value_type};
-use crate::op::CudaLaunch;
 use crate::select::Variant;
 use crate::spec::{Format, KernelError};
 

@@ -17,13 +17,13 @@ mod gemm;
 mod gemv;
 mod product;
 
-use super::{Matmul, MatmulSpec};
-use crate::op::{WgpuLaunch, WgpuOp};
+use super::Matmul;
 use crate::select::Variant;
+use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for Matmul {
-    fn wgpu_variants() -> &'static [Variant<MatmulSpec, WgpuLaunch<Self>>] {
-        &[
+    fn wgpu_variants() -> WgpuRows<Self> {
+        Ok(&[
             Variant {
                 name: "gemv-dot4",
                 reject: bytes::reject_gemv,
@@ -57,20 +57,20 @@ impl WgpuOp for Matmul {
                 launch: gemm::split,
             },
             Variant { name: "gemm-tile", reject: gemm::reject, est_us: gemm::est, launch: gemm::tile },
-        ]
+        ])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::matmul::Math;
+    use crate::ops::matmul::{Math, MatmulSpec};
     use crate::select::select;
     use crate::spec::{Backend, Caps, DType, WgpuCaps};
 
     fn pick(wgpu: WgpuCaps, spec: MatmulSpec) -> Option<&'static str> {
         let caps = Caps { backend: Backend::Wgpu, wgpu, ..Caps::default() };
-        select(Matmul::wgpu_variants(), &spec, &caps).map(|row| row.name)
+        select(Matmul::wgpu_variants().unwrap_or_default(), &spec, &caps).map(|row| row.name)
     }
 
     #[test]

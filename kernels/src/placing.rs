@@ -1,4 +1,4 @@
-//! Stored tensors of a stacked matrix as the one matrix that they are to a GPU.
+//! Placing weights: stored tensors of a stacked matrix as the one matrix that they are to a GPU, and what is placed already.
 
 use std::collections::HashMap;
 use std::ops::Range;
