@@ -1,17 +1,24 @@
 //! Models by name: the embedded demo, a local directory, or a model of the Hugging Face hub.
 //!
 //! Downloads go through the hub's usual cache (`models--OWNER--NAME/{blobs,snapshots,refs}`), which is shared with
-//! the other tools that use it, and follow its usual environment variables; see [`HubConfig::from_env`].
+//! the other tools that use it, and follow its usual environment variables; see [`HubConfig::from_env`]. What the hub
+//! states of a file, its size and hash, is checked before the file gets its name in the cache.
 
+mod cache;
+mod client;
 mod config;
+mod digest;
+mod download;
 mod error;
 mod fetch;
 mod reference;
+mod url;
 
 pub use config::HubConfig;
 pub use error::HubError;
 pub use fetch::{cached, fetch};
 pub use reference::{HubId, ModelRef};
+pub use url::Endpoint;
 
 /// Told about the progress of a download; every method may do nothing, as those of `()` do.
 pub trait DownloadProgress {

@@ -1,7 +1,7 @@
 //! A hub on loopback: the parts of the hub's HTTP interface that downloading uses, with faults on demand.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -23,8 +23,34 @@ pub enum Fault {
     IgnoreRange,
     /// The answer has this status and no body.
     Status(u16),
+    /// Nothing more comes after this many bytes of the body, and the connection stays open.
+    Stall(usize),
+    /// A part of the body is zeros.
+    WrongBytes,
+    /// The answer to a range does not say which one it is.
+    NoContentRange,
     /// Nothing: this request is answered as it should be.
     None,
+}
+
+/// Where requests for files are sent on to.
+#[derive(Clone, Debug, Default)]
+pub enum Redirect {
+    /// Those of weights to another path of the hub.
+    #[default]
+    Weights,
+    /// Nowhere.
+    Nowhere,
+    /// All, by a path without a host.
+    Relative,
+    /// All, to the hub at this address.
+    Host(String),
+    /// All, with this `Location`.
+    Location(String),
+    /// All, to where they come from.
+    Itself,
+    /// All, without a `Location`.
+    Missing,
 }
 
 #[derive(Default)]
@@ -35,6 +61,18 @@ pub struct State {
     pub faults: HashMap<String, Vec<Fault>>,
     /// Requests as `path range`, in order.
     pub log: Vec<String>,
+    /// The paths of the same requests, and their `Authorization`.
+    pub authorized: Vec<(String, Option<String>)>,
+    /// Redirects of files.
+    pub redirect: Redirect,
+    /// Redirects of the model's description, if not [`Redirect::Weights`].
+    pub redirect_info: Redirect,
+    /// Ranges are not understood.
+    pub no_ranges: bool,
+    /// `ETag` of every file, in place of the hash.
+    pub etag: Option<&'static str>,
+    /// Sent as `Retry-After` with a fault's status.
+    pub retry_after: Option<u32>,
     /// If set, requests without this token get 401.
     pub token: Option<String>,
     /// Sent as `X-Error-Code` with 401.
@@ -88,12 +126,16 @@ impl Hub {
     }
 }
 
-/// An entity tag: letters and digits that depend on the content alone.
-pub fn tag(bytes: &[u8]) -> String {
-    let hash = |seed: u64| {
-        bytes.iter().fold(seed, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3).rotate_left(5))
+/// The entity tag: SHA-256 of weights, Git's hash of other files.
+pub fn tag(name: &str, bytes: &[u8]) -> String {
+    use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
+    let digest = if name.ends_with(".safetensors") {
+        digest(&SHA256, bytes)
+    } else {
+        let head = format!("blob {}\0", bytes.len());
+        digest(&SHA1_FOR_LEGACY_USE_ONLY, &[head.as_bytes(), bytes].concat())
     };
-    format!("{:016x}{:016x}{:08x}", hash(0xcbf2_9ce4_8422_2325), hash(7), bytes.len())
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn serve(stream: TcpStream, state: &Mutex<State>, base: &str) -> std::io::Result<()> {
@@ -101,7 +143,7 @@ fn serve(stream: TcpStream, state: &Mutex<State>, base: &str) -> std::io::Result
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let target = line.split_whitespace().nth(1).unwrap_or("/").to_owned();
-    let (mut range, mut token) = (None, None);
+    let (mut range, mut authorization) = (None, None);
     loop {
         line.clear();
         if reader.read_line(&mut line)? == 0 || line.trim().is_empty() {
@@ -110,14 +152,17 @@ fn serve(stream: TcpStream, state: &Mutex<State>, base: &str) -> std::io::Result
         let (name, value) = line.trim().split_once(':').unwrap_or((line.trim(), ""));
         match name.to_ascii_lowercase().as_str() {
             "range" => range = Some(value.trim().to_owned()),
-            "authorization" => token = value.trim().strip_prefix("Bearer ").map(str::to_owned),
+            "authorization" => authorization = Some(value.trim().to_owned()),
             _ => {}
         }
     }
     let path = target.split('?').next().unwrap_or("").to_owned();
     let mut state = state.lock().unwrap();
     state.log.push(format!("{path} {}", range.as_deref().unwrap_or("-")));
-    let answer = answer(&mut state, &path, range.as_deref(), token.as_deref(), base);
+    state.authorized.push((path.clone(), authorization.clone()));
+    let token = authorization.as_deref().and_then(|value| value.strip_prefix("Bearer "));
+    let range = range.filter(|_| !state.no_ranges);
+    let answer = answer(&mut state, &path, range.as_deref(), token, base);
     drop(state);
     answer.send(stream)
 }
@@ -129,11 +174,14 @@ struct Answer {
     /// Send only this much of the body.
     limit: usize,
     stated_length: bool,
+    /// Leave the connection open.
+    stalled: bool,
 }
 
 impl Answer {
     fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new(), limit: usize::MAX, stated_length: true }
+        let (headers, body) = (Vec::new(), Vec::new());
+        Self { status, headers, body, limit: usize::MAX, stated_length: true, stalled: false }
     }
 
     fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -152,6 +200,10 @@ impl Answer {
         stream.write_all((head + "\r\n").as_bytes())?;
         stream.write_all(&self.body[..self.limit.min(self.body.len())])?;
         stream.flush()?;
+        if self.stalled {
+            // Until the other side has had enough.
+            let _ = stream.read(&mut [0]);
+        }
         stream.shutdown(Shutdown::Both)
     }
 }
@@ -168,10 +220,15 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, token: Option<&str
     }
     match parts[..] {
         ["api", "models", owner, name, "revision", revision] => {
-            if let Some(Fault::Status(status)) = next_fault(state, "info") {
-                return Answer::status(status);
+            match next_fault(state, "info") {
+                Some(Fault::Status(status)) => return refuse(state, status),
+                Some(Fault::Stall(_)) => return Answer { stalled: true, ..Answer::status(200) },
+                _ => {}
             }
             let repo = format!("{owner}/{name}");
+            if !matches!(state.redirect_info, Redirect::Weights) {
+                return redirect(&state.redirect_info, base, path, path);
+            }
             if !state.revisions.keys().any(|(known, _)| *known == repo) {
                 return Answer::status(404).header("X-Error-Code", "RepoNotFound");
             }
@@ -186,15 +243,19 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, token: Option<&str
             let Some(revision) = state.revisions.get(&key) else { return Answer::status(404) };
             let sha = revision.sha.clone();
             let Some(bytes) = revision.files.get(&file).cloned() else { return Answer::status(404) };
-            if file.ends_with(".safetensors") {
-                // Large files live elsewhere.
-                return Answer::status(302)
+            let tag = state.etag.map_or_else(|| format!("\"{}\"", tag(&file, &bytes)), str::to_owned);
+            let elsewhere = match state.redirect {
+                Redirect::Weights => file.ends_with(".safetensors"),
+                Redirect::Nowhere => false,
+                _ => true,
+            };
+            if elsewhere {
+                let content = format!("/content/{}/{}/{file}", key.0, key.1);
+                return redirect(&state.redirect, base, path, &content)
                     .header("X-Repo-Commit", sha)
-                    .header("X-Linked-Etag", format!("\"{}\"", tag(&bytes)))
-                    .header("X-Linked-Size", bytes.len().to_string())
-                    .header("Location", format!("{base}/content/{}/{}/{file}", key.0, key.1));
+                    .header("X-Linked-Etag", tag)
+                    .header("X-Linked-Size", bytes.len().to_string());
             }
-            let tag = format!("\"{}\"", tag(&bytes));
             content(state, &file, bytes, range).header("X-Repo-Commit", sha).header("ETag", tag)
         }
         ["content", owner, name, revision, ref file @ ..] => {
@@ -210,6 +271,26 @@ fn answer(state: &mut State, path: &str, range: Option<&str>, token: Option<&str
     }
 }
 
+fn redirect(redirect: &Redirect, base: &str, path: &str, content: &str) -> Answer {
+    let location = match redirect {
+        Redirect::Relative => content.to_owned(),
+        Redirect::Host(host) => format!("{host}{content}"),
+        Redirect::Location(location) => location.clone(),
+        Redirect::Itself => path.to_owned(),
+        Redirect::Missing => return Answer::status(302),
+        Redirect::Weights | Redirect::Nowhere => format!("{base}{content}"),
+    };
+    Answer::status(302).header("Location", location)
+}
+
+fn refuse(state: &State, status: u16) -> Answer {
+    let answer = Answer::status(status);
+    match state.retry_after {
+        Some(seconds) => answer.header("Retry-After", seconds.to_string()),
+        None => answer,
+    }
+}
+
 fn describe(revision: &Revision, bare: bool) -> Answer {
     let mut siblings: Vec<serde_json::Value> = revision
         .files
@@ -217,8 +298,8 @@ fn describe(revision: &Revision, bare: bool) -> Answer {
         .map(|(name, bytes)| match (bare, name.ends_with(".safetensors")) {
             (true, _) => serde_json::json!({"rfilename": name}),
             (_, true) => serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": "0",
-                "lfs": {"sha256": tag(bytes), "size": bytes.len(), "pointerSize": 1}}),
-            _ => serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": tag(bytes)}),
+                "lfs": {"sha256": tag(name, bytes), "size": bytes.len(), "pointerSize": 1}}),
+            _ => serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": tag(name, bytes)}),
         })
         .collect();
     siblings.sort_by_key(|s| s["rfilename"].to_string());
@@ -233,7 +314,12 @@ fn content(state: &mut State, name: &str, bytes: Vec<u8>, range: Option<&str>) -
     let probe = range == Some("bytes=0-0");
     let fault = if probe { None } else { next_fault(state, name) };
     if let Some(Fault::Status(status)) = fault {
-        return Answer::status(status);
+        return refuse(state, status);
+    }
+    let mut bytes = bytes;
+    if matches!(fault, Some(Fault::WrongBytes)) {
+        let length = bytes.len();
+        bytes[length / 3..=length / 2].fill(0);
     }
     let range = range.filter(|_| !matches!(fault, Some(Fault::IgnoreRange)));
     let mut answer = match range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-')) {
@@ -243,8 +329,11 @@ fn content(state: &mut State, name: &str, bytes: Vec<u8>, range: Option<&str>) -
                 return Answer::status(416).header("Content-Range", format!("bytes */{}", bytes.len()));
             }
             let end = end.parse().map_or(bytes.len(), |end: usize| (end + 1).min(bytes.len()));
-            let mut answer = Answer::status(206)
-                .header("Content-Range", format!("bytes {start}-{}/{}", end - 1, bytes.len()));
+            let mut answer = Answer::status(206);
+            if !matches!(fault, Some(Fault::NoContentRange)) {
+                let range = format!("bytes {start}-{}/{}", end - 1, bytes.len());
+                answer = answer.header("Content-Range", range);
+            }
             answer.body = bytes[start..end].to_vec();
             answer
         }
@@ -256,6 +345,7 @@ fn content(state: &mut State, name: &str, bytes: Vec<u8>, range: Option<&str>) -
     };
     match fault {
         Some(Fault::Cut(bytes)) => answer.limit = bytes,
+        Some(Fault::Stall(bytes)) => (answer.limit, answer.stalled) = (bytes, true),
         Some(Fault::Short(bytes)) => {
             answer.limit = bytes;
             answer.stated_length = false;

@@ -2,16 +2,16 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::HubError;
+use super::{Endpoint, HubError};
 
 /// Where the hub and its cache are, and how to reach them.
 #[derive(Clone)]
 pub struct HubConfig {
-    /// Root of the hub's addresses, without a slash at the end.
-    pub endpoint: String,
+    /// Root of the hub's addresses.
+    pub endpoint: Endpoint,
     /// The directory that holds `models--OWNER--NAME`.
     pub cache: PathBuf,
-    /// Access token, sent to the endpoint.
+    /// Access token, sent to the endpoint and to no other host.
     pub token: Option<String>,
     /// Use the cache alone.
     pub offline: bool,
@@ -19,6 +19,8 @@ pub struct HubConfig {
     pub retries: u32,
     /// Pause before the first retry; each further one waits twice as long.
     pub retry_delay: Duration,
+    /// How long a connection may stand still before it counts as broken.
+    pub stall_timeout: Duration,
 }
 
 impl fmt::Debug for HubConfig {
@@ -37,7 +39,7 @@ impl HubConfig {
     ///
     /// | variable | meaning |
     /// | --- | --- |
-    /// | `HF_ENDPOINT` | address of the hub, `https://huggingface.co` unless set |
+    /// | `HF_ENDPOINT` | address of the hub, `https://huggingface.co` unless set; may have a user and password |
     /// | `HF_HUB_CACHE` | cache directory, `$HF_HOME/hub` unless set |
     /// | `HF_HOME` | `$XDG_CACHE_HOME/huggingface` or `~/.cache/huggingface` unless set |
     /// | `HF_TOKEN` | access token, else the content of `HF_TOKEN_PATH` or `$HF_HOME/token` |
@@ -74,25 +76,25 @@ impl HubConfig {
             })?;
         // Links inside the cache are relative to each other and need one common root.
         let cache = std::path::absolute(&cache).map_err(|source| HubError::Io { path: cache, source })?;
-        let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            let expected = "an address that begins with https:// or http://";
-            return Err(HubError::Variable { name: "HF_ENDPOINT", expected, found: endpoint });
-        }
+        let on = |name: &str| {
+            var(name).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.trim().to_lowercase().as_str()))
+        };
+        let offline = on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE");
+        // Offline nobody asks the endpoint.
+        let endpoint = var("HF_ENDPOINT").filter(|_| !offline);
+        let endpoint = Endpoint::parse(endpoint.as_deref().unwrap_or("https://huggingface.co"))?;
         let token = var("HF_TOKEN")
             .or_else(|| var("HUGGING_FACE_HUB_TOKEN"))
             .or_else(|| read_token(&path("HF_TOKEN_PATH").or_else(|| Some(home.as_ref()?.join("token")))?))
             .map(|token| token.trim().to_owned());
-        let on = |name: &str| {
-            var(name).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.trim().to_lowercase().as_str()))
-        };
         Ok(Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            endpoint,
             cache,
             token,
-            offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
+            offline,
             retries: 5,
             retry_delay: Duration::from_millis(500),
+            stall_timeout: Duration::from_secs(30),
         })
     }
 }
@@ -112,7 +114,10 @@ mod tests {
     #[test]
     fn variables() {
         let c = config(&[("HOME", "/u")]).unwrap();
-        assert_eq!((c.endpoint.as_str(), c.offline, c.token), ("https://huggingface.co", false, None));
+        assert_eq!(
+            (c.endpoint.to_string().as_str(), c.offline, c.token),
+            ("https://huggingface.co", false, None)
+        );
         assert_eq!(c.cache, Path::new("/u/.cache/huggingface/hub"));
         let cache = |vars: &[(&str, &str)]| config(vars).unwrap().cache;
         assert_eq!(cache(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/x")]), Path::new("/x/huggingface/hub"));
@@ -120,13 +125,25 @@ mod tests {
         assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), Path::new("/c"));
         let c = config(&[("HF_HOME", "/hf"), ("HF_ENDPOINT", "http://localhost:1/"), ("HF_TOKEN", " t\n")])
             .unwrap();
-        assert_eq!((c.endpoint.as_str(), c.token.as_deref()), ("http://localhost:1", Some("t")));
+        assert_eq!((c.endpoint.to_string().as_str(), c.token.as_deref()), ("http://localhost:1", Some("t")));
         assert!(!format!("{c:?}").contains("\"t\""), "the token is not printed");
         for (value, offline) in [("1", true), ("ON", true), ("True", true), ("0", false), ("", false)] {
             assert_eq!(config(&[("HF_HOME", "/hf"), ("HF_HUB_OFFLINE", value)]).unwrap().offline, offline);
         }
         let e = config(&[("HF_HOME", "/hf"), ("HF_ENDPOINT", "hub")]).unwrap_err().to_string();
         assert_eq!(e, "HF_ENDPOINT: expected an address that begins with https:// or http://, found \"hub\"");
+        assert!(
+            config(&[("HF_HOME", "/hf"), ("HF_ENDPOINT", "hub"), ("HF_HUB_OFFLINE", "1")]).unwrap().offline
+        );
+        let vars = [("HF_HOME", "/hf"), ("HF_ENDPOINT", "http://user:pass@hub")];
+        let shown = format!("{:?}", config(&vars).unwrap());
+        assert!(
+            shown.contains("http://hub") && !shown.contains("user") && !shown.contains("pass"),
+            "{shown}"
+        );
+        let vars = [("HF_HOME", "/hf"), ("HF_ENDPOINT", "user:pass@hub")];
+        let e = config(&vars).unwrap_err().to_string();
+        assert!(e.ends_with("found \"***@hub\""), "{e}");
         assert!(config(&[]).unwrap_err().to_string().starts_with("HF_HOME: expected a directory"));
     }
 }

@@ -21,6 +21,14 @@ pub enum HubError {
     /// A path to a file.
     #[error("model {0}: expected a directory, found a file")]
     NotADirectory(PathBuf),
+    /// A path that is a link to nothing.
+    #[error("model {path}: a link to {target}, which does not exist")]
+    Dangling {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        target: PathBuf,
+    },
     /// An environment variable has a value that cannot be used.
     #[error("{name}: expected {expected}, found {found:?}")]
     Variable {
@@ -81,6 +89,16 @@ pub enum HubError {
         /// What the network said.
         reason: String,
     },
+    /// The answer of the hub, or of a host that it names, makes no sense.
+    #[error("hub model {id}: {what}: unexpected answer of {reason}")]
+    Answer {
+        /// `OWNER/NAME`.
+        id: String,
+        /// The request.
+        what: String,
+        /// Who answered, and what is wrong.
+        reason: String,
+    },
     /// Offline, and the cache does not have the model.
     #[error("hub model {id}: not in the cache {cache}, and HF_HUB_OFFLINE forbids to download it")]
     NotCached {
@@ -120,6 +138,18 @@ pub enum HubError {
         expected: u64,
         /// Size on disk.
         found: u64,
+    },
+    /// A downloaded file is not the one that the hub states; it is not kept.
+    #[error("hub model {id}: {file}: expected content with {expected}, found {found}")]
+    Content {
+        /// `OWNER/NAME`.
+        id: String,
+        /// The file.
+        file: String,
+        /// Kind of hash and its value by the hub's own account.
+        expected: String,
+        /// Hash of what arrived.
+        found: String,
     },
     /// Another process is downloading the same file.
     #[error("hub model {id}: {file}: another process is downloading it (lock {lock})")]
@@ -176,6 +206,10 @@ impl HubError {
                 "check the connection; a download that was cut goes on where it stopped when run again"
                     .into(),
             ),
+            Self::Answer { .. } | Self::Content { .. } | Self::Size { .. } => {
+                Some("a proxy or the mirror in HF_ENDPOINT may be at fault; try again, or another one".into())
+            }
+            Self::File(error) => error.hint().map(str::to_owned),
             Self::Busy { .. } => Some("wait for it, then run again".into()),
             _ => None,
         }

@@ -1,20 +1,24 @@
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 
+use super::cache::Repository;
+use super::client::{Client, Trouble};
+use super::digest::Hash;
+use super::download::{Download, Stated, length};
 use super::{DownloadProgress, HubConfig, HubError, HubId};
-use crate::files::ModelFiles;
+use crate::files::{ModelFiles, dangling};
+use crate::json;
 
 /// Small files that a model may have at its root; those that exist are fetched.
-const SMALL_FILES: [&str; 13] = [
+const SMALL_FILES: [&str; 14] = [
     "config.json",
     "generation_config.json",
     "processor_config.json",
     "preprocessor_config.json",
+    "video_preprocessor_config.json",
     "chat_template.jinja",
     "chat_template.json",
     "tokenizer.json",
@@ -28,15 +32,14 @@ const SMALL_FILES: [&str; 13] = [
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// How long to wait for the hub's description of a model; the files themselves may take any time.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest description of a model that is read.
+const MAX_DESCRIPTION: u64 = 64 << 20;
 
 /// The snapshot directory of a model, with the files that loading needs: configuration, tokenizer, processor, chat
 /// template and safetensors weights. What is absent is downloaded; a download that was cut goes on where it stopped.
 ///
-/// The hub is asked once for the commit that the revision names; if it cannot be reached, a complete cached copy is
-/// used and a notice given.
+/// Of these files all that the repository lists are needed. The hub is asked once for the commit that the revision names;
+/// if it cannot be reached, a complete cached copy is used and a notice given. A complete cache is not written to.
 ///
 /// # Errors
 /// See [`HubError`]; offline, when the cache does not have the model.
@@ -48,40 +51,34 @@ pub fn fetch(
     if config.offline {
         return cached(id, config);
     }
-    let cache = Cache::new(config.cache.clone());
-    let api = ApiBuilder::from_cache(cache.clone())
-        .with_endpoint(config.endpoint.clone())
-        .with_token(config.token.clone())
-        .with_user_agent("ocelli", env!("CARGO_PKG_VERSION"))
-        .with_progress(false)
-        .build()
-        .map_err(|e| network(id, "set up", &e))?;
-    let named = |revision: &str| Repo::with_revision(id.repo(), RepoType::Model, revision.to_owned());
-
-    let info = match describe(&api.repo(named(id.revision())), id, config) {
+    let client = Client::new(config)?;
+    let info = match describe(&client, id, config) {
         Ok(info) => info,
-        Err(e @ (HubError::Network { .. } | HubError::Status { .. })) => {
+        Err(e @ (HubError::Network { .. } | HubError::Status { .. } | HubError::Answer { .. })) => {
             let Ok(dir) = cached(id, config) else { return Err(e) };
             progress.notice(&format!("{e}; the cached copy is used"));
             return Ok(dir);
         }
         Err(e) => return Err(e),
     };
-    let snapshot = cache.repo(named(&info.sha)).pointer_path(&info.sha);
-    let mut download = Download {
+    let cache = Repository::new(id, config);
+    let snapshot = cache.snapshot(&info.sha);
+    let download = Download {
         id,
         config,
-        api: &api,
+        client: &client,
+        cache: &cache,
         // By commit and not by name, so that all files are of one commit even if the branch moves meanwhile.
-        repo: api.repo(named(&info.sha)),
-        blobs: cache.repo(named(&info.sha)).blob_path(""),
-        snapshot: &snapshot,
-        info: &info,
+        commit: &info.sha,
         progress,
     };
-    download.run()?;
-    let io = |source| HubError::Io { path: config.cache.clone(), source };
-    cache.repo(named(id.revision())).create_ref(&info.sha).map_err(io)?;
+    let mut files = Files { info: &info, snapshot: &snapshot, download };
+    files.run()?;
+    if let Err(error) = cache.record(id.revision(), &info.sha) {
+        // The model is there all the same.
+        let (revision, sha) = (id.revision(), &info.sha);
+        progress.notice(&format!("{revision} is {sha}, which the cache cannot note: {error}"));
+    }
     Ok(snapshot)
 }
 
@@ -90,14 +87,18 @@ pub fn fetch(
 /// # Errors
 /// [`HubError::NotCached`] or [`HubError::Incomplete`].
 pub fn cached(id: &HubId, config: &HubConfig) -> Result<PathBuf, HubError> {
-    let repo = Repo::with_revision(id.repo(), RepoType::Model, id.revision().to_owned());
-    let root = config.cache.join(repo.folder_name());
-    let by_name = std::fs::read_to_string(root.join("refs").join(id.revision()));
+    let cache = Repository::new(id, config);
     // A commit may be cached without a reference of its own.
-    let commit = by_name.map_or_else(|_| id.revision().to_owned(), |commit| commit.trim().to_owned());
-    let snapshot = root.join("snapshots").join(&commit);
+    let commit = cache.reference(id.revision()).unwrap_or_else(|| id.revision().to_owned());
+    let snapshot = cache.snapshot(&commit);
     if !is_commit(&commit) || !snapshot.is_dir() {
         return Err(HubError::NotCached { id: id.to_string(), cache: config.cache.clone() });
+    }
+    let absent = |file: String| HubError::Incomplete { id: id.to_string(), file, snapshot: snapshot.clone() };
+    // What a model may do without is there or not; but a link without its content was there.
+    let mut small = SMALL_FILES.iter().chain(&[WEIGHTS, INDEX]);
+    if let Some(file) = small.find(|file| dangling(&snapshot.join(file)).is_some()) {
+        return Err(absent((*file).to_owned()));
     }
     let mut needed = vec!["config.json".to_owned()];
     if !snapshot.join(WEIGHTS).is_file() {
@@ -108,7 +109,7 @@ pub fn cached(id: &HubId, config: &HubConfig) -> Result<PathBuf, HubError> {
         }
     }
     match needed.into_iter().find(|file| !snapshot.join(file).is_file()) {
-        Some(file) => Err(HubError::Incomplete { id: id.to_string(), file, snapshot }),
+        Some(file) => Err(absent(file)),
         None => Ok(snapshot),
     }
 }
@@ -137,14 +138,13 @@ struct Lfs {
 }
 
 impl File {
-    fn size(&self) -> Option<u64> {
-        self.lfs.as_ref().and_then(|lfs| lfs.size).or(self.size)
-    }
-
-    /// The name of the file in the cache's `blobs`, which is also its entity tag.
-    fn blob(&self) -> Option<&str> {
-        let name = self.lfs.as_ref().map_or(self.blob_id.as_deref(), |lfs| lfs.sha256.as_deref())?;
-        is_commit(name).then_some(name)
+    fn stated(&self) -> Stated {
+        let size = self.lfs.as_ref().and_then(|lfs| lfs.size).or(self.size);
+        let (name, hash) = match &self.lfs {
+            Some(lfs) => (lfs.sha256.as_deref(), lfs.sha256.as_deref().and_then(Hash::sha256)),
+            None => (self.blob_id.as_deref(), self.blob_id.as_deref().and_then(Hash::git)),
+        };
+        Stated { size, tag: name.filter(|name| is_commit(name)).map(str::to_owned), hash }
     }
 }
 
@@ -154,286 +154,106 @@ impl Info {
     }
 }
 
-fn describe(repo: &ApiRepo, id: &HubId, config: &HubConfig) -> Result<Info, HubError> {
+fn describe(client: &Client<'_>, id: &HubId, config: &HubConfig) -> Result<Info, HubError> {
     const WHAT: &str = "ask the hub for the model";
-    let mut attempt = 0;
-    let mut response = loop {
-        let request = repo.info_request().query("blobs", "true");
-        let answer = request
-            .config()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(ANSWER_TIMEOUT))
-            .build()
-            .call();
-        let passing = match &answer {
-            Ok(response) => is_passing(response.status().as_u16()),
-            // A refused connection or an unknown host does not come back within seconds.
-            Err(_) => false,
-        };
-        if !passing || attempt >= config.retries {
-            break answer.map_err(|e| network(id, WHAT, &e))?;
+    let revision = id.revision().replace('/', "%2F").replace('+', "%2B");
+    let url = config.endpoint.at(&format!("/api/models/{}/revision/{revision}?blobs=true", id.repo()));
+    let ask = || {
+        let answer = client.get(url.clone(), None)?;
+        let status = answer.status;
+        let code = answer.header("x-error-code").unwrap_or("").to_owned();
+        let (pause, host) = (answer.pause(), answer.url.clone());
+        let mut text = Vec::new();
+        if status == 200 {
+            let mut body = answer.into_reader().take(MAX_DESCRIPTION);
+            body.read_to_end(&mut text).map_err(|error| client.broken(&host, error))?;
         }
-        std::thread::sleep(config.retry_delay * 2u32.saturating_pow(attempt.min(4)));
+        Ok((status, code, pause, host, text))
+    };
+    let mut attempt = 0;
+    let (status, code, _, host, text) = loop {
+        let answer = ask();
+        let pause = match &answer {
+            Ok((status, _, pause, ..)) => is_passing(*status).then_some(*pause),
+            // A refused connection or an unknown host does not come back within seconds.
+            Err(Trouble::Network { passing, .. }) => passing.then_some(None),
+            Err(Trouble::Answer(_)) => None,
+        };
+        match pause {
+            Some(pause) if attempt < config.retries => {
+                let delay = config.retry_delay * 2u32.saturating_pow(attempt.min(4));
+                std::thread::sleep(delay.max(pause.unwrap_or_default()));
+            }
+            _ => break answer.map_err(|trouble| trouble.of(id, WHAT))?,
+        }
         attempt += 1;
     };
-    let status = response.status().as_u16();
     if status != 200 {
-        let code = response.headers().get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or("");
-        return Err(refusal(id, config, WHAT, status, code));
+        return Err(refusal(id, config, WHAT, status, &code));
     }
-    let bad = |reason: String| HubError::Repository { id: id.repo(), reason };
-    let text = response.body_mut().read_to_vec().map_err(|e| network(id, WHAT, &e))?;
-    let info: Info = serde_json::from_slice(&text)
-        .map_err(|e| bad(format!("unexpected answer of {}: {e}", config.endpoint)))?;
+    let bad = |reason: String| Trouble::Answer(format!("{host}: {reason}")).of(id, WHAT);
+    let info: Info = json::from_slice(&text).map_err(|error| bad(error.to_string()))?;
     if !is_commit(&info.sha) {
         return Err(bad(format!("sha: expected a commit, found {:?}", info.sha)));
     }
     Ok(info)
 }
 
-/// A file's content in the cache.
-struct Blob {
-    path: PathBuf,
-    size: u64,
-}
-
-struct Download<'a> {
-    id: &'a HubId,
-    config: &'a HubConfig,
-    api: &'a Api,
-    repo: ApiRepo,
-    blobs: PathBuf,
-    snapshot: &'a Path,
+/// The files of a commit that are needed.
+struct Files<'a> {
     info: &'a Info,
-    progress: &'a mut dyn DownloadProgress,
+    snapshot: &'a Path,
+    download: Download<'a>,
 }
 
-impl Download<'_> {
+impl Files<'_> {
     fn run(&mut self) -> Result<(), HubError> {
-        let bad = |reason: String| HubError::Repository { id: self.id.repo(), reason };
+        let bad = |id: &HubId, reason: String| HubError::Repository { id: id.repo(), reason };
+        let id = self.download.id;
         if self.info.file("config.json").is_none() {
-            return Err(bad("config.json: no such file".into()));
+            return Err(bad(id, "config.json: no such file".into()));
         }
-        let mut files: Vec<String> = SMALL_FILES
-            .iter()
-            .filter(|name| self.info.file(name).is_some())
-            .map(|name| (*name).to_owned())
-            .collect();
+        let listed = SMALL_FILES.iter().filter(|name| self.info.file(name).is_some());
+        let mut files: Vec<String> = listed.map(|name| (*name).to_owned()).collect();
         if self.info.file(WEIGHTS).is_some() {
             files.push(WEIGHTS.into());
         } else if self.info.file(INDEX).is_some() {
             // The index is small and says what else is needed.
             self.get(INDEX)?;
-            for shard in shards(self.id, self.snapshot)? {
+            for shard in shards(id, self.snapshot)? {
                 if self.info.file(&shard).is_none() {
-                    return Err(bad(format!("{INDEX}: {shard}: no such file in the repository")));
+                    return Err(bad(id, format!("{INDEX}: {shard}: no such file in the repository")));
                 }
                 files.push(shard);
             }
         } else {
-            let found: Vec<&str> = self
-                .info
-                .siblings
-                .iter()
-                .map(|file| file.name.as_str())
-                .filter(|name| {
-                    [".bin", ".gguf", ".pth", ".pt", ".safetensors"].iter().any(|e| name.ends_with(e))
-                })
-                .take(3)
-                .collect();
+            let weights = |name: &&str| {
+                [".bin", ".gguf", ".pth", ".pt", ".safetensors"].iter().any(|e| name.ends_with(e))
+            };
+            let names = self.info.siblings.iter().map(|file| file.name.as_str());
+            let found: Vec<&str> = names.filter(weights).take(3).collect();
             let found = if found.is_empty() { "none".into() } else { found.join(", ") };
-            return Err(bad(format!("weights: expected {WEIGHTS} or {INDEX}, found {found}")));
+            return Err(bad(id, format!("weights: expected {WEIGHTS} or {INDEX}, found {found}")));
         }
-        files.retain(|name| !self.snapshot.join(name).is_file());
-        let sizes: Option<Vec<u64>> = files.iter().map(|name| self.info.file(name)?.size()).collect();
-        self.progress.begin(files.len(), sizes.map(|sizes| sizes.iter().sum()));
+        files.retain(|name| !self.has(name));
+        let sizes: Option<Vec<u64>> = files.iter().map(|name| self.info.file(name)?.stated().size).collect();
+        self.download.progress.begin(files.len(), sizes.map(|sizes| sizes.iter().sum()));
         files.iter().try_for_each(|name| self.get(name))
     }
 
-    /// Makes a file of the snapshot exist. Broken connections are tried again, going on after the bytes that arrived.
+    /// Whether the snapshot has a file, of the size that the hub states.
+    fn has(&self, name: &str) -> bool {
+        let path = self.snapshot.join(name);
+        let size = self.info.file(name).and_then(|file| file.stated().size);
+        path.is_file() && size.is_none_or(|size| length(&path) == size)
+    }
+
     fn get(&mut self, name: &str) -> Result<(), HubError> {
-        let pointer = self.snapshot.join(name);
-        if pointer.is_file() {
+        if self.has(name) {
             return Ok(());
         }
-        if pointer.symlink_metadata().is_ok() {
-            // A link to a blob that was deleted.
-            std::fs::remove_file(&pointer)
-                .map_err(|source| HubError::Io { path: pointer.clone(), source })?;
-        }
-        let blob = self.blob(name)?;
-        if self.link_existing_blob(name, &blob, &pointer)? {
-            return Ok(());
-        }
-        let part = blob.path.with_extension("part");
-        let mut attempt = 0;
-        loop {
-            let before = length(&part);
-            let error = match self.attempt(name, &blob, &pointer) {
-                Ok(()) => {
-                    self.progress.done(name);
-                    return Ok(());
-                }
-                Err(error) => error,
-            };
-            let advanced = length(&part) > before;
-            attempt = if advanced { 0 } else { attempt + 1 };
-            let passing = match &error {
-                HubError::Network { .. } | HubError::Size { .. } => true,
-                HubError::Status { status, .. } => is_passing(*status) || *status == 416,
-                _ => false,
-            };
-            if !passing || attempt > self.config.retries {
-                return Err(error);
-            }
-            self.progress.notice(&format!("{error}; trying again"));
-            std::thread::sleep(self.config.retry_delay * 2u32.saturating_pow(attempt.min(4)));
-        }
+        self.download.get(name, self.info.file(name).map(File::stated).unwrap_or_default())
     }
-
-    /// What the hub says of a file: in its description of the model, else in the file's headers.
-    fn blob(&self, name: &str) -> Result<Blob, HubError> {
-        let file = self.info.file(name);
-        if let Some((tag, size)) = file.and_then(|file| file.blob().zip(file.size())) {
-            return Ok(Blob { path: self.blobs.join(tag), size });
-        }
-        let headers = self
-            .api
-            .metadata(&self.repo.url(name))
-            .map_err(|e| self.download_error(name, &format!("ask for {name}"), e))?;
-        let tag = headers.etag();
-        if !is_commit(tag) {
-            return Err(
-                self.unexpected(name, format!("entity tag: expected letters and digits, found {tag:?}"))
-            );
-        }
-        Ok(Blob { path: self.blobs.join(tag), size: headers.size() as u64 })
-    }
-
-    fn attempt(&mut self, name: &str, blob: &Blob, pointer: &Path) -> Result<(), HubError> {
-        let io = |path: &Path, source| HubError::Io { path: path.to_owned(), source };
-        let part = blob.path.with_extension("part");
-        prepare_part(&part, blob.size).map_err(|e| io(&part, e))?;
-        let what = format!("download {name}");
-        let adapter = Adapter { progress: self.progress, name, size: None };
-        let path = match self.repo.download_with_progress(name, adapter) {
-            Ok(path) => path,
-            Err(e) => return Err(self.download_error(name, &what, e)),
-        };
-        if path != pointer {
-            return Err(self.unexpected(name, format!("expected commit {}, found another", self.info.sha)));
-        }
-        let (found, expected) = (length(pointer), blob.size);
-        if found == expected {
-            return Ok(());
-        }
-        // A blob must never look complete when it is not: a short one becomes a part again, a long one goes.
-        let arrived = pointer.canonicalize().map_err(|e| io(pointer, e))?;
-        if found < expected {
-            std::fs::rename(&arrived, &part).map_err(|e| io(&arrived, e))?;
-        } else {
-            std::fs::remove_file(&arrived).map_err(|e| io(&arrived, e))?;
-        }
-        if pointer.symlink_metadata().is_ok() {
-            std::fs::remove_file(pointer).map_err(|e| io(pointer, e))?;
-        }
-        Err(HubError::Size { id: self.id.repo(), file: name.into(), expected, found })
-    }
-
-    fn download_error(&self, name: &str, what: &str, e: ApiError) -> HubError {
-        match e {
-            ApiError::RequestError(e) => match *e {
-                ureq::Error::StatusCode(status) => {
-                    refusal(self.id, self.config, what, status, "EntryNotFound")
-                }
-                e => network(self.id, what, &e),
-            },
-            ApiError::LockAcquisition(lock) => HubError::Busy { id: self.id.repo(), file: name.into(), lock },
-            // The body's reader reports a broken connection as an I/O error, like a full disk.
-            ApiError::IoError(source) => match source.kind() {
-                std::io::ErrorKind::StorageFull
-                | std::io::ErrorKind::PermissionDenied
-                | std::io::ErrorKind::NotFound
-                | std::io::ErrorKind::ReadOnlyFilesystem
-                | std::io::ErrorKind::QuotaExceeded => HubError::Io { path: self.blobs.clone(), source },
-                _ => network(self.id, what, &source),
-            },
-            e @ (ApiError::MissingHeader(_) | ApiError::InvalidHeader(_) | ApiError::ParseIntError(_)) => {
-                self.unexpected(name, e.to_string())
-            }
-            e => network(self.id, what, &e),
-        }
-    }
-
-    fn unexpected(&self, name: &str, reason: String) -> HubError {
-        let reason = format!("{name}: unexpected answer of {}: {reason}", self.config.endpoint);
-        HubError::Repository { id: self.id.repo(), reason }
-    }
-
-    /// Reuses a blob that another revision already brought.
-    fn link_existing_blob(&self, name: &str, blob: &Blob, pointer: &Path) -> Result<bool, HubError> {
-        if !blob.path.is_file() || length(&blob.path) != blob.size {
-            return Ok(false);
-        }
-        let Some(tag) = blob.path.file_name() else { return Ok(false) };
-        if let Some(parent) = pointer.parent() {
-            std::fs::create_dir_all(parent).map_err(|source| HubError::Io { path: parent.into(), source })?;
-        }
-        let up = "../".repeat(2 + name.matches('/').count());
-        Ok(link(&Path::new(&up).join("blobs").join(tag), pointer))
-    }
-}
-
-#[cfg(unix)]
-fn link(target: &Path, pointer: &Path) -> bool {
-    std::os::unix::fs::symlink(target, pointer).is_ok()
-}
-
-#[cfg(not(unix))]
-fn link(_target: &Path, _pointer: &Path) -> bool {
-    false
-}
-
-/// Passes the library's progress on.
-struct Adapter<'a> {
-    progress: &'a mut dyn DownloadProgress,
-    name: &'a str,
-    /// Set between `init` and the first `update`, which counts the bytes that an earlier attempt left.
-    size: Option<u64>,
-}
-
-impl hf_hub::api::Progress for Adapter<'_> {
-    fn init(&mut self, size: usize, _filename: &str) {
-        self.size = Some(size as u64);
-    }
-
-    fn update(&mut self, bytes: usize) {
-        match self.size.take() {
-            Some(size) => self.progress.file(self.name, size, bytes as u64),
-            None if bytes > 0 => self.progress.advance(bytes as u64),
-            None => {}
-        }
-    }
-
-    fn finish(&mut self) {}
-}
-
-/// Makes the library's resumption safe: it asks for the bytes after the part's end, which must exist, so a part that
-/// is complete gives back its last byte and one that is too long goes.
-fn prepare_part(part: &Path, expected: u64) -> std::io::Result<()> {
-    let present = length(part);
-    if present == 0 || present < expected {
-        return Ok(());
-    }
-    if present > expected {
-        return std::fs::remove_file(part);
-    }
-    std::fs::OpenOptions::new().write(true).open(part)?.set_len(expected - 1)
-}
-
-fn length(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 /// The files that the index of a snapshot names, without repeats.
@@ -461,17 +281,17 @@ fn is_safe_name(name: &str) -> bool {
 }
 
 /// A name of letters and digits, as commits and entity tags are; it becomes a part of a path.
-fn is_commit(text: &str) -> bool {
+pub(super) fn is_commit(text: &str) -> bool {
     (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
 /// A status that another try may not get.
-fn is_passing(status: u16) -> bool {
+pub(super) fn is_passing(status: u16) -> bool {
     matches!(status, 408 | 425 | 429 | 500 | 502 | 503 | 504)
 }
 
-fn refusal(id: &HubId, config: &HubConfig, what: &str, status: u16, code: &str) -> HubError {
-    let endpoint = config.endpoint.clone();
+pub(super) fn refusal(id: &HubId, config: &HubConfig, what: &str, status: u16, code: &str) -> HubError {
+    let endpoint = config.endpoint.to_string();
     match (code, status) {
         ("RevisionNotFound", _) => {
             HubError::RevisionNotFound { id: id.repo(), revision: id.revision().to_owned() }
@@ -484,8 +304,4 @@ fn refusal(id: &HubId, config: &HubConfig, what: &str, status: u16, code: &str) 
         (_, 404) => HubError::NotFound { id: id.repo(), endpoint },
         _ => HubError::Status { id: id.repo(), what: what.into(), status },
     }
-}
-
-fn network(id: &HubId, what: &str, e: &dyn std::fmt::Display) -> HubError {
-    HubError::Network { id: id.repo(), what: what.into(), reason: e.to_string().replace('\n', " ") }
 }

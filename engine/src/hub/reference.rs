@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{DownloadProgress, HubConfig, HubError, fetch};
+use crate::files::dangling;
 
 /// Which model is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,9 @@ impl ModelRef {
         if path.exists() {
             return Err(HubError::NotADirectory(path.to_owned()));
         }
+        if let Some(target) = dangling(path) {
+            return Err(HubError::Dangling { path: path.to_owned(), target });
+        }
         let slashes =
             text.matches('/').count() - text.rsplit_once('@').map_or(0, |(_, r)| r.matches('/').count());
         let like_a_path =
@@ -47,19 +51,20 @@ impl ModelRef {
         HubId::parse(text).map(Self::Hub)
     }
 
-    /// The directory of the model, downloaded if need be; `None` for the demo model.
+    /// The directory of the model, downloaded if need be; `None` for the demo model. `config` is asked for the model of a
+    /// hub alone.
     ///
     /// # Errors
-    /// As [`fetch`].
+    /// Those of `config`, and as [`fetch`].
     pub fn resolve(
         &self,
-        config: &HubConfig,
+        config: impl FnOnce() -> Result<HubConfig, HubError>,
         progress: &mut dyn DownloadProgress,
     ) -> Result<Option<PathBuf>, HubError> {
         match self {
             Self::Demo => Ok(None),
             Self::Local(dir) => Ok(Some(dir.clone())),
-            Self::Hub(id) => fetch(id, config, progress).map(Some),
+            Self::Hub(id) => fetch(id, &config()?, progress).map(Some),
         }
     }
 }
@@ -167,5 +172,27 @@ mod tests {
         let e = ModelRef::parse(Some(&file)).unwrap_err();
         assert!(matches!(e, HubError::NotADirectory(_)) && e.hint().unwrap().ends_with(here));
         assert!(ModelRef::parse(Some("")).is_err());
+    }
+
+    #[test]
+    fn only_models_of_a_hub_need_its_configuration() {
+        let bad = || HubConfig::from_vars(|_| None);
+        let resolve = |text: Option<&str>| ModelRef::parse(text).unwrap().resolve(bad, &mut ());
+        assert_eq!(resolve(None).unwrap(), None);
+        let here = env!("CARGO_MANIFEST_DIR");
+        assert_eq!(resolve(Some(here)).unwrap(), Some(here.into()));
+        assert!(matches!(resolve(Some("owner/name")), Err(HubError::Variable { name: "HF_HOME", .. })));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_nothing_is_no_hub_id() {
+        let dir = std::env::temp_dir().join(format!("ocelli-reference-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let link = dir.join("model");
+        std::os::unix::fs::symlink("gone", &link).unwrap();
+        let e = ModelRef::parse(link.to_str()).unwrap_err();
+        assert_eq!(e.to_string(), format!("model {}: a link to gone, which does not exist", link.display()));
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }
