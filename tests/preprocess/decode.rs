@@ -48,7 +48,7 @@ impl Drop for Scratch {
 }
 
 /// The error of decoding `bytes` from a file called `name`: one line that starts with the path.
-fn refusal(name: &str, bytes: &[u8], options: &DecodeOptions) -> (ImageError, String) {
+pub(crate) fn refusal(name: &str, bytes: &[u8], options: &DecodeOptions) -> (ImageError, String) {
     let file = Scratch::new(name, bytes);
     let error = decode_file(&file.0, options).unwrap_err();
     let text = error.to_string();
@@ -99,7 +99,7 @@ fn truncated_files_are_refused() {
 }
 
 /// The files of `golden/pictures` with another size in the header.
-fn resized(name: &str, width: u32, height: u32) -> Vec<u8> {
+pub(crate) fn resized(name: &str, width: u32, height: u32) -> Vec<u8> {
     let mut bytes = std::fs::read(crate::golden("pictures").join(name)).unwrap();
     let (wide, short) = ([width, height], [width as u16, height as u16]);
     match name.rsplit_once('.').unwrap().1 {

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{DecodeOptions, PreparedImage, Rgb8Image, decode_file};
-use ocelli_models::smolvlm::processor::{KEYS, Layout, Processor, ProcessorError, Size};
+use ocelli_engine::{Error, Processor as _};
+use ocelli_models::processor::{ImageFields, splice};
+use ocelli_models::smolvlm::processor::{Layout, Processor};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -15,11 +18,29 @@ fn decode(name: &str) -> Rgb8Image {
     decode_file(&crate::golden("images").join(name), &DecodeOptions::default()).unwrap()
 }
 
+/// The processor of these fields of `preprocessor_config.json`, and the reference class's for the others.
+fn with(fields: Value) -> Processor {
+    let known = &["do_image_splitting", "image_seq_len", "max_image_size", "processor_class"];
+    Processor::new(ImageFields::of_json(String::new(), None, Some(&fields), known), None).unwrap()
+}
+
+/// The processor of an edge and a tile, in pixels.
+fn of_sizes(edge: usize, tile: usize) -> Processor {
+    with(serde_json::json!({"size": {"longest_edge": edge}, "max_image_size": {"longest_edge": tile}}))
+}
+
+/// The prompt with the names of tiles and image tokens in the places of pictures.
+fn expand(processor: &Processor, prompt: &str, images: &[PreparedImage]) -> Result<String, Error> {
+    let pictures: Vec<String> =
+        images.iter().map(|image| processor.expansion(image.rows, image.cols)).collect();
+    splice(prompt, &processor.tokens.image, &pictures)
+}
+
 /// A case's own settings and prepared pictures.
 fn prepare(processor: &Processor, case: &Value) -> (Processor, Vec<PreparedImage>) {
     let mut processor = processor.clone();
     for (key, value) in case["processor_kwargs"].as_object().unwrap() {
-        processor.set(key, value).unwrap();
+        processor.set(key, &value.to_string()).unwrap();
     }
     let names = case["images"].as_array().unwrap();
     let images =
@@ -47,7 +68,7 @@ fn special_ids(tokenizer: &Value, prompt: &str) -> Vec<u64> {
 
 fn check_family(family: &str) {
     let dir = crate::golden(family);
-    let processor = Processor::load(&dir).unwrap();
+    let processor = Processor::load(&ModelFiles::dir(&dir)).unwrap();
     let tokenizer = json(&dir.join("tokenizer.json"));
     let bytes = std::fs::read(dir.join("golden.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
@@ -63,7 +84,7 @@ fn check_family(family: &str) {
         } else {
             let want = golden.tensor(&format!("{name}.pixel_values")).unwrap();
             let tiles: usize = images.iter().map(|image| image.tiles.len()).sum();
-            let side = processor.max_image_size;
+            let side = processor.tile;
             assert_eq!(want.shape(), [1, tiles, 3, side, side], "{family} {name}");
             let differing =
                 want.data().chunks_exact(4).zip(&got).filter(|(w, g)| **w != g.to_le_bytes()).count();
@@ -72,7 +93,7 @@ fn check_family(family: &str) {
         }
 
         let prompt = case["prompt"].as_str().unwrap();
-        let expanded = processor.expand_prompt(prompt, &images).unwrap();
+        let expanded = expand(&processor, prompt, &images).unwrap();
         let added: Vec<u64> =
             tokenizer["added_tokens"].as_array().unwrap().iter().filter_map(|t| t["id"].as_u64()).collect();
         let ids: Vec<u64> = case["input_ids"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
@@ -83,7 +104,7 @@ fn check_family(family: &str) {
                 ["id"]
                 .as_u64()
                 .unwrap();
-        let features: usize = images.iter().map(|image| processor.image_tokens(image)).sum();
+        let features: usize = images.iter().map(|image| image.tiles.len() * processor.image_seq_len).sum();
         assert_eq!(ids.iter().filter(|&&id| id == image_id).count(), features, "{family} {name}");
     }
     assert_eq!(pictures, 5, "{family}");
@@ -101,7 +122,7 @@ fn idefics3_goldens() {
 
 #[test]
 fn prompt_text_with_newlines() {
-    let processor = Processor { image_seq_len: 2, ..Processor::default() };
+    let processor = with(serde_json::json!({"image_seq_len": 2}));
     let split = "a<fake_token_around_image><row_1_col_1><image><image><fake_token_around_image><row_1_col_2><image><image>\n\
                  <fake_token_around_image><row_2_col_1><image><image><fake_token_around_image><row_2_col_2><image><image>\n\n\
                  <fake_token_around_image><global-img><image><image><fake_token_around_image>b";
@@ -112,33 +133,32 @@ fn prompt_text_with_newlines() {
 
 #[test]
 fn pictures_and_places_must_agree() {
-    let processor = Processor::default();
-    assert_eq!(processor.expand_prompt("no picture", &[]).unwrap(), "no picture");
-    let error = processor.expand_prompt("<image> and <image>", &[]).unwrap_err();
+    let processor = with(Value::Null);
+    assert_eq!(expand(&processor, "no picture", &[]).unwrap(), "no picture");
+    let error = expand(&processor, "<image> and <image>", &[]).unwrap_err();
     assert_eq!(error.to_string(), "the prompt has 2 <image> tokens, but 0 pictures were given");
 }
 
 #[test]
 fn published_layouts() {
     // SmolVLM-256M: 512-pixel tiles, longest side 2048.
-    let mut processor =
-        Processor { max_image_size: 512, size: Size::LongestEdge(2048), ..Processor::default() };
+    let mut processor = of_sizes(2048, 512);
     let grid = |p: &Processor, w, h| {
         let Layout { rows, cols, .. } = p.layout(w, h);
         (rows, cols)
     };
     assert_eq!(grid(&processor, 512, 512), (4, 4));
-    assert_eq!(processor.layout(512, 512).tiles(), 17);
+    assert_eq!(processor.layout(512, 512).rows * processor.layout(512, 512).cols, 16);
     assert_eq!(grid(&processor, 1920, 1080), (3, 4));
     assert_eq!(grid(&processor, 30_000, 1), (1, 4));
     assert_eq!(grid(&processor, 1, 30_000), (4, 1));
     assert_eq!(grid(&processor, 1, 1), (4, 4));
-    processor.set_text("do_image_splitting", "false").unwrap();
-    assert_eq!(processor.layout(1920, 1080).tiles(), 1);
-    processor.set_text("do_image_splitting", "True").unwrap();
-    processor.set_text("size.longest_edge", "512").unwrap();
+    processor.set("do_image_splitting", "false").unwrap();
+    assert_eq!(processor.layout(1920, 1080).rows, 0);
+    processor.set("do_image_splitting", "True").unwrap();
+    processor.set("size.longest_edge", "512").unwrap();
     assert_eq!(grid(&processor, 1920, 1080), (0, 0));
-    processor.set_text("size.longest_edge", "16384").unwrap();
+    processor.set("size.longest_edge", "16384").unwrap();
     assert_eq!(processor.layout(1920, 1080).resized, (4096, 2304));
 }
 
@@ -150,8 +170,7 @@ fn layouts_of_many_sizes() {
     for row in rows {
         let row: Vec<usize> = row.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect();
         let [edge, tile, width, height, ref want @ ..] = row[..] else { panic!("{row:?}") };
-        let processor =
-            Processor { max_image_size: tile, size: Size::LongestEdge(edge), ..Processor::default() };
+        let processor = of_sizes(edge, tile);
         let got = processor.layout(width, height);
         assert_eq!([got.resized.0, got.resized.1, got.rows, got.cols], want, "{row:?}");
         assert!(got.rows == 0 || got.canvas == (got.cols * tile, got.rows * tile), "{row:?}");
@@ -160,7 +179,7 @@ fn layouts_of_many_sizes() {
 
 #[test]
 fn a_single_pixel_and_a_line_are_prepared() {
-    let processor = Processor::load(&crate::golden("smolvlm")).unwrap();
+    let processor = Processor::load(&ModelFiles::dir(crate::golden("smolvlm"))).unwrap();
     for (width, height, grid) in [(1, 1, (3, 3)), (500, 1, (1, 3)), (1, 500, (3, 1))] {
         let image = Rgb8Image::from_raw(width, height, vec![77; width * height * 3]).unwrap();
         let prepared = processor.prepare(&image, 1).unwrap();
@@ -172,14 +191,13 @@ fn a_single_pixel_and_a_line_are_prepared() {
 
 #[test]
 fn overrides_are_typed() {
-    let mut processor = Processor::default();
-    let text = |result: Result<(), ProcessorError>| result.unwrap_err().to_string();
-    let unknown = text(processor.set_text("do_splitting", "false"));
-    assert!(
-        unknown
-            .starts_with("image processor: unknown key \"do_splitting\"; known keys: do_image_splitting, ")
-    );
-    assert!(KEYS.iter().all(|key| unknown.contains(key)));
+    let mut processor = with(Value::Null);
+    let text = |result: Result<(), Error>| result.unwrap_err().to_string();
+    let unknown = text(processor.set("do_splitting", "false"));
+    let known =
+        "--processor: image processor: unknown key \"do_splitting\"; known keys: do_image_splitting, ";
+    assert!(unknown.starts_with(known), "{unknown}");
+    assert!(["image_std", "size", "max_image_size"].iter().all(|key| unknown.contains(key)));
     for (key, value, want) in [
         ("do_resize", "maybe", "image processor: do_resize: expected true or false, found \"maybe\""),
         (
@@ -213,14 +231,20 @@ fn overrides_are_typed() {
             "image processor: rescale_factor: expected a number other than zero, found 0",
         ),
     ] {
-        assert_eq!(text(processor.set_text(key, value)), want);
+        assert_eq!(text(processor.set(key, value)), format!("--processor: {want}"));
     }
-    assert_eq!(processor, Processor::default(), "a refused override changes nothing");
-    processor.set_text("size", r#"{"height": 20, "width": 30}"#).unwrap();
-    assert_eq!(processor.size, Size::Exact { height: 20, width: 30 });
-    processor.set_text("max_image_size", r#"{"longest_edge": 32}"#).unwrap();
-    processor.set_text("image_mean", "0.25").unwrap();
-    assert_eq!((processor.max_image_size, processor.image_mean), (32, [0.25; 3]));
+    // Divided by it, no grey level is a number.
+    assert!(text(processor.set("image_std", "1e-40")).contains("numbers other than zero"));
+    assert_eq!(processor, with(Value::Null), "a refused override changes nothing");
+    processor.set("size", r#"{"height": 20, "width": 30}"#).unwrap();
+    assert_eq!(processor.layout(7, 9).resized, (30, 20));
+    processor.set("size.height", "10").unwrap();
+    assert_eq!(processor.layout(7, 9).resized, (30, 10));
+    processor.set("max_image_size", r#"{"longest_edge": 32}"#).unwrap();
+    processor.set("image_mean", "0.25").unwrap();
+    let image = Rgb8Image::from_raw(1, 1, vec![77; 3]).unwrap();
+    let prepared = processor.prepare(&image, 1).unwrap();
+    assert_eq!((processor.tile, prepared.normalize.mean), (32, [0.25 * 255.0; 3]));
 }
 
 #[test]
@@ -232,13 +256,29 @@ fn configuration_of_version_4_and_token_strings() {
     let tokenizer = parse(
         r#"{"global_image_token": "<whole>", "extra_special_tokens": {"image_token": {"content": "<pic>"}}}"#,
     );
-    let idefics3 = Processor::from_json(Some(&own), Some(&pre), Some(&tokenizer)).unwrap();
+    let load = |files: &[(&str, &Value)]| {
+        let dir = crate::Dir::with(files);
+        Processor::load(&ModelFiles::dir(dir.path())).unwrap()
+    };
+    let files = [
+        ("processor_config.json", &own),
+        ("preprocessor_config.json", &pre),
+        ("tokenizer_config.json", &tokenizer),
+    ];
+    let idefics3 = load(&files);
     assert_eq!(
-        (idefics3.size, idefics3.max_image_size, idefics3.image_seq_len),
-        (Size::LongestEdge(2048), 512, 64)
+        (idefics3.layout(100, 50).resized, idefics3.tile, idefics3.image_seq_len),
+        ((2048, 1024), 512, 64)
     );
-    assert_eq!(idefics3.tokens, Processor::default().tokens);
-    let smolvlm = Processor::from_json(None, Some(&pre), Some(&tokenizer)).unwrap();
+    assert_eq!(idefics3.tokens, with(Value::Null).tokens);
+    let smolvlm = load(&files[1..]);
     assert_eq!((&*smolvlm.tokens.global, &*smolvlm.tokens.image), ("<whole>", "<pic>"));
     assert_eq!(smolvlm.image_seq_len, 169);
+}
+
+#[test]
+fn a_model_without_a_processor_is_refused() {
+    let dir = crate::Dir::with(&[]);
+    let error = Processor::load(&ModelFiles::dir(dir.path())).unwrap_err().to_string();
+    assert!(error.contains("no image processor: expected processor_config.json"), "{error}");
 }

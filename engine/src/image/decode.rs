@@ -1,17 +1,20 @@
 //! PNG, JPEG, WebP, GIF (first frame) and BMP to upright 8-bit RGB.
 
 use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::{self, Read};
 use std::path::Path;
 
-use image::codecs::{bmp::BmpDecoder, png::PngDecoder, webp::WebPDecoder};
+use image::codecs::bmp::BmpDecoder;
 use image::metadata::Orientation;
-use image::{ColorType, ImageDecoder, ImageFormat, ImageResult, Limits};
+use image::{ColorType, ImageDecoder, ImageFormat, Limits};
 
 use super::Rgb8Image;
+use super::bmp::{self, Bmp};
 use super::convert::{orient, to_rgb8};
-use super::error::{ImageError, try_zeroed};
-use super::{gif, jpeg};
+use super::error::{ImageError, ensure_memory, try_zeroed};
+use super::jpeg::{self, JpegError};
+use super::sniff::{HEAD, sniff};
+use super::{gif, png, webp};
 
 /// What becomes of transparency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -55,17 +58,36 @@ impl DecodeOptions {
 /// [`ImageError`], naming `path`: unreadable, not a picture, over a limit, empty, damaged or truncated.
 pub fn decode_file(path: &Path, options: &DecodeOptions) -> Result<Rgb8Image, ImageError> {
     let name = path.display().to_string();
-    let io = |source| ImageError::Io { name: name.clone(), source };
+    let io = |source: io::Error| match not_a_file(&name) {
+        Some(what) if source.kind() == io::ErrorKind::NotFound => {
+            ImageError::NotAFile { name: name.clone(), what }
+        }
+        _ => ImageError::Io { name: name.clone(), source },
+    };
     let mut file = File::open(path).map_err(io)?;
     let mut bytes = Vec::new();
-    Read::by_ref(&mut file).take(64).read_to_end(&mut bytes).map_err(io)?;
+    Read::by_ref(&mut file).take(HEAD as u64).read_to_end(&mut bytes).map_err(io)?;
     sniff(&name, &bytes)?;
     let limit = options.max_bytes();
-    file.take(limit.saturating_sub(63)).read_to_end(&mut bytes).map_err(io)?;
+    file.take(limit.saturating_sub(HEAD as u64 - 1)).read_to_end(&mut bytes).map_err(io)?;
     if bytes.len() as u64 > limit {
         return Err(ImageError::FileTooLarge { name, limit });
     }
     decode_bytes(&name, &bytes, options)
+}
+
+/// What a name looks like that is no file's.
+fn not_a_file(name: &str) -> Option<&'static str> {
+    if name == "-" {
+        return Some("no file; standard input is not read for pictures");
+    }
+    let (scheme, _) = name.split_once(':')?;
+    match scheme.to_ascii_lowercase().as_str() {
+        "http" | "https" | "ftp" | "s3" | "gs" | "hf" => Some("an address; nothing is downloaded"),
+        "file" => Some("an address; give the path behind file://"),
+        "data" => Some("data in text form"),
+        _ => None,
+    }
 }
 
 /// Reads a picture from memory; `name` stands for it in errors.
@@ -74,82 +96,36 @@ pub fn decode_file(path: &Path, options: &DecodeOptions) -> Result<Rgb8Image, Im
 ///
 /// [`ImageError`], as [`decode_file`].
 pub fn decode_bytes(name: &str, bytes: &[u8], options: &DecodeOptions) -> Result<Rgb8Image, ImageError> {
-    let format = sniff(name, bytes)?;
-    let limits = || {
-        let mut limits = Limits::no_limits();
-        limits.max_alloc = Some(options.max_bytes());
-        limits
-    };
-    let job = Job { name, format, options };
-    let input = Cursor::new(bytes);
-    match format {
-        ImageFormat::Png => {
-            // IHDR comes first: bit depth at byte 24, colour type (0 = grey) at byte 25.
-            let grey16 = bytes.get(24..26) == Some(&[16, 0]);
-            let size = png_size(bytes);
-            job.check_header(size)?;
-            // Deflate shrinks at most 1032 times, rows have at least one bit per pixel.
-            if let Some((width, height)) = size
-                && u64::from(width) * u64::from(height) / 8 > bytes.len() as u64 * 1032
-            {
-                return Err(job.error(format!(
-                    "{} bytes cannot hold {width} x {height} pixels: the file is truncated",
-                    bytes.len()
-                )));
-            }
-            job.decode(PngDecoder::with_limits(input, limits()), limits(), grey16)
-        }
+    let job = Job { name, format: sniff(name, bytes)?, options };
+    match job.format {
+        ImageFormat::Png => job.png(bytes),
         ImageFormat::Jpeg => {
             let (width, height) =
                 jpeg::size(bytes).ok_or_else(|| job.error("there is no complete header"))?;
-            job.check_header(Some((width, height)))?;
-            let jpeg::Decoded { data, orientation } = jpeg::decode(bytes).map_err(|e| job.error(e))?;
-            job.finish(width, height, data, ColorType::Rgb8, false, orientation)
+            job.check_header((width, height))?;
+            let jpeg::Decoded { data, metadata } = jpeg::decode(bytes).map_err(|e| job.jpeg_error(e))?;
+            job.finish(width, height, data, ColorType::Rgb8, false, metadata.orientation())
         }
         ImageFormat::WebP => {
-            job.check_webp_chunks(bytes.get(12..).unwrap_or_default(), false)?;
-            job.decode(WebPDecoder::new(input), limits(), false)
+            let container = webp::Container::read(bytes).map_err(|e| job.error(e))?;
+            job.check_header(container.canvas)?;
+            job.check_header(container.frame_size())?;
+            let (data, color) = container.decode(name, |e| job.error(e))?;
+            let (width, height) = container.canvas;
+            job.finish(width, height, data, color, false, container.metadata.orientation())
         }
         ImageFormat::Gif => {
             let gif::Frame { width, height, rgba } = gif::decode(
                 bytes,
                 options.max_bytes(),
-                |width, height| job.check_header(Some((width, height))),
+                |width, height| job.check_header((width, height)),
                 |bytes| try_zeroed(name, bytes),
                 |e| job.error(e),
             )?;
             job.finish(width, height, rgba, ColorType::Rgba8, false, Orientation::NoTransforms)
         }
-        _ => job.decode(BmpDecoder::new(input), limits(), false),
+        _ => job.bmp(bytes),
     }
-}
-
-/// The format by the first bytes.
-fn sniff(name: &str, bytes: &[u8]) -> Result<ImageFormat, ImageError> {
-    let format = match bytes {
-        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => ImageFormat::Png,
-        [0xff, 0xd8, 0xff, ..] => ImageFormat::Jpeg,
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => ImageFormat::WebP,
-        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => ImageFormat::Gif,
-        [b'B', b'M', ..] => ImageFormat::Bmp,
-        _ => {
-            let head = &bytes[..bytes.len().min(12)];
-            let found = match std::str::from_utf8(head) {
-                _ if head.is_empty() => "is empty".to_owned(),
-                Ok(text) if !text.contains('\0') => format!("starts with the text {text:?}"),
-                _ => format!("starts with the bytes {head:02x?}"),
-            };
-            return Err(ImageError::NotAPicture { name: name.to_owned(), found });
-        }
-    };
-    Ok(format)
-}
-
-/// Width and height of a PNG header.
-fn png_size(bytes: &[u8]) -> Option<(u32, u32)> {
-    let field = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_be_bytes);
-    (bytes.get(12..16) == Some(b"IHDR")).then_some(())?;
-    Some((field(16)?, field(20)?))
 }
 
 /// One decoding job: what errors need to know.
@@ -173,9 +149,21 @@ impl Job<'_> {
         ImageError::Decode { name: self.name.to_owned(), format, reason }
     }
 
-    /// Refuses a declared size that is empty or over the limit. `None` (no readable header) is left to the decoder.
-    fn check_header(&self, size: Option<(u32, u32)>) -> Result<(), ImageError> {
-        let Some((width, height)) = size else { return Ok(()) };
+    fn jpeg_error(&self, error: JpegError) -> ImageError {
+        match error {
+            JpegError::Damaged(reason) => self.error(reason),
+            JpegError::Truncated => self.error("the data end too soon: the file is truncated"),
+            JpegError::Unsupported(kind) => self.unsupported("JPEG", kind),
+            JpegError::NoMemory(bytes) => ImageError::OutOfMemory { name: self.name.to_owned(), bytes },
+        }
+    }
+
+    fn unsupported(&self, format: &'static str, kind: impl Into<String>) -> ImageError {
+        ImageError::Unsupported { name: self.name.to_owned(), format, kind: kind.into() }
+    }
+
+    /// Refuses a declared size that is empty or over the limit.
+    fn check_header(&self, (width, height): (u32, u32)) -> Result<(), ImageError> {
         let name = || self.name.to_owned();
         if width == 0 || height == 0 {
             return Err(ImageError::Empty { name: name(), width, height });
@@ -187,48 +175,41 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Refuses chunks that are longer than the file and frames over the pixel limit: the decoder allocates by these
-    /// numbers. `chunks` starts at a chunk's name; `in_frame` where they are those of an animation frame.
-    fn check_webp_chunks(&self, mut chunks: &[u8], in_frame: bool) -> Result<(), ImageError> {
-        while let [a, b, c, d, l0, l1, l2, l3, rest @ ..] = chunks {
-            let length = u32::from_le_bytes([*l0, *l1, *l2, *l3]) as usize;
-            let Some((body, after)) = rest.split_at_checked(length) else {
-                return Err(self.error(format!("a chunk has {length} bytes, the file {} more", rest.len())));
-            };
-            match (&[*a, *b, *c, *d], body) {
-                // An animation frame: 16 bytes of geometry, then chunks of its own.
-                (b"ANMF", [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, own @ ..]) if !in_frame => {
-                    self.check_webp_chunks(own, true)?;
-                }
-                // Lossy: frame tag, start code, and two 14-bit sides.
-                (b"VP8 ", [_, _, _, 0x9d, 0x01, 0x2a, w0, w1, h0, h1, ..]) => {
-                    let side = |low: u8, high: u8| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
-                    self.check_header(Some((side(*w0, *w1), side(*h0, *h1))))?;
-                }
-                _ => {}
-            }
-            chunks = after.get(length % 2..).unwrap_or_default();
+    fn png(&self, bytes: &[u8]) -> Result<Rgb8Image, ImageError> {
+        let chunks = png::Chunks::read(bytes).map_err(|e| self.error(e))?;
+        let (width, height) = chunks.size();
+        self.check_header((width, height))?;
+        // Deflate shrinks at most 1032 times, rows have at least one bit per pixel.
+        let data = chunks.data_len();
+        if u64::from(width) * u64::from(height) / 8 > data as u64 * 1032 {
+            return Err(self.error(format!(
+                "{data} bytes cannot hold {width} x {height} pixels: the file is truncated"
+            )));
         }
-        Ok(())
+        // Rows in several states, and the decoder's tables.
+        ensure_memory(self.name, (width as usize).saturating_mul(64).saturating_add(1 << 20))?;
+        let pixels = chunks.pixels(self.name, self.options.max_bytes())?.map_err(|e| self.error(e))?;
+        let orientation = chunks.metadata.orientation();
+        self.finish(width, height, pixels.data, pixels.color, chunks.grey16(), orientation)
     }
 
-    fn decode<D: ImageDecoder>(
-        &self,
-        decoder: ImageResult<D>,
-        limits: Limits,
-        grey16: bool,
-    ) -> Result<Rgb8Image, ImageError> {
-        let mut decoder = decoder.map_err(|e| self.error(e))?;
+    fn bmp(&self, bytes: &[u8]) -> Result<Rgb8Image, ImageError> {
+        let failed = |e: image::ImageError| match e {
+            image::ImageError::Unsupported(e) => self.unsupported("BMP", e.to_string()),
+            other => self.error(other),
+        };
+        self.check_header(bmp::size(bytes).ok_or_else(|| self.error("there is no complete header"))?)?;
+        let mut decoder = BmpDecoder::new(Bmp::new(bytes)).map_err(failed)?;
         let (width, height) = decoder.dimensions();
-        self.check_header(Some((width, height)))?;
-        decoder.set_limits(limits).map_err(|e| self.error(e))?;
-        // Damaged metadata does not make a picture unreadable.
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+        let mut limits = Limits::no_limits();
+        limits.max_alloc = Some(self.options.max_bytes());
+        decoder.set_limits(limits).map_err(failed)?;
         let color = decoder.color_type();
         let bytes = usize::try_from(decoder.total_bytes()).map_err(|e| self.error(e))?;
+        ensure_memory(self.name, (width as usize).saturating_mul(16))?;
         let mut data = try_zeroed(self.name, bytes)?;
-        decoder.read_image(&mut data).map_err(|e| self.error(e))?;
-        self.finish(width, height, data, color, grey16, orientation)
+        decoder.read_image(&mut data).map_err(failed)?;
+        self.finish(width, height, data, color, false, Orientation::NoTransforms)
     }
 
     /// Decoded pixels to an upright RGB picture.

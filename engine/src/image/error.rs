@@ -21,6 +21,22 @@ pub enum ImageError {
         /// What the first bytes look like.
         found: String,
     },
+    /// The content is a known format that is not decoded.
+    #[error("{name}: not a PNG, JPEG, WebP, GIF or BMP picture: the file is {format}")]
+    OtherFormat {
+        /// File, as the caller named it.
+        name: String,
+        /// The format, with its article.
+        format: &'static str,
+    },
+    /// The name is that of something else than a file.
+    #[error("{name}: a picture is read from a file, this is {what}")]
+    NotAFile {
+        /// Name, as the caller gave it.
+        name: String,
+        /// What it looks like.
+        what: &'static str,
+    },
     /// The header declares more pixels than allowed; nothing was decoded.
     #[error("{name}: {width} x {height} is {} pixels, the limit is {limit}", u64::from(*.width) * u64::from(*.height))]
     TooManyPixels {
@@ -51,7 +67,17 @@ pub enum ImageError {
         /// Declared height in pixels.
         height: u32,
     },
-    /// The content is damaged, truncated, or of a kind that the decoder does not know.
+    /// The content is fine, but of a kind that is not decoded.
+    #[error("{name}: {format} pictures of this kind are not supported: {kind}")]
+    Unsupported {
+        /// File, as the caller named it.
+        name: String,
+        /// `JPEG` or `BMP`.
+        format: &'static str,
+        /// The kind.
+        kind: String,
+    },
+    /// The content is damaged or truncated.
     #[error("{name}: cannot decode this {format} picture: {reason}")]
     Decode {
         /// File, as the caller named it.
@@ -86,6 +112,8 @@ impl ImageError {
             Self::NotAPicture { .. } => {
                 Some("the format is taken from the content, not from the file's name")
             }
+            Self::OtherFormat { .. } | Self::Unsupported { .. } => Some("convert it to JPEG or PNG"),
+            Self::NotAFile { .. } => Some("save the picture to a file and give the file's name"),
             Self::TooManyPixels { .. } => {
                 Some("make the picture smaller, or raise the limit with --max-pixels")
             }
@@ -103,4 +131,13 @@ pub(crate) fn try_zeroed(name: &str, bytes: usize) -> Result<Vec<u8>, ImageError
     buffer.try_reserve_exact(bytes).map_err(|_| ImageError::OutOfMemory { name: name.to_owned(), bytes })?;
     buffer.resize(bytes, 0);
     Ok(buffer)
+}
+
+/// An error instead of an abort where a decoder is about to allocate up to `bytes` bytes that are not there.
+pub(crate) fn ensure_memory(name: &str, bytes: usize) -> Result<(), ImageError> {
+    let mut buffer: Vec<u8> = Vec::new();
+    buffer.try_reserve_exact(bytes).map_err(|_| ImageError::OutOfMemory { name: name.to_owned(), bytes })?;
+    // Without this the compiler may leave the allocation out.
+    std::hint::black_box(&mut buffer);
+    Ok(())
 }

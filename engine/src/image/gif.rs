@@ -1,5 +1,6 @@
 //! The first frame of a GIF, as the reference's decoder shows it: on a canvas of the transparent colour, or of colour 0.
 
+use std::io::Read;
 use std::num::NonZeroU64;
 
 use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
@@ -24,12 +25,23 @@ pub(crate) fn decode<E>(
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
     options.set_memory_limit(NonZeroU64::new(max_bytes).map_or(MemoryLimit::Unlimited, MemoryLimit::Bytes));
-    let mut decoder = options.read_info(data).map_err(failed)?;
+    // Without a palette of its own the file gets one of 256 shades of grey.
+    let (head, rest) = data.split_at(data.len().min(13));
+    let mut head = head.to_vec();
+    let mut palette = Vec::new();
+    if let Some(flags) = head.get_mut(10)
+        && *flags & 0x80 == 0
+    {
+        *flags |= 0x87;
+        palette.extend((0..=255).flat_map(|shade| [shade; 3]));
+    }
+    let mut decoder = options.read_info((&head[..]).chain(&palette[..]).chain(rest)).map_err(failed)?;
     let screen = (u32::from(decoder.width()), u32::from(decoder.height()));
     let Some(frame) = decoder.next_frame_info().map_err(failed)? else {
         return Err(error("there is no frame".to_owned()));
     };
     let transparent = frame.transparent;
+    let local = frame.palette.as_deref().filter(|palette| !counts_shades(palette)).map(<[u8]>::to_vec);
     let [left, top, width, height] = [frame.left, frame.top, frame.width, frame.height].map(usize::from);
     let canvas = (screen.0.max((left + width) as u32), screen.1.max((top + height) as u32));
     check(canvas.0, canvas.1)?;
@@ -37,14 +49,17 @@ pub(crate) fn decode<E>(
 
     let mut codes = zeroed(width * height)?;
     decoder.read_into_buffer(&mut codes).map_err(failed)?;
-    let palette = decoder.palette().map_err(failed)?;
-    // Codes beyond the palette are shades of grey.
+    // A palette that counts shades of grey is as good as none: then codes are shades themselves, also those beyond it.
+    // Codes beyond another palette are black.
+    let palette = local.or_else(|| decoder.global_palette().map(<[u8]>::to_vec)).unwrap_or_default();
+    let shades = counts_shades(&palette);
     let color = |code: u8| -> [u8; 4] {
         let at = usize::from(code) * 3;
         let alpha = if transparent == Some(code) { 0 } else { 255 };
         match palette.get(at..at + 3) {
             Some(&[r, g, b]) => [r, g, b, alpha],
-            _ => [code, code, code, alpha],
+            _ if shades => [code, code, code, alpha],
+            _ => [0, 0, 0, alpha],
         }
     };
     let colors: [[u8; 4]; 256] = std::array::from_fn(|code| color(code as u8));
@@ -61,4 +76,9 @@ pub(crate) fn decode<E>(
         }
     }
     Ok(Frame { width: canvas.0, height: canvas.1, rgba })
+}
+
+/// Whether color 0 of a palette is the grey of level 0, color 1 that of level 1, and so on.
+fn counts_shades(palette: &[u8]) -> bool {
+    palette.chunks_exact(3).zip(0..).all(|(color, shade)| color.iter().all(|&v| v == shade))
 }

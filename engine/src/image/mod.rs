@@ -4,13 +4,18 @@
 //! 8-bit RGB, every resize rounds to 8 bits, and normalization comes last. Normalization is not applied here but
 //! travels with the tiles ([`Normalize`]), because the patch embedding folds it in.
 
+mod bmp;
 mod convert;
 mod decode;
 mod error;
 mod gif;
 mod jpeg;
+mod metadata;
+mod png;
 mod prepared;
 mod resize;
+mod sniff;
+mod webp;
 
 pub use decode::{Alpha, DecodeOptions, decode_bytes, decode_file};
 pub use error::ImageError;
@@ -62,12 +67,13 @@ impl Rgb8Image {
     }
 
     /// Copies the rectangle of `width x height` pixels whose top left corner is at `(x, y)`.
-    /// `None` if it is empty or does not lie inside the picture.
+    /// `None` if it is empty or does not lie inside the picture, or there is no memory for it.
     pub fn crop(&self, x: usize, y: usize, width: usize, height: usize) -> Option<Self> {
         if x.checked_add(width)? > self.width || y.checked_add(height)? > self.height {
             return None;
         }
-        let mut data = Vec::with_capacity(width * height * 3);
+        let mut data = Vec::new();
+        data.try_reserve_exact(width * height * 3).ok()?;
         for row in self.data.chunks_exact(self.width * 3).skip(y).take(height) {
             data.extend_from_slice(&row[x * 3..(x + width) * 3]);
         }

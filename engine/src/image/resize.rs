@@ -86,13 +86,13 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(filter: Filter, from: usize, to: usize) -> Self {
+    fn new(filter: Filter, from: usize, to: usize) -> Result<Self, ImageError> {
         let scale = from as f64 / to as f64;
         let support = filter.support() * scale.max(1.0);
         let inverse = 1.0 / scale.max(1.0);
         let most = (support as f32).ceil() as usize * 2 + 1;
-        let (mut first, mut taps) = (Vec::with_capacity(to), Vec::with_capacity(to));
-        let mut exact: Vec<f64> = Vec::with_capacity(to.saturating_mul(most.min(from)));
+        let (mut first, mut taps) = (try_empty(to)?, try_empty(to)?);
+        let mut exact: Vec<f64> = try_empty(to.saturating_mul(most.min(from)))?;
         let mut largest = 0.0_f64;
         for i in 0..to {
             let center = scale * (i as f64 + 0.5);
@@ -118,9 +118,18 @@ impl Pass {
             bits += 1;
         }
         let one = f64::from(1_u32 << bits);
-        let weights = exact.iter().map(|&w| (0.5_f64.copysign(w) + w * one) as i16).collect();
-        Self { first, taps, weights, bits }
+        let mut weights = try_empty(exact.len())?;
+        weights.extend(exact.iter().map(|&w| (0.5_f64.copysign(w) + w * one) as i16));
+        Ok(Self { first, taps, weights, bits })
     }
+}
+
+/// A vector with room for `len` values, or an error where there is no memory.
+fn try_empty<T>(len: usize) -> Result<Vec<T>, ImageError> {
+    let mut out = Vec::new();
+    let bytes = len.saturating_mul(size_of::<T>());
+    out.try_reserve_exact(len).map_err(|_| ImageError::OutOfMemory { name: "resize".to_owned(), bytes })?;
+    Ok(out)
 }
 
 /// Rows that the horizontal pass handles at once, and bytes of the three channels of one transposed column.
@@ -245,7 +254,7 @@ fn horizontal(
     filter: Filter,
     threads: usize,
 ) -> Result<Vec<u8>, ImageError> {
-    let pass = Pass::new(filter, from, to);
+    let pass = Pass::new(filter, from, to)?;
     let mut out = try_zeroed("resize", rows.saturating_mul(to).saturating_mul(3))?;
     let threads = useful_threads(pass.weights.len() * rows * 3, threads);
     let part = part(rows, threads);
@@ -270,7 +279,7 @@ fn vertical(
     filter: Filter,
     threads: usize,
 ) -> Result<Vec<u8>, ImageError> {
-    let pass = Pass::new(filter, from, to);
+    let pass = Pass::new(filter, from, to)?;
     let row = width * 3;
     let mut out = try_zeroed("resize", to.saturating_mul(row))?;
     let threads = useful_threads(pass.weights.len() * row, threads);
@@ -310,10 +319,15 @@ pub fn resize(
         let src = data.as_deref().unwrap_or(image.data());
         data = Some(vertical(src, width, image.height(), height, filter, threads)?);
     }
-    match data {
-        Some(data) => Rgb8Image::from_raw(width, height, data).ok_or_else(empty),
-        None => Ok(image.clone()),
-    }
+    let data = match data {
+        Some(data) => data,
+        None => {
+            let mut copy = try_empty(image.data().len())?;
+            copy.extend_from_slice(image.data());
+            copy
+        }
+    };
+    Rgb8Image::from_raw(width, height, data).ok_or_else(empty)
 }
 
 #[cfg(test)]
@@ -349,7 +363,7 @@ mod tests {
         for filter in [Filter::Bilinear, Filter::Lanczos] {
             let one = resize(&image, 1024, 777, filter, 1).unwrap();
             assert_eq!(one, resize(&image, 1024, 777, filter, 3).unwrap());
-            let pass = Pass::new(filter, 433, 777);
+            let pass = Pass::new(filter, 433, 777).unwrap();
             let mut portable = vec![0; 777 * 1024 * 3];
             let rows = horizontal(image.data(), 433, 611, 1024, filter, 1).unwrap();
             Work::Vertical { src: &rows, row: 1024 * 3, first: 0 }.body(&pass, &mut [], &mut portable);

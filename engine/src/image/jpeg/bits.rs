@@ -1,6 +1,7 @@
 use super::JpegError;
 
-/// Reads entropy-coded bits, most significant first. Stops at a marker and gives zeros from there on.
+/// Reads entropy-coded bits, most significant first. Stops at a marker and gives zeros from there on; how the caller
+/// goes on from there (see [`Bits::insufficient`] and [`Bits::restart`]) is libjpeg's way.
 pub(super) struct Bits<'a> {
     data: &'a [u8],
     at: usize,
@@ -9,13 +10,15 @@ pub(super) struct Bits<'a> {
     count: u32,
     /// How many of the unread bits, at the end, are not in the file.
     padding: u32,
+    /// Whether bits were taken that the data before the marker, or the end, lack.
+    short: bool,
     /// Whether zeros follow because the file ends, not because of a marker.
     ended: bool,
 }
 
 impl<'a> Bits<'a> {
     pub(super) fn new(data: &'a [u8], at: usize) -> Self {
-        Self { data, at, acc: 0, count: 0, padding: 0, ended: false }
+        Self { data, at, acc: 0, count: 0, padding: 0, short: false, ended: false }
     }
 
     /// Makes at least 57 bits available.
@@ -48,6 +51,7 @@ impl<'a> Bits<'a> {
 
     #[cold]
     fn pad(&mut self) -> u8 {
+        self.short |= self.count < self.padding;
         self.padding = (self.padding + 8).min(64);
         0
     }
@@ -91,16 +95,45 @@ impl<'a> Bits<'a> {
         if n > 0 && value < 1 << (n - 1) { value - (1 << n) + 1 } else { value }
     }
 
-    /// Whether bits were taken that a truncated file lacks.
-    pub(super) fn overran(&self) -> bool {
-        self.ended && self.count < self.padding
+    /// Whether bits were taken that are not there. The blocks up to the next restart are then left as they are.
+    #[inline]
+    pub(super) fn insufficient(&self) -> bool {
+        self.short | (self.count < self.padding)
     }
 
-    /// Drops what is left of the current byte and passes a restart marker. Where there is none the data go on as zeros.
-    pub(super) fn restart(&mut self) {
-        let marker = self.next_marker();
-        let passed = matches!(self.data.get(marker..marker + 2), Some([0xff, 0xd0..=0xd7]));
-        *self = Self::new(self.data, if passed { marker + 2 } else { marker });
+    /// Whether bits were taken that a truncated file lacks.
+    pub(super) fn overran(&self) -> bool {
+        self.ended && self.insufficient()
+    }
+
+    /// Drops what is left of the segment and passes the restart marker of number `wanted` (`0..=7`). Other markers are
+    /// judged as by libjpeg: those of the two numbers before are skipped with their data; at the next two numbers, and
+    /// at markers of another kind, a segment is missing and reads as an empty one; any other number is taken for the
+    /// wanted one.
+    #[cold]
+    pub(super) fn restart(&mut self, wanted: u8) {
+        let (short, mut at) = (self.insufficient(), self.next_marker());
+        loop {
+            let code = match self.data.get(at + 1) {
+                Some(&code) => code,
+                None => {
+                    *self = Self { short: true, ended: true, ..Self::new(self.data, self.data.len()) };
+                    return;
+                }
+            };
+            let ahead = code.wrapping_sub(0xd0).wrapping_sub(wanted) & 7;
+            let skip = code < 0xc0 || (matches!(code, 0xd0..=0xd7) && matches!(ahead, 6 | 7));
+            if !skip {
+                let empty = !matches!(code, 0xd0..=0xd7) || matches!(ahead, 1 | 2);
+                *self = match empty {
+                    true => Self { short, ..Self::new(self.data, at) },
+                    false => Self::new(self.data, at + 2),
+                };
+                return;
+            }
+            self.at = at + 2;
+            at = self.next_marker();
+        }
     }
 
     /// Position of the next marker, or the end of the file.
@@ -150,7 +183,8 @@ impl Huffman {
         Ok(out)
     }
 
-    /// Takes one symbol of the bits that [`Bits::refill`] made available. A code that does not exist is symbol 0.
+    /// Takes one symbol of the bits that [`Bits::refill`] made available. A code that does not exist is symbol 0 and,
+    /// as in libjpeg, has 17 bits.
     #[inline]
     pub(super) fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
         let entry = self.fast[bits.peek(FAST)];
@@ -170,7 +204,7 @@ impl Huffman {
                 return self.values.get(index as usize).copied().unwrap_or(0);
             }
         }
-        bits.skip(16);
+        bits.skip(17);
         0
     }
 }

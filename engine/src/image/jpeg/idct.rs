@@ -1,5 +1,6 @@
 //! The inverse cosine transform of libjpeg's "slow" integer method (Loeffler, Ligtenberg and Moschytz 1989, with 13-bit
-//! constants), including its roundings: two fractional bits between the passes.
+//! constants), including its roundings: two fractional bits between the passes. Where damaged coefficients leave the
+//! range of 16 bits, they do as in its vector code: products and sums wrap, results of a pass are clamped.
 
 use std::array::from_fn;
 use std::num::Wrapping;
@@ -16,8 +17,13 @@ const fn fix(x: f64) -> Int {
     Wrapping((x * (1 << CONST_BITS) as f64 + 0.5) as i32)
 }
 
+/// `x` modulo 2^16.
+#[inline(always)]
+fn wrapped(x: Int) -> Int {
+    Wrapping(i32::from(x.0 as i16))
+}
+
 /// One-dimensional transform of the eight columns of `r`; drops `shift` fractional bits, rounding.
-/// Hostile coefficients may overflow; those of real pictures do not.
 #[inline(always)]
 fn columns(r: &Rows, shift: usize) -> Rows {
     let mut out = [[Wrapping(0); 8]; 8];
@@ -27,15 +33,16 @@ fn columns(r: &Rows, shift: usize) -> Rows {
         let z1 = (x[2] + x[6]) * fix(0.541_196_100);
         let t2 = z1 - x[6] * fix(1.847_759_065);
         let t3 = z1 + x[2] * fix(0.765_366_865);
-        let t0 = (x[0] + x[4]) << CONST_BITS;
-        let t1 = (x[0] - x[4]) << CONST_BITS;
+        let t0 = wrapped(x[0] + x[4]) << CONST_BITS;
+        let t1 = wrapped(x[0] - x[4]) << CONST_BITS;
         let even = [t0 + t3, t1 + t2, t1 - t2, t0 - t3];
 
-        let z5 = (x[7] + x[3] + x[5] + x[1]) * fix(1.175_875_602);
+        let (z3, z4) = (wrapped(x[7] + x[3]), wrapped(x[5] + x[1]));
+        let z5 = (z3 + z4) * fix(1.175_875_602);
         let z1 = (x[7] + x[1]) * fix(0.899_976_223);
         let z2 = (x[5] + x[3]) * fix(2.562_915_447);
-        let z3 = z5 - (x[7] + x[3]) * fix(1.961_570_560);
-        let z4 = z5 - (x[5] + x[1]) * fix(0.390_180_644);
+        let z3 = z5 - z3 * fix(1.961_570_560);
+        let z4 = z5 - z4 * fix(0.390_180_644);
         let odd = [
             x[1] * fix(1.501_321_110) - z1 + z4,
             x[3] * fix(3.072_711_026) - z2 + z3,
@@ -58,16 +65,21 @@ fn transposed(r: &Rows) -> Rows {
 /// One block to 8 x 8 samples at `x` of `samples: [8, stride]`.
 #[inline(always)]
 fn block(coefs: &[i16; 64], quant: &[u16; 64], x: usize, stride: usize, samples: &mut [u8]) {
-    let level = |v: Int| (v.0 + 128).clamp(0, 255) as u8;
-    let value = |i: usize| Wrapping(i32::from(coefs[i]) * i32::from(quant[i]));
+    let level = |v: Int| v.0.saturating_add(128).clamp(0, 255) as u8;
+    let value = |i: usize| wrapped(Wrapping(i32::from(coefs[i]) * i32::from(quant[i])));
     if coefs[1..].iter().all(|&c| c == 0) {
-        let shift = PASS_BITS + 3;
-        let flat = level(((value(0) << PASS_BITS) + Wrapping(1 << (shift - 1))) >> shift);
+        let flat =
+            level((wrapped(value(0) << PASS_BITS) + Wrapping(1 << (PASS_BITS + 2))) >> (PASS_BITS + 3));
         samples.chunks_exact_mut(stride).for_each(|row| row[x..x + 8].fill(flat));
         return;
     }
-    let rows = from_fn(|i| from_fn(|j| value(i * 8 + j)));
-    let half_way = transposed(&columns(&rows, CONST_BITS - PASS_BITS));
+    let half_way = if coefs[8..].iter().all(|&c| c == 0) {
+        from_fn(|j| [wrapped(value(j) << PASS_BITS); 8])
+    } else {
+        let rows = from_fn(|i| from_fn(|j| value(i * 8 + j)));
+        let clamped = |v: Int| Wrapping(v.0.clamp(i16::MIN.into(), i16::MAX.into()));
+        transposed(&columns(&rows, CONST_BITS - PASS_BITS)).map(|row| row.map(clamped))
+    };
     let out = transposed(&columns(&half_way, CONST_BITS + PASS_BITS + 3));
     for (row, values) in samples.chunks_exact_mut(stride).zip(&out) {
         row[x..x + 8].copy_from_slice(&values.map(level));

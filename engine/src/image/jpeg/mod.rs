@@ -2,33 +2,66 @@
 //! the reference reads pictures with. Sequential and progressive Huffman coding with 8-bit samples, one, three or four
 //! components, all sampling factors. Specification: ITU-T T.81; colour conventions: JFIF and Adobe's APP14.
 //!
-//! As there, damaged entropy-coded data gives damaged pixels and no error, but data that end too soon are an error.
+//! As there, damaged entropy-coded data gives damaged pixels and no error: where a marker comes too soon, the blocks that
+//! are missing stay grey, or as exact as earlier scans made them. A file that ends too soon is an error.
 
 mod bits;
 mod idct;
 mod output;
 mod scan;
+mod smooth;
+mod standard;
 
-use image::metadata::Orientation;
+use std::borrow::Cow;
 
+use super::metadata::{Metadata, keep};
 use bits::Huffman;
 use output::ColorSpace;
 use scan::ScanHeader;
+use smooth::Progress;
 
 /// Progressive scans that are read; real files have about ten. Each one visits every block.
 const MAX_SCANS: usize = 200;
 
 /// Why a stream cannot be decoded.
-pub(crate) type JpegError = std::borrow::Cow<'static, str>;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum JpegError {
+    /// The content is damaged.
+    Damaged(Cow<'static, str>),
+    /// The data end too soon.
+    Truncated,
+    /// The content is fine, but of a kind that is not decoded.
+    Unsupported(Cow<'static, str>),
+    /// There is no memory for this many bytes.
+    NoMemory(usize),
+}
 
-const TRUNCATED: JpegError = std::borrow::Cow::Borrowed("the data end too soon: the file is truncated");
+impl From<&'static str> for JpegError {
+    fn from(reason: &'static str) -> Self {
+        Self::Damaged(reason.into())
+    }
+}
+
+impl From<String> for JpegError {
+    fn from(reason: String) -> Self {
+        Self::Damaged(reason.into())
+    }
+}
+
+impl JpegError {
+    fn unsupported(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Unsupported(reason.into())
+    }
+}
+
+const TRUNCATED: JpegError = JpegError::Truncated;
 
 /// A decoded picture.
 pub(crate) struct Decoded {
     /// RGB, `[height, width, 3]`.
     pub data: Vec<u8>,
-    /// How to turn it upright.
-    pub orientation: Orientation,
+    /// What the segments before the pixels say about its orientation.
+    pub metadata: Metadata,
 }
 
 /// One component of the frame.
@@ -50,6 +83,8 @@ struct Component {
     coefs: Vec<i16>,
     /// Samples, `blocks_w * 8` per row, padded to whole MCUs.
     plane: Vec<u8>,
+    /// Progressive: what the scans so far gave.
+    progress: Progress,
 }
 
 impl Component {
@@ -78,6 +113,8 @@ struct Frame {
     mcus_x: usize,
     mcus_y: usize,
     components: Vec<Component>,
+    /// Last row of MCUs (of all components) that the last scan has data for.
+    last_good: usize,
 }
 
 /// Everything that markers set.
@@ -91,9 +128,11 @@ struct Decoder<'a> {
     restart: usize,
     jfif: bool,
     adobe: Option<u8>,
-    orientation: Option<Orientation>,
+    metadata: Metadata,
     frame: Option<Frame>,
     scans: usize,
+    /// Whether the file ended within a scan.
+    cut: bool,
 }
 
 /// Width and height of the first frame header, without decoding anything. `None` if there is none.
@@ -120,16 +159,15 @@ pub(crate) fn size(data: &[u8]) -> Option<(u32, u32)> {
 pub(crate) fn decode(data: &[u8]) -> Result<Decoded, JpegError> {
     let mut decoder = Decoder::new(data);
     decoder.read()?;
-    let orientation = decoder.orientation.unwrap_or(Orientation::NoTransforms);
     let space = decoder.color_space()?;
     let Some(frame) = decoder.frame else { return Err("there is no frame header".into()) };
-    Ok(Decoded { data: output::to_rgb(frame, space)?, orientation })
+    Ok(Decoded { data: output::to_rgb(frame, space)?, metadata: decoder.metadata })
 }
 
 /// A zero-filled buffer, or an error instead of an abort where there is no memory.
 fn zeroed<T: Copy + Default>(len: usize) -> Result<Vec<T>, JpegError> {
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| format!("no memory for {len} samples"))?;
+    buffer.try_reserve_exact(len).map_err(|_| JpegError::NoMemory(len.saturating_mul(size_of::<T>())))?;
     buffer.resize(len, T::default());
     Ok(buffer)
 }
@@ -145,9 +183,10 @@ impl<'a> Decoder<'a> {
             restart: 0,
             jfif: false,
             adobe: None,
-            orientation: None,
+            metadata: Metadata::default(),
             frame: None,
             scans: 0,
+            cut: false,
         }
     }
 
@@ -179,24 +218,46 @@ impl<'a> Decoder<'a> {
         Ok(body)
     }
 
-    /// Reads segments and scans up to the end of the image.
+    /// Reads segments and scans up to the end of the image, and what they leave becomes samples.
     fn read(&mut self) -> Result<(), JpegError> {
+        match self.segments() {
+            // All samples of a sequential file may be there without the end marker.
+            Err(TRUNCATED) if self.complete() => {}
+            other => other?,
+        }
+        let Some(frame) = &mut self.frame else { return Err("there is no frame header".into()) };
+        if self.scans == 0 {
+            return Err("there is no scan".into());
+        }
+        // A component without a scan is grey.
+        for component in frame.components.iter_mut().filter(|c| c.quant.is_none()) {
+            component.plane.fill(128);
+        }
+        if frame.progressive {
+            if smooth::wanted(frame) {
+                smooth::idct_smoothed(frame, self.scans);
+            } else {
+                frame.components.iter_mut().for_each(|c| c.idct_rows(usize::MAX, 0));
+            }
+            frame.components.iter_mut().for_each(|c| c.coefs = Vec::new());
+        }
+        Ok(())
+    }
+
+    fn segments(&mut self) -> Result<(), JpegError> {
         loop {
-            let marker = match self.marker() {
-                Ok(marker) => marker,
-                // All samples of a sequential file may be there without the end marker.
-                Err(e) => return if self.complete() { Ok(()) } else { Err(e) },
-            };
-            match marker {
+            match self.marker()? {
                 0xd8 => {}
-                0xd9 => break,
-                0xc0..=0xc2 => {
+                0xd9 => return Ok(()),
+                marker @ 0xc0..=0xc2 => {
                     let body = self.segment()?;
                     self.frame_header(body, marker == 0xc2)?;
                 }
                 0xc4 => self.huffman_tables()?,
-                0xc3 | 0xc5..=0xc7 => return Err("lossless and hierarchical coding are not supported".into()),
-                0xc8..=0xcb | 0xcd..=0xcf => return Err("arithmetic coding is not supported".into()),
+                0xc3 => return Err(JpegError::unsupported("lossless coding")),
+                0xc5..=0xc7 => return Err(JpegError::unsupported("hierarchical coding")),
+                0xc8 => return Err("there is a frame header of a reserved kind".into()),
+                0xc9..=0xcb | 0xcd..=0xcf => return Err(JpegError::unsupported("arithmetic coding")),
                 0xda => {
                     self.scans += 1;
                     if self.scans > MAX_SCANS {
@@ -205,6 +266,14 @@ impl<'a> Decoder<'a> {
                     let body = self.segment()?;
                     let header = ScanHeader::parse(body)?;
                     self.scan(&header)?;
+                    // A sequential scan of all components is the whole picture, whatever follows.
+                    if self
+                        .frame
+                        .as_ref()
+                        .is_some_and(|f| !f.progressive && f.components.len() == header.components.len())
+                    {
+                        return Ok(());
+                    }
                 }
                 0xdb => self.quant_tables()?,
                 0xdd => {
@@ -215,8 +284,8 @@ impl<'a> Decoder<'a> {
                 0xe0 => self.jfif |= self.segment()?.starts_with(b"JFIF\0"),
                 0xe1 => {
                     let body = self.segment()?;
-                    if let (None, Some(exif)) = (self.orientation, body.strip_prefix(b"Exif\0\0")) {
-                        self.orientation = Orientation::from_exif_chunk(exif);
+                    if self.scans == 0 {
+                        self.app1(body);
                     }
                 }
                 0xee => {
@@ -230,22 +299,24 @@ impl<'a> Decoder<'a> {
                 }
             }
         }
-        let Some(frame) = &mut self.frame else { return Err("there is no frame header".into()) };
-        if frame.components.iter().any(|c| c.quant.is_none()) {
-            return Err("a component has no scan".into());
+    }
+
+    /// EXIF, which may be spread over several segments, and XMP.
+    fn app1(&mut self, body: &[u8]) {
+        if body.starts_with(b"Exif\0\0") {
+            // The first segment's prefix stays, as it may be there twice.
+            let again = if self.metadata.exif.is_some() { 6 } else { 0 };
+            keep(&mut self.metadata.exif, &body[again..]);
+        } else if let Some(xmp) = body.strip_prefix(b"http://ns.adobe.com/xap/1.0/\0") {
+            self.metadata.xmp = None;
+            keep(&mut self.metadata.xmp, xmp);
         }
-        if frame.progressive {
-            for component in &mut frame.components {
-                component.idct_rows(usize::MAX, 0);
-                component.coefs = Vec::new();
-            }
-        }
-        Ok(())
     }
 
     /// Whether every sample of a sequential frame has been read.
     fn complete(&self) -> bool {
-        self.frame.as_ref().is_some_and(|f| !f.progressive && f.components.iter().all(|c| c.quant.is_some()))
+        let all = |f: &Frame| !f.progressive && f.components.iter().all(|c| c.quant.is_some());
+        !self.cut && self.frame.as_ref().is_some_and(all)
     }
 
     fn quant_tables(&mut self) -> Result<(), JpegError> {
@@ -291,15 +362,16 @@ impl<'a> Decoder<'a> {
             return Err("the frame header is too short".into());
         };
         if *depth != 8 {
-            return Err(format!("{depth}-bit samples are not supported").into());
+            return Err(JpegError::unsupported(format!("samples of {depth} bits")));
         }
         let height = usize::from(u16::from_be_bytes([*h1, *h0]));
         let width = usize::from(u16::from_be_bytes([*w1, *w0]));
         let count = usize::from(*count);
-        if width == 0 || height == 0 || !matches!(count, 1 | 3 | 4) || fields.len() < count * 3 {
-            return Err(
-                format!("a frame of {width} x {height} with {count} components is not supported").into()
-            );
+        if width == 0 || height == 0 || fields.len() < count * 3 {
+            return Err(format!("the frame header of {width} x {height} pixels is damaged").into());
+        }
+        if !matches!(count, 1 | 3 | 4) {
+            return Err(JpegError::unsupported(format!("a picture of {count} components")));
         }
         let mut components = Vec::with_capacity(count);
         for field in fields.chunks_exact(3).take(count) {
@@ -314,7 +386,7 @@ impl<'a> Decoder<'a> {
         let (mcus_x, mcus_y) = (width.div_ceil(8 * h_max), height.div_ceil(8 * v_max));
         for c in &mut components {
             if h_max % c.h != 0 || v_max % c.v != 0 {
-                return Err("fractional sampling is not supported".into());
+                return Err(JpegError::unsupported("fractional sampling"));
             }
             c.width = (width * c.h).div_ceil(h_max);
             c.height = (height * c.v).div_ceil(v_max);
@@ -323,7 +395,17 @@ impl<'a> Decoder<'a> {
             c.coefs = zeroed(c.blocks_w * rows * 64)?;
             c.plane = zeroed(c.blocks_w * c.v * mcus_y * 64)?;
         }
-        self.frame = Some(Frame { width, height, progressive, h_max, v_max, mcus_x, mcus_y, components });
+        self.frame = Some(Frame {
+            width,
+            height,
+            progressive,
+            h_max,
+            v_max,
+            mcus_x,
+            mcus_y,
+            components,
+            last_good: 0,
+        });
         Ok(())
     }
 

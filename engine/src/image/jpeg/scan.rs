@@ -1,7 +1,7 @@
 //! Scans: entropy-coded blocks to coefficients, T.81 annexes F.2 (sequential) and G.2 (progressive).
 
 use super::bits::{Bits, Huffman};
-use super::{Component, Decoder, JpegError, TRUNCATED};
+use super::{Component, Decoder, JpegError, TRUNCATED, standard};
 
 /// Natural position of each coefficient in zigzag order.
 pub(super) const ZIGZAG: [usize; 64] = [
@@ -13,7 +13,7 @@ pub(super) const ZIGZAG: [usize; 64] = [
 /// A scan header.
 pub(super) struct ScanHeader {
     /// Per component: its id, and the numbers of its DC and AC tables.
-    components: Vec<(u8, usize, usize)>,
+    pub(super) components: Vec<(u8, usize, usize)>,
     /// First and last coefficient, in zigzag order.
     first: usize,
     last: usize,
@@ -32,9 +32,7 @@ impl ScanHeader {
             .chunks_exact(2)
             .map(|field| (field[0], usize::from(field[1] >> 4), usize::from(field[1] & 15)))
             .collect();
-        let tables_fit = components.iter().all(|&(_, dc, ac)| dc < 4 && ac < 4);
-        if !(1..=4).contains(&components.len()) || !tables_fit || first > last || last > 63 || bits & 15 > 13
-        {
+        if !(1..=4).contains(&components.len()) {
             return Err("a scan header has values out of range".into());
         }
         Ok(Self {
@@ -44,6 +42,16 @@ impl ScanHeader {
             high: u32::from(bits >> 4),
             low: u32::from(bits & 15),
         })
+    }
+
+    /// Whether a progressive scan is one that T.81 allows. Sequential scans need no such check: their band and bit
+    /// positions are not used.
+    fn progression_fits(&self) -> bool {
+        let band = match self.first {
+            0 => self.last == 0,
+            _ => self.first <= self.last && self.last < 64 && self.components.len() == 1,
+        };
+        band && self.low <= 13 && (self.high == 0 || self.low + 1 == self.high)
     }
 }
 
@@ -88,23 +96,32 @@ impl Decoder<'_> {
             (true, _, _) => Kind::AcRefine,
         };
         let interleaved = header.components.len() > 1;
-        if frame.progressive && ((header.first == 0 && header.last != 0) || (header.first > 0 && interleaved))
-        {
+        if frame.progressive && !header.progression_fits() {
             return Err("a progressive scan mixes what it may not".into());
         }
         let mut parts = Vec::with_capacity(header.components.len());
         for &(id, dc, ac) in &header.components {
-            let found = frame.components.iter().position(|c| c.id == id);
-            let index = found.ok_or("a scan names an unknown component")?;
-            if parts.iter().any(|p: &Part<'_>| p.index == index) {
-                return Err("a scan names a component twice".into());
-            }
+            // Components may share an id: then each place in the scan is a place in the frame.
+            let free = |i: usize| parts.iter().all(|p: &Part<'_>| p.index != i);
+            let with_id = || (0..frame.components.len()).filter(|&i| frame.components[i].id == id && free(i));
+            let found = with_id().find(|&i| i >= parts.len()).or_else(|| with_id().next());
+            let index = found.ok_or("a scan names an unknown component, or one twice")?;
             let component = &mut frame.components[index];
             if component.quant.is_none() {
                 let table = self.quant[component.table];
                 component.quant = Some(table.ok_or("a component has no quantization table")?);
             }
-            let (dc, ac) = (self.dc[dc].as_ref(), self.ac[ac].as_ref());
+            if frame.progressive {
+                component.progress.scan(header.first..=header.last, header.low, self.scans > 1);
+            }
+            let standard = |tables: &'static [Option<Huffman>; 2], number: usize| match frame.progressive {
+                true => None,
+                false => tables.get(number).and_then(Option::as_ref),
+            };
+            let (dc, ac) = (
+                self.dc.get(dc).and_then(Option::as_ref).or_else(|| standard(&standard::tables().0, dc)),
+                self.ac.get(ac).and_then(Option::as_ref).or_else(|| standard(&standard::tables().1, ac)),
+            );
             let missing = match kind {
                 Kind::Sequential => dc.is_none() || ac.is_none(),
                 Kind::DcFirst => dc.is_none(),
@@ -126,19 +143,30 @@ impl Decoder<'_> {
 
         let mut run = Run { bits: Bits::new(self.data, self.at), predictors: [0; 4], skip: 0 };
         let mut until_restart = self.restart;
+        let mut next_restart = 0;
+        let unit_rows = if interleaved { 1 } else { only.v };
+        frame.last_good = 0;
         for y in 0..units_y {
             if !frame.progressive {
                 parts.iter().for_each(|p| frame.components[p.index].coefs.fill(0));
             }
             let base = if frame.progressive { y } else { 0 };
             for x in 0..units_x {
+                if !run.bits.insufficient() {
+                    frame.last_good = y / unit_rows;
+                }
                 if self.restart > 0 {
                     if until_restart == 0 {
                         run = Run { bits: run.bits, predictors: [0; 4], skip: 0 };
-                        run.bits.restart();
+                        run.bits.restart(next_restart);
+                        next_restart = (next_restart + 1) % 8;
                         until_restart = self.restart;
                     }
                     until_restart -= 1;
+                }
+                // What is missing stays zero: grey, or the precision of the scans before.
+                if run.bits.insufficient() {
+                    continue;
                 }
                 for part in &parts {
                     let Component { coefs, blocks_w, .. } = &mut frame.components[part.index];
@@ -152,6 +180,7 @@ impl Decoder<'_> {
                 }
             }
             if run.bits.overran() {
+                self.cut = true;
                 return Err(TRUNCATED);
             }
             if !frame.progressive {
@@ -253,24 +282,27 @@ impl Run<'_> {
                 } else {
                     value = if self.bits.take(1) != 0 { one } else { -one };
                 }
-                // Passes `zeros` zero coefficients, refining those that are not zero, then writes the new one.
+                // Passes `zeros` zero coefficients, refining those that are not zero, then writes the new one. Where
+                // damaged data run over the band, libjpeg writes it behind the band.
                 while k <= header.last {
                     let coef = &mut block[ZIGZAG[k]];
                     if *coef != 0 {
                         refine(&mut self.bits, coef, one);
                     } else if zeros == 0 {
-                        *coef = value;
-                        k += 1;
                         break;
                     } else {
                         zeros -= 1;
                     }
                     k += 1;
                 }
+                if value != 0 {
+                    block[ZIGZAG[k.min(63)]] = value;
+                }
+                k += 1;
             }
         }
         if self.skip > 0 {
-            for &at in &ZIGZAG[k..=header.last] {
+            for &at in ZIGZAG.get(k..=header.last).unwrap_or_default() {
                 if block[at] != 0 {
                     refine(&mut self.bits, &mut block[at], one);
                 }
