@@ -201,41 +201,6 @@ fn broken_files_are_named() {
 }
 
 #[test]
-fn templates_from_every_file() {
-    let plain = |files: &ModelFiles| {
-        let tokenizer = Tokenizer::load(files).unwrap();
-        ChatTemplate::load(files, &tokenizer)
-    };
-    let render = |files: &ModelFiles| {
-        let template = plain(files).unwrap().unwrap();
-        template.render(&[Message::text("user", "hi")], &RenderOptions::default()).unwrap()
-    };
-    let without_jinja = |changes: Vec<(&'static str, &str)>| {
-        let ModelFiles::Embedded { files, .. } =
-            variant(changes.into_iter().map(|(n, c)| (n, c.to_owned())).collect())
-        else {
-            unreachable!()
-        };
-        let kept: Vec<_> = files.iter().copied().filter(|(name, _)| *name != "chat_template.jinja").collect();
-        ModelFiles::Embedded { label: "demo", files: kept.leak() }
-    };
-    assert!(plain(&without_jinja(vec![])).unwrap().is_none());
-    let named = r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D{{ messages[0].role }}"}]}"#;
-    assert_eq!(render(&without_jinja(vec![("tokenizer_config.json", named)])), "Duser");
-    let processor = ("processor_config.json", r#"{"chat_template": "P"}"#);
-    assert_eq!(render(&without_jinja(vec![("tokenizer_config.json", named), processor])), "P");
-    let json = ("chat_template.json", r#"{"chat_template": "J{{ bos_token }}"}"#);
-    assert_eq!(render(&without_jinja(vec![json, processor])), "J<|im_start|>");
-    assert_eq!(
-        render(&variant(vec![("chat_template.jinja", "X".into()), ("chat_template.json", json.1.into())])),
-        "X"
-    );
-    let bad = r#"{"chat_template": [{"name": "tool_use", "template": "T"}]}"#;
-    let e = plain(&without_jinja(vec![("tokenizer_config.json", bad)])).unwrap_err().to_string();
-    assert_eq!(e, "demo:tokenizer_config.json: chat template: expected a template named `default`");
-}
-
-#[test]
 fn templates_raise_their_own_errors() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/text/gemma3");
     let turns = [Message::text("user", "a"), Message::text("user", "b")];

@@ -1,6 +1,9 @@
 //! Tokenizers, chat templates and streaming detokenization against transformers' results.
 
+mod added;
 mod golden;
+mod lookup;
+mod published;
 mod streaming;
 
 use std::path::{Path, PathBuf};

@@ -3,8 +3,12 @@
 //! The reference is the behaviour of Hugging Face transformers' `PreTrainedTokenizerFast` and
 //! `apply_chat_template`.
 
+mod added;
 mod detokenizer;
+mod forms;
+mod methods;
 mod python;
+mod source;
 mod stop;
 mod template;
 mod tokenizer;
@@ -44,10 +48,40 @@ pub enum TextError {
         /// What is wrong, with the line of the template.
         reason: String,
     },
+    /// The chat template refuses the messages, in its own words.
+    #[error("{path}: chat template: {reason}")]
+    Refused {
+        /// The file that the template came from.
+        path: String,
+        /// What it says, with the line of the template.
+        reason: String,
+    },
     /// The messages hold an image, but the template takes text alone.
     #[error("{path}: chat template: takes text alone, found a message with an image")]
     NoImages {
         /// The file that the template came from.
         path: String,
+        /// Where else a template was looked for, and what the family does about images.
+        hint: Option<String>,
     },
+    /// A template's variable is not written as one.
+    #[error("template variable: expected NAME=VALUE, found {found:?}")]
+    Variable {
+        /// What was given.
+        found: String,
+    },
+}
+
+impl TextError {
+    /// What the user can do about it, in one line.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::NoImages { hint, .. } => hint.as_deref(),
+            Self::Refused { .. } => Some(
+                "the template itself says so: other messages, with or without a system message or pictures, may be taken",
+            ),
+            _ => None,
+        }
+    }
 }

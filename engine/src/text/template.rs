@@ -1,5 +1,6 @@
 //! Chat templates in the environment that transformers renders them in.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use super::python::{Dumps, repr};
-use super::{TextError, Tokenizer};
+use super::source::{Source, Sources, hint_about_pictures};
+use super::{TextError, Tokenizer, forms, methods};
 use crate::files::ModelFiles;
 
 /// Instructions that a template may execute; far above any real conversation, it ends a template that would not end.
@@ -92,11 +94,37 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// Further variables, such as `tools` or a template's own switches.
     pub extra: Map<String, Json>,
+    /// What stands for an image in the text of a message when the template takes text alone, for families whose own
+    /// code puts it there. Without it such a message is an error.
+    pub image_text: Option<String>,
 }
 
 impl Default for RenderOptions {
     fn default() -> Self {
-        Self { add_generation_prompt: true, extra: Map::new() }
+        Self { add_generation_prompt: true, extra: Map::new(), image_text: None }
+    }
+}
+
+impl RenderOptions {
+    /// Adds a variable written as `name=value`. The value is JSON (`true`, `3`, `["a"]`), one of Python's `True`, `False`
+    /// and `None`, or else a string.
+    ///
+    /// # Errors
+    /// When there is no name before a `=`.
+    pub fn assign(&mut self, assignment: &str) -> Result<(), TextError> {
+        let (name, value) = assignment
+            .split_once('=')
+            .map(|(name, value)| (name.trim(), value.trim()))
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| TextError::Variable { found: assignment.to_owned() })?;
+        let value = match value {
+            "True" => Json::Bool(true),
+            "False" => Json::Bool(false),
+            "None" => Json::Null,
+            value => serde_json::from_str(value).unwrap_or_else(|_| Json::from(value)),
+        };
+        self.extra.insert(name.to_owned(), value);
+        Ok(())
     }
 }
 
@@ -104,19 +132,21 @@ impl Default for RenderOptions {
 ///
 /// Rendered as transformers does: `trim_blocks` and `lstrip_blocks` on, loop controls, Python's string and dict methods,
 /// `raise_exception`, `strftime_now`, a `tojson` without HTML escapes, the special tokens as variables. Plain values
-/// print as in Python (`None`, `True`).
+/// print as in Python (`None`, `True`). All kinds of line breaks in the template's text are `\n`.
 #[derive(Clone)]
 pub struct ChatTemplate {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     env: Environment<'static>,
     path: String,
     /// Special tokens and the variables that transformers always passes.
     variables: Map<String, Json>,
-    accepts_text: bool,
-    accepts_parts: bool,
+    /// Other templates of the model.
+    named: BTreeMap<String, ChatTemplate>,
+    /// What to do when it takes text alone.
+    hint: Option<String>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -130,37 +160,23 @@ const NAME: &str = "chat_template";
 impl ChatTemplate {
     /// Loads the chat template of a model, or `None` when it has none.
     ///
-    /// Looked for in `chat_template.jinja`, `chat_template.json`, `processor_config.json` and
-    /// `tokenizer_config.json`; among several named templates the one called `default` is taken.
+    /// Looked for in `processor_config.json`, `chat_template.json`, `chat_template.jinja` and `tokenizer_config.json`, in
+    /// this order, which is that of transformers' processors. Among several named templates the one called `default` is
+    /// taken; the others, and those of `additional_chat_templates/`, are reached with [`ChatTemplate::named`].
     ///
     /// # Errors
     /// When a template does not compile, or there are named templates but no default.
     pub fn load(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
-        const JINJA: &str = "chat_template.jinja";
-        if let Some(source) = files.text(JINJA)? {
-            return Self::new(&source, files.describe(JINJA), tokenizer).map(Some);
+        let Some(sources) = Sources::find(files)? else { return Ok(None) };
+        let hint = hint_about_pictures(&sources.absent, sources.model_type.as_deref());
+        let compile = |source: &Source| Inner::new(&source.text, source.path.clone(), special(tokenizer));
+        let mut inner = compile(&sources.default)?;
+        for (name, source) in &sources.named {
+            let other = Inner { hint: Some(hint.clone()), ..compile(source)? };
+            inner.named.insert(name.clone(), Self { inner: Arc::new(other) });
         }
-        for file in ["chat_template.json", "processor_config.json", "tokenizer_config.json"] {
-            let config: Json = files.json(file)?.unwrap_or_default();
-            let bad =
-                |reason: &str| TextError::Template { path: files.describe(file), reason: reason.into() };
-            let source = match config.get("chat_template") {
-                None | Some(Json::Null) => continue,
-                Some(Json::String(source)) => source,
-                Some(Json::Object(named)) => named
-                    .get("default")
-                    .and_then(Json::as_str)
-                    .ok_or_else(|| bad("expected a template named `default`"))?,
-                Some(Json::Array(list)) => list
-                    .iter()
-                    .find(|entry| entry.get("name").and_then(Json::as_str) == Some("default"))
-                    .and_then(|entry| entry.get("template")?.as_str())
-                    .ok_or_else(|| bad("expected a template named `default`"))?,
-                Some(_) => return Err(bad("expected a string or a list of named templates")),
-            };
-            return Self::new(source, files.describe(file), tokenizer).map(Some);
-        }
-        Ok(None)
+        inner.hint = Some(hint);
+        Ok(Some(Self { inner: Arc::new(inner) }))
     }
 
     /// Compiles a template given as text; `path` is what error messages call it.
@@ -168,87 +184,116 @@ impl ChatTemplate {
     /// # Errors
     /// When the template does not compile.
     pub fn new(source: &str, path: impl Into<String>, tokenizer: &Tokenizer) -> Result<Self, TextError> {
-        let mut variables = Map::new();
-        for (key, token) in tokenizer.named_tokens() {
-            variables.insert(key.clone(), Json::from(token.as_str()));
-        }
-        Self::with_variables(source, path.into(), variables)
+        Self::with_variables(source, path.into(), special(tokenizer))
     }
 
-    fn with_variables(
-        source: &str,
-        path: String,
-        mut variables: Map<String, Json>,
-    ) -> Result<Self, TextError> {
-        for key in ["tools", "documents"] {
-            variables.entry(key).or_insert(Json::Null);
-        }
-        let env = environment(source)
-            .map_err(|e| TextError::Template { path: path.clone(), reason: describe(&e) })?;
-        let mut inner = Inner { env, path, variables, accepts_text: false, accepts_parts: false };
-        const PROBE: &str = "text of the probe";
-        inner.accepts_text = inner.shows(PROBE, json!(PROBE));
-        inner.accepts_parts = inner.shows(PROBE, json!([{"type": "text", "text": PROBE}]));
-        Ok(Self { inner: Arc::new(inner) })
+    fn with_variables(source: &str, path: String, variables: Map<String, Json>) -> Result<Self, TextError> {
+        Ok(Self { inner: Arc::new(Inner::new(source, path, variables)?) })
+    }
+
+    /// Another template of the model, such as `tool_use`.
+    pub fn named(&self, name: &str) -> Option<&Self> {
+        self.inner.named.get(name)
+    }
+
+    /// Names of the model's other templates.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.inner.named.keys().map(String::as_str)
     }
 
     /// Renders the prompt of a conversation. Images appear as the template's own placeholder, before it is expanded
     /// to the image's tokens.
     ///
-    /// Text is passed to the template as a string or as a list of parts, whichever the template reads.
+    /// A message of text alone is passed to the template as it was given, a string or a list of parts, unless the template
+    /// shows its text only in the other form. What it shows is seen by rendering these very messages.
     ///
     /// # Errors
     /// When the template raises an exception or fails, and when it cannot place the images.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TextError> {
         let inner = &*self.inner;
-        let messages = messages
-            .iter()
-            .map(|message| {
-                let content = match &message.content {
-                    Content::Text(text) if inner.accepts_parts && !inner.accepts_text => {
-                        json!([{"type": "text", "text": text}])
-                    }
-                    Content::Text(text) => json!(text),
-                    Content::Parts(parts) if inner.accepts_parts => json!(parts),
-                    Content::Parts(parts) => Json::String(
-                        parts
-                            .iter()
-                            .map(|part| match part {
-                                Part::Text { text } => Ok(text.as_str()),
-                                Part::Image => Err(TextError::NoImages { path: inner.path.clone() }),
-                            })
-                            .collect::<Result<_, _>>()?,
-                    ),
-                };
-                Ok(json!({"role": message.role, "content": content}))
-            })
-            .collect::<Result<Vec<_>, TextError>>()?;
-        inner
-            .render(messages, options)
-            .map_err(|e| TextError::Template { path: inner.path.clone(), reason: describe(&e) })
+        let contents = forms::choose(inner, messages, options)?;
+        inner.render(pair(messages, contents), options).result.map_err(|e| inner.error(&e))
     }
 
-    /// True when the template reads messages as lists of images and texts.
+    /// Whether the template takes a user's message with an image. True as well if it fails for other reasons.
     pub fn accepts_images(&self) -> bool {
-        self.inner.accepts_parts
+        let message = Message::user(1, "text");
+        let system = Message::text("system", "text");
+        let refused = |messages: &[Message]| {
+            matches!(self.render(messages, &RenderOptions::default()), Err(TextError::NoImages { .. }))
+        };
+        !refused(std::slice::from_ref(&message)) && !refused(&[system, message])
     }
 }
 
+/// Special tokens as variables.
+fn special(tokenizer: &Tokenizer) -> Map<String, Json> {
+    tokenizer.named_tokens().iter().map(|(key, token)| (key.clone(), Json::from(token.as_str()))).collect()
+}
+
+/// Messages as the template gets them.
+pub(super) fn pair(messages: &[Message], contents: Vec<Json>) -> Vec<Json> {
+    let pairs = messages.iter().zip(contents);
+    pairs.map(|(message, content)| json!({"role": message.role, "content": content})).collect()
+}
+
+/// What came of rendering a template.
+pub(super) struct Rendered {
+    /// The prompt.
+    pub result: Result<String, Error>,
+    /// Bytes that were written, also before an error.
+    pub written: usize,
+}
+
 impl Inner {
-    fn render(&self, messages: Vec<Json>, options: &RenderOptions) -> Result<String, Error> {
+    fn new(source: &str, path: String, mut variables: Map<String, Json>) -> Result<Self, TextError> {
+        for key in ["tools", "documents"] {
+            variables.entry(key).or_insert(Json::Null);
+        }
+        let env = environment(source)
+            .map_err(|e| TextError::Template { path: path.clone(), reason: describe(&e) })?;
+        Ok(Self { env, path, variables, named: BTreeMap::new(), hint: None })
+    }
+
+    pub(super) fn render(&self, messages: Vec<Json>, options: &RenderOptions) -> Rendered {
         let mut context = self.variables.clone();
         context.insert("messages".into(), Json::Array(messages));
         context.insert("add_generation_prompt".into(), options.add_generation_prompt.into());
         context.extend(options.extra.clone());
-        self.env.get_template(NAME)?.render(Value::from(Serde(Json::Object(context))))
+        let mut bytes = Vec::new();
+        let result = self.env.get_template(NAME).and_then(|template| {
+            template.render_captured_to(Value::from(Serde(Json::Object(context))), &mut bytes).map(drop)
+        });
+        let written = bytes.len();
+        let text = || String::from_utf8(bytes).map_err(|_| invalid("the prompt is not UTF-8".into()));
+        Rendered { result: result.and_then(|()| text()), written }
     }
 
-    /// Whether a user's message with this content shows the text itself.
-    fn shows(&self, text: &str, content: Json) -> bool {
-        let messages = vec![json!({"role": "user", "content": content})];
-        self.render(messages, &RenderOptions::default())
-            .is_ok_and(|prompt| prompt.contains(text) && !prompt.contains("'type': 'text'"))
+    pub(super) fn error(&self, e: &Error) -> TextError {
+        let (path, reason) = (self.path.clone(), describe(e));
+        if is_raised(e) { TextError::Refused { path, reason } } else { TextError::Template { path, reason } }
     }
+
+    pub(super) fn no_images(&self) -> TextError {
+        TextError::NoImages { path: self.path.clone(), hint: self.hint.clone() }
+    }
+}
+
+/// The template's own complaint, as `raise_exception` makes it.
+#[derive(Debug, thiserror::Error)]
+#[error("raised by the template")]
+struct Raised;
+
+/// Whether the template itself refused the messages.
+pub(super) fn is_raised(e: &Error) -> bool {
+    let mut source = std::error::Error::source(e);
+    while let Some(e) = source {
+        if e.is::<Raised>() {
+            return true;
+        }
+        source = e.source();
+    }
+    false
 }
 
 fn environment(source: &str) -> Result<Environment<'static>, Error> {
@@ -256,13 +301,13 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_fuel(Some(FUEL));
     env.set_formatter(python_formatter);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_unknown_method_callback(methods::call);
     env.add_filter("tojson", tojson);
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+        Err(Error::new(ErrorKind::InvalidOperation, message).with_source(Raised))
     });
     env.add_function("strftime_now", strftime_now);
-    env.add_template_owned(NAME, replace_generation_tags(source))?;
+    env.add_template_owned(NAME, replace_generation_tags(&with_newlines(source)))?;
     Ok(env)
 }
 
@@ -314,6 +359,11 @@ fn describe(e: &Error) -> String {
         text += &format!(" (line {line})");
     }
     text.replace('\n', " ")
+}
+
+/// Line breaks as Python reads them from a text file, and Jinja from any source.
+fn with_newlines(source: &str) -> String {
+    source.replace("\r\n", "\n").replace('\r', "\n")
 }
 
 /// `{% generation %}` marks the assistant's tokens for training; it renders its body unchanged, like `{% if true %}`.

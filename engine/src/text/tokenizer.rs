@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::{AddedToken, DecoderWrapper};
+use tokenizers::DecoderWrapper;
 
+use super::added::Names;
 use super::{Detokenizer, TextError};
 use crate::files::ModelFiles;
 
@@ -67,43 +67,11 @@ impl Tokenizer {
 
         let config: Value = files.json("tokenizer_config.json")?.unwrap_or_default();
         let map: Value = files.json("special_tokens_map.json")?.unwrap_or_default();
-        add_declared_tokens(&mut tokenizer, files, &config)?;
-
-        let mut named = BTreeMap::new();
-        let mut special = Vec::new();
-        for (key, value) in [&map, &config].into_iter().filter_map(Value::as_object).flatten() {
-            if key.ends_with("_token") {
-                if let Some(text) = token_text(value) {
-                    named.insert(key.clone(), text.to_owned());
-                    special.push(text.to_owned());
-                }
-            } else if matches!(key.as_str(), "additional_special_tokens" | "extra_special_tokens") {
-                match value {
-                    Value::Array(list) => {
-                        special.extend(list.iter().filter_map(token_text).map(str::to_owned))
-                    }
-                    Value::Object(map) => {
-                        for (name, value) in map {
-                            if let Some(text) = token_text(value) {
-                                named.entry(name.clone()).or_insert_with(|| text.to_owned());
-                                special.push(text.to_owned());
-                            }
-                        }
-                    }
-                    _ => {}
-                }
-            }
-        }
-        // A named token that no model row exists for stays plain text rather than getting an id past the embedding.
-        let vocabulary = tokenizer.get_added_vocabulary();
-        let unmarked: Vec<AddedToken> = special
-            .into_iter()
-            .filter(|text| tokenizer.token_to_id(text).is_some() && !vocabulary.is_special_token(text))
-            .map(|text| AddedToken::from(text, true))
-            .collect();
-        tokenizer
-            .add_special_tokens(unmarked)
-            .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+        let names = Names::of(&config, &map);
+        super::added::declare(&mut tokenizer, files, &config, &names)?;
+        super::added::mark_special(&mut tokenizer, &names)
+            .map_err(|reason| TextError::Tokenizer { path: path.clone(), reason })?;
+        let named = names.into_texts();
 
         let eos_ids = eos_ids(files, &tokenizer, named.get("eos_token").map(String::as_str))?;
         let id_bound = tokenizer.get_vocab(true).values().max().map_or(0, |id| id.saturating_add(1));
@@ -195,79 +163,35 @@ impl Tokenizer {
         &self.inner.eos_ids
     }
 
+    /// Ids that end an answer because a stop text is exactly one added token, such as `<end_of_utterance>`. Special tokens
+    /// are left out of the text that stop texts are looked for in, so such a text would never be met there.
+    pub fn stop_ids(&self, stops: &[String]) -> Vec<u32> {
+        let added = self.inner.tokenizer.get_added_vocabulary().get_vocab();
+        let mut ids: Vec<u32> = stops
+            .iter()
+            .filter_map(|stop| added.get(stop).or_else(|| added.get(stop.trim())).copied())
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+
+    /// The special token inside a stop text that [`Tokenizer::stop_ids`] has no id for: the text can be met only if the
+    /// model spells the token with others.
+    pub fn hidden_in(&self, stop: &str) -> Option<&str> {
+        if !self.stop_ids(&[stop.to_owned()]).is_empty() {
+            return None;
+        }
+        let vocabulary = self.inner.tokenizer.get_added_vocabulary();
+        let tokens = vocabulary.get_vocab().keys().map(String::as_str);
+        tokens
+            .filter(|token| vocabulary.is_special_token(token) && stop.contains(token))
+            .max_by_key(|t| t.len())
+    }
+
     pub(super) fn decoding(&self) -> Decoding {
         self.inner.decoding
     }
-}
-
-/// The text of a token written as a string or as an object with `content`.
-fn token_text(value: &Value) -> Option<&str> {
-    value.as_str().or_else(|| value.get("content")?.as_str()).filter(|text| !text.is_empty())
-}
-
-/// Adds the tokens that `added_tokens_decoder` (of `tokenizer_config.json`) and `added_tokens.json` declare and
-/// `tokenizer.json` lacks; each must get the id that it is declared with.
-fn add_declared_tokens(
-    tokenizer: &mut tokenizers::Tokenizer,
-    files: &ModelFiles,
-    config: &Value,
-) -> Result<(), TextError> {
-    #[derive(Deserialize)]
-    struct Declared {
-        content: String,
-        #[serde(default)]
-        single_word: bool,
-        #[serde(default)]
-        lstrip: bool,
-        #[serde(default)]
-        rstrip: bool,
-        normalized: Option<bool>,
-        #[serde(default)]
-        special: bool,
-    }
-    let mut declared: BTreeMap<u32, (&str, AddedToken)> = BTreeMap::new();
-    const DECODER: &str = "tokenizer_config.json";
-    for (id, value) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
-        let bad = |reason: String| TextError::Tokenizer {
-            path: files.describe(DECODER),
-            reason: format!("added_tokens_decoder.{id}: {reason}"),
-        };
-        let token = Declared::deserialize(value).map_err(|e| bad(e.to_string()))?;
-        let number = id.parse().map_err(|_| bad("expected a token id as key".into()))?;
-        let added = AddedToken::from(token.content, token.special)
-            .single_word(token.single_word)
-            .lstrip(token.lstrip)
-            .rstrip(token.rstrip)
-            .normalized(token.normalized.unwrap_or(!token.special));
-        declared.insert(number, (DECODER, added));
-    }
-    const LEGACY: &str = "added_tokens.json";
-    for (text, id) in files.json::<BTreeMap<String, u32>>(LEGACY)?.unwrap_or_default() {
-        declared.entry(id).or_insert((LEGACY, AddedToken::from(text, false)));
-    }
-    for (id, (file, token)) in declared {
-        let found = match tokenizer.token_to_id(&token.content) {
-            Some(found) => found,
-            None => {
-                let text = token.content.clone();
-                tokenizer.add_tokens([token.clone()]).map_err(|e| TextError::Tokenizer {
-                    path: files.describe(file),
-                    reason: e.to_string(),
-                })?;
-                tokenizer.token_to_id(&text).unwrap_or(u32::MAX)
-            }
-        };
-        if found != id {
-            return Err(TextError::Tokenizer {
-                path: files.describe(file),
-                reason: format!(
-                    "token {:?}: expected id {id}, found {found} in tokenizer.json",
-                    token.content
-                ),
-            });
-        }
-    }
-    Ok(())
 }
 
 fn eos_ids(
