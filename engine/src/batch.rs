@@ -1,174 +1,406 @@
-//! What one forward pass takes: ragged sequences, packed without padding.
+//! What one forward pass takes: chunks of ragged sequences, packed without padding.
+
+use std::ops::Range;
 
 use crate::ctx::{Ctx, ReplayKey};
 use crate::error::{Error, Result};
-use crate::kv::{KvCache, PAGE, SeqId};
+use crate::kv::{Keep, KvCache, PAGE, SeqId};
+use crate::prompt::{Features, Prompt};
 use crate::tensor::Tensor;
-
-/// Which logits of a sequence are wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Want {
-    /// None: there are more tokens of the prompt to come.
-    #[default]
-    Nothing,
-    /// Those of the last so many tokens.
-    Last(usize),
-}
-
-/// Rows of image features and where they go in a sequence's new tokens.
-#[derive(Clone, Debug)]
-pub struct ImageRows {
-    /// Features `[rows, d_model]`.
-    pub features: Tensor,
-    /// Place of each row among the sequence's new tokens.
-    pub at: Vec<usize>,
-}
 
 /// New tokens of one sequence.
 #[derive(Clone, Debug)]
-pub struct SeqInput<'a> {
-    /// The sequence in the cache; its length there is the position of the first new token.
+pub struct Chunk<'a> {
+    /// The sequence in the cache; its length there is the number of the first new token.
     pub seq: SeqId,
-    /// Token ids.
+    /// The prompt that the sequence begins with.
+    pub prompt: &'a Prompt,
+    /// Features of the prompt's media; those whose tokens are not among the new ones may be absent.
+    pub features: &'a [Option<Features>],
+    /// Ids of the new tokens.
     pub tokens: &'a [u32],
-    /// Image features that replace embeddings of tokens.
-    pub images: &'a [ImageRows],
-    /// Which logits are wanted.
-    pub want: Want,
+    /// Number of last tokens whose logits are wanted.
+    pub want: usize,
 }
 
-/// New tokens of several sequences.
+/// New tokens of several sequences: those of one token (answers) first, so that attention serves them apart from prompts.
 #[derive(Clone, Debug, Default)]
 pub struct Batch<'a> {
-    /// The sequences.
-    pub seqs: Vec<SeqInput<'a>>,
-    /// Token ids that are on the device alone, i32 `[tokens]` in the order of the sequences; those of `seqs` then only say how
+    /// The chunks.
+    pub chunks: Vec<Chunk<'a>>,
+    /// Token ids that are on the device alone, i32 `[tokens]` in the order of the chunks; those of `chunks` then only say how
     /// many there are.
     pub ids: Option<Tensor>,
 }
 
-/// A batch as the device sees it: everything that changes from step to step is in these buffers.
-pub struct Packed {
-    /// i32 `[tokens]`.
-    pub ids: Tensor,
-    /// i32 `[1, tokens]`.
-    pub positions: Tensor,
-    /// i32 `[tokens]`: slot in the KV pages.
-    pub slots: Tensor,
-    /// i32 `[seqs + 1]`: first row of each sequence.
-    pub q_starts: Tensor,
-    /// i32 `[seqs]`: tokens of each sequence in the cache, the new ones included.
-    pub kv_lens: Tensor,
-    /// i32 `[seqs, max_pages]`.
-    pub block_table: Tensor,
-    /// i32 `[rows]`: rows whose logits are wanted, in order; `None` if every row is.
-    pub wanted: Option<Tensor>,
-    /// Image features with the rows of the packed batch that they replace, i32 `[rows]`.
-    pub images: Vec<(Tensor, Tensor)>,
+/// Which keys the rows of a run see in a group of layers.
+#[derive(Clone, Debug)]
+pub enum Sees {
+    /// Each row those up to its own, of the last so many where that is not 0.
+    Causal {
+        /// Number of keys seen at most; 0 without a limit.
+        window: usize,
+    },
+    /// Row `r` sees keys `from[r]..to[r]`, i32 `[rows]` each.
+    Ranges {
+        /// First key.
+        from: Tensor,
+        /// Key after the last.
+        to: Tensor,
+    },
+}
+
+/// Neighbouring rows whose attention is one call.
+#[derive(Clone, Debug)]
+pub struct Run {
     /// Rows of the batch.
-    pub tokens: usize,
-    /// Rows whose logits are wanted.
-    pub rows_wanted: usize,
+    pub rows: Range<usize>,
+    /// Sequences of the batch.
+    pub seqs: Range<usize>,
+    /// i32 `[seqs + 1]`: first row of each sequence, counted from the run's first row.
+    pub q_starts: Tensor,
     /// Most new tokens of one sequence.
     pub max_q: usize,
     /// Most tokens of one sequence in the cache.
     pub max_kv: usize,
-    /// Pairs of query and key under a causal mask.
-    pub pairs: u64,
+    /// For each group of layers, which keys are seen, and the number of pairs of query and key.
+    pub sees: Vec<(Sees, u64)>,
+}
+
+/// What a batch has in one group of layers.
+#[derive(Clone, Debug)]
+pub struct PackedKv {
+    /// i32 `[tokens]`: slot in the pages.
+    pub slots: Tensor,
+    /// i32 `[seqs, max_pages]`.
+    pub block_table: Tensor,
+}
+
+/// A batch as the device sees it: everything that changes from step to step is in these buffers.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// i32 `[tokens]`.
+    pub ids: Tensor,
+    /// i32 `[axes, tokens]`.
+    pub positions: Tensor,
+    /// i32 `[seqs]`: tokens of each sequence in the cache, the new ones included.
+    pub kv_lens: Tensor,
+    /// For each group of layers, where its keys and values are.
+    pub kv: Vec<PackedKv>,
+    /// Rows that attention takes together.
+    pub runs: Vec<Run>,
+    /// i32 `[rows]`: rows whose logits are wanted, in order; `None` if every row is.
+    pub wanted: Option<Tensor>,
+    /// Features that replace embeddings, with the rows of the batch that they replace, i32 `[rows]`.
+    pub features: Vec<(Tensor, Tensor)>,
+    /// For each text layer from the first on, rows that are added to its result, likewise.
+    pub deep: Vec<Vec<(Tensor, Tensor)>>,
+    /// Rows of the batch.
+    pub tokens: usize,
+    /// Rows whose logits are wanted, those of padding included.
+    pub rows_wanted: usize,
 }
 
 impl Packed {
+    /// Whether each step of this kind is the same launches: one token a sequence, and nothing put in its place.
+    #[must_use]
+    pub fn repeats(&self) -> bool {
+        matches!(&self.runs[..], [run] if run.max_q == 1 && run.sees.iter().all(|(sees, _)| matches!(sees, Sees::Causal { .. })))
+            && self.features.is_empty()
+            && self.deep.is_empty()
+    }
+
     /// What launches on this batch depend on.
     #[must_use]
     pub fn replay_key(&self) -> ReplayKey {
         let mut key = ReplayKey::default();
-        let always =
-            [&self.ids, &self.positions, &self.slots, &self.q_starts, &self.kv_lens, &self.block_table];
-        for tensor in always.into_iter().chain(&self.wanted) {
+        for tensor in [&self.ids, &self.positions, &self.kv_lens].into_iter().chain(&self.wanted) {
             key.view(tensor.view());
         }
-        key.number(self.rows_wanted).number(self.max_q).number(self.max_kv);
+        for kv in &self.kv {
+            key.view(kv.slots.view()).view(kv.block_table.view());
+        }
+        for run in &self.runs {
+            key.view(run.q_starts.view()).number(run.max_q).number(run.max_kv);
+        }
+        key.number(self.rows_wanted);
         key
     }
+}
+
+/// How a model wants its batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Packing {
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// Axes of positions.
+    pub axes: usize,
+}
+
+/// Numbers of a batch on their way to the device.
+#[derive(Default)]
+struct Lists {
+    ids: Vec<i32>,
+    positions: Vec<[i32; 3]>,
+    kv_lens: Vec<i32>,
+    wanted: Vec<i32>,
+    /// Slots of each group.
+    slots: Vec<Vec<i32>>,
+}
+
+/// A run before it is uploaded.
+struct Plain {
+    rows: Range<usize>,
+    seqs: Range<usize>,
+    q_starts: Vec<i32>,
+    max_q: usize,
+    max_kv: usize,
 }
 
 impl Batch<'_> {
     /// Takes slots in the cache for the new tokens and uploads what the device needs.
     ///
-    /// `vocab` bounds the token ids. Errors name the sequence and what was wrong with it; the cache is then unchanged
-    /// for the sequences not yet reached.
-    pub fn pack(&self, cx: &mut Ctx, kv: &mut KvCache, vocab: usize) -> Result<Packed> {
-        let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut q_starts, mut kv_lens, mut wanted) = (vec![0i32], Vec::new(), Vec::new());
-        let (mut max_q, mut max_kv, mut pairs) = (0, 0, 0u64);
-        let mut images = Vec::new();
-        for (index, seq) in self.seqs.iter().enumerate() {
-            let (first, past, new) = (ids.len(), kv.len(seq.seq), seq.tokens.len());
+    /// Errors name the sequence and what was wrong with it; the cache is then as it was, but for pages behind windows.
+    pub fn pack(&self, cx: &mut Ctx, kv: &mut KvCache, packing: Packing) -> Result<Packed> {
+        let before: Vec<usize> = self.chunks.iter().map(|chunk| kv.len(chunk.seq)).collect();
+        let packed = self.pack_over(cx, kv, packing, &before);
+        if packed.is_err() {
+            for (chunk, &len) in self.chunks.iter().zip(&before) {
+                kv.truncate(chunk.seq, len);
+            }
+        }
+        packed
+    }
+
+    fn pack_over(
+        &self,
+        cx: &mut Ctx,
+        kv: &mut KvCache,
+        packing: Packing,
+        before: &[usize],
+    ) -> Result<Packed> {
+        let groups: Vec<Keep> = kv.groups().map(|group| group.keep).collect();
+        let mut lists = Lists { slots: vec![Vec::new(); groups.len()], ..Lists::default() };
+        let mut runs: Vec<Plain> = Vec::new();
+        for (index, (chunk, &past)) in self.chunks.iter().zip(before).enumerate() {
+            let (first, new) = (lists.ids.len(), chunk.tokens.len());
+            let bad = |what: String| Error::Request(format!("sequence {index}: {what}"));
             if new == 0 {
-                return Err(Error::Request(format!(
-                    "sequence {index}: expected at least one token, found none"
-                )));
+                return Err(bad("expected at least one token, found none".into()));
             }
-            if let Some(id) = seq.tokens.iter().find(|&&id| id as usize >= vocab) {
-                return Err(Error::Request(format!(
-                    "sequence {index}: token id: expected below {vocab}, found {id}"
-                )));
+            if let Some(id) = chunk.tokens.iter().find(|&&id| id as usize >= packing.vocab) {
+                return Err(bad(format!("token id: expected below {}, found {id}", packing.vocab)));
             }
-            slots.extend(kv.extend(seq.seq, new)?);
-            ids.extend(seq.tokens.iter().map(|&id| id as i32));
-            positions.extend((past..past + new).map(|p| p as i32));
-            q_starts.push(ids.len() as i32);
-            kv_lens.push((past + new) as i32);
-            if let Want::Last(count) = seq.want {
-                wanted.extend((first + new - count.min(new)..first + new).map(|row| row as i32));
+            for (all, slots) in lists.slots.iter_mut().zip(kv.extend(chunk.seq, new)?) {
+                all.extend(slots);
             }
-            for image in seq.images {
-                if image.at.iter().any(|&at| at >= new) {
-                    return Err(Error::Request(format!(
-                        "sequence {index}: an image row lies beyond its {new} tokens"
-                    )));
+            lists.ids.extend(chunk.tokens.iter().map(|&id| id as i32));
+            lists.positions.extend((past..past + new).map(|token| chunk.prompt.position(token)));
+            lists.kv_lens.push((past + new) as i32);
+            lists.wanted.extend((first + new - chunk.want.min(new)..first + new).map(|row| row as i32));
+            // Answers and prompts are runs of their own.
+            let alone = new == 1 && chunk.prompt.block_of(past).is_none();
+            match runs.last_mut() {
+                Some(run) if (run.max_q == 1) == alone => {
+                    run.max_q = run.max_q.max(new);
+                    run.max_kv = run.max_kv.max(past + new);
+                    run.rows.end += new;
+                    run.seqs.end += 1;
+                    run.q_starts.push((run.rows.end - run.rows.start) as i32);
                 }
-                let rows: Vec<i32> = image.at.iter().map(|&at| (first + at) as i32).collect();
-                images.push((image.features.clone(), cx.upload(&[rows.len()], &rows)?));
-            }
-            max_q = max_q.max(new);
-            max_kv = max_kv.max(past + new);
-            pairs += (new * past + new * (new + 1) / 2) as u64;
-        }
-        // Where steps are recorded, their sizes must not change from one to the next.
-        if max_q == 1 && cx.records() {
-            max_kv = ocelli_kernels::spec::bucket(max_kv) as usize;
-        }
-        let width = max_kv.div_ceil(PAGE).max(1);
-        let mut table = vec![0i32; self.seqs.len() * width];
-        for (row, seq) in table.chunks_exact_mut(width).zip(&self.seqs) {
-            for (slot, &page) in row.iter_mut().zip(kv.pages(seq.seq)) {
-                *slot = page as i32;
+                _ => runs.push(Plain {
+                    rows: first..first + new,
+                    seqs: index..index + 1,
+                    q_starts: vec![0, new as i32],
+                    // More than one, so that the next answer begins a run.
+                    max_q: if alone { 1 } else { new.max(2) },
+                    max_kv: past + new,
+                }),
             }
         }
-        let (tokens, rows_wanted) = (ids.len(), wanted.len());
-        let every = rows_wanted == tokens;
-        let known: &[i32] = if self.ids.is_some() { &[] } else { &ids };
-        let rows: &[i32] = if every { &[] } else { &wanted };
-        let [ids, positions, slots, q_starts, kv_lens, table, wanted] =
-            cx.upload_ids([known, &positions, &slots, &q_starts, &kv_lens, &table, rows])?;
+        // Where steps are recorded, few sizes serve all of them.
+        if cx.records() && runs.len() == 1 && runs[0].max_q == 1 {
+            pad(&mut lists, &mut runs[0]);
+        }
+        self.upload(cx, kv, packing, before, &groups, &lists, runs)
+    }
+
+    fn upload(
+        &self,
+        cx: &mut Ctx,
+        kv: &KvCache,
+        packing: Packing,
+        before: &[usize],
+        groups: &[Keep],
+        lists: &Lists,
+        runs: Vec<Plain>,
+    ) -> Result<Packed> {
+        let (tokens, seqs) = (lists.ids.len(), lists.kv_lens.len());
+        let width = runs.iter().map(|run| run.max_kv).max().unwrap_or(0).div_ceil(PAGE).max(1);
+        let axis = |axis: usize| lists.positions.iter().map(move |at| at[axis]);
+        let positions: Vec<i32> = (0..packing.axes).flat_map(axis).collect();
+        let every = lists.wanted.len() == tokens;
+        let mut all: Vec<Vec<i32>> = vec![
+            if self.ids.is_some() { vec![] } else { lists.ids.clone() },
+            positions,
+            lists.kv_lens.clone(),
+            if every { vec![] } else { lists.wanted.clone() },
+        ];
+        for (group, slots) in lists.slots.iter().enumerate() {
+            let mut table = vec![0i32; seqs * width];
+            for (row, chunk) in table.chunks_exact_mut(width).zip(&self.chunks) {
+                for (slot, page) in row.iter_mut().zip(kv.pages(chunk.seq, group)) {
+                    *slot = page as i32;
+                }
+            }
+            all.extend([slots.clone(), table]);
+        }
+        all.extend(runs.iter().map(|run| run.q_starts.clone()));
+        let mut sees = Vec::new();
+        for run in &runs {
+            let of_run: Vec<Seen> = groups.iter().map(|&keep| self.seen(keep, run, before)).collect();
+            for seen in &of_run {
+                all.extend(seen.ranges.iter().flat_map(|(from, to)| [from.clone(), to.clone()]));
+            }
+            sees.push(of_run);
+        }
+
+        let mut parts = cx.upload_ids(&all)?.into_iter();
+        let mut next = || parts.next().ok_or_else(|| Error::Request("a list of the batch was lost".into()));
+        let (ids, positions, kv_lens, wanted) = (next()?, next()?, next()?, next()?);
+        let mut packed_kv = Vec::with_capacity(groups.len());
+        for _ in groups {
+            packed_kv.push(PackedKv { slots: next()?, block_table: next()?.reshape(&[seqs, width])? });
+        }
+        let starts = runs.iter().map(|_| next()).collect::<Result<Vec<_>>>()?;
+        let mut packed_runs = Vec::with_capacity(runs.len());
+        for ((run, q_starts), sees) in runs.into_iter().zip(starts).zip(sees) {
+            let Plain { rows, seqs, max_q, max_kv, .. } = run;
+            let mut of_groups = Vec::with_capacity(sees.len());
+            for seen in sees {
+                let how = match seen.ranges {
+                    None => Sees::Causal { window: seen.window },
+                    Some(_) => Sees::Ranges { from: next()?, to: next()? },
+                };
+                of_groups.push((how, seen.pairs));
+            }
+            packed_runs.push(Run { rows, seqs, q_starts, max_q, max_kv, sees: of_groups });
+        }
+        let (features, deep) = self.features(cx, before)?;
         Ok(Packed {
             ids: match &self.ids {
                 Some(known) => known.narrow(0, 0, tokens)?,
                 None => ids,
             },
-            positions: positions.reshape(&[1, tokens])?,
-            slots,
-            q_starts,
+            positions: positions.reshape(&[packing.axes, tokens])?,
             kv_lens,
-            block_table: table.reshape(&[self.seqs.len(), width])?,
+            kv: packed_kv,
+            runs: packed_runs,
             wanted: (!every).then_some(wanted),
-            images,
+            features,
+            deep,
             tokens,
-            rows_wanted,
-            max_q,
-            max_kv,
-            pairs,
+            rows_wanted: lists.wanted.len(),
         })
+    }
+
+    /// Which keys the rows of a run see in a group.
+    fn seen(&self, keep: Keep, run: &Plain, before: &[usize]) -> Seen {
+        let window = match keep {
+            Keep::All => 0,
+            Keep::Window(window) => window,
+        };
+        let chunks = || self.chunks.iter().zip(before).skip(run.seqs.start).take(run.seqs.len());
+        let in_block = |(chunk, &past): (&Chunk<'_>, &usize)| {
+            chunk
+                .prompt
+                .blocks
+                .iter()
+                .any(|block| block.start < past + chunk.tokens.len() && block.end > past)
+        };
+        let (mut from, mut to, mut pairs) = (Vec::new(), Vec::new(), 0u64);
+        for (chunk, &past) in chunks() {
+            for token in past..past + chunk.tokens.len() {
+                let first = if window == 0 { 0 } else { (token + 1).saturating_sub(window) };
+                let keys = match chunk.prompt.block_of(token) {
+                    Some(block) => first.min(block.start)..block.end,
+                    None => first..token + 1,
+                };
+                pairs += keys.len() as u64;
+                from.push(keys.start as i32);
+                to.push(keys.end as i32);
+            }
+        }
+        Seen { window, pairs, ranges: chunks().any(in_block).then_some((from, to)) }
+    }
+
+    /// Features of the new tokens with the rows of the batch that they belong to: those that replace embeddings, and those of each
+    /// text layer.
+    #[allow(clippy::type_complexity)]
+    fn features(
+        &self,
+        cx: &mut Ctx,
+        before: &[usize],
+    ) -> Result<(Vec<(Tensor, Tensor)>, Vec<Vec<(Tensor, Tensor)>>)> {
+        let (mut replaced, mut deep): (Vec<(Tensor, Tensor)>, Vec<Vec<(Tensor, Tensor)>>) =
+            Default::default();
+        let mut first = 0;
+        for (index, (chunk, &past)) in self.chunks.iter().zip(before).enumerate() {
+            let new = past..past + chunk.tokens.len();
+            for span in &chunk.prompt.spans {
+                let tokens = span.tokens();
+                let (start, end) = (tokens.start.max(new.start), tokens.end.min(new.end));
+                if start >= end {
+                    continue;
+                }
+                let Some(features) = chunk.features.get(span.media).and_then(Option::as_ref) else {
+                    let what = format!("sequence {index}: no features of picture {}", span.media + 1);
+                    return Err(Error::Request(what));
+                };
+                if features.len() < span.rows.end {
+                    return Err(Error::Request(format!(
+                        "sequence {index}: picture {}: expected at least {} rows of features, found {}",
+                        span.media + 1,
+                        span.rows.end,
+                        features.len()
+                    )));
+                }
+                let from = span.rows.start + (start - span.at);
+                let rows: Vec<i32> = (start..end).map(|token| (first + token - past) as i32).collect();
+                let rows = cx.upload(&[rows.len()], &rows)?;
+                if let Some(values) = &features.rows {
+                    replaced.push((values.narrow(0, from, end - start)?, rows.clone()));
+                }
+                deep.resize(deep.len().max(features.deep.len()), Vec::new());
+                for (layer, values) in deep.iter_mut().zip(&features.deep) {
+                    layer.push((values.narrow(0, from, end - start)?, rows.clone()));
+                }
+            }
+            first += chunk.tokens.len();
+        }
+        Ok((replaced, deep))
+    }
+}
+
+/// Keys that the rows of a run see in a group, before they are uploaded.
+struct Seen {
+    window: usize,
+    pairs: u64,
+    ranges: Option<(Vec<i32>, Vec<i32>)>,
+}
+
+/// Fills a step of one token a sequence up to a bucket: rows that write no key, see none and whose logits nobody reads.
+fn pad(lists: &mut Lists, run: &mut Plain) {
+    let bucket = |size: usize| ocelli_kernels::spec::bucket(size) as usize;
+    run.max_kv = bucket(run.max_kv);
+    for row in lists.ids.len()..bucket(lists.ids.len()) {
+        lists.ids.push(0);
+        lists.positions.push([0; 3]);
+        lists.kv_lens.push(0);
+        lists.wanted.push(row as i32);
+        lists.slots.iter_mut().for_each(|slots| slots.push(-1));
+        run.q_starts.push(row as i32 + 1);
+        run.rows.end += 1;
+        run.seqs.end += 1;
     }
 }

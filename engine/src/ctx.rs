@@ -16,19 +16,42 @@ use crate::error::{Error, Result};
 use crate::tensor::{Arena, Tensor};
 use crate::timing::{Phase, Timings};
 
-/// A place in a model whose result can be observed.
+/// A place in a model whose result can be observed. Parts have the names that `tests/golden/make.py` gives the tensors of a reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
+pub struct Stage {
+    /// What is observed.
+    pub part: &'static str,
+    /// Number of the layer, of parts that repeat.
+    pub layer: Option<usize>,
+}
+
+impl Stage {
     /// Result of the vision tower, all tiles: `[patches, d_model]`.
-    Tower,
-    /// Result of the connector: what replaces the image tokens, `[image_tokens, d_model]`.
-    Connector,
+    pub const TOWER: Self = Self::of("vision_last_hidden");
+    /// What replaces the image tokens, `[image_tokens, d_model]`.
+    pub const FEATURES: Self = Self::of("image_features");
     /// Input of the first text layer: `[tokens, d_model]`.
-    Embeddings,
-    /// Result of text layer `i`, before any final norm: `[tokens, d_model]`.
-    TextLayer(usize),
+    pub const EMBEDDINGS: Self = Self::of("inputs_embeds");
     /// Logits of the wanted rows: `[rows, vocab]`.
-    Logits,
+    pub const LOGITS: Self = Self::of("logits");
+
+    /// A part that does not repeat.
+    #[must_use]
+    pub const fn of(part: &'static str) -> Self {
+        Self { part, layer: None }
+    }
+
+    /// Layer `layer` of a part.
+    #[must_use]
+    pub const fn layer(part: &'static str, layer: usize) -> Self {
+        Self { part, layer: Some(layer) }
+    }
+
+    /// Result of text layer `layer`, before any final norm: `[tokens, d_model]`.
+    #[must_use]
+    pub const fn text_layer(layer: usize) -> Self {
+        Self::layer("text_layer", layer)
+    }
 }
 
 /// Sees intermediate results: stage, shape, values.
@@ -57,7 +80,9 @@ pub struct Ctx {
     arena: Arena,
     observer: Option<Observer<'static>>,
     precision: Precision,
-    replays: HashMap<ReplayKey, Option<Recorded>>,
+    replays: HashMap<ReplayKey, Replay>,
+    /// Steps that went through [`replay`](Self::replay).
+    steps: u64,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -88,7 +113,15 @@ impl ReplayKey {
     }
 }
 
-/// Recordings that are kept at most.
+/// A step that may come again.
+struct Replay {
+    /// Its launches, from the second time on.
+    recorded: Option<Recorded>,
+    /// When it came last.
+    used: u64,
+}
+
+/// Recordings that are kept at most; the one that was not used for longest goes first.
 const MOST_REPLAYS: usize = 64;
 
 impl Ctx {
@@ -106,6 +139,7 @@ impl Ctx {
             observer: None,
             precision,
             replays: HashMap::new(),
+            steps: 0,
             timings: Timings::default(),
         }
     }
@@ -153,7 +187,11 @@ impl Ctx {
 
     /// A zeroed tensor with memory of its own.
     pub fn alloc_owned(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let bytes = shape.iter().product::<usize>() * dtype.size();
+        let bytes = shape.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
+        let bytes = bytes.ok_or_else(|| {
+            let device = self.stream.caps().device.clone();
+            Error::Device(KernelError::OutOfMemory { bytes: usize::MAX, device })
+        })?;
         Ok(Tensor::owned(View::dense(self.stream.alloc(bytes)?, shape, dtype)?))
     }
 
@@ -197,9 +235,14 @@ impl Ctx {
         }
         let (block, byte) = self.arena.top();
         key.number(block).number(byte);
-        match self.replays.get(&key) {
-            Some(Some(recorded)) => Ok(self.stream.replay(recorded)?),
-            Some(None) => {
+        self.steps += 1;
+        let used = self.steps;
+        match self.replays.get_mut(&key) {
+            Some(Replay { recorded: Some(recorded), used: last }) => {
+                *last = used;
+                Ok(self.stream.replay(recorded)?)
+            }
+            Some(Replay { recorded: None, .. }) => {
                 self.stream.record()?;
                 let worked = self.scope(work);
                 // Ends the recording whatever has happened.
@@ -207,19 +250,31 @@ impl Ctx {
                 worked?;
                 let recorded = recorded?;
                 self.stream.replay(&recorded)?;
-                self.replays.insert(key, Some(recorded));
+                self.replays.insert(key, Replay { recorded: Some(recorded), used });
                 Ok(())
             }
             None => {
-                if self.replays.len() >= MOST_REPLAYS {
-                    self.stream.sync()?;
-                    self.replays.clear();
-                }
+                self.forget_oldest()?;
                 self.scope(work)?;
-                self.replays.insert(key, None);
+                self.replays.insert(key, Replay { recorded: None, used });
                 Ok(())
             }
         }
+    }
+
+    /// Makes room for one more recording.
+    fn forget_oldest(&mut self) -> Result<()> {
+        if self.replays.len() < MOST_REPLAYS {
+            return Ok(());
+        }
+        let oldest = self.replays.iter().min_by_key(|(_, replay)| replay.used).map(|(key, _)| key.clone());
+        if let Some(replay) = oldest.and_then(|key| self.replays.remove(&key))
+            && replay.recorded.is_some()
+        {
+            // Its launches may still be under way.
+            self.stream.sync()?;
+        }
+        Ok(())
     }
 
     /// Whether the device has a kernel for an op.
@@ -281,16 +336,15 @@ impl Ctx {
     }
 
     /// Copies lists of numbers into new activations, one `[len]` for each, by one transfer.
-    pub fn upload_ids<const N: usize>(&mut self, lists: [&[i32]; N]) -> Result<[Tensor; N]> {
-        let all = self.upload(&[lists.iter().map(|list| list.len()).sum()], &lists.concat())?;
+    pub fn upload_ids(&mut self, lists: &[Vec<i32>]) -> Result<Vec<Tensor>> {
+        let all = self.upload(&[lists.iter().map(Vec::len).sum()], &lists.concat())?;
         let mut start = 0;
-        let mut parts = Vec::with_capacity(N);
-        for list in lists {
-            parts.push(all.narrow(0, start, list.len())?);
+        let part = |list: &Vec<i32>| {
+            let part = all.narrow(0, start, list.len());
             start += list.len();
-        }
-        // There are N lists.
-        parts.try_into().map_err(|_| Error::Device(KernelError::Device("lists of ids were lost".into())))
+            part
+        };
+        lists.iter().map(part).collect()
     }
 
     /// The values of a tensor as f32, row-major.
@@ -347,7 +401,7 @@ impl Ctx {
 
     /// Whether anyone looks at intermediate results.
     #[must_use]
-    pub fn observed(&self) -> bool {
+    pub fn is_observed(&self) -> bool {
         self.observer.is_some()
     }
 

@@ -7,6 +7,7 @@ use crate::hub::HubError;
 use crate::image::ImageError;
 use crate::sample::ParamError;
 use crate::text::TextError;
+use crate::weights::WeightError;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +29,7 @@ pub enum Error {
     File(#[from] FileError),
     /// Weights cannot be used.
     #[error(transparent)]
-    Weights(#[from] crate::weights::WeightError),
+    Weights(#[from] WeightError),
     /// A model cannot be found or downloaded.
     #[error(transparent)]
     Hub(#[from] HubError),
@@ -52,6 +53,20 @@ pub enum Error {
     /// A request that the model cannot take.
     #[error("{0}")]
     Request(String),
+    /// A prompt with more tokens than the model has positions for.
+    #[error("prompt: expected at most {limit} tokens, found {found}")]
+    PromptTooLong {
+        /// Most tokens of a prompt.
+        limit: usize,
+        /// Tokens of this one.
+        found: usize,
+    },
+    /// The model gave logits that are no numbers, or infinite: no token can be chosen.
+    #[error("logits: expected finite numbers, found NaN or infinity")]
+    NotNumbers,
+    /// The thread that answers requests is gone.
+    #[error("the thread that answers requests has ended: {0}")]
+    Worker(String),
     /// The request was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -70,6 +85,14 @@ impl Error {
         match self {
             Self::Image(error) => error.hint().map(str::to_owned),
             Self::Hub(error) => error.hint(),
+            Self::File(error)
+            | Self::Text(TextError::File(error))
+            | Self::Weights(WeightError::File(error)) => error.hint().map(str::to_owned),
+            Self::Text(error) => error.hint().map(str::to_owned),
+            Self::NotNumbers => Some(
+                "the weights, or the values that pictures become, may be damaged; `ocelli verify` compares a model with a reference"
+                    .into(),
+            ),
             Self::Kernel { source, .. } | Self::Device(source) => match source {
                 KernelError::OutOfMemory { .. } => Some(
                     "a smaller picture, `--processor do_image_splitting=false` or fewer tokens need less"

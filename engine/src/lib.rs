@@ -1,18 +1,21 @@
 //! Tensors, weights, preprocessing, generation and scheduling.
 //!
-//! A [`Ctx`] runs ops and owns their activations; a [`Vlm`] is a model family's forward pass; [`generate`] mixes any
-//! number of requests into batches for it.
+//! A [`Ctx`] runs ops and owns their activations; a [`Vlm`] is a model family's forward pass; a
+//! [`scheduler`] mixes any number of requests into batches for it.
 
 pub mod batch;
+pub mod choices;
 mod ctx;
 mod error;
 pub mod files;
-pub mod generate;
 pub mod hub;
 pub mod image;
+pub mod json;
 pub mod kv;
 mod pipeline;
+pub mod prompt;
 pub mod sample;
+pub mod scheduler;
 mod tensor;
 pub mod text;
 mod timing;
@@ -22,6 +25,7 @@ pub mod weights;
 pub use ctx::{Ctx, Observer, Precision, ReplayKey, Stage};
 pub use error::{Error, Result};
 pub use pipeline::Pipeline;
+pub use prompt::{Features, Prompt};
 pub use tensor::Tensor;
 pub use timing::{Phase, Timings};
-pub use vlm::Vlm;
+pub use vlm::{Loaded, Model, Processor, Vlm};

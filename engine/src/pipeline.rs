@@ -1,21 +1,25 @@
 //! From messages and pictures to requests: what a command needs around a [`Vlm`].
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
-use crate::generate::{Request, generate};
 use crate::image::{PreparedImage, Rgb8Image};
+use crate::prompt::{Features, Prompt};
 use crate::sample::SamplingParams;
+use crate::scheduler::{Media, Request, generate};
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use crate::timing::Phase;
-use crate::vlm::Vlm;
+use crate::vlm::{Loaded, Model, Processor, Vlm};
 
-/// A model with its tokenizer and chat template.
+/// A model with its processor, tokenizer and chat template.
 pub struct Pipeline {
     /// The model.
-    pub model: Box<dyn Vlm>,
+    pub model: Arc<dyn Vlm>,
+    /// What lays requests out for it.
+    pub processor: Box<dyn Processor>,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
     /// Its chat template, if it has one.
@@ -25,8 +29,14 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Loads tokenizer and template of a model.
-    pub fn new(files: &ModelFiles, model: Box<dyn Vlm>, threads: usize) -> Result<Self> {
+    /// Loads tokenizer and template of a model. Errors if the model gives no answers.
+    pub fn new(files: &ModelFiles, loaded: Loaded, threads: usize) -> Result<Self> {
+        let Model::Vlm(model) = loaded.model else {
+            return Err(Error::Config {
+                path: files.describe("config.json"),
+                reason: format!("{} gives vectors and no answers", loaded.model.info().family),
+            });
+        };
         let tokenizer = Tokenizer::load(files)?;
         let vocab = model.info().vocab;
         if tokenizer.vocab_size() > vocab {
@@ -37,7 +47,7 @@ impl Pipeline {
             );
         }
         let template = ChatTemplate::load(files, &tokenizer)?;
-        Ok(Self { model, tokenizer, template, threads })
+        Ok(Self { model, processor: loaded.processor, tokenizer, template, threads })
     }
 
     /// The prompt of a conversation, pictures still marked by one token each. A model without a chat template gets the
@@ -46,8 +56,8 @@ impl Pipeline {
         match &self.template {
             Some(template) => Ok(template.render(messages, &RenderOptions::default())?),
             None => {
-                let token = self.tokenizer.id_to_token(self.model.info().image_token).unwrap_or_default();
-                Ok(messages.iter().map(|message| message.content.plain(&token)).collect())
+                let mark = self.processor.image_mark();
+                Ok(messages.iter().map(|message| message.content.plain(mark)).collect())
             }
         }
     }
@@ -55,18 +65,30 @@ impl Pipeline {
     /// Resizes and tiles pictures.
     pub fn prepare(&self, cx: &mut Ctx, images: &[Rgb8Image]) -> Result<Vec<PreparedImage>> {
         let start = std::time::Instant::now();
-        let prepared = images.iter().map(|image| self.model.prepare(image, self.threads)).collect();
+        let prepared = images.iter().map(|image| self.processor.prepare(image, self.threads)).collect();
         cx.timings.add(Phase::Resize, start.elapsed());
         prepared
     }
 
-    /// Token ids of a rendered prompt, each picture's place filled.
-    pub fn tokenize(&self, prompt: &str, images: &[PreparedImage]) -> Result<Vec<u32>> {
-        let expanded = self.model.expand_prompt(prompt, images)?;
-        Ok(self.tokenizer.encode(&expanded)?)
+    /// Tokens of a conversation with the places of its pictures' features.
+    pub fn lay_out(&self, messages: &[Message], images: &[&PreparedImage]) -> Result<Prompt> {
+        let places: usize = messages.iter().map(Message::images).sum();
+        if places != images.len() {
+            return Err(Error::Request(format!(
+                "messages: expected places for {} pictures, found {places}",
+                images.len()
+            )));
+        }
+        let prompt = self.processor.lay_out(&self.render(messages)?, images, &self.tokenizer)?;
+        let info = self.model.info();
+        if prompt.len() >= info.max_positions {
+            return Err(Error::PromptTooLong { limit: info.max_positions - 1, found: prompt.len() });
+        }
+        prompt.check(images.len(), info.vocab)?;
+        Ok(prompt)
     }
 
-    /// A conversation about pictures as a request; runs the tower.
+    /// A conversation about pictures as a request.
     pub fn request(
         &self,
         cx: &mut Ctx,
@@ -75,25 +97,15 @@ impl Pipeline {
         params: SamplingParams,
     ) -> Result<Request> {
         params.validate()?;
-        let places: usize = messages.iter().map(Message::images).sum();
-        if places != images.len() {
-            return Err(Error::Request(format!(
-                "messages: expected places for {} pictures, found {places}",
-                images.len()
-            )));
-        }
         let prepared = self.prepare(cx, images)?;
-        let prompt = self.tokenize(&self.render(messages)?, &prepared)?;
-        let limit = self.model.info().max_positions;
-        if prompt.len() >= limit {
-            return Err(Error::Request(format!(
-                "prompt: expected at most {} tokens, found {}",
-                limit - 1,
-                prompt.len()
-            )));
-        }
-        let images = self.model.encode_images(cx, &prepared)?;
-        Ok(Request { prompt, images, params })
+        let prompt = self.lay_out(messages, &prepared.iter().collect::<Vec<_>>())?;
+        let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
+        Ok(Request { prompt, media, params })
+    }
+
+    /// Features of pictures, by the tower.
+    pub fn encode(&self, cx: &mut Ctx, images: &[PreparedImage]) -> Result<Vec<Features>> {
+        self.model.encode(cx, &images.iter().collect::<Vec<_>>())
     }
 
     /// The first steps of requests about the same pictures and messages, one for each of `params`, answered together. On a
@@ -114,7 +126,7 @@ impl Pipeline {
         };
         let requests: Result<Vec<_>> =
             params.iter().map(|params| self.request(cx, messages, images, steps(params))).collect();
-        generate(cx, &*self.model, &self.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
+        generate(cx, &self.model, &self.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
         Ok(())
     }
 }

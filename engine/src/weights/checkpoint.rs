@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Component, Path};
+use std::sync::Mutex;
 
 use ocelli_kernels::View;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{Copied, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
+use super::{Copied, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
 use crate::files::ModelFiles;
 
 /// Name of the weights of a model that has one file.
@@ -28,6 +29,10 @@ pub struct Checkpoint {
     /// File and tensor by name, only where an index chooses among shards.
     chosen: Option<HashMap<String, (usize, usize)>>,
     quantization: Option<Quantization>,
+    /// What errors call the file that states the quantization.
+    config: String,
+    /// What was taken.
+    pub(super) notes: Mutex<Vec<Note>>,
 }
 
 impl Checkpoint {
@@ -47,6 +52,7 @@ impl Checkpoint {
             return Err(no_weights(files));
         };
         checkpoint.quantization = quantization;
+        checkpoint.config = files.describe("config.json");
         Ok(checkpoint)
     }
 
@@ -58,7 +64,8 @@ impl Checkpoint {
 
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
-        Self { path, files: vec![file], names, chosen: None, quantization: None }
+        let (chosen, quantization, config) = (None, None, String::new());
+        Self { path, files: vec![file], names, chosen, quantization, config, notes: Mutex::default() }
     }
 
     fn sharded(files: &ModelFiles) -> Result<Self, WeightError> {
@@ -104,7 +111,8 @@ impl Checkpoint {
         }
         let mut names: Vec<_> = chosen.values().copied().collect();
         names.sort_unstable();
-        Ok(Self { path, files: opened, names, chosen: Some(chosen), quantization: None })
+        let (chosen, quantization, config) = (Some(chosen), None, String::new());
+        Ok(Self { path, files: opened, names, chosen, quantization, config, notes: Mutex::default() })
     }
 
     /// What errors call the checkpoint: the path of its file or index.
@@ -129,6 +137,18 @@ impl Checkpoint {
     #[must_use]
     pub const fn quantization(&self) -> Option<&Quantization> {
         self.quantization.as_ref()
+    }
+
+    /// The error for matrices of a checkpoint whose configuration states a quantization that is not known.
+    pub(super) fn refuse_unknown(&self) -> Result<(), WeightError> {
+        match &self.quantization {
+            Some(quantization) if quantization.is_unknown() => Err(WeightError::Unsupported {
+                path: self.config.clone(),
+                module: "quantization_config".into(),
+                reason: format!("not supported: {}; {}", quantization.name(), super::linear::SUPPORTED),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Names of all tensors, in the order of the files.

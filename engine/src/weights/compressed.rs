@@ -2,12 +2,27 @@
 //!
 //! The tensors of a module decide whether and how it is quantized. The configuration tells only what they leave open
 //! (which of two group sizes that give as many groups) and what changes the arithmetic without a trace in the tensors
-//! (quantized activations, rotations).
+//! (quantized activations, rotations). A block of no known method is refused, whatever the tensors look like.
 
 use std::fmt;
 
 use fancy_regex::Regex;
-use serde_json::Value;
+use serde_json::{Map, Value};
+
+/// Methods whose tensors tell what they are: read, or refused with their name.
+const KNOWN: [&str; 11] = [
+    "compressed-tensors",
+    "fp8",
+    "fbgemm_fp8",
+    "sparseml",
+    "modelopt",
+    "gptq",
+    "awq",
+    "bitsandbytes",
+    "hqq",
+    "quanto",
+    "torchao",
+];
 
 /// The quantization block of a `config.json`.
 #[derive(Debug)]
@@ -22,6 +37,8 @@ pub struct Quantization {
     pub block: Option<[usize; 2]>,
     /// Whether `transform_config` names rotations of the weights.
     pub transforms: bool,
+    /// What the block is, in words, where it names no method.
+    unnamed: String,
     ignore: Vec<Target>,
 }
 
@@ -100,21 +117,36 @@ impl Quantization {
         let places = [config, text].into_iter().flat_map(|at| {
             ["quantization_config", "compression_config", "quantization"].map(|key| at.get(key))
         });
-        places.flatten().find(|block| block.is_object()).map(Self::of_block)
+        let mut blocks = places.flatten().filter_map(Value::as_object);
+        blocks.find(|block| !block.is_empty()).map(Self::of_block)
     }
 
-    fn of_block(block: &Value) -> Self {
+    fn of_block(block: &Map<String, Value>) -> Self {
         let format = text(block.get("format"));
         let groups = block.get("config_groups").and_then(Value::as_object);
         let schemes = groups.into_iter().flatten().map(|(name, group)| Scheme::new(name, group, &format));
         Self {
             method: text(block.get("quant_method")),
+            unnamed: unnamed(block),
             schemes: schemes.collect(),
             block: block_shape(block.get("weight_block_size")),
             transforms: block.get("transform_config").is_some_and(is_filled),
             ignore: Target::all(block.get("ignore")),
             format,
         }
+    }
+
+    /// Method and format in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let method = if self.method.is_empty() { &self.unnamed } else { &self.method };
+        if self.format.is_empty() { method.clone() } else { format!("{method} {}", self.format) }
+    }
+
+    /// Whether nothing is known of how such weights are stored.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.schemes.is_empty() && !KNOWN.contains(&self.method.as_str())
     }
 
     /// The group that a module belongs to, if any: that with the closest target, unless the module is to be ignored.
@@ -134,10 +166,7 @@ impl Quantization {
 
 impl fmt::Display for Quantization {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.method.is_empty() { "unnamed" } else { &self.method })?;
-        if !self.format.is_empty() {
-            write!(f, " {}", self.format)?;
-        }
+        f.write_str(&self.name())?;
         for (index, scheme) in self.schemes.iter().enumerate() {
             write!(f, "{} {scheme}", if index == 0 { ":" } else { "," })?;
         }
@@ -216,6 +245,34 @@ impl fmt::Display for Scheme {
     }
 }
 
+/// What a block without `quant_method` is. MLX states bits and group size, and either again for single modules, by their
+/// names; bitsandbytes once had only its flags.
+fn unnamed(block: &Map<String, Value>) -> String {
+    let number = |key: &str| block.get(key).and_then(Value::as_u64);
+    if block.contains_key("config_groups") {
+        return "compressed-tensors".into();
+    }
+    if block.keys().any(|key| key.starts_with("load_in_") || key.starts_with("bnb_")) {
+        return "bitsandbytes".into();
+    }
+    let modules = block.iter().filter(|(name, of)| name.contains('.') && (of.is_object() || of.is_boolean()));
+    match (number("bits"), number("group_size"), modules.count()) {
+        (Some(bits), Some(group), modules) => {
+            let mode = block.get("mode").and_then(Value::as_str).unwrap_or("affine");
+            let others = match modules {
+                0 => String::new(),
+                1 => ", otherwise for 1 module".into(),
+                n => format!(", otherwise for {n} modules"),
+            };
+            format!("MLX {mode}: {bits} bits in groups of {group}{others}")
+        }
+        _ => {
+            let fields: Vec<&str> = block.keys().map(String::as_str).take(5).collect();
+            format!("of no named method (fields: {})", fields.join(", "))
+        }
+    }
+}
+
 fn text(value: Option<&Value>) -> String {
     value.and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -239,6 +296,36 @@ fn is_filled(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_without_a_known_method_are_told_apart() {
+        let of = |block: Value| Quantization::of_config(&serde_json::json!({"quantization_config": block}));
+        let mlx = serde_json::json!({"group_size": 64, "bits": 4, "mode": "affine",
+            "model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 8}, "vision_tower.fc1": false});
+        let known = of(mlx.clone()).unwrap();
+        assert!(known.is_unknown());
+        assert_eq!(known.name(), "MLX affine: 4 bits in groups of 64, otherwise for 2 modules");
+        let short =
+            Quantization::of_config(&serde_json::json!({"quantization": {"bits": 8, "group_size": 32}}));
+        assert_eq!(short.unwrap().name(), "MLX affine: 8 bits in groups of 32");
+        for (block, name, unknown) in [
+            (serde_json::json!({"load_in_8bit": true}), "bitsandbytes", true),
+            (serde_json::json!({"w_bit": 4}), "of no named method (fields: w_bit)", true),
+            (serde_json::json!({"quant_method": "vptq", "format": "x"}), "vptq x", true),
+            (serde_json::json!({"quant_method": 7}), "of no named method (fields: quant_method)", true),
+            (serde_json::json!({"quant_method": "fp8"}), "fp8", false),
+            (serde_json::json!({"quant_method": "gptq", "bits": 4, "group_size": 128}), "gptq", false),
+            (
+                serde_json::json!({"format": "pack-quantized", "config_groups": {"W8A16": ["Linear"]}}),
+                "compressed-tensors pack-quantized",
+                false,
+            ),
+        ] {
+            let found = of(block).unwrap();
+            assert_eq!((found.name().as_str(), found.is_unknown()), (name, unknown));
+        }
+        assert!(of(serde_json::json!({})).is_none());
+    }
 
     #[test]
     fn closest_target_wins_and_ignore_wins_over_all() {

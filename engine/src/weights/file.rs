@@ -12,6 +12,7 @@ use safetensors::Dtype;
 
 use super::WeightError;
 use super::header::{self, Entry};
+use crate::files::is_absent;
 
 /// Largest number of elements that [`TensorFile::ints`] reads: shape tensors and the like, not weights.
 const MAX_INTS: usize = 1 << 20;
@@ -139,7 +140,13 @@ impl TensorFile {
         let label = path.display().to_string();
         let io = |source| WeightError::Io { path: label.clone(), source };
         // Before `open`, which would wait for a writer at a pipe.
-        let metadata = std::fs::metadata(path).map_err(io)?;
+        let metadata = match std::fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                is_absent(path)?;
+                return Err(io(error));
+            }
+        };
         if !metadata.is_file() {
             return Err(WeightError::invalid(&label, "expected a regular file"));
         }

@@ -2,9 +2,9 @@
 
 use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights};
 
-use super::{Scope, StoredType, WeightError};
+use super::{Note, Scope, StoredType, WeightError};
 
-const SUPPORTED: &str = "supported are F32, BF16 and F16, compressed-tensors pack-quantized integers of 4 and 8 bits, \
+pub(super) const SUPPORTED: &str = "supported are F32, BF16 and F16, compressed-tensors pack-quantized integers of 4 and 8 bits, \
                          and FP8 (E4M3) with scales";
 
 /// Tensors beside or instead of `weight`, and the scheme that they are a sign of.
@@ -24,14 +24,14 @@ const FOREIGN: [(&str, &str); 12] = [
 ];
 
 impl Scope<'_> {
-    /// The linear layer here, `y = x W^T + b`: W is `[n, k]` in any format that can be read, `bias` `[n]` if there is
+    /// The linear layer here, `y = x W^T + b`: W is `[n, k]` in any format that can be read, `bias` `[n]` where the architecture has
     /// one. Nothing is copied but planes that are not aligned.
     ///
     /// # Errors
     /// If tensors are absent, have other shapes, or are stored in a way that is not built.
-    pub fn linear(&self, n: usize, k: usize) -> Result<Weights, WeightError> {
-        let bias = self.optional("bias", &[n])?;
-        self.load(n, k, bias)
+    pub fn linear(&self, n: usize, k: usize, bias: bool) -> Result<Weights, WeightError> {
+        let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
+        self.noted(true, self.load(n, k, bias)?)
     }
 
     /// The matrix `[rows, k]` here without a bias: a token table.
@@ -39,7 +39,12 @@ impl Scope<'_> {
     /// # Errors
     /// As [`linear`](Self::linear).
     pub fn embedding(&self, rows: usize, k: usize) -> Result<Weights, WeightError> {
-        self.load(rows, k, None)
+        self.noted(true, self.load(rows, k, None)?)
+    }
+
+    fn noted(&self, matrix: bool, w: Weights) -> Result<Weights, WeightError> {
+        self.checkpoint().note(Note::of_weights(self.prefix(), self.role_here(), matrix, &w));
+        Ok(w)
     }
 
     /// The convolution here as a matrix `[n, k]`: `weight` is `[n, ...]` with `k` values for each output, such as
@@ -47,7 +52,7 @@ impl Scope<'_> {
     ///
     /// # Errors
     /// As [`linear`](Self::linear); a quantized convolution is not built.
-    pub fn patch_embed(&self, n: usize, k: usize) -> Result<Weights, WeightError> {
+    pub fn patch_embed(&self, n: usize, k: usize, bias: bool) -> Result<Weights, WeightError> {
         let name = self.path("weight");
         let Some(info) = self.info("weight") else { return Err(self.absent(&name)) };
         if info.shape.first() != Some(&n) || info.len() != n * k {
@@ -55,11 +60,12 @@ impl Scope<'_> {
             return Err(WeightError::tensor(self.checkpoint().path(), &name, expected));
         }
         let view = self.checkpoint().tensor_as(&name, &[n, k])?;
-        let bias = self.optional("bias", &[n])?;
-        self.dense(view, bias)
+        let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
+        self.noted(false, self.dense(view, bias)?)
     }
 
     fn load(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+        self.checkpoint().refuse_unknown()?;
         if self.has("weight_packed") {
             return self.packed(n, k, bias);
         }

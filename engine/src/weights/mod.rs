@@ -11,6 +11,7 @@ mod file;
 mod fp8;
 mod header;
 mod linear;
+mod notes;
 mod quantize;
 mod scope;
 
@@ -19,6 +20,7 @@ pub use compressed::{Quantization, Scheme};
 pub use error::WeightError;
 pub use file::{Aligned, Copied, TensorFile, TensorInfo};
 pub use header::{MAX_AXES, MAX_HEADER};
+pub use notes::Note;
 pub use quantize::{MAX_SHARD, Progress, QuantizeError, QuantizeOptions, Quantized, Role, quantize};
 pub use safetensors::Dtype as StoredType;
 pub use scope::Scope;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use ocelli_kernels::View;
 
-use super::{Checkpoint, TensorInfo, WeightError};
+use super::{Checkpoint, Note, Role, TensorInfo, WeightError};
 
 /// A prefix of tensor names, from which a part of a model takes its tensors.
 ///
@@ -14,11 +14,24 @@ pub struct Scope<'a> {
     checkpoint: &'a Checkpoint,
     /// Without a dot at its end; empty at the root.
     prefix: String,
+    /// What matrices below are to the model.
+    role: Option<Role>,
 }
 
 impl<'a> Scope<'a> {
     pub(super) const fn new(checkpoint: &'a Checkpoint, prefix: String) -> Self {
-        Self { checkpoint, prefix }
+        Self { checkpoint, prefix, role: None }
+    }
+
+    /// The same place, whose matrices are `role` to the model.
+    #[must_use]
+    pub fn role(&self, role: Role) -> Self {
+        Self { role: Some(role), ..self.clone() }
+    }
+
+    /// What matrices here are to the model.
+    pub(super) const fn role_here(&self) -> Option<Role> {
+        self.role
     }
 
     /// The checkpoint.
@@ -43,7 +56,7 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn at(&self, name: impl fmt::Display) -> Self {
         let prefix = self.path(name);
-        Self { checkpoint: self.checkpoint, prefix }
+        Self { checkpoint: self.checkpoint, prefix, role: self.role }
     }
 
     /// The first of several places below that has tensors; the first of the list if none has. An empty name is this
@@ -112,6 +125,16 @@ impl<'a> Scope<'a> {
     pub(super) fn wrong_shape(&self, name: &str, expected: &[usize], found: &[usize]) -> WeightError {
         let reason = format!("shape: expected {expected:?}, found {found:?}");
         WeightError::tensor(self.checkpoint.path(), name, reason)
+    }
+
+    /// A vector or table of this shape that a model takes: [`tensor`](Self::tensor), noted as part of it.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn take(&self, name: &str, shape: &[usize]) -> Result<View, WeightError> {
+        let view = self.tensor(name, shape)?;
+        self.checkpoint.note(Note::of_view(self.path(name), self.role, &view));
+        Ok(view)
     }
 
     /// A tensor of this shape, if there is one of that name.

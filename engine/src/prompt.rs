@@ -1,0 +1,248 @@
+//! A prompt as a processor lays it out: tokens, the places of picture features among them, positions, and which tokens see each
+//! other. The engine reads it and looks for nothing itself.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+/// Rows of one medium's features that stand for neighbouring tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Number of the medium (picture) in the request.
+    pub media: usize,
+    /// Rows of its features.
+    pub rows: Range<usize>,
+    /// Token that the first row stands for; the others follow.
+    pub at: usize,
+}
+
+impl Span {
+    /// Tokens that the rows stand for.
+    #[must_use]
+    pub fn tokens(&self) -> Range<usize> {
+        self.at..self.at + self.rows.len()
+    }
+}
+
+/// Positions of a prompt's tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Positions {
+    /// The number of each token, on every axis.
+    #[default]
+    Line,
+    /// Three axes (time, row, column), and the position of the first token of the answer on each.
+    Axes {
+        /// Positions of each token.
+        at: Vec<[i32; 3]>,
+        /// Position of the token after the last.
+        next: i32,
+    },
+}
+
+/// A prompt that is ready for the model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// Token ids. Those that features stand for may be any ids of the vocabulary.
+    pub tokens: Vec<u32>,
+    /// Places of features, ascending.
+    pub spans: Vec<Span>,
+    /// Positions of the tokens.
+    pub positions: Positions,
+    /// Ranges of tokens that see each other, whatever their order; ascending, without overlap. A pass never cuts one.
+    pub blocks: Vec<Range<usize>>,
+}
+
+impl Prompt {
+    /// A prompt of text alone.
+    #[must_use]
+    pub fn text(tokens: Vec<u32>) -> Self {
+        Self { tokens, ..Self::default() }
+    }
+
+    /// A prompt in which each token `image` stands for the next row of the features of media with so many `rows` each.
+    ///
+    /// # Errors
+    /// If tokens and rows differ in number.
+    pub fn with_image_tokens(tokens: Vec<u32>, image: u32, rows: &[usize]) -> Result<Self> {
+        let places: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i] == image).collect();
+        let total: usize = rows.iter().sum();
+        if places.len() != total {
+            return Err(Error::Request(format!(
+                "prompt: expected {total} image tokens for its {} pictures, found {}",
+                rows.len(),
+                places.len()
+            )));
+        }
+        let mut spans: Vec<Span> = Vec::new();
+        let mut places = places.into_iter();
+        for (media, &rows) in rows.iter().enumerate() {
+            for (row, at) in places.by_ref().take(rows).enumerate() {
+                match spans.last_mut() {
+                    Some(last) if last.media == media && last.tokens().end == at => last.rows.end += 1,
+                    _ => spans.push(Span { media, rows: row..row + 1, at }),
+                }
+            }
+        }
+        Ok(Self { tokens, spans, ..Self::default() })
+    }
+
+    /// Tokens.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there are no tokens.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Rows of features that each of `media` media gives.
+    #[must_use]
+    pub fn rows_of(&self, media: usize) -> usize {
+        self.spans.iter().filter(|span| span.media == media).map(|span| span.rows.end).max().unwrap_or(0)
+    }
+
+    /// Positions of the token `index` of prompt and answer, on three axes.
+    #[must_use]
+    pub fn position(&self, index: usize) -> [i32; 3] {
+        match &self.positions {
+            Positions::Line => [index as i32; 3],
+            Positions::Axes { at, next } => {
+                at.get(index).copied().unwrap_or([next + index.saturating_sub(at.len()) as i32; 3])
+            }
+        }
+    }
+
+    /// The block that a token lies in.
+    #[must_use]
+    pub fn block_of(&self, token: usize) -> Option<&Range<usize>> {
+        let place = self.blocks.partition_point(|block| block.end <= token);
+        self.blocks.get(place).filter(|block| block.contains(&token))
+    }
+
+    /// Longest block.
+    #[must_use]
+    pub fn longest_block(&self) -> usize {
+        self.blocks.iter().map(Range::len).max().unwrap_or(0)
+    }
+
+    /// The largest end of a chunk from `start` that cuts no block and takes at most `most` tokens; `start` itself if a block there
+    /// is longer.
+    #[must_use]
+    pub fn cut(&self, start: usize, most: usize) -> usize {
+        let end = (start + most).min(self.len());
+        match self.block_of(end) {
+            Some(block) if block.start < end => block.start.max(start),
+            _ => end,
+        }
+    }
+
+    /// Checks what the other parts of the engine rely on: `media` media were given, ids are below `vocab`, spans and blocks lie
+    /// inside and ascend, positions are as many as tokens.
+    ///
+    /// # Errors
+    /// What is wrong with the prompt.
+    pub fn check(&self, media: usize, vocab: usize) -> Result<()> {
+        let bad = |what: String| Err(Error::Request(format!("prompt: {what}")));
+        if let Some(id) = self.tokens.iter().find(|&&id| id as usize >= vocab) {
+            return bad(format!("token id: expected below {vocab}, found {id}"));
+        }
+        let mut end = 0;
+        for span in &self.spans {
+            if span.media >= media {
+                return bad(format!("features of picture {} of {media}", span.media + 1));
+            }
+            if span.at < end || span.tokens().end > self.len() {
+                return bad(format!("features for tokens {:?} of {}", span.tokens(), self.len()));
+            }
+            end = span.tokens().end;
+        }
+        end = 0;
+        for block in &self.blocks {
+            if block.start < end || block.is_empty() || block.end > self.len() {
+                return bad(format!("tokens {block:?} of {} that see each other", self.len()));
+            }
+            end = block.end;
+        }
+        match &self.positions {
+            Positions::Axes { at, .. } if at.len() != self.len() => {
+                bad(format!("positions: expected {}, found {}", self.len(), at.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a model makes of one picture.
+#[derive(Clone, Debug, Default)]
+pub struct Features {
+    /// Rows that replace embeddings, `[rows, d_model]`.
+    pub rows: Option<Tensor>,
+    /// Rows that are added to the result of text layers 0, 1, ... at the same tokens, `[rows, d_model]` each.
+    pub deep: Vec<Tensor>,
+}
+
+impl Features {
+    /// Features that replace embeddings and nothing else.
+    #[must_use]
+    pub fn of_rows(rows: Tensor) -> Self {
+        Self { rows: Some(rows), deep: Vec::new() }
+    }
+
+    /// Rows.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.as_ref().or(self.deep.first()).map_or(0, |rows| rows.size(0))
+    }
+
+    /// Whether there are no rows.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn image_tokens_become_spans() {
+        let prompt = Prompt::with_image_tokens(vec![1, 9, 9, 2, 9, 9, 9], 9, &[3, 2]).unwrap();
+        let span = |media, rows, at| Span { media, rows, at };
+        assert_eq!(prompt.spans, [span(0, 0..2, 1), span(0, 2..3, 4), span(1, 0..2, 5)]);
+        assert_eq!((prompt.rows_of(0), prompt.rows_of(1)), (3, 2));
+        assert!(
+            Prompt::with_image_tokens(vec![9], 9, &[2]).unwrap_err().to_string().contains("expected 2 image")
+        );
+        prompt.check(2, 10).unwrap();
+        assert!(prompt.check(1, 10).unwrap_err().to_string().contains("picture 2 of 1"));
+        assert!(prompt.check(2, 9).unwrap_err().to_string().contains("below 9, found 9"));
+    }
+
+    #[test]
+    fn chunks_end_at_blocks() {
+        let prompt = Prompt { tokens: vec![0; 20], blocks: vec![4..9, 9..12], ..Prompt::default() };
+        let table =
+            [(0, 3, 3), (0, 4, 4), (0, 6, 4), (4, 4, 4), (4, 5, 9), (4, 7, 9), (4, 8, 12), (12, 100, 20)];
+        for (start, most, end) in table {
+            assert_eq!(prompt.cut(start, most), end, "{most} tokens from {start}");
+        }
+        assert_eq!(
+            (prompt.block_of(3), prompt.block_of(8), prompt.block_of(9)),
+            (None, Some(&(4..9)), Some(&(9..12)))
+        );
+    }
+
+    #[test]
+    fn positions_go_on_after_the_prompt() {
+        let at = vec![[0; 3], [1, 1, 1], [1, 1, 2]];
+        let prompt =
+            Prompt { tokens: vec![0; 3], positions: Positions::Axes { at, next: 3 }, ..Prompt::default() };
+        assert_eq!((prompt.position(2), prompt.position(3), prompt.position(5)), ([1, 1, 2], [3; 3], [5; 3]));
+        assert_eq!(Prompt::text(vec![0]).position(4), [4; 3]);
+    }
+}

@@ -1,0 +1,575 @@
+//! Generation: a scheduler that mixes any number of requests into passes.
+//!
+//! A step plans what it does from plain data (`plan.rs`), encodes pictures ahead of need, and runs one pass: a token of every running
+//! answer, then chunks of prompts. Requests begin as the pages of the cache allow; where pages run out, the youngest gives its own
+//! back and is read again later. A request that fails does so alone.
+
+mod plan;
+mod request;
+mod worker;
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ocelli_kernels::Fetch;
+use ocelli_kernels::ops::{Sample, params as column};
+
+use crate::batch::{Batch, Chunk};
+use crate::ctx::Ctx;
+use crate::error::{Error, Result};
+use crate::image::PreparedImage;
+use crate::kv::{KvCache, KvGroup};
+use crate::prompt::Features;
+use crate::sample::uniform;
+use crate::tensor::Tensor;
+use crate::text::Tokenizer;
+use crate::timing::Phase;
+use crate::vlm::{ModelInfo, Vlm};
+
+pub use plan::Limits;
+use plan::{Ask, Plan, Room, plan};
+pub use request::{Answer, Event, FinishReason, Media, Request};
+use request::{Live, Step, capacities, check_rows};
+pub use worker::{Client, Stream, Worker};
+
+/// Tokens that the cache of [`generate`] holds for many requests, unless one of them needs more.
+const MANY_TOKENS: usize = 32_768;
+
+impl Limits {
+    /// Limits for these requests: a cache that holds all of them, but no more than many or the largest need.
+    #[must_use]
+    pub fn of(info: &ModelInfo, requests: &[Request]) -> Self {
+        let needs = || requests.iter().map(|request| request.kv_tokens(info.max_positions));
+        let sum = needs().fold(0, usize::saturating_add);
+        let most = needs().max().unwrap_or(0).max(MANY_TOKENS);
+        let block = requests.iter().map(|request| request.prompt.longest_block()).max().unwrap_or(0);
+        let default = Self::default();
+        Self {
+            tokens: default.tokens.max(block),
+            seqs: requests.len().clamp(1, default.seqs),
+            kv_tokens: sum.min(most),
+            ..default
+        }
+    }
+}
+
+/// Tokens on their way to the host.
+type Arriving = Box<dyn Fetch>;
+
+/// A forward pass whose tokens are on their way to the host.
+struct Pass {
+    /// Numbers of its requests, with their new tokens.
+    chunks: Vec<(usize, usize)>,
+    /// Numbers of the requests that get a token, in the order of the tokens.
+    rows: Vec<usize>,
+    /// The tokens; `None` where no prompt was complete.
+    tokens: Option<Arriving>,
+    /// The same on the device, on memory that may be longer.
+    ids: Tensor,
+    /// Tokens of prompts, and of answers, that went through the model.
+    count: (usize, usize),
+}
+
+/// Runs requests against a model.
+pub struct Scheduler {
+    model: Arc<dyn Vlm>,
+    tokenizer: Tokenizer,
+    kv: KvCache,
+    groups: Vec<KvGroup>,
+    limits: Limits,
+    /// Tokens that each group of the cache holds.
+    capacity: Vec<usize>,
+    /// The oldest first, in both.
+    waiting: VecDeque<Live>,
+    running: Vec<Live>,
+    submitted: usize,
+    /// The pass that was started ahead of its turn.
+    ahead: Option<Pass>,
+    /// Memory for the tokens of two passes.
+    tokens: [Option<Tensor>; 2],
+}
+
+impl Scheduler {
+    /// A scheduler with a cache as the limits say.
+    pub fn new(cx: &mut Ctx, model: Arc<dyn Vlm>, tokenizer: Tokenizer, limits: Limits) -> Result<Self> {
+        let limits = Limits {
+            tokens: limits.tokens.max(1),
+            seqs: limits.seqs.max(1),
+            // Far beyond any memory, and far from any overflow.
+            kv_tokens: limits.kv_tokens.min(1 << 48),
+            ..limits
+        };
+        let groups = model.info().kv.0.clone();
+        let capacity = capacities(&groups, &limits);
+        let kv = KvCache::new(cx, &model.info().kv, &capacity)?;
+        let (waiting, running, ahead, tokens) = Default::default();
+        Ok(Self {
+            model,
+            tokenizer,
+            kv,
+            groups,
+            limits,
+            capacity,
+            waiting,
+            running,
+            submitted: 0,
+            ahead,
+            tokens,
+        })
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn kv(&self) -> &KvCache {
+        &self.kv
+    }
+
+    /// Takes a request, at any time, and gives its number. Errors if it can never run.
+    pub fn submit(&mut self, request: Request) -> Result<usize> {
+        let info = self.model.info();
+        request.check(info, &self.capacity)?;
+        let number = self.submitted;
+        self.submitted += 1;
+        self.waiting.push_back(Live::new(number, request, &self.tokenizer, info));
+        Ok(number)
+    }
+
+    /// Whether every request is done.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Ends a request now and gives its answer so far; `None` if it has ended before.
+    pub fn cancel(&mut self, number: usize) -> Option<Answer> {
+        self.take(number).map(|live| live.into_answer(FinishReason::Cancelled))
+    }
+
+    /// Takes a request out, with its pages given back.
+    fn take(&mut self, number: usize) -> Option<Live> {
+        let live = match self.waiting.iter().position(|live| live.number == number) {
+            Some(place) => self.waiting.remove(place)?,
+            None => self.running.remove(self.place(number)?),
+        };
+        if let Some(seq) = live.seq {
+            self.kv.close(seq);
+        }
+        Some(live)
+    }
+
+    fn place(&self, number: usize) -> Option<usize> {
+        self.running.binary_search_by_key(&number, |live| live.number).ok()
+    }
+
+    fn fail(&mut self, request: usize, error: Error, events: &mut Vec<Event>) {
+        if self.take(request).is_some() {
+            events.push(Event::Failed { request, error });
+        }
+    }
+
+    /// Encodes the pictures that are due and finishes one forward pass. Does nothing when idle.
+    ///
+    /// Where the device works beside the host, the pass after it is started before the host looks at the tokens of this one:
+    /// it takes them from the device.
+    pub fn step(&mut self, cx: &mut Ctx) -> Vec<Event> {
+        let mut events = Vec::new();
+        let chunks = match self.ahead {
+            Some(_) => Vec::new(),
+            None => self.prepare(cx, &mut events),
+        };
+        let (start, prepared) = (Instant::now(), cx.host_time());
+        let pass = match self.ahead.take() {
+            Some(pass) => pass,
+            None if chunks.is_empty() => return events,
+            None => match self.start(cx, &chunks, None) {
+                Ok(pass) => pass,
+                Err(error) => {
+                    self.isolate(&chunks, error, &mut events);
+                    return events;
+                }
+            },
+        };
+        self.ahead = self.run_ahead(cx, &pass);
+        let Pass { chunks, rows, tokens, count, .. } = pass;
+        let waited = match tokens {
+            Some(fetch) => fetch.wait(),
+            None => cx.stream().sync().map(|()| Vec::new()),
+        };
+        let sampled = match waited {
+            Ok(sampled) => sampled,
+            Err(error) => {
+                if let Some(ahead) = self.ahead.take() {
+                    self.undo(&ahead.chunks);
+                }
+                self.undo(&chunks);
+                self.isolate(&chunks, error.into(), &mut events);
+                return events;
+            }
+        };
+        let time = start.elapsed();
+        let (prompts, answers) = count;
+        let share = time.mul_f64(prompts as f64 / (prompts + answers).max(1) as f64);
+        cx.timings.add(Phase::Prefill, share);
+        cx.timings.add(Phase::Decode, time - share);
+        cx.timings.prefill_tokens += prompts;
+        cx.timings.decode_tokens += answers;
+        if prompts == 0 {
+            cx.timings.decode_encode_ms += (cx.host_time() - prepared).as_secs_f64() * 1e3;
+        }
+        for &(number, _) in &chunks {
+            if let Some(place) = self.place(number) {
+                self.running[place].alone = false;
+                self.running[place].forget_features();
+            }
+        }
+        for (number, id) in rows.into_iter().zip(sampled.chunks_exact(4)) {
+            self.accept(number, i32::from_le_bytes([id[0], id[1], id[2], id[3]]), &mut events);
+        }
+        events
+    }
+
+    /// Adds a token to an answer and ends it if that is due.
+    fn accept(&mut self, request: usize, id: i32, events: &mut Vec<Event>) {
+        // A request that ended meanwhile took part in a pass that had been started before.
+        let Some(place) = self.place(request) else { return };
+        let live = &mut self.running[place];
+        live.coming = live.coming.saturating_sub(1);
+        let step = match u32::try_from(id) {
+            Ok(token) => live.accept(token, &self.tokenizer, self.model.info().max_positions),
+            Err(_) => {
+                // Rows of padding read what is there: it must be ids.
+                self.tokens = [None, None];
+                Err(Error::NotNumbers)
+            }
+        };
+        match step {
+            Ok(Step { text, ends }) => {
+                events.push(Event::Text { request, text });
+                if let Some(reason) = ends
+                    && let Some(live) = self.take(request)
+                {
+                    events.push(Event::Done { request, answer: live.into_answer(reason) });
+                }
+            }
+            Err(error) => self.fail(request, error, events),
+        }
+    }
+
+    /// The plan of a step, once the pages that nobody sees any more are free.
+    fn plan(&mut self) -> Plan {
+        for seq in self.running.iter().filter_map(|live| live.seq) {
+            self.kv.trim(seq);
+        }
+        let free = (0..self.groups.len()).map(|group| self.kv.free_pages(group)).collect();
+        let running: Vec<Ask<'_>> = self.running.iter().map(Live::ask).collect();
+        let room = self.limits.seqs.saturating_sub(running.len());
+        let waiting: Vec<Ask<'_>> = self.waiting.iter().take(room).map(Live::ask).collect();
+        plan(&running, &waiting, Room { groups: &self.groups, free }, &self.limits)
+    }
+
+    /// Does what the plan says up to the pass: the numbers of its requests, with their new tokens.
+    fn prepare(&mut self, cx: &mut Ctx, events: &mut Vec<Event>) -> Vec<(usize, usize)> {
+        let plan = self.plan();
+        for _ in 0..plan.preempted {
+            let youngest = self.running.last().map(|live| live.number);
+            youngest.into_iter().for_each(|number| self.preempt(number));
+        }
+        for mut live in self.waiting.drain(..plan.admitted) {
+            live.seq = Some(self.kv.open());
+            self.running.push(live);
+        }
+        let number = |place: usize| self.running[place].number;
+        let chunks = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
+        let pictures: Vec<_> = plan.pictures.iter().map(|&(place, media)| (number(place), media)).collect();
+        self.encode(cx, &pictures, events);
+        chunks
+    }
+
+    /// Takes a request's pages: it waits again, and what it had is read once more.
+    fn preempt(&mut self, number: usize) {
+        let Some(mut live) = self.take(number) else { return };
+        live.restart();
+        let place = self.waiting.partition_point(|other| other.number < number);
+        self.waiting.insert(place, live);
+    }
+
+    /// Takes back a pass that came to nothing.
+    fn undo(&mut self, chunks: &[(usize, usize)]) {
+        for &(number, len) in chunks {
+            let Some(place) = self.place(number) else { continue };
+            let live = &mut self.running[place];
+            (live.done, live.coming) = (live.done.saturating_sub(len), 0);
+            if let Some(seq) = live.seq {
+                self.kv.truncate(seq, live.done);
+                if !self.kv.is_whole(seq) {
+                    self.preempt(number);
+                }
+            }
+        }
+    }
+
+    /// After a pass that failed: its request fails, or each of its requests gets a pass of its own.
+    fn isolate(&mut self, chunks: &[(usize, usize)], error: Error, events: &mut Vec<Event>) {
+        if let [(number, _)] = *chunks {
+            return self.fail(number, error, events);
+        }
+        tracing::debug!(%error, requests = chunks.len(), "a pass failed; its requests go on one by one");
+        for live in self.running.iter_mut().chain(&mut self.waiting) {
+            live.alone |= chunks.iter().any(|&(number, _)| number == live.number);
+        }
+    }
+
+    /// Runs the tower for these pictures, each once wherever it is asked for.
+    fn encode(&mut self, cx: &mut Ctx, pictures: &[(usize, usize)], events: &mut Vec<Event>) {
+        let mut once: Vec<(usize, Arc<PreparedImage>)> = Vec::new();
+        for &(number, media) in pictures {
+            let Some(place) = self.place(number) else { continue };
+            if let Some(Media::Picture(picture)) = self.running[place].media.get(media)
+                && !once.iter().any(|(_, other)| Arc::ptr_eq(other, picture))
+            {
+                once.push((number, picture.clone()));
+            }
+        }
+        if once.len() > 1 {
+            let all: Vec<&PreparedImage> = once.iter().map(|(_, picture)| &**picture).collect();
+            match self.run_tower(cx, &all) {
+                Ok(features) => {
+                    for ((_, picture), features) in once.iter().zip(features) {
+                        self.place_features(picture, &features, events);
+                    }
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "pictures are encoded one by one"),
+            }
+        }
+        for (number, picture) in once {
+            match self.run_tower(cx, &[&*picture]) {
+                Ok(features) => {
+                    features.iter().for_each(|features| self.place_features(&picture, features, events));
+                }
+                Err(error) => self.fail(number, error, events),
+            }
+        }
+    }
+
+    fn run_tower(&self, cx: &mut Ctx, pictures: &[&PreparedImage]) -> Result<Vec<Features>> {
+        let features = cx.scope(|cx| self.model.encode(cx, pictures))?;
+        if features.len() != pictures.len() {
+            let (expected, found) = (pictures.len(), features.len());
+            return Err(Error::Request(format!(
+                "features: expected those of {expected} pictures, found {found}"
+            )));
+        }
+        Ok(features)
+    }
+
+    /// Gives features to every request that asks about the picture.
+    fn place_features(&mut self, picture: &Arc<PreparedImage>, features: &Features, events: &mut Vec<Event>) {
+        let mut failed = Vec::new();
+        for live in self.running.iter_mut().chain(&mut self.waiting) {
+            for (number, (media, slot)) in live.media.iter().zip(&mut live.features).enumerate() {
+                let Media::Picture(other) = media else { continue };
+                if slot.is_some() || live.done >= live.prompt.len() || !Arc::ptr_eq(other, picture) {
+                    continue;
+                }
+                match check_rows(number, features, &live.prompt) {
+                    Ok(()) => *slot = Some(features.clone()),
+                    Err(error) => failed.push((live.number, error)),
+                }
+            }
+        }
+        for (number, error) in failed {
+            self.fail(number, error, events);
+        }
+    }
+
+    /// Starts the pass after `pass`, if what it takes is known without the tokens of `pass`: one token of each of its requests.
+    fn run_ahead(&mut self, cx: &mut Ctx, pass: &Pass) -> Option<Pass> {
+        let limit = self.model.info().max_positions;
+        let goes_on = |live: &Live| {
+            let answer = live.answer.len() + live.coming;
+            live.coming == 1
+                && live.params.repetition_penalty == 1.0
+                && answer < live.params.max_tokens
+                && live.prompt.len() + answer < limit
+        };
+        if !cx.overlaps()
+            || self.running.is_empty()
+            || self.running.len() != pass.rows.len()
+            || !self.running.iter().all(goes_on)
+        {
+            return None;
+        }
+        let plan = self.plan();
+        let only_answers = plan.admitted == 0
+            && plan.preempted == 0
+            && plan.pictures.is_empty()
+            && plan.chunks.len() == pass.rows.len()
+            && plan.chunks.iter().all(|&(_, len)| len == 1);
+        if !only_answers {
+            return None;
+        }
+        let chunks: Vec<(usize, usize)> = pass.rows.iter().map(|&number| (number, 1)).collect();
+        // What fails ahead of its turn is tried again in its turn.
+        self.start(cx, &chunks, Some(pass)).ok()
+    }
+
+    /// Starts a forward pass over the chunks and samples for each request of which nothing is left to read. With `after`, each
+    /// request's new token is that of a pass which is still under way, in its order. Errors leave everything as it was.
+    fn start(&mut self, cx: &mut Ctx, chunks: &[(usize, usize)], after: Option<&Pass>) -> Result<Pass> {
+        let mut places = Vec::with_capacity(chunks.len());
+        for &(number, len) in chunks {
+            places.extend(self.place(number).map(|place| (place, len)));
+        }
+        let ids = self.token_memory(cx, places.len())?;
+        let started = cx.scope(|cx| self.forward(cx, &places, after, &ids));
+        let (rows, tokens) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                for &(place, _) in &places {
+                    let live = &self.running[place];
+                    live.seq.into_iter().for_each(|seq| self.kv.truncate(seq, live.done));
+                }
+                return Err(error);
+            }
+        };
+        let mut count = (0, 0);
+        for &(place, len) in &places {
+            let live = &mut self.running[place];
+            match live.done < live.prompt.len() || len > 1 {
+                true => count.0 += len,
+                false => count.1 += len,
+            }
+            live.done += len;
+        }
+        for &number in &rows {
+            if let Some(place) = self.place(number) {
+                self.running[place].coming += 1;
+            }
+        }
+        let chunks = places.iter().map(|&(place, len)| (self.running[place].number, len)).collect();
+        Ok(Pass { chunks, rows, tokens, ids, count })
+    }
+
+    /// Memory for the tokens of a pass: not that of the pass before, which may still be read. It has room for rows of padding.
+    fn token_memory(&mut self, cx: &mut Ctx, rows: usize) -> Result<Tensor> {
+        self.tokens.swap(0, 1);
+        match &self.tokens[0] {
+            Some(tensor) if tensor.size(0) >= rows => Ok(tensor.clone()),
+            _ => {
+                let tensor = cx.alloc_owned(&[rows.next_power_of_two()], ocelli_kernels::DType::I32)?;
+                self.tokens[0] = Some(tensor.clone());
+                Ok(tensor)
+            }
+        }
+    }
+
+    /// Runs a pass: the requests that get a token, and the tokens on their way.
+    fn forward(
+        &mut self,
+        cx: &mut Ctx,
+        places: &[(usize, usize)],
+        after: Option<&Pass>,
+        ids: &Tensor,
+    ) -> Result<(Vec<usize>, Option<Arriving>)> {
+        let lost = || Error::Request("a request in a pass has no place in the KV cache".into());
+        let tokens: Vec<_> = places
+            .iter()
+            .map(|&(place, len)| {
+                let live = &self.running[place];
+                live.tokens(live.done..live.done + len)
+            })
+            .collect();
+        let mut batch = Batch { ids: after.map(|pass| pass.ids.clone()), ..Batch::default() };
+        let mut rows: Vec<&Live> = Vec::new();
+        for (&(place, len), tokens) in places.iter().zip(&tokens) {
+            let live = &self.running[place];
+            let last = live.done + len == live.known();
+            rows.extend(last.then_some(live));
+            batch.chunks.push(Chunk {
+                seq: live.seq.ok_or_else(lost)?,
+                prompt: &live.prompt,
+                features: &live.features,
+                tokens,
+                want: last.into(),
+            });
+        }
+        let packed = batch.pack(cx, &mut self.kv, self.model.info().packing())?;
+        let logits = self.model.forward(cx, &packed, &self.kv)?;
+        if rows.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        let out = ids.narrow(0, 0, rows.len())?;
+        sample_rows(cx, &logits.narrow(0, 0, rows.len())?, &rows, &out)?;
+        let fetch = cx.fetch(&out)?;
+        Ok((rows.iter().map(|live| live.number).collect(), Some(fetch)))
+    }
+}
+
+/// Chooses a token for each row of `logits: [rows, vocab]`, `out: i32 [rows]`. Tokens that are still under way count.
+fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Live], out: &Tensor) -> Result<()> {
+    let mut settings = vec![0f32; rows.len() * column::COUNT];
+    for (row, live) in settings.chunks_exact_mut(column::COUNT).zip(rows) {
+        let params = &live.params;
+        row[column::TEMPERATURE] = params.temperature;
+        row[column::TOP_K] = params.top_k as f32;
+        row[column::TOP_P] = params.top_p;
+        row[column::MIN_P] = params.min_p;
+        row[column::REPETITION_PENALTY] = params.repetition_penalty;
+        row[column::UNIFORM] = uniform(params.seed, 0, (live.answer.len() + live.coming) as u64);
+    }
+    let penalized = rows.iter().any(|live| live.params.repetition_penalty != 1.0);
+    let history = if penalized {
+        let width = rows.iter().map(|live| live.prompt.len() + live.answer.len()).max().unwrap_or(0);
+        let mut ids = vec![-1i32; rows.len() * width];
+        for (row, live) in ids.chunks_exact_mut(width).zip(rows) {
+            let seen = live.prompt.tokens.iter().chain(&live.answer);
+            row.iter_mut().zip(seen).for_each(|(slot, &id)| *slot = id as i32);
+        }
+        let tensor = cx.upload(&[rows.len(), width], &ids)?;
+        Some(cx.view(&tensor)?)
+    } else {
+        None
+    };
+    let settings = cx.upload(&[rows.len(), column::COUNT], &settings)?;
+    let op = Sample { logits: cx.view(logits)?, params: cx.view(&settings)?, history, out: cx.view(out)? };
+    cx.exec("sample", &op)
+}
+
+/// Answers all requests, telling `on_text` of each new piece of text; it may end everything early. The first request that fails
+/// ends everything too.
+pub fn generate(
+    cx: &mut Ctx,
+    model: &Arc<dyn Vlm>,
+    tokenizer: &Tokenizer,
+    requests: Vec<Request>,
+    mut on_text: impl FnMut(usize, &str) -> ControlFlow<()>,
+) -> Result<Vec<Answer>> {
+    let limits = Limits::of(model.info(), &requests);
+    let mut answers: Vec<Option<Answer>> = vec![None; requests.len()];
+    let mut scheduler = Scheduler::new(cx, model.clone(), tokenizer.clone(), limits)?;
+    for request in requests {
+        scheduler.submit(request)?;
+    }
+    while !scheduler.is_idle() {
+        for event in scheduler.step(cx) {
+            match event {
+                Event::Text { request, text } => {
+                    if on_text(request, &text).is_break() {
+                        for (number, slot) in answers.iter_mut().enumerate() {
+                            *slot = scheduler.cancel(number).or(slot.take());
+                        }
+                    }
+                }
+                Event::Done { request, answer } => answers[request] = Some(answer),
+                Event::Failed { error, .. } => return Err(error),
+            }
+        }
+    }
+    answers.into_iter().map(|answer| answer.ok_or(Error::Cancelled)).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+//! What one step does, from plain data: which requests begin, which give their pages back, the chunk of each, and the pictures to
+//! encode.
+
+use crate::kv::{KvGroup, PAGE};
+use crate::prompt::Prompt;
+
+/// What a step may take at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a pass. Tokens that see each other go through together, however many they are.
+    pub tokens: usize,
+    /// Requests that run at once.
+    pub seqs: usize,
+    /// Tokens of all sequences in the cache.
+    pub kv_tokens: usize,
+    /// Patches of pictures that are encoded in one step, of 16 x 16 pixels each. A larger picture goes alone.
+    pub patches: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { tokens: 1024, seqs: 256, kv_tokens: 32_768, patches: 4096 }
+    }
+}
+
+/// What the plan knows of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Ask<'a> {
+    pub prompt: &'a Prompt,
+    /// Tokens of prompt and answer so far.
+    pub known: usize,
+    /// Those that are in the cache.
+    pub done: usize,
+    /// Most tokens of prompt and answer.
+    pub longest: usize,
+    /// Patches of each medium that must be encoded; 0 of those that are.
+    pub media: Vec<usize>,
+    /// Was part of a pass that failed: the next one is its own.
+    pub alone: bool,
+}
+
+impl Ask<'_> {
+    /// Whether nothing but the answer's last token is to be read.
+    fn answers(&self) -> bool {
+        self.done >= self.prompt.len() && self.done + 1 == self.known
+    }
+
+    /// First token to come whose features are not there.
+    fn featureless(&self) -> usize {
+        let lacks = |media: usize| self.media.get(media).is_some_and(|&patches| patches > 0);
+        let spans =
+            self.prompt.spans.iter().filter(|span| span.tokens().end > self.done && lacks(span.media));
+        spans.map(|span| span.at.max(self.done)).min().unwrap_or(self.known)
+    }
+
+    /// Pages of a group that the request must find before it begins: for what is to be read, and one for the answer.
+    fn pages_to_begin(&self, group: &KvGroup, limits: &Limits) -> usize {
+        let tokens = self.known.saturating_add(PAGE).min(self.longest);
+        group.tokens_held(tokens, limits.tokens.max(self.prompt.longest_block())) / PAGE
+    }
+}
+
+/// Pages of each group.
+#[derive(Clone, Debug)]
+pub(super) struct Room<'a> {
+    pub groups: &'a [KvGroup],
+    pub free: Vec<usize>,
+}
+
+impl Room<'_> {
+    fn take(&mut self, done: usize, new: usize) -> bool {
+        let more: Vec<usize> = self.groups.iter().map(|_| KvGroup::pages_more(done, new)).collect();
+        let fits = more.iter().zip(&self.free).all(|(more, free)| more <= free);
+        if fits {
+            self.free.iter_mut().zip(more).for_each(|(free, more)| *free -= more);
+        }
+        fits
+    }
+
+    fn give(&mut self, done: usize, new: usize) {
+        for (free, group) in self.free.iter_mut().zip(self.groups) {
+            *free += group.pages_at(done) + KvGroup::pages_more(done, new);
+        }
+    }
+
+    /// Tokens that a sequence can still take.
+    fn most(&self, done: usize) -> usize {
+        let free = self.free.iter().min().copied().unwrap_or(usize::MAX / PAGE);
+        done.next_multiple_of(PAGE).saturating_add(free.saturating_mul(PAGE)) - done
+    }
+}
+
+/// What a step does. Places are those of the running requests, the admitted ones after them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// So many of the waiting requests begin, the first ones.
+    pub admitted: usize,
+    /// So many of the running requests wait again, the youngest ones.
+    pub preempted: usize,
+    /// Place and number of tokens of each request in the pass: those of one token first.
+    pub chunks: Vec<(usize, usize)>,
+    /// Place and medium of each picture to encode before the pass.
+    pub pictures: Vec<(usize, usize)>,
+}
+
+/// Plans a step for the `running` and `waiting` requests, the oldest first in both.
+pub(super) fn plan(running: &[Ask<'_>], waiting: &[Ask<'_>], room: Room<'_>, limits: &Limits) -> Plan {
+    let mut planning = Planning {
+        running,
+        limits,
+        room,
+        keep: running.len(),
+        chunks: vec![0; running.len()],
+        budget: limits.tokens,
+        prompts: 0,
+    };
+    let alone: Vec<usize> = (0..running.len()).filter(|&place| running[place].alone).collect();
+    for &place in &alone {
+        if planning.chunks.iter().all(|&len| len == 0) {
+            planning.serve(place);
+        }
+    }
+    let mut by_itself = planning.chunks.iter().any(|&len| len > 0);
+    if !by_itself {
+        let together = |place: &usize| !running[*place].alone;
+        let (answers, prompts): (Vec<usize>, Vec<usize>) =
+            (0..running.len()).filter(together).partition(|&place| running[place].answers());
+        for place in answers.into_iter().chain(prompts) {
+            planning.serve(place);
+        }
+        by_itself = planning.keep < running.len();
+    }
+
+    let mut all: Vec<&Ask<'_>> = running[..planning.keep].iter().collect();
+    let mut admitted = 0;
+    if !by_itself {
+        for ask in waiting.iter().take(limits.seqs.saturating_sub(running.len())) {
+            if !all.is_empty() && !planning.has_room(&all, ask) {
+                break;
+            }
+            admitted += 1;
+            all.push(ask);
+            let chunk = if ask.alone { 0 } else { planning.prompt_chunk(ask) };
+            planning.room.take(ask.done, chunk);
+            planning.chunks.push(chunk);
+        }
+    }
+    let mut chunks: Vec<(usize, usize)> =
+        planning.chunks.iter().copied().enumerate().take(all.len()).filter(|&(_, len)| len > 0).collect();
+    let in_prompts = |&(place, len): &(usize, usize)| {
+        let ask = all[place];
+        len > 1 || ask.prompt.block_of(ask.done).is_some()
+    };
+    chunks.sort_by_key(in_prompts);
+    Plan {
+        admitted,
+        preempted: running.len() - planning.keep,
+        chunks,
+        pictures: pictures(&all, limits.patches),
+    }
+}
+
+struct Planning<'a> {
+    running: &'a [Ask<'a>],
+    limits: &'a Limits,
+    room: Room<'a>,
+    /// The running requests that go on: so many of the oldest.
+    keep: usize,
+    /// New tokens at each place.
+    chunks: Vec<usize>,
+    /// Tokens that the pass may still take.
+    budget: usize,
+    /// Chunks of prompts so far.
+    prompts: usize,
+}
+
+impl Planning<'_> {
+    /// Gives a running request its chunk, if need be with the pages of younger ones.
+    fn serve(&mut self, place: usize) {
+        let ask = &self.running[place];
+        while place < self.keep {
+            let len = if ask.answers() { 1 } else { self.prompt_chunk(ask) };
+            if len > 0 && self.room.take(ask.done, len) {
+                self.chunks[place] = len;
+                if ask.answers() {
+                    self.budget = self.budget.saturating_sub(1);
+                }
+                return;
+            }
+            // A prompt that lacks something else than pages does not get on by those of others, nor by leaving.
+            if !ask.answers() && (!self.lacks_pages(ask) || self.keep == place + 1) {
+                return;
+            }
+            self.keep -= 1;
+            let last = &self.running[self.keep];
+            self.room.give(last.done, std::mem::take(&mut self.chunks[self.keep]));
+        }
+    }
+
+    /// Tokens of a prompt that go into this pass; takes them from the budget.
+    fn prompt_chunk(&mut self, ask: &Ask<'_>) -> usize {
+        // Prompts get on slowly, but they get on, where answers fill the pass.
+        let budget = if self.prompts == 0 { self.budget.max(1) } else { self.budget };
+        let most = self.room.most(ask.done).min(ask.featureless() - ask.done);
+        let end = cut(ask, most.min(budget));
+        let len = match ask.prompt.block_of(ask.done) {
+            // Longer than what is left: it goes as the only prompt.
+            Some(block) if end == ask.done && self.prompts == 0 && block.end - ask.done <= most => {
+                block.end - ask.done
+            }
+            _ => end - ask.done,
+        };
+        self.prompts += usize::from(len > 0);
+        self.budget = self.budget.saturating_sub(len);
+        len
+    }
+
+    /// Whether pages are all that keeps a prompt from getting on.
+    fn lacks_pages(&self, ask: &Ask<'_>) -> bool {
+        let next = ask.prompt.block_of(ask.done).map_or(1, |block| block.end - ask.done);
+        let budget = self.prompts == 0 || next <= self.budget;
+        budget && ask.featureless() >= ask.done + next && self.room.most(ask.done) < next
+    }
+
+    /// Whether one more request can begin beside `all`, who may still need pages themselves.
+    fn has_room(&self, all: &[&Ask<'_>], ask: &Ask<'_>) -> bool {
+        self.room.groups.iter().zip(&self.room.free).all(|(group, &free)| {
+            let promised: usize = all
+                .iter()
+                .zip(&self.chunks)
+                .map(|(other, &len)| {
+                    let held = group.pages_at(other.done) + KvGroup::pages_more(other.done, len);
+                    other.pages_to_begin(group, self.limits).saturating_sub(held)
+                })
+                .sum();
+            ask.pages_to_begin(group, self.limits).saturating_add(promised) <= free
+        })
+    }
+}
+
+/// The largest end of a chunk of at most `most` tokens that cuts no block. A chunk may go on with the answer that was there before
+/// the request lost its pages.
+fn cut(ask: &Ask<'_>, most: usize) -> usize {
+    let end = ask.done.saturating_add(most).min(ask.known);
+    if end >= ask.prompt.len() { end } else { ask.prompt.cut(ask.done, most) }
+}
+
+/// Pictures to encode: in the order of the requests, as far as `patches` go, but one at least.
+fn pictures(all: &[&Ask<'_>], patches: usize) -> Vec<(usize, usize)> {
+    let (mut chosen, mut sum) = (Vec::new(), 0usize);
+    for (place, ask) in all.iter().enumerate() {
+        for (media, &more) in ask.media.iter().enumerate().filter(|&(_, &more)| more > 0) {
+            let wanted =
+                ask.prompt.spans.iter().any(|span| span.media == media && span.tokens().end > ask.done);
+            if !wanted {
+                continue;
+            }
+            sum = sum.saturating_add(more);
+            if sum > patches && !chosen.is_empty() {
+                return chosen;
+            }
+            chosen.push((place, media));
+        }
+    }
+    chosen
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,311 @@
+//! What is asked, what comes back, and a request on its way.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::plan::{Ask, Limits};
+use crate::error::{Error, Result};
+use crate::image::PreparedImage;
+use crate::kv::{KvGroup, PAGE, SeqId};
+use crate::prompt::{Features, Prompt};
+use crate::sample::SamplingParams;
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+use crate::vlm::ModelInfo;
+
+/// A picture of a request.
+#[derive(Clone, Debug)]
+pub enum Media {
+    /// Prepared pixels; the scheduler runs the tower. Pictures that share their memory are encoded together once.
+    Picture(Arc<PreparedImage>),
+    /// Features that are there already.
+    Features(Features),
+}
+
+impl Media {
+    fn given(&self) -> Option<Features> {
+        match self {
+            Self::Picture(_) => None,
+            Self::Features(features) => Some(features.clone()),
+        }
+    }
+
+    /// Patches of 16 x 16 pixels that are to be encoded.
+    fn patches(&self) -> usize {
+        match self {
+            Self::Picture(picture) => {
+                let pixels: usize = picture.tiles.iter().map(|tile| tile.height * tile.width).sum();
+                pixels.div_ceil(256).max(1)
+            }
+            Self::Features(_) => 0,
+        }
+    }
+}
+
+/// A prompt to be answered.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Tokens and the places of features among them.
+    pub prompt: Prompt,
+    /// Its pictures, in the order of the prompt's spans.
+    pub media: Vec<Media>,
+    /// How to answer.
+    pub params: SamplingParams,
+}
+
+impl Request {
+    /// Most tokens of prompt and answer.
+    #[must_use]
+    pub fn longest(&self, max_positions: usize) -> usize {
+        self.prompt.len().saturating_add(self.params.max_tokens).min(max_positions)
+    }
+
+    /// Tokens that the cache must hold for this request alone, in whole pages.
+    #[must_use]
+    pub fn kv_tokens(&self, max_positions: usize) -> usize {
+        self.longest(max_positions).div_ceil(PAGE).saturating_mul(PAGE)
+    }
+
+    /// Errors if the request can never run: its prompt or parameters are wrong, or `capacity` (tokens of each group) is too small.
+    pub(super) fn check(&self, info: &ModelInfo, capacity: &[usize]) -> Result<()> {
+        self.params.validate()?;
+        let limit = info.max_positions.saturating_sub(1);
+        match self.prompt.len() {
+            0 => return Err(Error::Request(format!("prompt: expected 1 to {limit} tokens, found 0"))),
+            found if found > limit => return Err(Error::PromptTooLong { limit, found }),
+            _ => {}
+        }
+        self.prompt.check(self.media.len(), info.vocab)?;
+        for (number, media) in self.media.iter().enumerate() {
+            if let Media::Features(features) = media {
+                check_rows(number, features, &self.prompt)?;
+            }
+        }
+        let tokens = self.kv_tokens(info.max_positions);
+        for (number, (group, &capacity)) in info.kv.0.iter().zip(capacity).enumerate() {
+            let held = group.tokens_held(tokens, self.prompt.longest_block().max(1));
+            if held > capacity {
+                return Err(Error::Request(format!(
+                    "request: {tokens} tokens of prompt and answer do not fit in the KV cache: group {number} of layers would \
+                     keep {held}, its limit is {capacity}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Errors if a picture has fewer rows of features than the prompt takes.
+pub(super) fn check_rows(media: usize, features: &Features, prompt: &Prompt) -> Result<()> {
+    let (expected, found) = (prompt.rows_of(media), features.len());
+    if found < expected {
+        return Err(Error::Request(format!(
+            "picture {}: expected at least {expected} rows of features, found {found}",
+            media + 1
+        )));
+    }
+    Ok(())
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// A stop token or a stop text.
+    Stop,
+    /// The limit of tokens, or the model's last position.
+    Length,
+    /// The caller asked for it.
+    Cancelled,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answer {
+    /// The text, without white space before it, stop texts and special tokens.
+    pub text: String,
+    /// Token ids, the stop token included.
+    pub token_ids: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+}
+
+/// What the caller of [`Scheduler::step`](super::Scheduler::step) is told.
+#[derive(Debug)]
+pub enum Event {
+    /// New text of a request. May be empty: a token can be part of a character.
+    Text {
+        /// Number of the request, as [`Scheduler::submit`](super::Scheduler::submit) gave it.
+        request: usize,
+        /// The text.
+        text: String,
+    },
+    /// A request is done.
+    Done {
+        /// Number of the request.
+        request: usize,
+        /// The answer.
+        answer: Answer,
+    },
+    /// A request cannot be answered; others go on.
+    Failed {
+        /// Number of the request.
+        request: usize,
+        /// Why.
+        error: Error,
+    },
+}
+
+impl Event {
+    /// Number of the request.
+    #[must_use]
+    pub fn request(&self) -> usize {
+        match self {
+            Self::Text { request, .. } | Self::Done { request, .. } | Self::Failed { request, .. } => {
+                *request
+            }
+        }
+    }
+}
+
+/// A request on its way.
+pub(super) struct Live {
+    pub number: usize,
+    /// Its place in the cache, while it runs.
+    pub seq: Option<SeqId>,
+    pub prompt: Prompt,
+    pub media: Vec<Media>,
+    /// Features of the media, from the tower's pass until the prompt is read.
+    pub features: Vec<Option<Features>>,
+    pub params: SamplingParams,
+    /// Tokens of prompt and answer that are in the cache.
+    pub done: usize,
+    pub answer: Vec<u32>,
+    /// Tokens of the answer that are under way.
+    pub coming: usize,
+    /// Most tokens of prompt and answer.
+    pub longest: usize,
+    /// Was part of a pass that failed.
+    pub alone: bool,
+    text: String,
+    detokenizer: Detokenizer,
+    stops: StopMatcher,
+}
+
+/// What a token does to an answer.
+pub(super) struct Step {
+    pub text: String,
+    pub ends: Option<FinishReason>,
+}
+
+impl Live {
+    pub fn new(number: usize, mut request: Request, tokenizer: &Tokenizer, info: &ModelInfo) -> Self {
+        // A stop text that is one token of the model is never met in the text.
+        request.params.stop_token_ids.extend(tokenizer.stop_ids(&request.params.stop));
+        Self {
+            number,
+            seq: None,
+            features: request.media.iter().map(Media::given).collect(),
+            longest: request.longest(info.max_positions),
+            prompt: request.prompt,
+            media: request.media,
+            detokenizer: tokenizer.detokenizer(true),
+            stops: StopMatcher::new(&request.params.stop),
+            params: request.params,
+            done: 0,
+            answer: Vec::new(),
+            coming: 0,
+            alone: false,
+            text: String::new(),
+        }
+    }
+
+    pub fn known(&self) -> usize {
+        self.prompt.len() + self.answer.len() + self.coming
+    }
+
+    pub fn ask(&self) -> Ask<'_> {
+        let patches = self.media.iter().zip(&self.features);
+        Ask {
+            prompt: &self.prompt,
+            known: self.known(),
+            done: self.done,
+            longest: self.longest,
+            media: patches.map(|(media, there)| if there.is_some() { 0 } else { media.patches() }).collect(),
+            alone: self.alone,
+        }
+    }
+
+    /// Tokens of prompt and answer; those that are under way are 0.
+    pub fn tokens(&self, range: Range<usize>) -> Cow<'_, [u32]> {
+        let (prompt, len) = (&self.prompt.tokens, self.prompt.len());
+        if range.end <= len {
+            return Cow::Borrowed(&prompt[range]);
+        }
+        let answer = |token: usize| self.answer.get(token - len).copied().unwrap_or(0);
+        range.map(|token| if token < len { prompt[token] } else { answer(token) }).collect()
+    }
+
+    /// Goes back to its beginning, for what is read again. The answer so far stays.
+    pub fn restart(&mut self) {
+        (self.seq, self.done, self.coming) = (None, 0, 0);
+        for (features, media) in self.features.iter_mut().zip(&self.media) {
+            *features = features.take().or_else(|| media.given());
+        }
+    }
+
+    /// Frees features that no pass to come reads.
+    pub fn forget_features(&mut self) {
+        if self.done >= self.prompt.len() {
+            self.features.iter_mut().for_each(|features| *features = None);
+        }
+    }
+
+    /// Adds a token to the answer.
+    pub fn accept(&mut self, token: u32, tokenizer: &Tokenizer, max_positions: usize) -> Result<Step> {
+        self.answer.push(token);
+        let ends = self.params.stop_token_ids.contains(&token)
+            || (!self.params.ignore_eos && tokenizer.eos_ids().contains(&token));
+        let length = self.answer.len() >= self.params.max_tokens
+            || self.prompt.len() + self.answer.len() >= max_positions;
+        let mut text = String::new();
+        let mut stopped = ends;
+        if !ends {
+            // Vocabularies are padded: a model can choose an id that the tokenizer has no text for.
+            let known = (token as usize) < tokenizer.vocab_size();
+            let piece = if known { self.detokenizer.push(token)? } else { String::new() };
+            let matched = self.stops.push(&piece);
+            text.push_str(&matched.text);
+            stopped = matched.stopped.is_some();
+        }
+        if ends || (length && !stopped) {
+            let matched = self.stops.push(&self.detokenizer.finish()?);
+            text.push_str(&matched.text);
+            text.push_str(&self.stops.finish());
+            stopped |= matched.stopped.is_some();
+        }
+        if self.text.is_empty() {
+            // Templates end before the space that the model begins with.
+            text.drain(..text.len() - text.trim_start().len());
+        }
+        self.text.push_str(&text);
+        let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
+        Ok(Step { text, ends: (stopped || length).then_some(reason) })
+    }
+
+    pub fn into_answer(self, finish_reason: FinishReason) -> Answer {
+        Answer { text: self.text, token_ids: self.answer, prompt_tokens: self.prompt.len(), finish_reason }
+    }
+}
+
+/// Tokens that each group of a cache holds.
+pub(super) fn capacities(groups: &[KvGroup], limits: &Limits) -> Vec<usize> {
+    let pages = |tokens: usize| tokens.div_ceil(PAGE).saturating_mul(PAGE);
+    let all = pages(limits.kv_tokens);
+    let held = |group: &KvGroup| group.tokens_held(all, limits.tokens).saturating_mul(limits.seqs).min(all);
+    groups.iter().map(held).collect()
+}

@@ -1,0 +1,250 @@
+//! A model for tests of the scheduler: each token follows from everything that its sequence may see, through two layers, so that a
+//! wrong slot, page, position, mask or feature changes the answer.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ocelli_kernels::{
+    Backend, Caps, DeviceOptions, Exec, Fetch, KernelError, Op, Queue, Storage, Stream as Queued, View,
+};
+
+use crate::batch::{Packed, Sees};
+use crate::ctx::{Ctx, Precision};
+use crate::error::{Error, Result};
+use crate::files::ModelFiles;
+use crate::image::{Normalize, Pixels, PreparedImage, Tile};
+use crate::kv::{KvCache, KvLayout, PAGE};
+use crate::prompt::Features;
+use crate::tensor::Tensor;
+use crate::text::Tokenizer;
+use crate::vlm::{ModelInfo, PartInfo, Vlm};
+
+/// Tokens that the model gives are below this.
+pub const GIVEN: usize = 60;
+/// A token after which logits are no numbers.
+pub const NAN: u32 = 61;
+/// A token that no pass survives.
+pub const POISON: u32 = 62;
+/// Rows of features of a picture.
+pub const ROWS: usize = 10;
+
+/// See the module.
+pub struct Fake {
+    info: ModelInfo,
+    /// What each layer keeps in each slot of each group.
+    memory: Mutex<Vec<[Vec<u64>; 2]>>,
+    /// Pictures of each call of the tower.
+    pub encoded: Mutex<Vec<usize>>,
+    pub passes: AtomicUsize,
+}
+
+impl Fake {
+    pub fn new(kv: KvLayout) -> Arc<Self> {
+        let (vocab, max_positions, d_model) = (64, 20_000, 1);
+        let info = ModelInfo { family: "fake", vocab, max_positions, d_model, layers: 2, kv, axes: 1 };
+        let memory = Mutex::new(vec![Default::default(); info.kv.0.len()]);
+        Arc::new(Self { info, memory, encoded: Mutex::default(), passes: AtomicUsize::new(0) })
+    }
+}
+
+/// A picture with `patches` patches; number 99 cannot be encoded.
+pub fn picture(number: usize, patches: usize) -> Arc<PreparedImage> {
+    let tile = Tile { height: 16, width: 16 * patches, pixels: Pixels::Rgb8(Vec::new()) };
+    Arc::new(PreparedImage { tiles: vec![tile], rows: 1, cols: number, normalize: Normalize::IDENTITY })
+}
+
+fn mix(a: u64, b: u64) -> u64 {
+    let x = (a ^ b.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    x ^ (x >> 31)
+}
+
+impl Vlm for Fake {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn parts(&self) -> Vec<PartInfo> {
+        Vec::new()
+    }
+
+    fn encode(&self, cx: &mut Ctx, images: &[&PreparedImage]) -> Result<Vec<Features>> {
+        if images.iter().any(|image| image.cols == 99) {
+            return Err(Error::Request("picture 99".into()));
+        }
+        self.encoded.lock().unwrap().push(images.len());
+        let mut all = Vec::new();
+        for image in images {
+            let rows = cx.alloc_owned(&[ROWS, 1], ocelli_kernels::DType::F32)?;
+            let values: Vec<f32> = (0..ROWS).map(|row| (1000 * image.cols + row) as f32).collect();
+            cx.stream().write(rows.view(), bytemuck::cast_slice(&values))?;
+            all.push(Features::of_rows(rows));
+        }
+        Ok(all)
+    }
+
+    fn forward(&self, cx: &mut Ctx, batch: &Packed, _: &KvCache) -> Result<Tensor> {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        let ids = cx.download_ids(&batch.ids)?;
+        let positions = cx.download_ids(&batch.positions)?;
+        let lens = cx.download_ids(&batch.kv_lens)?;
+        if let Some(id) = ids.iter().find(|&&id| id == POISON as i32 || !(0..64).contains(&id)) {
+            return Err(Error::Request(format!("token {id}")));
+        }
+        let mut values: Vec<u64> =
+            ids.iter().zip(&positions).map(|(&id, &at)| mix(id as u64, at as u64)).collect();
+        for (features, rows) in &batch.features {
+            let (features, rows) = (cx.download(features)?, cx.download_ids(rows)?);
+            for (value, row) in features.iter().zip(rows) {
+                values[row as usize] = mix(7, u64::from(value.to_bits()));
+            }
+        }
+        let mut memory = self.memory.lock().unwrap();
+        for layer in 0..2 {
+            let mut next = values.clone();
+            for (group, (kept, placed)) in memory.iter_mut().zip(&batch.kv).enumerate() {
+                let slots = cx.download_ids(&placed.slots)?;
+                let table = cx.download_ids(&placed.block_table)?;
+                let width = placed.block_table.size(1);
+                let kept = &mut kept[layer];
+                for (&slot, &value) in slots.iter().zip(&values).filter(|&(&slot, _)| slot >= 0) {
+                    kept.resize(kept.len().max(slot as usize + 1), 0);
+                    kept[slot as usize] = value;
+                }
+                for run in &batch.runs {
+                    let starts = cx.download_ids(&run.q_starts)?;
+                    let ranges = match &run.sees[group].0 {
+                        Sees::Causal { .. } => None,
+                        Sees::Ranges { from, to } => Some((cx.download_ids(from)?, cx.download_ids(to)?)),
+                    };
+                    for (seq, rows) in run.seqs.clone().zip(starts.windows(2)) {
+                        let new = (rows[1] - rows[0]) as usize;
+                        let len = lens[seq] as usize;
+                        // Padding.
+                        if len == 0 {
+                            continue;
+                        }
+                        for i in 0..new {
+                            let row = rows[0] as usize + i;
+                            let here = len - new + i + 1;
+                            let keys = match (&run.sees[group].0, &ranges) {
+                                (_, Some((from, to))) => from[row] as usize..to[row] as usize,
+                                (Sees::Causal { window }, _) if *window > 0 => {
+                                    here.saturating_sub(*window)..here
+                                }
+                                _ => 0..here,
+                            };
+                            if keys.end > len {
+                                return Err(Error::Request(format!("keys {keys:?} of {len}")));
+                            }
+                            let at =
+                                |key: usize| table[seq * width + key / PAGE] as usize * PAGE + key % PAGE;
+                            let seen = keys.fold(3, |sum, key| mix(sum, kept[at(key)]));
+                            let row = run.rows.start + row;
+                            next[row] = mix(next[row], seen);
+                        }
+                    }
+                }
+            }
+            values = next;
+        }
+        let rows: Vec<usize> = match &batch.wanted {
+            None => (0..batch.tokens).collect(),
+            Some(wanted) => cx.download_ids(wanted)?.into_iter().map(|row| row as usize).collect(),
+        };
+        let mut logits = vec![0f32; rows.len() * 64];
+        for (out, row) in logits.chunks_exact_mut(64).zip(rows) {
+            if ids[row] == NAN as i32 {
+                out.fill(f32::NAN);
+            }
+            let mut state = values[row];
+            for logit in &mut out[..GIVEN] {
+                state = mix(state, 11);
+                *logit += (state % 4096) as f32 / 512.0;
+            }
+        }
+        cx.upload(&[batch.rows_wanted, 64], &logits)
+    }
+}
+
+pub fn tokenizer() -> Tokenizer {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/smolvlm");
+    Tokenizer::load(&ModelFiles::dir(dir)).unwrap()
+}
+
+fn cpu() -> Box<dyn Queued> {
+    ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).unwrap().stream().unwrap()
+}
+
+pub fn context() -> Ctx {
+    Ctx::on(cpu(), Precision::default())
+}
+
+/// A context whose device works beside the host and records steps, and the switch that makes its next fetch fail.
+pub fn beside() -> (Ctx, Arc<AtomicBool>) {
+    let fails = Arc::new(AtomicBool::new(false));
+    (Ctx::on(Box::new(Beside { stream: cpu(), fails: fails.clone() }), Precision::default()), fails)
+}
+
+struct Beside {
+    stream: Box<dyn Queued>,
+    fails: Arc<AtomicBool>,
+}
+
+struct Failed;
+
+impl Fetch for Failed {
+    fn wait(self: Box<Self>) -> Result<Vec<u8>, KernelError> {
+        Err(KernelError::Device("the pass came to nothing".into()))
+    }
+}
+
+impl Queue for Beside {
+    fn caps(&self) -> &Caps {
+        self.stream.caps()
+    }
+
+    fn alloc(&mut self, bytes: usize) -> Result<Storage, KernelError> {
+        self.stream.alloc(bytes)
+    }
+
+    fn write(&mut self, to: &View, bytes: &[u8]) -> Result<(), KernelError> {
+        self.stream.write(to, bytes)
+    }
+
+    fn read(&mut self, from: &View, bytes: &mut [u8]) -> Result<(), KernelError> {
+        self.stream.read(from, bytes)
+    }
+
+    fn fetch(&mut self, from: &View) -> Result<Box<dyn Fetch>, KernelError> {
+        if self.fails.swap(false, Ordering::Relaxed) {
+            return Ok(Box::new(Failed));
+        }
+        self.stream.fetch(from)
+    }
+
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    fn host_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn records(&self) -> bool {
+        true
+    }
+}
+
+impl<O: Op> Exec<O> for Beside
+where
+    dyn Queued: Exec<O>,
+{
+    fn exec(&mut self, op: &O) -> Result<(), KernelError> {
+        Exec::<O>::exec(&mut *self.stream, op)
+    }
+
+    fn accepts(&self, op: &O) -> bool {
+        Exec::<O>::accepts(&*self.stream, op)
+    }
+}

@@ -1,0 +1,268 @@
+//! A thread that owns a context and a scheduler; others talk to it by channel.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use super::{Event, Request, Scheduler};
+use crate::ctx::Ctx;
+use crate::error::{Error, Result};
+
+/// What clients ask of the thread.
+enum Command {
+    Submit { ticket: u64, request: Box<Request>, events: Sender<Event> },
+    Cancel { ticket: u64 },
+    Stop,
+}
+
+/// What clients and the thread share.
+#[derive(Default)]
+struct Shared {
+    tickets: AtomicU64,
+    /// Why the thread ended.
+    ended: OnceLock<String>,
+}
+
+impl Shared {
+    fn error(&self) -> Error {
+        Error::Worker(self.ended.get().cloned().unwrap_or_else(|| "it panicked".into()))
+    }
+}
+
+/// The thread. Dropping it cancels what runs and waits for the thread's end.
+pub struct Worker {
+    client: Client,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Hands requests to the thread, from any other.
+#[derive(Clone)]
+pub struct Client {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+/// Events of one request. Dropping it cancels the request.
+pub struct Stream {
+    ticket: u64,
+    events: Receiver<Event>,
+    client: Client,
+    ended: bool,
+}
+
+impl Worker {
+    /// Starts the thread, which makes its context and scheduler there by `start`; waits until it has.
+    ///
+    /// # Errors
+    /// Those of `start`, and if no thread can be had.
+    pub fn spawn(start: impl FnOnce() -> Result<(Ctx, Scheduler)> + Send + 'static) -> Result<Self> {
+        let (commands, received) = channel();
+        let (ready, started) = channel();
+        let shared = Arc::new(Shared::default());
+        let of_thread = shared.clone();
+        let work = move || {
+            match start() {
+                Ok((cx, scheduler)) => {
+                    let _ = ready.send(Ok(()));
+                    Thread { cx, scheduler, received, requests: HashMap::new() }.run();
+                    let _ = of_thread.ended.set("it was stopped".into());
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            };
+        };
+        let thread = std::thread::Builder::new().name("ocelli-scheduler".into()).spawn(work);
+        let thread = thread.map_err(|error| Error::Worker(format!("no thread: {error}")))?;
+        let worker = Self { client: Client { commands, shared: shared.clone() }, thread: Some(thread) };
+        match started.recv() {
+            Ok(Ok(())) => Ok(worker),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(shared.error()),
+        }
+    }
+
+    /// A handle for other threads.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Hands in a request; see [`Client::submit`].
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn submit(&self, request: Request) -> Result<Stream> {
+        self.client.submit(request)
+    }
+
+    /// Cancels what runs and waits for the thread's end.
+    ///
+    /// # Errors
+    /// If the thread did not end well.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        let _ = self.client.commands.send(Command::Stop);
+        thread.join().map_err(|_| self.client.shared.error())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            tracing::error!(%error, "the scheduler's thread");
+        }
+    }
+}
+
+impl Client {
+    /// Hands in a request. One that can never run fails as its only event.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn submit(&self, request: Request) -> Result<Stream> {
+        let ticket = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = channel();
+        let command = Command::Submit { ticket, request: Box::new(request), events: sender };
+        self.commands.send(command).map_err(|_| self.shared.error())?;
+        Ok(Stream { ticket, events, client: self.clone(), ended: false })
+    }
+}
+
+impl Stream {
+    /// Ends the request; what there is of its answer comes as its last event.
+    pub fn cancel(&self) {
+        let _ = self.client.commands.send(Command::Cancel { ticket: self.ticket });
+    }
+
+    fn note(&mut self, event: Option<Event>) -> Option<Event> {
+        let event = event.unwrap_or_else(|| Event::Failed {
+            request: self.ticket as usize,
+            error: self.client.shared.error(),
+        });
+        self.ended = !matches!(event, Event::Text { .. });
+        Some(event)
+    }
+
+    /// The next event if it is there already; `None` otherwise.
+    pub fn try_next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        match self.events.try_recv() {
+            Ok(event) => self.note(Some(event)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => self.note(None),
+        }
+    }
+}
+
+impl Iterator for Stream {
+    type Item = Event;
+
+    /// Waits for the next event; `None` after the last one. The numbers in events are of no use here.
+    fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        let event = self.events.recv().ok();
+        self.note(event)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.cancel();
+        }
+    }
+}
+
+/// The thread's own state.
+struct Thread {
+    cx: Ctx,
+    scheduler: Scheduler,
+    received: Receiver<Command>,
+    /// For each number that the scheduler gave, the client's ticket and where events go.
+    requests: HashMap<usize, (u64, Sender<Event>)>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        while self.listen() {
+            for event in self.scheduler.step(&mut self.cx) {
+                self.tell(event);
+            }
+        }
+        let numbers: Vec<usize> = self.requests.keys().copied().collect();
+        numbers.into_iter().for_each(|number| self.cancel(number));
+    }
+
+    /// Obeys what has come, and waits for it while there is nothing to do; false at the end.
+    fn listen(&mut self) -> bool {
+        loop {
+            let command = if self.scheduler.is_idle() {
+                self.received.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                self.received.try_recv()
+            };
+            match command {
+                Ok(command) => {
+                    if !self.obey(command) {
+                        return false;
+                    }
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Does what a client asks; false at the end.
+    fn obey(&mut self, command: Command) -> bool {
+        match command {
+            Command::Submit { ticket, request, events } => match self.scheduler.submit(*request) {
+                Ok(number) => {
+                    self.requests.insert(number, (ticket, events));
+                }
+                Err(error) => {
+                    let _ = events.send(Event::Failed { request: ticket as usize, error });
+                }
+            },
+            Command::Cancel { ticket } => {
+                let number = self.requests.iter().find(|(_, (other, _))| *other == ticket);
+                if let Some(number) = number.map(|(&number, _)| number) {
+                    self.cancel(number);
+                }
+            }
+            Command::Stop => return false,
+        }
+        true
+    }
+
+    fn cancel(&mut self, request: usize) {
+        if let Some(answer) = self.scheduler.cancel(request) {
+            self.tell(Event::Done { request, answer });
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let number = event.request();
+        let Some((_, events)) = self.requests.get(&number) else { return };
+        let last = !matches!(event, Event::Text { .. });
+        // Nobody listens any more: the request ends.
+        let gone = events.send(event).is_err();
+        if last || gone {
+            self.requests.remove(&number);
+        }
+        if gone && !last {
+            self.scheduler.cancel(number);
+        }
+    }
+}
