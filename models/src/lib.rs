@@ -1,11 +1,17 @@
 //! Vision language model families: compositions of towers, connectors and decoders. A family knows no backend.
 
+mod composed;
 pub mod connector;
 pub mod demo;
+pub mod fields;
+pub mod gemma3;
 pub mod layers;
+pub mod llava;
+pub mod processor;
+pub mod qwen2_5_vl;
 pub mod registry;
 pub mod smolvlm;
 pub mod text;
 pub mod vision;
 
-pub use registry::{FAMILIES, Family, family, load};
+pub use registry::{FAMILIES, Family, Leftovers, family, load, load_from, load_with, roles};

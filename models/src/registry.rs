@@ -1,15 +1,14 @@
 //! The list of families, and how a checkpoint finds its own.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::vlm::PartInfo;
 use ocelli_engine::weights::{Checkpoint, Role};
-use ocelli_engine::{Ctx, Error, Result, Vlm};
-use ocelli_kernels::{View, Weights};
+use ocelli_engine::{Ctx, Error, Loaded, Model, Precision, Processor, Result};
 use serde::Deserialize;
 
-use crate::smolvlm;
+use crate::fields::Config;
+use crate::{gemma3, llava, qwen2_5_vl, smolvlm};
 
 /// A model family as a row of data.
 pub struct Family {
@@ -17,14 +16,41 @@ pub struct Family {
     pub name: &'static str,
     /// `model_type` of the configurations that it runs.
     pub model_types: &'static [&'static str],
+    /// Makes the processor of a model; reads no weights.
+    pub processor: fn(&ModelFiles) -> Result<Box<dyn Processor>>,
     /// Loads a checkpoint.
-    pub load: fn(&ModelFiles, &Checkpoint, &mut Ctx) -> Result<Box<dyn Vlm>>,
-    /// What the module of a name is to the model, where it is a matrix that can be quantized.
-    pub role: fn(&str) -> Option<Role>,
+    pub load: fn(&Source<'_>, &mut Ctx) -> Result<Model>,
+    /// Parts of the names of tensors that published files carry for nothing.
+    pub spare: &'static [&'static str],
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[smolvlm::FAMILY];
+pub const FAMILIES: &[Family] = &[smolvlm::FAMILY, llava::FAMILY, qwen2_5_vl::FAMILY, gemma3::FAMILY];
+
+/// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed.
+const SPARE: &[&str] = &["rotary_emb.inv_freq", "position_ids"];
+
+/// What a family loads from.
+pub struct Source<'a> {
+    /// The files.
+    pub files: &'a ModelFiles,
+    /// The weights.
+    pub checkpoint: &'a Checkpoint,
+    /// `config.json`.
+    pub config: Config,
+}
+
+/// What is done with fields of `config.json` that nobody reads, and with tensors that nobody uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leftovers {
+    /// A warning names them.
+    #[default]
+    Warn,
+    /// They are an error.
+    Refuse,
+    /// Nothing: the caller tells of them itself.
+    Ignore,
+}
 
 /// The family of a model. Errors name the `model_type` found and those that exist.
 pub fn family(files: &ModelFiles) -> Result<&'static Family> {
@@ -43,30 +69,61 @@ pub fn family(files: &ModelFiles) -> Result<&'static Family> {
     })
 }
 
-/// Opens the weights of a model and loads its family.
-pub fn load(files: &ModelFiles, cx: &mut Ctx) -> Result<Box<dyn Vlm>> {
-    let family = family(files)?;
-    let checkpoint = Checkpoint::open(files)?;
-    (family.load)(files, &checkpoint, cx)
+/// Opens the weights of a model and loads its family; what is left over is told in warnings.
+pub fn load(files: &ModelFiles, cx: &mut Ctx) -> Result<Loaded> {
+    load_with(files, cx, Leftovers::Warn)
 }
 
-/// Parameters, bytes and formats of a part with these matrices and vectors.
-pub(crate) fn describe_part<'a>(
-    name: &'static str,
-    weights: impl IntoIterator<Item = &'a Weights>,
-    views: impl IntoIterator<Item = &'a View>,
-) -> PartInfo {
-    let (mut parameters, mut bytes) = (0, 0);
-    let mut formats: BTreeMap<String, usize> = BTreeMap::new();
-    for w in weights {
-        let biases: usize = w.parts().iter().filter_map(|part| part.bias.as_ref()).map(View::len).sum();
-        parameters += (w.n() * w.k() + biases) as u64;
-        bytes += w.bytes();
-        *formats.entry(w.format().to_string()).or_default() += w.parts().len();
+/// As [`load`], with a choice about what is left over.
+pub fn load_with(files: &ModelFiles, cx: &mut Ctx, leftovers: Leftovers) -> Result<Loaded> {
+    // A model that nobody knows is told as such, whatever else it lacks.
+    family(files)?;
+    load_from(files, &Checkpoint::open(files)?, cx, leftovers)
+}
+
+/// As [`load_with`], from a checkpoint that is open.
+pub fn load_from(
+    files: &ModelFiles,
+    checkpoint: &Checkpoint,
+    cx: &mut Ctx,
+    leftovers: Leftovers,
+) -> Result<Loaded> {
+    let family = family(files)?;
+    let processor = (family.processor)(files)?;
+    let config = Config::new(files.describe("config.json"), files.require_json("config.json")?);
+    let source = Source { files, checkpoint, config };
+    let model = (family.load)(&source, cx)?;
+    let complaints = [told_fields(&source), told_tensors(&source, family)];
+    for (path, reason) in complaints.into_iter().flatten() {
+        match leftovers {
+            Leftovers::Refuse => return Err(Error::Config { path, reason }),
+            Leftovers::Warn => tracing::warn!("{path}: {reason}"),
+            Leftovers::Ignore => {}
+        }
     }
-    for view in views {
-        parameters += view.len() as u64;
-        bytes += view.bytes();
-    }
-    PartInfo { name, parameters, bytes, formats: formats.into_iter().collect() }
+    Ok(Loaded { model, processor })
+}
+
+fn told_fields(source: &Source<'_>) -> Option<(String, String)> {
+    let unread = source.config.unread();
+    let path = source.files.describe("config.json");
+    (!unread.is_empty()).then(|| (path, format!("fields that nothing here reads: {}", unread.join(", "))))
+}
+
+fn told_tensors(source: &Source<'_>, family: &Family) -> Option<(String, String)> {
+    let spare = |name: &str| SPARE.iter().chain(family.spare).any(|part| name.contains(part));
+    let unused: Vec<&str> = source.checkpoint.unused().filter(|name| !spare(name)).collect();
+    let first = unused.iter().take(4).copied().collect::<Vec<_>>().join(", ");
+    let more = if unused.len() > 4 { ", ..." } else { "" };
+    let reason = format!("{} tensors that nothing here uses: {first}{more}", unused.len());
+    (!unused.is_empty()).then(|| (source.checkpoint.path().to_owned(), reason))
+}
+
+/// What each matrix that can be quantized is to the model, by the name of its module; found by loading the model without a device.
+pub fn roles(files: &ModelFiles) -> Result<HashMap<String, Role>> {
+    let checkpoint = Checkpoint::open(files)?;
+    let (mut cx, _) = Ctx::dry(ocelli_kernels::Caps::default(), Precision::default());
+    load_from(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
+    let notes = checkpoint.notes().into_iter().filter(|note| note.matrix);
+    Ok(notes.filter_map(|note| Some((note.module, note.role?))).collect())
 }

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Build tiny random vision-language models and golden outputs of Hugging Face transformers.
 
-    make_golden.py --out DIR --seed N [--variant public|second] [--only NAME ...]
+    make_golden.py --out DIR --seed N [--variant public|second] [--weights f32|bf16] [--lean] [--only NAME ...]
 
-The committed families were made with `--seed 1 --only smolvlm idefics3`; see README.md.
+The committed families were made with `--seed 1`, some with `--weights bf16 --lean`; see README.md.
 
 For every architecture this writes
 
@@ -17,7 +17,7 @@ For every architecture this writes
 
 Everything is made locally from a seed: weights are drawn from a seeded normal, tokenizers are trained
 on the small text below, pictures come from two photos that scikit-learn ships.  The reference runs in
-float32 on the CPU with eager attention.
+float32 on the CPU with eager attention; how far a run in bfloat16 is from it is stored beside.
 """
 import argparse
 import collections
@@ -38,10 +38,12 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_images
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from reference import SPARE, drift, greedy
 
 torch.set_num_threads(2)
 torch.use_deterministic_algorithms(True)
@@ -49,6 +51,7 @@ torch.set_grad_enabled(False)
 transformers.utils.logging.disable_progress_bar()
 
 NEW_TOKENS = 24  # greedy tokens per case
+WEIGHTS = "f32"  # or "bf16": see --weights
 MIN_DISTINCT = 8  # fewer distinct greedy tokens than this counts as a collapsed model
 
 # --------------------------------------------------------------------------------------------------
@@ -412,11 +415,17 @@ def randomise(model, seed, gain, spec):
             for part, factor in spec.scales.items():
                 value = value * factor if part in name else value
         p.data.copy_(value.to(p.dtype))
+    if WEIGHTS == "bf16":  # values that bfloat16 holds, still computed with in float32
+        for t in model.state_dict().values():
+            if t.dtype == torch.float32:
+                t.copy_(t.bfloat16().float())
     # Placeholder tokens must never be the argmax: shrink their output rows.
     head = model.get_output_embeddings()
     if head is not None:
         for token_id in spec.never:
             head.weight.data[token_id] *= 0.02
+            if WEIGHTS == "bf16":
+                head.weight.data[token_id] = head.weight.data[token_id].bfloat16().float()
     if hasattr(model, "tie_weights"):
         model.tie_weights()
 
@@ -528,6 +537,7 @@ class Spec:
         self.recheck = kw.pop("recheck", True)  # compare the KV cache run with one full forward
         self.run = kw.pop("run", run_generative)
         self.extra_save = kw.pop("extra_save", None)
+        self.drifts = {}  # case name -> what its drift is measured with, where the runner keeps it
         assert not kw, kw
 
 
@@ -584,31 +594,6 @@ def encode(spec, case, ctx):
     return dict(batch), prompt, files, messages
 
 
-def greedy(model, inputs):
-    """24 greedy tokens without any stop token, plus the margin between best and second best logit."""
-    owners = [model]
-    if getattr(getattr(model, "language_model", None), "generation_config", None) is not None:
-        owners.append(model.language_model)  # BLIP-2 hands over to the language model's own generate
-    saved = [o.generation_config for o in owners]
-    for o, old in zip(owners, saved):
-        o.generation_config = transformers.GenerationConfig(
-            pad_token_id=old.pad_token_id, bos_token_id=old.bos_token_id, decoder_start_token_id=old.decoder_start_token_id)
-    try:
-        out = model.generate(
-            **inputs, do_sample=False, num_beams=1, max_new_tokens=NEW_TOKENS, return_dict_in_generate=True,
-            output_logits=True, use_cache=True,
-        )
-    finally:
-        for o, old in zip(owners, saved):
-            o.generation_config = old
-    logits = torch.stack([l[0].float() for l in out.logits])
-    new = out.sequences[0, -NEW_TOKENS:]
-    assert logits.shape[0] == NEW_TOKENS, logits.shape
-    top = logits.topk(2, dim=-1).values
-    assert torch.equal(logits.argmax(-1), new)
-    return new, (top[:, 0] - top[:, 1]), logits
-
-
 def continue_inputs(inputs, new):
     """The prompt's inputs with generated ids appended, for one forward pass without a cache."""
     out = {}
@@ -639,7 +624,7 @@ def run_generative(spec, ctx):
         fwd = {k: v for k, v in inputs.items() if torch.is_tensor(v) and k != "labels"}
         with Taps(model, spec) as taps:
             logits = model(**fwd).logits
-        new, margins, step_logits = greedy(model, fwd)
+        new, margins, step_logits = greedy(model, fwd, NEW_TOKENS)
         facts = {"distinct_greedy": len(set(new.tolist())), "min_margin": round(float(margins.min()), 5)}
         if spec.recheck:
             full = model(**continue_inputs(fwd, new)).logits[0, -NEW_TOKENS - 1 : -1]
@@ -657,6 +642,8 @@ def run_generative(spec, ctx):
         golden[f"{case.name}.greedy_ids"] = new
         golden[f"{case.name}.greedy_margins"] = margins
         facts["logits_std"] = round(float(logits[0, -8:].std()), 4)
+        stages = {k: drop_batch(k, v) for k, v in taps.found.items()} | {"logits_last8": logits[0, -8:]}
+        spec.drifts[case.name] = (fwd, stages, new, step_logits)
         tok = getattr(spec.processor, "tokenizer", None)
         cases.append(
             {
@@ -1439,7 +1426,7 @@ def run_blip(spec, ctx):
         sub = Spec(None, None, [], layers="bert.encoder.layer")
         with Taps(model.text_decoder, sub) as taps:
             logits = model.text_decoder(**dec).logits
-        new, margins, _ = greedy(model.text_decoder, dec)
+        new, margins, _ = greedy(model.text_decoder, dec, NEW_TOKENS)
         # The public generate() must agree up to its stop token.
         public = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)[0]
         tail = public[start.shape[1]:]
@@ -1785,7 +1772,7 @@ def run_florence2(spec, ctx):
     model, proc, golden, cases = spec.model, spec.processor, {}, []
     for case in spec.cases:
         inputs, prompt, files, _ = encode(spec, case, ctx)
-        new, margins, step_logits = greedy(model, inputs)
+        new, margins, step_logits = greedy(model, inputs, NEW_TOKENS)
         start = model.generation_config.decoder_start_token_id
         dec = torch.cat([torch.tensor([[start]]), new[None, :-1]], dim=1)
         with Taps(model, spec) as taps:
@@ -1881,11 +1868,23 @@ def build(name, ctx):
     raise RuntimeError(f"{name}: greedy text stays monotonous: {report}")
 
 
+def narrow_weights(folder):
+    """Store float32 tensors as bfloat16, which holds their values exactly (see randomise)."""
+    path, config = folder / "model.safetensors", folder / "config.json"
+    tensors = load_file(path)
+    for name, t in tensors.items():
+        if t.dtype == torch.float32:
+            assert torch.equal(t, t.bfloat16().float()), name
+            tensors[name] = t.bfloat16()
+    save_file(tensors, path, metadata={"format": "pt"})
+    config.write_text(config.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+
+
 def folder_size(path):
     return sum(p.stat().st_size for p in Path(path).rglob("*") if p.is_file())
 
 
-def produce(name, ctx, out):
+def produce(name, ctx, out, lean):
     spec, golden, cases, gain = build(name, ctx)
     target = Path(out) / name
     if target.exists():
@@ -1895,6 +1894,14 @@ def produce(name, ctx, out):
     spec.processor.save_pretrained(target)
     if spec.extra_save:
         spec.extra_save(target)
+    if WEIGHTS == "bf16":
+        narrow_weights(target)
+    if spec.drifts:
+        model = type(spec.model).from_pretrained(target, dtype=torch.bfloat16, attn_implementation="eager").eval()
+        for case, run in spec.drifts.items():
+            golden |= {f"{case}.{k}": v for k, v in drift(model, Taps(model, spec), *run).items()}
+    if lean:
+        golden = {k: v for k, v in golden.items() if k.partition(".")[2] not in SPARE}
     for file in target.iterdir():
         file.chmod(0o644)
     model_bytes = folder_size(target)
@@ -1929,8 +1936,12 @@ def main():
     ap.add_argument("--out", required=True, help="folder to write to")
     ap.add_argument("--seed", type=int, required=True, help="seed of the weights")
     ap.add_argument("--variant", choices=sorted(VARIANTS), default="public", help="sizes, pictures and prompts")
+    ap.add_argument("--weights", choices=("f32", "bf16"), default="f32", help="bf16: values that bfloat16 holds, stored in half the bytes")
+    ap.add_argument("--lean", action="store_true", help="leave out tensors that inputs.json says too")
     ap.add_argument("--only", nargs="+", metavar="NAME", choices=sorted(BUILDERS), help="just these architectures")
     args = ap.parse_args()
+    global WEIGHTS
+    WEIGHTS = args.weights
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = Pictures(out)
@@ -1940,7 +1951,7 @@ def main():
     for name in args.only or BUILDERS:
         ctx = Ctx(args.variant, args.seed, pictures)
         try:
-            entry = produce(name, ctx, out)
+            entry = produce(name, ctx, out, args.lean)
         except Exception as err:
             failed.append(name)
             print(f"{name}: FAILED {type(err).__name__}: {err}", file=sys.stderr)

@@ -2,16 +2,20 @@
 
 use std::ops::ControlFlow;
 
-use ocelli_engine::generate::{Answer, Request, Scheduler, generate};
 use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::prompt::Span;
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::{Answer, Event, FinishReason, Limits, Request, Scheduler, generate};
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Pipeline, Precision};
-use ocelli_kernels::{Backend, DeviceOptions};
+use ocelli_engine::{Ctx, Pipeline, Precision, Prompt};
+use ocelli_kernels::{Backend, Device, DeviceOptions};
 
 fn demo() -> (Pipeline, Ctx) {
-    let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
-    let mut cx = Ctx::new(&*device, Precision::default()).expect("a stream");
+    demo_on(&*ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU"))
+}
+
+fn demo_on(device: &dyn Device) -> (Pipeline, Ctx) {
+    let mut cx = Ctx::new(device, Precision::default()).expect("a stream");
     let model = ocelli_models::load(&ocelli_models::demo::FILES, &mut cx).expect("the demo model");
     (Pipeline::new(&ocelli_models::demo::FILES, model, 2).expect("its tokenizer"), cx)
 }
@@ -58,7 +62,7 @@ fn together_as_apart() {
     for count in [1, 3, 17] {
         let requests = requests(&pipeline, &mut cx, count);
         let go_on = |_: usize, _: &str| ControlFlow::Continue(());
-        let model = &*pipeline.model;
+        let model = &pipeline.model;
         let together =
             generate(&mut cx, model, &pipeline.tokenizer, requests.clone(), go_on).expect("answers");
         let mut apart = Vec::new();
@@ -79,25 +83,28 @@ fn scarce_cache_and_long_prompts() {
     let words = pipeline.tokenizer.encode("a small green ring and ").expect("tokens");
     let long: Vec<u32> = words.iter().copied().cycle().take(1500).collect();
     let params = SamplingParams { max_tokens: 6, ignore_eos: true, ..SamplingParams::default() };
-    all.push(Request { prompt: long, images: Vec::new(), params });
+    all.push(Request { prompt: Prompt::text(long), media: Vec::new(), params });
     let mut apart = Vec::new();
     for request in all.clone() {
         let go_on = |_: usize, _: &str| ControlFlow::Continue(());
         apart.extend(
-            generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], go_on)
-                .expect("an answer"),
+            generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
         );
     }
 
     let tokenizer = pipeline.tokenizer.clone();
-    let mut scheduler = Scheduler::new(&mut cx, &*pipeline.model, tokenizer, 1600).expect("a scheduler");
+    let limits = Limits { kv_tokens: 1600, ..Limits::default() };
+    let mut scheduler =
+        Scheduler::new(&mut cx, pipeline.model.clone(), tokenizer, limits).expect("a scheduler");
     let numbers: Vec<usize> =
         all.into_iter().map(|request| scheduler.submit(request).expect("room")).collect();
     let mut done = vec![None; numbers.len()];
     while !scheduler.is_idle() {
-        for event in scheduler.step(&mut cx).expect("a step") {
-            if let ocelli_engine::generate::Event::Done { request, answer } = event {
-                done[request] = Some(answer.token_ids);
+        for event in scheduler.step(&mut cx) {
+            match event {
+                Event::Text { .. } => {}
+                Event::Done { request, answer } => done[request] = Some(answer.token_ids),
+                Event::Failed { error, .. } => panic!("{error}"),
             }
         }
     }
@@ -105,23 +112,91 @@ fn scarce_cache_and_long_prompts() {
     assert_eq!(done, ids(&apart));
 }
 
+/// Requests that come while others run, prompts of up to `longest` tokens, a cache that does not hold all of them, some cancelled:
+/// each gives the tokens that it gives alone, and the cancelled ones the first of them.
+pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
+    let (pipeline, mut cx) = demo_on(device);
+    let mut all = requests(&pipeline, &mut cx, count);
+    let words = pipeline.tokenizer.encode("a small green ring and ").expect("tokens");
+    for (number, request) in all.iter_mut().enumerate().skip(3).step_by(8) {
+        let len = 1 + longest * (number % 17 + 1) / 18;
+        request.prompt = Prompt::text(words.iter().copied().cycle().take(len).collect());
+        request.media = Vec::new();
+    }
+    let mut apart = Vec::new();
+    for request in all.clone() {
+        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        apart.extend(
+            generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
+        );
+    }
+    let need = all.iter().map(|request| request.kv_tokens(2048)).max().unwrap_or(0);
+    let limits = Limits { tokens: 192, seqs: 20, kv_tokens: need + 64, patches: 600 };
+    let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
+    let mut scheduler = Scheduler::new(&mut cx, model, tokenizer, limits).expect("a scheduler");
+    let (mut waiting, mut step, mut cancelled) = (all.into_iter(), 0, 0);
+    let mut answers: Vec<Option<Answer>> = vec![None; count];
+    let mut texts = vec![String::new(); count];
+    while waiting.len() > 0 || !scheduler.is_idle() {
+        step += 1;
+        for request in waiting.by_ref().take(step % 3) {
+            scheduler.submit(request).expect("room");
+        }
+        for event in scheduler.step(&mut cx) {
+            match event {
+                Event::Text { request, text } => texts[request] += &text,
+                Event::Done { request, answer } => answers[request] = Some(answer),
+                Event::Failed { error, .. } => panic!("{error}"),
+            }
+        }
+        let victim = step * 7 % count;
+        if step % 5 == 0 && victim % 4 == 1 && cancelled < count / 6 {
+            if let Some(answer) = scheduler.cancel(victim) {
+                answers[victim] = Some(answer);
+                cancelled += 1;
+            }
+        }
+    }
+    assert!(cancelled > 0, "nothing was cancelled in {step} steps");
+    for (number, (answer, apart)) in answers.into_iter().zip(apart).enumerate() {
+        let answer = answer.expect("an answer");
+        let expected = match answer.finish_reason {
+            FinishReason::Cancelled => &apart.token_ids[..answer.token_ids.len()],
+            _ => &apart.token_ids,
+        };
+        assert_eq!(answer.token_ids, expected, "request {number}");
+        assert_eq!(answer.text, texts[number], "request {number}");
+    }
+}
+
+#[test]
+fn a_crowd_with_too_few_pages() {
+    crowd(&*ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU"), 64, 1500);
+}
+
 #[test]
 fn requests_that_cannot_run_are_refused() {
     let (pipeline, mut cx) = demo();
-    let image_token = pipeline.model.info().image_token;
-    let mut scheduler =
-        Scheduler::new(&mut cx, &*pipeline.model, pipeline.tokenizer.clone(), 64).expect("a scheduler");
-    let mut refuse = |prompt: Vec<u32>, params: SamplingParams, why: &str| {
-        let refused = scheduler.submit(Request { prompt, images: Vec::new(), params });
+    let limits = Limits { kv_tokens: 64, ..Limits::default() };
+    let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
+    let mut scheduler = Scheduler::new(&mut cx, model, tokenizer, limits).expect("a scheduler");
+    let mut refuse = |prompt: Prompt, params: SamplingParams, why: &str| {
+        let refused = scheduler.submit(Request { prompt, media: Vec::new(), params });
         let text = refused.expect_err("a refusal").to_string();
         assert!(text.contains(why), "{text}");
     };
     let params = SamplingParams { max_tokens: 8, ..SamplingParams::default() };
-    refuse(vec![], params.clone(), "expected 1 to 2047 tokens, found 0");
-    refuse(vec![5; 2048], params.clone(), "found 2048");
-    refuse(vec![5, image_token], params.clone(), "expected 0 image tokens");
-    refuse(vec![5; 60], params.clone(), "do not fit");
-    refuse(vec![5; 6], SamplingParams { top_p: 0.0, ..params }, "top_p");
+    refuse(Prompt::default(), params.clone(), "expected 1 to 2047 tokens, found 0");
+    refuse(Prompt::text(vec![5; 2048]), params.clone(), "found 2048");
+    let span = Span { media: 0, rows: 0..1, at: 1 };
+    refuse(
+        Prompt { spans: vec![span], ..Prompt::text(vec![5; 2]) },
+        params.clone(),
+        "features of picture 1 of 0",
+    );
+    refuse(Prompt::text(vec![1 << 30]), params.clone(), "token id: expected below");
+    refuse(Prompt::text(vec![5; 60]), params.clone(), "do not fit");
+    refuse(Prompt::text(vec![5; 6]), SamplingParams { top_p: 0.0, ..params }, "top_p");
 }
 
 /// A tensor used after its scope is an error, not a wrong answer.

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ocelli_bench::eval::{Report, evaluate};
-use ocelli_engine::generate::generate;
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::generate;
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::Arch;
@@ -111,7 +111,7 @@ fn a_step_has_few_launches() {
         let params = SamplingParams { max_tokens, ignore_eos: true, ..Default::default() };
         let request = pipeline.request(&mut cx, &messages, &picture, params).expect("a request");
         let step = |_, _: &_| ControlFlow::Continue(());
-        generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], step).expect("an answer");
+        generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], step).expect("an answer");
         driver.launches()
     };
     assert_eq!(launches(2) - launches(1), 6 * layers + 3);
@@ -125,7 +125,7 @@ fn a_rehearsal_asks_for_the_kernels_of_the_answer() {
         let params = SamplingParams { max_tokens: 12, ignore_eos: true, temperature, ..Default::default() };
         let answered = wanted(arch, |pipeline, cx| {
             let request = pipeline.request(cx, &messages, &picture, params.clone()).expect("a request");
-            generate(cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
+            generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
                 ControlFlow::Continue(())
             })
             .expect("an answer");

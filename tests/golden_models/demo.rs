@@ -41,7 +41,8 @@ fn quantized(bits: u8, fast_int8: bool) -> Report {
     let name = format!("ocelli-demo-int{bits}-{fast_int8}-{}", std::process::id());
     let out = std::env::temp_dir().join(name);
     let files = &ocelli_models::demo::FILES;
-    let role = ocelli_models::family(files).expect("a family").role;
+    let roles = ocelli_models::roles(files).expect("a family");
+    let role = |module: &str| roles.get(module).copied();
     let options = QuantizeOptions::new(bits);
     quantize(files, &out, &role, &options, &mut |_| ControlFlow::Continue(())).expect("a quantized copy");
     let report = run(&ModelFiles::dir(&out), Precision { fast_int8, ..Precision::default() });
@@ -68,13 +69,13 @@ fn fp8_copy(out: &Path) -> usize {
         std::fs::copy(entry.path(), out.join(entry.file_name())).expect("a copy");
     }
     let checkpoint = Checkpoint::open(&ModelFiles::dir(&source)).expect("the demo model");
-    let role = ocelli_models::family(&ocelli_models::demo::FILES).expect("a family").role;
+    let roles = ocelli_models::roles(&ocelli_models::demo::FILES).expect("a family");
     let format: Format = "fp8row.f32".parse().expect("a format");
     let (mut tensors, mut modules) = (Vec::new(), 0);
     for (name, info) in checkpoint.infos() {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         match *info.shape {
-            [n, k] if role(module) == Some(Role::Decoder) && k.is_multiple_of(4) => {
+            [n, k] if roles.get(module) == Some(&Role::Decoder) && k.is_multiple_of(4) => {
                 let planes =
                     grouped::encode(format, n, k, &checkpoint.floats(name).expect(name)).expect(name);
                 let [codes, scales] = <[Vec<u8>; 2]>::try_from(planes).expect("two planes");

@@ -17,7 +17,7 @@ use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::{Device, ReferenceDevice};
 
-const FAMILIES: [&str; 2] = ["smolvlm", "idefics3"];
+const FAMILIES: [&str; 5] = ["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3"];
 
 fn golden(family: &str) -> PathBuf {
     ocelli_tests::root().join("tests/golden").join(family)

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use half::bf16;
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::generate::generate;
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::generate;
 use ocelli_engine::text::Message;
 use ocelli_engine::weights::{QuantizeOptions, quantize};
 use ocelli_engine::{Ctx, Pipeline, Precision, Stage};
@@ -175,11 +175,11 @@ fn answer(files: &ModelFiles, device: &dyn Device) -> (Vec<u32>, Vec<f32>) {
     let first = seen.clone();
     cx.observe(Some(Box::new(move |stage, _, values| {
         let mut first = first.lock().expect("nobody panicked");
-        if stage == Stage::Logits && first.is_empty() {
+        if stage == Stage::LOGITS && first.is_empty() {
             first.extend_from_slice(values);
         }
     })));
-    let answers = generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
+    let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
         ControlFlow::Continue(())
     });
     let logits = seen.lock().expect("nobody panicked").clone();
@@ -196,7 +196,8 @@ fn wgpu_gives_the_logits_of_the_cpu() {
     let folder = checkpoint();
     let int4 = Folder(folder.0.with_extension("int4"));
     let files = ModelFiles::dir(&folder.0);
-    let role = ocelli_models::family(&files).expect("a family").role;
+    let roles = ocelli_models::roles(&files).expect("a family");
+    let role = |module: &str| roles.get(module).copied();
     quantize(&files, &int4.0, &role, &QuantizeOptions::new(4), &mut |_| ControlFlow::Continue(()))
         .expect("a quantized copy");
     for (format, files) in [("bf16", files), ("int4", ModelFiles::dir(&int4.0))] {

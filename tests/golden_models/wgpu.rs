@@ -50,3 +50,11 @@ fn demo_answers() {
         assert!(differing.is_empty(), "{profile}: {differing:?}");
     }
 }
+
+/// As on the CPU, with fewer requests: the device works beside the host.
+#[test]
+fn a_crowd_with_too_few_pages() {
+    if let Some(device) = device(Profile::Full) {
+        super::batch::crowd(&device, 12, 300);
+    }
+}

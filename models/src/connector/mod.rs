@@ -1,3 +1,24 @@
-//! Connectors between tower and decoder.
+//! What stands between towers and decoders.
 
-pub mod pixel_shuffle;
+mod merger;
+mod pooled;
+mod projector;
+mod shuffle;
+
+pub use merger::Merger;
+pub use pooled::Pooled;
+pub use projector::Projector;
+pub use shuffle::PixelShuffle;
+
+use ocelli_engine::{Error, Result};
+
+/// Patches of a grid in blocks of `factor x factor`. Errors if the grid is no multiple of the block.
+fn blocks(grid: (usize, usize), factor: usize) -> Result<usize> {
+    let (rows, cols) = grid;
+    if rows.is_multiple_of(factor) && cols.is_multiple_of(factor) {
+        return Ok(rows * cols / (factor * factor));
+    }
+    Err(Error::Request(format!(
+        "tile: expected a multiple of {factor} patches a side, found {cols} x {rows}"
+    )))
+}

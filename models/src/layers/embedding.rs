@@ -10,13 +10,15 @@ use ocelli_kernels::ops::GatherRows;
 pub struct Embedding {
     path: String,
     table: Weights,
+    /// What rows are multiplied with.
+    scale: f32,
 }
 
 impl Embedding {
-    /// Loads the table at `scope`, `[vocab, d]`.
-    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, vocab: usize, d: usize) -> Result<Self> {
+    /// Loads the table at `scope`, `[vocab, d]`, whose rows are multiplied with `scale`.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, vocab: usize, d: usize, scale: f32) -> Result<Self> {
         let table = cx.stream().place(&scope.embedding(vocab, d)?)?;
-        Ok(Self { path: scope.prefix().to_owned(), table })
+        Ok(Self { path: scope.prefix().to_owned(), table, scale })
     }
 
     /// The table.
@@ -28,8 +30,12 @@ impl Embedding {
     /// `ids: [tokens]  ->  [tokens, d]`.
     pub fn forward(&self, cx: &mut Ctx, ids: &Tensor) -> Result<Tensor> {
         let out = cx.alloc(&[ids.size(0), self.table.k()], cx.dtype())?;
-        let op =
-            GatherRows { table: self.table.clone(), ids: cx.view(ids)?, scale: 1.0, out: cx.view(&out)? };
+        let op = GatherRows {
+            table: self.table.clone(),
+            ids: cx.view(ids)?,
+            scale: self.scale,
+            out: cx.view(&out)?,
+        };
         cx.exec(&self.path, &op)?;
         Ok(out)
     }

@@ -2,7 +2,7 @@
 
 use ocelli_engine::weights::Scope;
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::ops::{Activation, Matmul, RowNorm};
+use ocelli_kernels::ops::{Activation, Matmul};
 use ocelli_kernels::{DType, Weights};
 
 use super::Norm;
@@ -15,22 +15,26 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Loads the layer at `scope`, `[n, k]`, with its bias if the checkpoint has one.
-    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, n: usize, k: usize) -> Result<Self> {
-        let w = cx.stream().place(&scope.linear(n, k)?)?;
+    /// Loads the layer at `scope`, `[n, k]`, with a bias where the architecture has one.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<Self> {
+        let w = cx.stream().place(&scope.linear(n, k, bias)?)?;
         Ok(Self { path: scope.prefix().to_owned(), w })
+    }
+
+    /// Loads a layer whose matrix is stored as `[k, n]` under `name` at `scope`; it is turned once, in f32.
+    pub fn transposed(cx: &mut Ctx, scope: &Scope<'_>, name: &str, n: usize, k: usize) -> Result<Self> {
+        scope.take(name, &[k, n])?;
+        let stored = scope.checkpoint().floats(&scope.path(name))?;
+        let turned: Vec<u8> = (0..n * k).flat_map(|i| stored[i % k * n + i / k].to_le_bytes()).collect();
+        let w = cx.alloc_owned(&[n, k], DType::F32)?;
+        cx.stream().write(w.view(), &turned)?;
+        Ok(Self { path: scope.path(name), w: Weights::dense(w.view().clone(), None)? })
     }
 
     /// A layer on weights that something else owns too: a tied head.
     #[must_use]
     pub fn tied(path: impl Into<String>, w: Weights) -> Self {
         Self { path: path.into(), w }
-    }
-
-    /// The weights.
-    #[must_use]
-    pub fn weights(&self) -> &Weights {
-        &self.w
     }
 
     /// `x: [m, k]  ->  [m, n]`.
@@ -69,13 +73,6 @@ impl Linear {
         op.residual = add.then(|| op.out.clone());
         cx.exec(&self.path, &op)
     }
-
-    /// `x: [m, k]  ->  f32 [m, n]`, whatever the type of activations.
-    pub fn forward_f32(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
-        let out = cx.alloc(&[x.size(0), self.w.n()], DType::F32)?;
-        self.write_to(cx, x, &out)?;
-        Ok(out)
-    }
 }
 
 /// Linear layers of one input whose results lie side by side: query, key and value; gate and up. Layers of one format
@@ -88,11 +85,18 @@ pub struct Stacked {
 }
 
 impl Stacked {
-    /// Loads the layers at `scopes`, each `[n, k]`, with their biases; the path is that of their common parent.
-    pub fn load(cx: &mut Ctx, path: &str, scopes: &[(Scope<'_>, usize)], k: usize) -> Result<Self> {
+    /// Loads the layers at `scopes`, each `[n, k]`, with biases where the architecture has them; the path is that of their common
+    /// parent.
+    pub fn load(
+        cx: &mut Ctx,
+        path: &str,
+        scopes: &[(Scope<'_>, usize)],
+        k: usize,
+        bias: bool,
+    ) -> Result<Self> {
         let mut groups: Vec<Weights> = Vec::new();
         for (scope, n) in scopes {
-            let w = scope.linear(*n, k)?;
+            let w = scope.linear(*n, k, bias)?;
             match groups.pop() {
                 Some(last) if last.format() == w.format() => groups.push(Weights::stack([last, w])?),
                 Some(last) => groups.extend([last, w]),
@@ -107,11 +111,6 @@ impl Stacked {
         Ok(Self { path: path.to_owned(), groups, n })
     }
 
-    /// The weights, one matrix for each run of layers of one format.
-    pub fn weights(&self) -> impl Iterator<Item = &Weights> {
-        self.groups.iter()
-    }
-
     /// `norm(x): [m, k]  ->  [m, n]`, the layers' results side by side.
     pub fn forward(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor) -> Result<Tensor> {
         let out = cx.alloc(&[x.size(0), self.n], cx.dtype())?;
@@ -119,17 +118,36 @@ impl Stacked {
         Ok(out)
     }
 
+    /// `x: [m, k]  ->  [m, n]`, the layers' results side by side.
+    pub fn forward_plain(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+        let out = cx.alloc(&[x.size(0), self.n], cx.dtype())?;
+        self.products(cx, x, &out, |_| {})?.iter().try_for_each(|op| cx.exec(&self.path, op))?;
+        Ok(out)
+    }
+
     /// `act(x gate^T) * (x up^T)` of two layers of one format, `x` normalized first: `[m, k]  ->  [m, n / 2]`.
     pub fn forward_gated(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor, act: Activation) -> Result<Tensor> {
+        let out = self.gated_out(cx, x)?;
+        self.normalized(cx, norm, x, &out, |op| (op.act, op.gated) = (act, true))?;
+        Ok(out)
+    }
+
+    /// The same of rows as they are.
+    pub fn forward_gated_plain(&self, cx: &mut Ctx, x: &Tensor, act: Activation) -> Result<Tensor> {
+        let out = self.gated_out(cx, x)?;
+        let ops = self.products(cx, x, &out, |op| (op.act, op.gated) = (act, true))?;
+        ops.iter().try_for_each(|op| cx.exec(&self.path, op))?;
+        Ok(out)
+    }
+
+    fn gated_out(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
         if self.groups.len() != 1 {
             return Err(ocelli_engine::Error::Config {
                 path: self.path.clone(),
                 reason: "gate and up projections: expected one format, found two".into(),
             });
         }
-        let out = cx.alloc(&[x.size(0), self.n / 2], cx.dtype())?;
-        self.normalized(cx, norm, x, &out, |op| (op.act, op.gated) = (act, true))?;
-        Ok(out)
+        cx.alloc(&[x.size(0), self.n / 2], cx.dtype())
     }
 
     fn normalized(
@@ -175,12 +193,16 @@ fn normalized(
     x: &Tensor,
     products: impl Fn(&Ctx, &Tensor) -> Result<Vec<Matmul>>,
 ) -> Result<()> {
-    if let Some(rows) = norm.of_rows().filter(|_| RowNorm::on(cx.stream().caps())) {
+    if let Some(rows) = norm.of_rows() {
         let mut ops = products(cx, x)?;
         ops.iter_mut().for_each(|op| op.norm = Some(rows.clone()));
-        if ops.iter().all(|op| cx.accepts(op)) {
-            return ops.iter().try_for_each(|op| cx.exec(path, op));
+        if !ops.iter().all(|op| cx.accepts(op)) {
+            let x = norm.forward(cx, x)?;
+            for op in &mut ops {
+                (op.norm, op.x) = (None, cx.view(&x)?);
+            }
         }
+        return ops.iter().try_for_each(|op| cx.exec(path, op));
     }
     let x = norm.forward(cx, x)?;
     products(cx, &x)?.iter().try_for_each(|op| cx.exec(path, op))

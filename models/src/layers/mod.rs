@@ -8,4 +8,4 @@ mod rope;
 pub use embedding::Embedding;
 pub use linear::{Linear, Stacked};
 pub use norm::Norm;
-pub use rope::{RopeConfig, RopeTable};
+pub use rope::{RopeConfig, RopeKind, RopeTable};

@@ -11,6 +11,8 @@ pub struct Norm {
     path: String,
     kind: NormKind,
     weight: View,
+    /// Added to each weight.
+    offset: f32,
     bias: Option<View>,
     eps: f32,
 }
@@ -21,47 +23,69 @@ impl Norm {
         Self::load(cx, scope, d, eps, NormKind::Rms)
     }
 
+    /// RMS normalization of `d` features, at `scope`, with `offset` added to the stored weights.
+    pub fn rms_offset(cx: &mut Ctx, scope: &Scope<'_>, d: usize, eps: f32, offset: f32) -> Result<Self> {
+        Ok(Self { offset, ..Self::load(cx, scope, d, eps, NormKind::Rms)? })
+    }
+
     /// Layer normalization of `d` features with a shift, at `scope`.
     pub fn layer(cx: &mut Ctx, scope: &Scope<'_>, d: usize, eps: f32) -> Result<Self> {
         Self::load(cx, scope, d, eps, NormKind::Layer)
     }
 
-    fn load(cx: &mut Ctx, scope: &Scope<'_>, d: usize, eps: f32, kind: NormKind) -> Result<Self> {
-        let weight = cx.stream().place_view(&scope.tensor("weight", &[d])?)?;
+    /// Normalization of `d` features, at `scope`; layer normalization has a shift.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, d: usize, eps: f32, kind: NormKind) -> Result<Self> {
+        let weight = cx.stream().place_view(&scope.take("weight", &[d])?)?;
         let bias = match kind {
             NormKind::Rms => None,
-            NormKind::Layer => Some(cx.stream().place_view(&scope.tensor("bias", &[d])?)?),
+            NormKind::Layer => Some(cx.stream().place_view(&scope.take("bias", &[d])?)?),
         };
-        Ok(Self { path: scope.prefix().to_owned(), kind, weight, bias, eps })
-    }
-
-    /// The weights.
-    pub fn views(&self) -> impl Iterator<Item = &View> {
-        [Some(&self.weight), self.bias.as_ref()].into_iter().flatten()
+        Ok(Self { path: scope.prefix().to_owned(), kind, weight, offset: 0.0, bias, eps })
     }
 
     /// What a product does to the rows of its input first, if it can: RMS normalization alone.
     #[must_use]
     pub fn of_rows(&self) -> Option<RowNorm> {
-        let norm = RowNorm { weight: self.weight.clone(), weight_offset: 0.0, eps: self.eps };
+        let norm = RowNorm { weight: self.weight.clone(), weight_offset: self.offset, eps: self.eps };
         (self.kind == NormKind::Rms).then_some(norm)
+    }
+
+    /// Scale of each feature, with what is added to it and to the mean square.
+    #[must_use]
+    pub fn scale(&self) -> (&View, f32, f32) {
+        (&self.weight, self.offset, self.eps)
     }
 
     /// `x: [rows, d]  ->  [rows, d]`.
     pub fn forward(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
         let out = cx.alloc(x.shape(), cx.dtype())?;
+        self.write(cx, x, None, &out)?;
+        Ok(out)
+    }
+
+    /// `out = norm(x)`; `out` may be `x` itself.
+    pub fn write_to(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor) -> Result<()> {
+        self.write(cx, x, None, out)
+    }
+
+    /// `h += add`, then `out = norm(h)`.
+    pub fn add_to(&self, cx: &mut Ctx, h: &Tensor, add: &Tensor, out: &Tensor) -> Result<()> {
+        self.write(cx, h, Some(add), out)
+    }
+
+    fn write(&self, cx: &mut Ctx, x: &Tensor, add: Option<&Tensor>, out: &Tensor) -> Result<()> {
+        let view = cx.view(x)?;
         let op = ops::Norm {
-            x: cx.view(x)?,
-            add: None,
-            sum: None,
+            add: add.map(|add| cx.view(add)).transpose()?,
+            sum: add.map(|_| view.clone()),
+            x: view,
             weight: Some(self.weight.clone()),
             bias: self.bias.clone(),
             kind: self.kind,
-            weight_offset: 0.0,
+            weight_offset: self.offset,
             eps: self.eps,
-            out: cx.view(&out)?,
+            out: cx.view(out)?,
         };
-        cx.exec(&self.path, &op)?;
-        Ok(out)
+        cx.exec(&self.path, &op)
     }
 }

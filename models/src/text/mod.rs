@@ -1,3 +1,7 @@
-//! Text decoders.
+//! Text decoders: one, driven by plans.
 
-pub mod llama;
+mod decoder;
+mod plan;
+
+pub use decoder::Decoder;
+pub use plan::{LayerPlan, Norms, TEXT_TYPES, TextPlan};

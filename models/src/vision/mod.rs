@@ -1,3 +1,9 @@
-//! Vision towers.
+//! Vision towers: one, driven by plans, and how pictures go through it.
 
-pub mod siglip;
+mod encode;
+mod plan;
+mod vit;
+
+pub use encode::{Connect, encode};
+pub use plan::{Mlp, Names, Places, VitPlan, activation};
+pub use vit::{Layout, Pixels, Vit};

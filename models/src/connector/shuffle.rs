@@ -2,15 +2,16 @@
 //!
 //! After `Idefics3Connector` of transformers.
 
-use ocelli_engine::weights::Scope;
+use ocelli_engine::weights::{Role, Scope};
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::Weights;
 use ocelli_kernels::ops::{MergeOrder, MergePatches};
 
 use crate::layers::Linear;
+use crate::vision::Connect;
 
 /// Pixel shuffle and projection.
 pub struct PixelShuffle {
+    path: String,
     factor: usize,
     proj: Linear,
 }
@@ -24,18 +25,19 @@ impl PixelShuffle {
         d_vision: usize,
         d_text: usize,
     ) -> Result<Self> {
-        let proj =
-            Linear::load(cx, &scope.at("modality_projection.proj"), d_text, factor * factor * d_vision)?;
-        Ok(Self { factor, proj })
+        let scope = scope.role(Role::Connector);
+        let proj = scope.at("modality_projection.proj");
+        let proj = Linear::load(cx, &proj, d_text, factor * factor * d_vision, false)?;
+        Ok(Self { path: scope.prefix().to_owned(), factor, proj })
+    }
+}
+
+impl Connect for PixelShuffle {
+    fn rows(&self, grid: (usize, usize)) -> Result<usize> {
+        super::blocks(grid, self.factor)
     }
 
-    /// The weights.
-    pub fn weights(&self) -> impl Iterator<Item = &Weights> {
-        std::iter::once(self.proj.weights())
-    }
-
-    /// `x: [tiles * grid_h * grid_w, d_vision]  ->  out: [tiles * grid_h * grid_w / factor^2, d_text]`.
-    pub fn forward(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()> {
+    fn connect(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()> {
         let block = self.factor * self.factor;
         let merged = cx.alloc(&[x.size(0) / block, x.size(1) * block], cx.dtype())?;
         let op = MergePatches {
@@ -46,7 +48,7 @@ impl PixelShuffle {
             order: MergeOrder::RowFirst,
             out: cx.view(&merged)?,
         };
-        cx.exec("connector", &op)?;
+        cx.exec(&self.path, &op)?;
         self.proj.write_to(cx, &merged, out)
     }
 }

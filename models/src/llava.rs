@@ -1,0 +1,75 @@
+//! LLaVA 1.5: a CLIP tower whose last layer but one is taken, two linear layers and a Llama decoder.
+//!
+//! After `LlavaForConditionalGeneration`, `LlavaProcessor` and `CLIPImageProcessor` of transformers.
+
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::{Ctx, Model, Result};
+
+use crate::composed::Composed;
+use crate::connector::Projector;
+use crate::fields::Config;
+use crate::processor::{SquareProcessor, added_token};
+use crate::registry::{Family, Source};
+use crate::text::{Decoder, TextPlan};
+use crate::vision::{Vit, VitPlan, activation};
+
+/// The family's row in the registry.
+pub const FAMILY: Family = Family {
+    name: "llava",
+    model_types: &["llava"],
+    processor: |files| Ok(Box::new(processor(files)?)),
+    load,
+    spare: &["vision_model.embeddings.position_ids"],
+};
+
+/// Whether the row before the patches is kept.
+fn keeps_class_row(config: &crate::fields::Fields<'_>) -> Result<bool> {
+    let strategy: String = config.or("vision_feature_select_strategy", "default".into())?;
+    match strategy.as_str() {
+        "default" => Ok(false),
+        "full" => Ok(true),
+        other => {
+            Err(config
+                .bad("vision_feature_select_strategy", format!("expected default or full, found {other}")))
+        }
+    }
+}
+
+fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
+    let config = source.config.root();
+    config.inert(&["image_token_index", "image_token_id", "ignore_index", "vocab_size"]);
+    let vision = config.part("vision_config")?;
+    vision.inert(&["vocab_size"]);
+    let mut tower = VitPlan::clip(&vision)?;
+    let layer: i64 = config.or("vision_feature_layer", -2)?;
+    if tower.take_layer(layer).is_none() {
+        return Err(config
+            .bad("vision_feature_layer", format!("expected one of {} layers, found {layer}", tower.layers)));
+    }
+    let text = TextPlan::read(
+        &config.part("text_config")?,
+        &["llama", "qwen2"],
+        config.get("tie_word_embeddings")?,
+    )?;
+    let act = activation(&config, "projector_hidden_act", "gelu")?;
+    let bias = config.or("multimodal_projector_bias", true)?;
+    let (sizes, rows) = ((tower.d, text.d), (tower.extra_rows(), keeps_class_row(&config)?));
+    let root = source.checkpoint.at_any(&["model", ""]);
+    let root = if root.at("multi_modal_projector").exists() { root } else { source.checkpoint.root() };
+    let tower = Vit::load(cx, &root.at("vision_tower").at_any(&["vision_model", ""]), tower)?;
+    let connector = Projector::load(cx, &root.at("multi_modal_projector"), sizes, act, bias, rows)?;
+    let language = root.at("language_model");
+    let head = source.checkpoint.at_any(&["language_model.lm_head", "lm_head"]);
+    let decoder = Decoder::load(cx, &language.at_any(&["model", ""]), &head, text, config.file())?;
+    Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
+}
+
+fn processor(files: &ModelFiles) -> Result<SquareProcessor> {
+    let config = Config::load(files, "config.json")?;
+    let root = config.root();
+    let tower = VitPlan::clip(&root.part("vision_config")?)?;
+    let id: u32 = root.any(&["image_token_index", "image_token_id"])?.unwrap_or(32_000);
+    let extra = if keeps_class_row(&root)? { tower.extra_rows() } else { 0 };
+    let token = added_token(files, id)?;
+    SquareProcessor::load(files, (tower.patch, extra), (token, id))
+}

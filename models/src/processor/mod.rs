@@ -1,0 +1,11 @@
+//! What image processors have in common: their fields, resizing and normalization, places of pictures in prompts.
+
+mod fields;
+mod prompt;
+mod square;
+mod tiles;
+
+pub use fields::{Edge, ImageFields};
+pub use prompt::{added_token, lay_out, special_token, splice};
+pub use square::{CLIP_MEAN, CLIP_STD, SquareProcessor};
+pub use tiles::cut;

@@ -1,0 +1,331 @@
+//! The decoder that every plan of [`TextPlan`] describes: token embeddings, layers of attention and gated MLP, a head.
+
+use ocelli_engine::batch::{Packed, Sees};
+use ocelli_engine::kv::KvCache;
+use ocelli_engine::weights::{Role, Scope};
+use ocelli_engine::{Ctx, Error, ReplayKey, Result, Stage, Tensor};
+use ocelli_kernels::ops::{
+    self, Attention, AttentionKv, GatherRows, KvWrite, NormKind, QkNorm, Rope, RopeStyle, ScatterRows, Seen,
+};
+use ocelli_kernels::{DType, Weights};
+
+use super::{LayerPlan, Norms, TextPlan};
+use crate::layers::{Embedding, Linear, Norm, RopeTable, Stacked};
+
+struct Layer {
+    plan: LayerPlan,
+    path: String,
+    norm1: Norm,
+    qkv: Stacked,
+    qk: Option<(Norm, Norm)>,
+    out: Linear,
+    after_attention: Option<Norm>,
+    norm2: Norm,
+    gate_up: Stacked,
+    down: Linear,
+    after_mlp: Option<Norm>,
+}
+
+/// The decoder with its head.
+pub struct Decoder {
+    plan: TextPlan,
+    path: String,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Linear,
+    ropes: Vec<RopeTable>,
+    /// Tells this decoder's launches from those of others.
+    id: usize,
+}
+
+impl Decoder {
+    /// Loads the decoder below `scope`, and its head at `head`; where the file has none, the embedding, if the plan lets it.
+    /// `config` names the configuration in errors.
+    pub fn load(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        head: &Scope<'_>,
+        plan: TextPlan,
+        config: &str,
+    ) -> Result<Self> {
+        let outer = scope.role(Role::Embedding);
+        let scope = scope.role(Role::Decoder);
+        let (d, vocab) = (plan.d, plan.vocab);
+        let embedding = Embedding::load(cx, &outer.at("embed_tokens"), vocab, d, plan.embed_scale)?;
+        let norm =
+            |cx: &mut Ctx, scope: Scope<'_>| Norm::rms_offset(cx, &scope, d, plan.norm_eps, plan.norm_offset);
+        let mut layers = Vec::new();
+        for (i, &of_layer) in plan.layers.iter().enumerate() {
+            layers.push(Layer::load(cx, &scope.at(format_args!("layers.{i}")), &plan, of_layer)?);
+        }
+        let head = if head.exists() || !plan.tied {
+            Linear::load(cx, &head.role(Role::Head), vocab, d, false)?
+        } else {
+            Linear::tied(head.prefix(), embedding.weights().clone())
+        };
+        let mut ropes = Vec::with_capacity(plan.ropes.len());
+        for rope in &plan.ropes {
+            ropes.push(rope.table(cx, config, plan.head_dim)?);
+        }
+        Ok(Self {
+            path: scope.prefix().to_owned(),
+            embedding,
+            layers,
+            norm: norm(cx, scope.at("norm"))?,
+            head,
+            ropes,
+            plan,
+            id: ReplayKey::unique(),
+        })
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &TextPlan {
+        &self.plan
+    }
+
+    /// `batch: [tokens]  ->  f32 [rows_wanted, vocab]`; features replace embeddings, keys and values go to `kv`.
+    pub fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor> {
+        let logits = cx.alloc(&[batch.rows_wanted, self.plan.vocab], DType::F32)?;
+        let work = |cx: &mut Ctx| self.pass(cx, batch, kv, &logits);
+        // A step of one token a sequence is the same launches each time.
+        if batch.repeats() {
+            let mut key = batch.replay_key();
+            key.number(self.id).view(logits.view());
+            for (keys, values) in kv.layers() {
+                key.view(keys).view(values);
+            }
+            cx.replay(key, work)?;
+        } else {
+            cx.scope(work)?;
+        }
+        cx.stage(Stage::LOGITS, &logits)?;
+        Ok(logits)
+    }
+
+    fn pass(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache, logits: &Tensor) -> Result<()> {
+        let h = self.embedding.forward(cx, &batch.ids)?;
+        for (features, rows) in &batch.features {
+            let op = ScatterRows { src: cx.view(features)?, rows: cx.view(rows)?, out: cx.view(&h)? };
+            cx.exec(&self.path, &op)?;
+        }
+        cx.stage(Stage::EMBEDDINGS, &h)?;
+        // Where norms follow a sum, the sum of one layer is taken on the way into the norm of the next.
+        let normed = match self.plan.norms {
+            Norms::Before => None,
+            Norms::Around => Some(cx.alloc(h.shape(), cx.dtype())?),
+        };
+        if let (Some(normed), Some(first)) = (&normed, self.layers.first()) {
+            first.norm1.write_to(cx, &h, normed)?;
+        }
+        for (i, layer) in self.layers.iter().enumerate() {
+            let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.norm1);
+            cx.scope(|cx| self.layer(cx, layer, &h, normed.as_ref(), next, batch, kv))?;
+            let added = self.add_deep(cx, i, &h, batch)?;
+            if let Some(normed) = normed.as_ref().filter(|_| added) {
+                next.write_to(cx, &h, normed)?;
+            }
+            cx.stage(Stage::text_layer(i), &h)?;
+        }
+        if batch.rows_wanted == 0 {
+            return Ok(());
+        }
+        let rows = normed.as_ref().unwrap_or(&h);
+        let rows = match &batch.wanted {
+            None => rows.clone(),
+            Some(wanted) => gather(cx, &self.path, rows, wanted)?,
+        };
+        match normed {
+            Some(_) => self.head.write_to(cx, &rows, logits),
+            None => self.head.write_normalized(cx, &self.norm, &rows, logits),
+        }
+    }
+
+    /// Adds the rows that features have for a layer to its result; whether there were any.
+    fn add_deep(&self, cx: &mut Ctx, layer: usize, h: &Tensor, batch: &Packed) -> Result<bool> {
+        let Some(deep) = batch.deep.get(layer).filter(|deep| !deep.is_empty()) else { return Ok(false) };
+        for (features, rows) in deep {
+            cx.scope(|cx| {
+                let sum = gather(cx, &self.path, h, rows)?;
+                let unused = cx.alloc(sum.shape(), cx.dtype())?;
+                let add = ops::Norm {
+                    x: cx.view(&sum)?,
+                    add: Some(cx.view(features)?),
+                    sum: Some(cx.view(&sum)?),
+                    weight: None,
+                    bias: None,
+                    kind: NormKind::Rms,
+                    weight_offset: 1.0,
+                    eps: 1.0,
+                    out: cx.view(&unused)?,
+                };
+                cx.exec(&self.path, &add)?;
+                let op = ScatterRows { src: cx.view(&sum)?, rows: cx.view(rows)?, out: cx.view(h)? };
+                cx.exec(&self.path, &op)
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// `normed` is `norm1(h)` on the way in and `next(h)` on the way out, where norms are around.
+    fn layer(
+        &self,
+        cx: &mut Ctx,
+        layer: &Layer,
+        h: &Tensor,
+        normed: Option<&Tensor>,
+        next: &Norm,
+        batch: &Packed,
+        kv: &KvCache,
+    ) -> Result<()> {
+        let qkv = match normed {
+            Some(x) => layer.qkv.forward_plain(cx, x)?,
+            None => layer.qkv.forward(cx, &layer.norm1, h)?,
+        };
+        let mixed = self.attention(cx, layer, &qkv, batch, kv)?;
+        let act = self.plan.act;
+        match (normed, &layer.after_attention, &layer.after_mlp) {
+            (Some(normed), Some(after_attention), Some(after_mlp)) => {
+                let out = layer.out.forward(cx, &mixed)?;
+                after_attention.write_to(cx, &out, &out)?;
+                layer.norm2.add_to(cx, h, &out, normed)?;
+                let up = layer.gate_up.forward_gated_plain(cx, normed, act)?;
+                let out = layer.down.forward(cx, &up)?;
+                after_mlp.write_to(cx, &out, &out)?;
+                next.add_to(cx, h, &out, normed)
+            }
+            _ => {
+                layer.out.add_to(cx, &mixed, h)?;
+                let up = layer.gate_up.forward_gated(cx, &layer.norm2, h, act)?;
+                layer.down.add_to(cx, &up, h)
+            }
+        }
+    }
+
+    /// `qkv: [tokens, (heads_q + 2 heads_kv) head_dim]  ->  [tokens, heads_q head_dim]`.
+    fn attention(
+        &self,
+        cx: &mut Ctx,
+        layer: &Layer,
+        qkv: &Tensor,
+        batch: &Packed,
+        kv: &KvCache,
+    ) -> Result<Tensor> {
+        let TextPlan { heads_q, heads_kv, head_dim, .. } = self.plan;
+        let tokens = batch.tokens;
+        let part = |first: usize, heads: usize| {
+            qkv.narrow(1, first * head_dim, heads * head_dim)?.reshape(&[tokens, heads, head_dim])
+        };
+        let (q, k, v) = (part(0, heads_q)?, part(heads_q, heads_kv)?, part(heads_q + heads_kv, heads_kv)?);
+        let (group, index) = layer.plan.kv;
+        let (Some((k_pages, v_pages)), Some(placed)) = (kv.layer(group, index).cloned(), batch.kv.get(group))
+        else {
+            return Err(Error::Request(format!("KV cache: expected pages for {}, found none", layer.path)));
+        };
+        let Some(table) = self.ropes.get(layer.plan.rope) else {
+            return Err(Error::Request(format!("{}: rotation {} is missing", layer.path, layer.plan.rope)));
+        };
+        let norm = layer.qk.as_ref().map(|(q, k)| {
+            let (scale, weight_offset, eps) = q.scale();
+            QkNorm { q: scale.clone(), k: k.scale().0.clone(), weight_offset, eps }
+        });
+        let rope = Rope {
+            q: cx.view(&q)?,
+            k: cx.view(&k)?,
+            positions: cx.view(&batch.positions)?,
+            inv_freq: cx.view(&table.inv_freq)?,
+            pair_axis: table.pair_axis.as_ref().map(|axes| cx.view(axes)).transpose()?,
+            style: RopeStyle::Half,
+            attention_scaling: table.attention_scaling,
+            norm,
+            kv: Some(KvWrite {
+                v: cx.view(&v)?,
+                k_pages: k_pages.clone(),
+                v_pages: v_pages.clone(),
+                slots: cx.view(&placed.slots)?,
+            }),
+        };
+        cx.exec(&layer.path, &rope)?;
+        let out = cx.alloc(&[tokens, heads_q, head_dim], cx.dtype())?;
+        for run in &batch.runs {
+            let (rows, seqs) = (&run.rows, &run.seqs);
+            let (sees, pairs) = run.sees.get(group).cloned().unwrap_or((Sees::Causal { window: 0 }, 0));
+            let op = Attention {
+                q: cx.view(&q.narrow(0, rows.start, rows.len())?)?,
+                kv: AttentionKv::Paged {
+                    k: k_pages.clone(),
+                    v: v_pages.clone(),
+                    block_table: cx.view(&placed.block_table.narrow(0, seqs.start, seqs.len())?)?,
+                    kv_lens: cx.view(&batch.kv_lens.narrow(0, seqs.start, seqs.len())?)?,
+                },
+                q_starts: cx.view(&run.q_starts)?,
+                seen: seen(cx, &sees)?,
+                scale: self.plan.scale,
+                softcap: 0.0,
+                out: cx.view(&out.narrow(0, rows.start, rows.len())?)?,
+                max_q: run.max_q,
+                max_kv: run.max_kv,
+                pairs,
+            };
+            cx.exec(&layer.path, &op)?;
+        }
+        out.reshape(&[tokens, heads_q * head_dim])
+    }
+}
+
+fn seen(cx: &Ctx, sees: &Sees) -> Result<Seen> {
+    Ok(match sees {
+        Sees::Causal { window } => Seen::Causal { window: *window },
+        Sees::Ranges { from, to } => Seen::Ranges { from: Some(cx.view(from)?), to: cx.view(to)? },
+    })
+}
+
+/// Rows of `x` in the order of `ids`.
+fn gather(cx: &mut Ctx, path: &str, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let out = cx.alloc(&[ids.size(0), x.size(1)], cx.dtype())?;
+    let table = Weights::dense(cx.view(x)?, None)?;
+    cx.exec(path, &GatherRows { table, ids: cx.view(ids)?, scale: 1.0, out: cx.view(&out)? })?;
+    Ok(out)
+}
+
+impl Layer {
+    fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, of_layer: LayerPlan) -> Result<Self> {
+        let (attn, ffn) = (scope.at("self_attn"), scope.at("mlp"));
+        let (d, mlp) = (plan.d, plan.mlp);
+        let (q_rows, kv_rows) = (plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
+        let norm = |cx: &mut Ctx, scope: Scope<'_>, size: usize| {
+            Norm::rms_offset(cx, &scope, size, plan.norm_eps, plan.norm_offset)
+        };
+        let qkv = [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
+        let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
+        let (before_mlp, after_attention, after_mlp) = match plan.norms {
+            Norms::Before => ("post_attention_layernorm", None, None),
+            Norms::Around => (
+                "pre_feedforward_layernorm",
+                Some(norm(cx, scope.at("post_attention_layernorm"), d)?),
+                Some(norm(cx, scope.at("post_feedforward_layernorm"), d)?),
+            ),
+        };
+        let qk = if plan.qk_norm {
+            let q = norm(cx, attn.at("q_norm"), plan.head_dim)?;
+            Some((q, norm(cx, attn.at("k_norm"), plan.head_dim)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            plan: of_layer,
+            path: attn.prefix().to_owned(),
+            norm1: norm(cx, scope.at("input_layernorm"), d)?,
+            qkv: Stacked::load(cx, attn.prefix(), &qkv, d, plan.qkv_bias)?,
+            qk,
+            out: Linear::load(cx, &attn.at("o_proj"), d, q_rows, plan.out_bias)?,
+            after_attention,
+            norm2: norm(cx, scope.at(before_mlp), d)?,
+            gate_up: Stacked::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias)?,
+            down: Linear::load(cx, &ffn.at("down_proj"), d, mlp, plan.mlp_bias)?,
+            after_mlp,
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! Decoders as plans: what differs between them is read from `text_config` into one description.
+
+use ocelli_engine::Result;
+use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
+use ocelli_kernels::ops::Activation;
+
+use crate::fields::Fields;
+use crate::layers::RopeConfig;
+
+/// Where the norms of a layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Before attention and before the MLP.
+    Before,
+    /// Before and after each.
+    Around,
+}
+
+/// What differs from layer to layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerPlan {
+    /// Number of its rotation in [`TextPlan::ropes`].
+    pub rope: usize,
+    /// Group of the KV cache, and the layer's number in it.
+    pub kv: (usize, usize),
+}
+
+/// A decoder.
+#[derive(Clone, Debug)]
+pub struct TextPlan {
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// Features of a token.
+    pub d: usize,
+    /// Features between the layers of an MLP.
+    pub mlp: usize,
+    /// Query heads.
+    pub heads_q: usize,
+    /// Key heads.
+    pub heads_kv: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Most tokens of a sequence.
+    pub max_positions: usize,
+    /// Activation of the gate.
+    pub act: Activation,
+    /// Where norms are.
+    pub norms: Norms,
+    /// Added to the stored weights of RMS norms.
+    pub norm_offset: f32,
+    /// Added to mean squares.
+    pub norm_eps: f32,
+    /// Whether queries and keys are normalized.
+    pub qk_norm: bool,
+    /// Whether the query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection of attention has one.
+    pub out_bias: bool,
+    /// Whether the MLP's projections have biases.
+    pub mlp_bias: bool,
+    /// Factor of attention scores.
+    pub scale: f32,
+    /// Factor of token embeddings.
+    pub embed_scale: f32,
+    /// Whether the head is the embedding where the file has none; if it need not, an absent head is an error.
+    pub tied: bool,
+    /// Rotations.
+    pub ropes: Vec<RopeConfig>,
+    /// The layers.
+    pub layers: Vec<LayerPlan>,
+    /// What the cache keeps.
+    pub kv: KvLayout,
+}
+
+/// Values of `text_config.model_type` that [`TextPlan::read`] knows.
+pub const TEXT_TYPES: &[&str] = &["llama", "qwen2_5_vl_text", "qwen2", "gemma3_text"];
+
+impl TextPlan {
+    /// Reads `text_config`. `tied` is what the outer configuration says of head and embedding. `types` are the `model_type`s that the
+    /// family takes, the first of which holds where none is stated.
+    pub fn read(text: &Fields<'_>, types: &[&'static str], tied: Option<bool>) -> Result<Self> {
+        match text.model_type(types)? {
+            "gemma3_text" => Self::gemma3(text, tied),
+            "qwen2_5_vl_text" | "qwen2_5_vl" | "qwen2" => Self::qwen2(text, tied),
+            _ => Self::llama(text, tied),
+        }
+    }
+
+    /// What most decoders have in common: RMS norms before, a gated MLP, one rotation, every key kept.
+    fn common(text: &Fields<'_>, sizes: &Sizes, tied: Option<bool>) -> Result<Self> {
+        let d = text.size("hidden_size", sizes.d)?;
+        let heads_q = text.size("num_attention_heads", sizes.heads)?;
+        let heads_kv = text.get("num_key_value_heads")?.unwrap_or(sizes.heads_kv.unwrap_or(heads_q));
+        let head_dim = text.get("head_dim")?.or(sizes.head_dim).unwrap_or(d / heads_q);
+        if heads_kv == 0 || !heads_q.is_multiple_of(heads_kv) || head_dim == 0 || !head_dim.is_multiple_of(2)
+        {
+            return Err(text.bad(
+                "num_key_value_heads",
+                format!(
+                    "expected num_attention_heads a multiple of num_key_value_heads and an even head_dim, found \
+                     {heads_q}, {heads_kv} and {head_dim}"
+                ),
+            ));
+        }
+        let count: usize = text.or("num_hidden_layers", sizes.layers)?;
+        // More layers than tensors could have names; the first absent one is told when weights are loaded.
+        if count > 1 << 16 {
+            return Err(
+                text.bad("num_hidden_layers", format!("expected at most 65536 layers, found {count}"))
+            );
+        }
+        let own: Option<bool> = text.get("tie_word_embeddings")?;
+        let group = KvGroup { layers: count, heads: heads_kv, head_dim, keep: Keep::All };
+        Ok(Self {
+            vocab: text.size("vocab_size", sizes.vocab)?,
+            d,
+            mlp: text.size("intermediate_size", sizes.mlp)?,
+            heads_q,
+            heads_kv,
+            head_dim,
+            max_positions: text.size("max_position_embeddings", sizes.positions)?,
+            act: Activation::Silu,
+            norms: Norms::Before,
+            norm_offset: 0.0,
+            norm_eps: text.or("rms_norm_eps", 1e-6)?,
+            qk_norm: false,
+            qkv_bias: false,
+            out_bias: false,
+            mlp_bias: false,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            embed_scale: 1.0,
+            tied: tied.or(own).unwrap_or(sizes.tied),
+            ropes: Vec::new(),
+            layers: (0..count).map(|layer| LayerPlan { rope: 0, kv: (0, layer) }).collect(),
+            kv: KvLayout(vec![group]),
+        })
+    }
+
+    /// `LlamaConfig`.
+    fn llama(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
+        let sizes = Sizes {
+            vocab: 32_000,
+            d: 4096,
+            mlp: 11_008,
+            layers: 32,
+            heads: 32,
+            positions: 2048,
+            ..Sizes::default()
+        };
+        let mut plan = Self::common(text, &sizes, tied)?;
+        text.only("hidden_act", "silu")?;
+        let bias: bool = text.or("attention_bias", false)?;
+        (plan.qkv_bias, plan.out_bias) = (bias, bias);
+        plan.mlp_bias = text.or("mlp_bias", false)?;
+        plan.ropes = vec![RopeConfig::read(text, 10_000.0)?];
+        // Of configurations written before the class knew them, and of its sister classes.
+        text.inert(&["is_llama_config", "pixel_shuffle_factor", "use_resampler", "max_window_layers"]);
+        text.unset("sliding_window")?;
+        text.unset("qk_layer_norms")?;
+        text.unset("rope_interleaved")?;
+        Ok(plan)
+    }
+
+    /// `Qwen2Config`, and the text part of `Qwen2_5_VLConfig`, whose rotation has three axes.
+    fn qwen2(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
+        let sizes = Sizes {
+            vocab: 152_064,
+            d: 8192,
+            mlp: 29_568,
+            layers: 80,
+            heads: 64,
+            heads_kv: Some(8),
+            positions: 32_768,
+            ..Sizes::default()
+        };
+        let mut plan = Self::common(text, &sizes, tied)?;
+        text.only("hidden_act", "silu")?;
+        plan.qkv_bias = true;
+        plan.norm_eps = text.or("rms_norm_eps", 1e-5)?;
+        plan.ropes = vec![RopeConfig::read(text, 1_000_000.0)?];
+        text.unset("use_sliding_window")?;
+        text.inert(&["sliding_window", "max_window_layers"]);
+        full_layers_only(text)?;
+        Ok(plan)
+    }
+
+    /// `Gemma3TextConfig`: norms around, two rotations, windows between layers that see everything.
+    fn gemma3(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
+        let sizes = Sizes {
+            vocab: 262_208,
+            d: 2304,
+            mlp: 9216,
+            layers: 26,
+            heads: 8,
+            heads_kv: Some(4),
+            head_dim: Some(256),
+            positions: 131_072,
+            tied: true,
+        };
+        let mut plan = Self::common(text, &sizes, tied)?;
+        for key in ["hidden_activation", "hidden_act"] {
+            text.only(key, "gelu_pytorch_tanh")?;
+        }
+        let bias: bool = text.or("attention_bias", false)?;
+        (plan.qkv_bias, plan.out_bias) = (bias, bias);
+        (plan.act, plan.norms, plan.norm_offset, plan.qk_norm) =
+            (Activation::GeluTanh, Norms::Around, 1.0, true);
+        plan.scale = 1.0 / text.or("query_pre_attn_scalar", 256.0f32)?.sqrt();
+        plan.embed_scale = (plan.d as f32).sqrt();
+        for key in ["attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"] {
+            text.unset(key)?;
+        }
+        let window = text.size("sliding_window", 4096)?;
+        let pattern =
+            text.any(&["_sliding_window_pattern", "sliding_window_pattern"])?.unwrap_or(6usize).max(1);
+        let count = plan.layers.len();
+        let kinds: Vec<String> = match text.get("layer_types")? {
+            Some(kinds) => kinds,
+            None => (1..=count).map(|i| if i % pattern == 0 { FULL } else { SLIDING }.to_owned()).collect(),
+        };
+        if kinds.len() != count {
+            return Err(text.bad("layer_types", format!("expected {count} entries, found {}", kinds.len())));
+        }
+        // Group and rotation 0 see everything, 1 the window.
+        let mut layers = [0, 0];
+        for (layer, kind) in plan.layers.iter_mut().zip(&kinds) {
+            let group = match kind.as_str() {
+                FULL => 0,
+                SLIDING => 1,
+                other => {
+                    return Err(
+                        text.bad("layer_types", format!("expected {FULL} or {SLIDING}, found {other}"))
+                    );
+                }
+            };
+            *layer = LayerPlan { rope: group, kv: (group, layers[group]) };
+            layers[group] += 1;
+        }
+        let group = plan.kv.0[0];
+        plan.kv = KvLayout(vec![
+            KvGroup { layers: layers[0], ..group },
+            KvGroup { layers: layers[1], keep: Keep::Window(window), ..group },
+        ]);
+        let new = text.at("rope_parameters");
+        plan.ropes = if new.has(FULL) {
+            vec![RopeConfig::of(&new.at(FULL), 1e6)?, RopeConfig::of(&new.at(SLIDING), 1e4)?]
+        } else {
+            let local = RopeConfig { theta: text.or("rope_local_base_freq", 1e4)?, ..RopeConfig::default() };
+            vec![RopeConfig::read(text, 1e6)?, local]
+        };
+        text.inert(&["rope_theta", "rope_local_base_freq", "rope_scaling"]);
+        Ok(plan)
+    }
+
+    /// Axes of positions.
+    #[must_use]
+    pub fn axes(&self) -> usize {
+        self.ropes.iter().map(|rope| rope.sections.len()).max().unwrap_or(1).max(1)
+    }
+}
+
+const FULL: &str = "full_attention";
+const SLIDING: &str = "sliding_attention";
+
+/// Errors where `layer_types` names other layers than ones that see everything.
+fn full_layers_only(text: &Fields<'_>) -> Result<()> {
+    let kinds: Vec<String> = text.or("layer_types", Vec::new())?;
+    match kinds.iter().find(|kind| *kind != FULL) {
+        Some(kind) => Err(text.bad("layer_types", format!("expected {FULL}, found {kind}"))),
+        None => Ok(()),
+    }
+}
+
+/// Sizes that a reference class takes where the configuration says nothing.
+#[derive(Default)]
+struct Sizes {
+    vocab: usize,
+    d: usize,
+    mlp: usize,
+    layers: usize,
+    heads: usize,
+    heads_kv: Option<usize>,
+    head_dim: Option<usize>,
+    positions: usize,
+    tied: bool,
+}

@@ -1,0 +1,98 @@
+//! Pictures through a tower: tiles of one size together, a tensor for each picture.
+
+use ocelli_engine::image::{Pixels as TilePixels, PreparedImage, Tile};
+use ocelli_engine::{Ctx, Error, Features, Phase, Result, Stage, Tensor};
+
+use super::{Layout, Pixels, Vit};
+
+/// Most patches that go through the tower at once: bounds the memory of activations, and is more than enough rows to
+/// use each weight many times.
+const MAX_PATCHES: usize = 2048;
+
+/// What stands between tower and decoder.
+pub trait Connect {
+    /// Rows of features of a tile with that grid of patches. Errors if the grid does not fit.
+    fn rows(&self, grid: (usize, usize)) -> Result<usize>;
+
+    /// `x: [tiles * (extra + rows * cols), d_vision]  ->  out: [tiles * rows(grid), d_text]`.
+    fn connect(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()>;
+
+    /// The order in which the tower's layers take the patches of a tile, and their windows; `None`: row by row.
+    fn layout(&self, grid: (usize, usize)) -> Option<Layout> {
+        let _ = grid;
+        None
+    }
+}
+
+/// Features of each picture, `[image_tokens, d]` with `d` features a token, on memory of their own.
+pub fn encode(
+    cx: &mut Ctx,
+    tower: &Vit,
+    connector: &dyn Connect,
+    d: usize,
+    images: &[&PreparedImage],
+) -> Result<Vec<Features>> {
+    let mut tiles: Vec<(usize, &Tile)> = Vec::new();
+    let mut outs = Vec::with_capacity(images.len());
+    for (number, image) in images.iter().enumerate() {
+        let mut rows = 0;
+        for tile in &image.tiles {
+            rows += connector.rows(tower.grid(tile.height, tile.width)?)?;
+            tiles.push((number, tile));
+        }
+        outs.push((cx.alloc_owned(&[rows, d], cx.dtype())?, 0));
+    }
+    let mut rest = &tiles[..];
+    while let Some(&(number, first)) = rest.first() {
+        let grid = tower.grid(first.height, first.width)?;
+        let normalize = images[number].normalize;
+        let most = (MAX_PATCHES / (grid.0 * grid.1)).max(1);
+        let alike = |&&(other, tile): &&(usize, &Tile)| {
+            (tile.height, tile.width) == (first.height, first.width) && images[other].normalize == normalize
+        };
+        let count = rest.iter().take(most).take_while(alike).count();
+        let (batch, after) = rest.split_at(count);
+        cx.scope(|cx| {
+            let values = upload(cx, images, batch)?;
+            let pixels = Pixels { values, mean: normalize.mean, std: normalize.std };
+            let layout = connector.layout(grid);
+            let hidden = cx
+                .measure(Phase::Tower, |cx| tower.forward(cx, &pixels, batch.len(), grid, layout.as_ref()))?;
+            let per_tile = hidden.size(0) / batch.len();
+            let mut row = 0;
+            for same in batch.chunk_by(|a, b| a.0 == b.0) {
+                let (out, filled) = &mut outs[same[0].0];
+                let part = out.narrow(0, *filled, same.len() * connector.rows(grid)?)?;
+                let x = hidden.narrow(0, row, same.len() * per_tile)?;
+                cx.measure(Phase::Connector, |cx| connector.connect(cx, &x, grid, &part))?;
+                cx.stage(Stage::FEATURES, &part)?;
+                *filled += part.size(0);
+                row += x.size(0);
+            }
+            Ok(())
+        })?;
+        cx.timings.tiles += count;
+        rest = after;
+    }
+    Ok(outs.into_iter().map(|(out, _)| Features::of_rows(out)).collect())
+}
+
+/// One buffer with the pixels of all tiles, which are of one size.
+fn upload(cx: &mut Ctx, images: &[&PreparedImage], tiles: &[(usize, &Tile)]) -> Result<Tensor> {
+    let Some((_, first)) = tiles.first() else { return Err(Error::Request("no tiles".into())) };
+    let (height, width) = (first.height, first.width);
+    let mut bytes = Vec::with_capacity(tiles.len() * height * width * 3);
+    for (_, tile) in tiles {
+        if let TilePixels::Rgb8(levels) = &tile.pixels {
+            bytes.extend_from_slice(levels);
+        }
+    }
+    if bytes.len() == tiles.len() * height * width * 3 {
+        return cx.upload(&[tiles.len(), height, width, 3], &bytes);
+    }
+    let mut values = Vec::with_capacity(tiles.len() * height * width * 3);
+    for &(number, tile) in tiles {
+        tile.write_values(&images[number].normalize, &mut values);
+    }
+    cx.upload(&[tiles.len(), 3, height, width], &values)
+}

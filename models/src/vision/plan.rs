@@ -1,0 +1,298 @@
+//! Towers as plans: what differs between them is read from `vision_config` into one description.
+
+use ocelli_engine::Result;
+use ocelli_kernels::ops::{Activation, NormKind};
+
+use crate::fields::Fields;
+
+/// How patches know where they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Places {
+    /// A table with a row for each patch of a picture of `image_size`; other sizes are refused.
+    Table,
+    /// A table for pictures of `image_size`; patches of smaller ones take the row of the bucket that they fall into.
+    Buckets,
+    /// A rotation of queries and keys, half of the pairs by the row and half by the column.
+    Rotation,
+}
+
+/// Names and kinds of the projections of an MLP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mlp {
+    /// `down(act(up x))`.
+    Plain {
+        /// Name of the first layer.
+        up: &'static str,
+        /// Name of the second.
+        down: &'static str,
+    },
+    /// `down(act(gate x) * up x)`, by the usual names.
+    Gated,
+}
+
+/// Names of modules in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// The patch embedding.
+    pub patch: &'static str,
+    /// The layers, without their numbers.
+    pub layers: &'static str,
+    /// Norm before attention.
+    pub norm1: &'static str,
+    /// Norm before the MLP.
+    pub norm2: &'static str,
+    /// Query, key and value projections, or their rows in one matrix.
+    pub qkv: &'static [&'static str],
+    /// Output projection of attention.
+    pub out: &'static str,
+    /// Norm of the patches before the first layer, if there is one.
+    pub pre_norm: Option<&'static str>,
+    /// Norm after the last layer, if its result is used or shown.
+    pub post_norm: Option<&'static str>,
+}
+
+/// Names as CLIP and SigLIP have them.
+pub const CLIP_NAMES: Names = Names {
+    patch: "embeddings.patch_embedding",
+    layers: "encoder.layers",
+    norm1: "layer_norm1",
+    norm2: "layer_norm2",
+    qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    out: "self_attn.out_proj",
+    pre_norm: None,
+    post_norm: Some("post_layernorm"),
+};
+
+/// A tower.
+#[derive(Clone, Debug)]
+pub struct VitPlan {
+    /// Features of a patch.
+    pub d: usize,
+    /// Features between the layers of an MLP.
+    pub mlp: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Side of the square pictures that tables are for, in pixels.
+    pub image: usize,
+    /// Side of a patch, in pixels.
+    pub patch: usize,
+    /// Frames that a patch covers; a picture is the same frame so many times.
+    pub frames: usize,
+    /// Whether the patch embedding has a bias.
+    pub patch_bias: bool,
+    /// Whether a row of its own comes before the patches of a picture.
+    pub class_row: bool,
+    /// How patches know where they are.
+    pub places: Places,
+    /// Kind of the norms.
+    pub norm: NormKind,
+    /// Added to variances or mean squares.
+    pub norm_eps: f32,
+    /// Activation of the MLP.
+    pub act: Activation,
+    /// Kind of the MLP.
+    pub mlp_kind: Mlp,
+    /// Layers that see the whole picture; the others see windows. `None`: all do.
+    pub full: Option<Vec<usize>>,
+    /// Layers that what follows needs: the result is that of the last of them, the rest runs for observers alone.
+    pub used: usize,
+    /// Whether the norm after the last layer is part of the result.
+    pub normed: bool,
+    /// Names in the file.
+    pub names: Names,
+}
+
+/// The activation of a name of transformers' `ACT2FN`.
+pub fn activation(fields: &Fields<'_>, key: &str, default: &str) -> Result<Activation> {
+    let name: String = fields.or(key, default.to_owned())?;
+    match name.as_str() {
+        "gelu" => Ok(Activation::GeluErf),
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
+        "quick_gelu" => Ok(Activation::QuickGelu),
+        "silu" | "swish" => Ok(Activation::Silu),
+        other => {
+            Err(fields
+                .bad(key, format!("expected gelu, gelu_pytorch_tanh, quick_gelu or silu, found {other}")))
+        }
+    }
+}
+
+impl VitPlan {
+    /// Reads the fields that CLIP's and SigLIP's towers share; `default` has what the reference class takes without them.
+    fn common(vision: &Fields<'_>, default: Self, act: &str) -> Result<Self> {
+        vision.only("num_channels", 3)?;
+        let layers = vision.or("num_hidden_layers", default.layers)?;
+        let plan = Self {
+            d: vision.size("hidden_size", default.d)?,
+            mlp: vision.size("intermediate_size", default.mlp)?,
+            layers,
+            used: layers,
+            heads: vision.size("num_attention_heads", default.heads)?,
+            image: vision.size("image_size", default.image)?,
+            patch: vision.size("patch_size", default.patch)?,
+            norm_eps: vision.or("layer_norm_eps", default.norm_eps)?,
+            act: activation(vision, "hidden_act", act)?,
+            ..default
+        };
+        plan.check(vision)
+    }
+
+    /// `Idefics3VisionConfig` and `SmolVLMVisionConfig`.
+    pub fn idefics(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&[
+            "idefics3_vision",
+            "smolvlm_vision",
+            "idefics3",
+            "smolvlm",
+            "siglip_vision_model",
+        ])?;
+        vision.inert(&["size", "max_image_size", "use_base_siglip"]);
+        let default = Self {
+            d: 1152,
+            mlp: 3072,
+            layers: 12,
+            heads: 16,
+            image: 224,
+            patch: 32,
+            places: Places::Buckets,
+            ..Self::siglip_base()
+        };
+        Self::common(vision, default, "gelu_pytorch_tanh")
+    }
+
+    /// `SiglipVisionConfig`, for models that take the patches and not the pooled head.
+    pub fn siglip(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["siglip_vision_model"])?;
+        vision.unset("vision_use_head")?;
+        Self::common(vision, Self::siglip_base(), "gelu_pytorch_tanh")
+    }
+
+    /// `CLIPVisionConfig`.
+    pub fn clip(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["clip_vision_model"])?;
+        let names = Names { pre_norm: Some("pre_layrnorm"), ..CLIP_NAMES };
+        let default = Self {
+            patch: 32,
+            patch_bias: false,
+            class_row: true,
+            normed: false,
+            names,
+            norm_eps: 1e-5,
+            ..Self::siglip_base()
+        };
+        Self::common(vision, default, "quick_gelu")
+    }
+
+    fn siglip_base() -> Self {
+        Self {
+            d: 768,
+            mlp: 3072,
+            layers: 12,
+            heads: 12,
+            image: 224,
+            patch: 16,
+            frames: 1,
+            patch_bias: true,
+            class_row: false,
+            places: Places::Table,
+            norm: NormKind::Layer,
+            norm_eps: 1e-6,
+            act: Activation::GeluTanh,
+            mlp_kind: Mlp::Plain { up: "mlp.fc1", down: "mlp.fc2" },
+            full: None,
+            used: 12,
+            normed: true,
+            names: CLIP_NAMES,
+        }
+    }
+
+    /// `Qwen2_5_VLVisionConfig`.
+    pub fn qwen2_5(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["qwen2_5_vl_vision", "qwen2_5_vl"])?;
+        for key in ["in_channels", "in_chans", "num_channels"] {
+            vision.only(key, 3)?;
+        }
+        vision.at("rope_parameters").only("rope_theta", 10_000.0)?;
+        vision.at("rope_parameters").only("rope_type", "axial")?;
+        vision.inert(&["image_size", "num_position_embeddings"]);
+        let layers = vision.or("depth", 32)?;
+        let names = Names {
+            patch: "patch_embed.proj",
+            layers: "blocks",
+            norm1: "norm1",
+            norm2: "norm2",
+            qkv: &["attn.qkv"],
+            out: "attn.proj",
+            pre_norm: None,
+            post_norm: None,
+        };
+        Self {
+            d: vision.size("hidden_size", 3584)?,
+            mlp: vision.size("intermediate_size", 3420)?,
+            layers,
+            used: layers,
+            heads: vision.any(&["num_heads", "num_attention_heads"])?.unwrap_or(16),
+            patch: vision.any(&["patch_size", "spatial_patch_size"])?.unwrap_or(14),
+            frames: vision.size("temporal_patch_size", 2)?,
+            image: usize::MAX,
+            patch_bias: false,
+            places: Places::Rotation,
+            norm: NormKind::Rms,
+            act: activation(vision, "hidden_act", "silu")?,
+            mlp_kind: Mlp::Gated,
+            full: Some(vision.or("fullatt_block_indexes", vec![7, 15, 23, 31])?),
+            normed: false,
+            names,
+            ..Self::siglip_base()
+        }
+        .check(vision)
+    }
+
+    fn check(self, vision: &Fields<'_>) -> Result<Self> {
+        if self.layers > 1 << 16 {
+            return Err(vision
+                .bad("num_hidden_layers", format!("expected at most 65536 layers, found {}", self.layers)));
+        }
+        let side = self.image / self.patch.max(1);
+        if side == 0 || self.heads == 0 || !self.d.is_multiple_of(self.heads) {
+            return Err(vision.bad(
+                "hidden_size",
+                format!(
+                    "expected image_size >= patch_size > 0 and hidden_size a multiple of num_attention_heads, found {}, {}, \
+                     {} and {}",
+                    self.image, self.patch, self.d, self.heads
+                ),
+            ));
+        }
+        Ok(self)
+    }
+
+    /// Patches along a side of a picture of `image_size`.
+    #[must_use]
+    pub fn side(&self) -> usize {
+        self.image / self.patch
+    }
+
+    /// Elements of a head.
+    #[must_use]
+    pub fn head_dim(&self) -> usize {
+        self.d / self.heads
+    }
+
+    /// Rows before the patches of a picture.
+    #[must_use]
+    pub fn extra_rows(&self) -> usize {
+        self.class_row.into()
+    }
+
+    /// Takes the result of a layer as transformers numbers hidden states: 0 is the patches, -1 the last layer.
+    pub fn take_layer(&mut self, number: i64) -> Option<()> {
+        let layers = i64::try_from(self.layers).ok()?;
+        let used = if number < 0 { layers + 1 + number } else { number };
+        self.used = usize::try_from(used).ok().filter(|used| *used <= self.layers)?;
+        self.normed = false;
+        Some(())
+    }
+}

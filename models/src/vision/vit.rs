@@ -1,0 +1,414 @@
+//! The tower that every [`VitPlan`] describes.
+
+use ocelli_engine::weights::{Role, Scope};
+use ocelli_engine::{Ctx, Error, Result, Stage, Tensor};
+use ocelli_kernels::ops::{
+    Attention, AttentionKv, GatherRows, PatchEmbed, Rope, RopeStyle, ScatterRows, Seen,
+};
+use ocelli_kernels::{DType, View, Weights};
+
+use super::plan::{Mlp, Places, VitPlan};
+use crate::layers::{Linear, Norm, RopeConfig, RopeTable, Stacked};
+
+enum LayerMlp {
+    Plain(Linear, Linear),
+    Gated(Stacked, Linear),
+}
+
+struct Layer {
+    norm1: Norm,
+    qkv: Stacked,
+    out: Linear,
+    norm2: Norm,
+    mlp: LayerMlp,
+}
+
+/// The tower.
+pub struct Vit {
+    plan: VitPlan,
+    path: String,
+    patch: Weights,
+    /// Position embeddings of the patches `[side * side, d]`.
+    positions: Option<View>,
+    /// The row before the patches of a picture, its position included, `[1, d]`.
+    class_row: Option<Tensor>,
+    rope: Option<RopeTable>,
+    pre_norm: Option<Norm>,
+    layers: Vec<Layer>,
+    post_norm: Option<Norm>,
+}
+
+/// The pixels of some tiles of one size.
+pub struct Pixels {
+    /// u8 `[tiles, height, width, 3]` or f32 `[tiles, 3, height, width]`.
+    pub values: Tensor,
+    /// Mean of each channel in grey levels, for bytes.
+    pub mean: [f32; 3],
+    /// Standard deviation of each channel in grey levels, for bytes.
+    pub std: [f32; 3],
+}
+
+/// Order and windows of the patches of a tile, where they are not row by row and all together.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    /// Patches of the tile in the order in which the layers take them.
+    pub order: Vec<usize>,
+    /// First patch of each window in that order, and at the end the number of patches.
+    pub windows: Vec<usize>,
+}
+
+/// Rows that see each other: first row of each segment, the most rows of one, and the pairs.
+struct Segments {
+    starts: Tensor,
+    max: usize,
+    pairs: u64,
+}
+
+impl Segments {
+    fn of(cx: &mut Ctx, starts: &[usize]) -> Result<Self> {
+        let sizes = || starts.windows(2).map(|pair| pair[1] - pair[0]);
+        let list: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
+        Ok(Self {
+            starts: cx.upload(&[list.len()], &list)?,
+            max: sizes().max().unwrap_or(0),
+            pairs: sizes().map(|size| (size * size) as u64).sum(),
+        })
+    }
+}
+
+impl Vit {
+    /// Loads the tower below `scope`. Errors name the field of the configuration that cannot be run.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: VitPlan) -> Result<Self> {
+        let scope = scope.role(Role::Tower);
+        let (d, names) = (plan.d, &plan.names);
+        let norm = |cx: &mut Ctx, scope: Scope<'_>| Norm::load(cx, &scope, d, plan.norm_eps, plan.norm);
+        let patch = Self::patch_weights(cx, &scope.at(names.patch), &plan)?;
+        let (mut positions, mut class_row) = (None, None);
+        if plan.places != Places::Rotation {
+            let (patches, extra) = (plan.side() * plan.side(), plan.extra_rows());
+            let table = scope.at("embeddings.position_embedding").take("weight", &[extra + patches, d])?;
+            if plan.class_row {
+                class_row = Some(Self::class(cx, &scope, &table, d)?);
+            }
+            let table = cx.stream().place_view(&table)?;
+            positions = Some(table.narrow(0, extra, patches)?);
+        }
+        let rope = if plan.places == Places::Rotation { Some(Self::rotation(cx, &plan)?) } else { None };
+        let optional =
+            |cx: &mut Ctx, name: Option<&str>| name.map(|name| norm(cx, scope.at(name))).transpose();
+        let pre_norm = optional(cx, names.pre_norm)?;
+        let mut layers = Vec::new();
+        for i in 0..plan.layers {
+            layers.push(Layer::load(cx, &scope.at(names.layers).at(i), &plan)?);
+        }
+        let post_norm = optional(cx, names.post_norm)?;
+        Ok(Self {
+            path: scope.prefix().to_owned(),
+            patch,
+            positions,
+            class_row,
+            rope,
+            pre_norm,
+            layers,
+            post_norm,
+            plan,
+        })
+    }
+
+    /// Filters `[d, 3 * patch * patch]`: those of all frames of a picture, which are the same, are one.
+    fn patch_weights(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Weights> {
+        let (d, area) = (plan.d, plan.patch * plan.patch);
+        let k = 3 * plan.frames * area;
+        let w = scope.patch_embed(d, k, plan.patch_bias)?;
+        if plan.frames == 1 {
+            return Ok(cx.stream().place(&w)?);
+        }
+        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        let mut sums = vec![0f32; d * 3 * area];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            let (channel, at) = (i / area, i % area);
+            *sum = (0..plan.frames).map(|frame| stored[(channel * plan.frames + frame) * area + at]).sum();
+        }
+        let filters = cx.alloc_owned(&[d, 3 * area], DType::F32)?;
+        cx.stream().write(filters.view(), bytemuck_bytes(&sums).as_slice())?;
+        Ok(Weights::dense(filters.view().clone(), None)?)
+    }
+
+    /// The class embedding with its position, which is row 0 of the table.
+    fn class(cx: &mut Ctx, scope: &Scope<'_>, table: &View, d: usize) -> Result<Tensor> {
+        let embeddings = scope.at("embeddings");
+        embeddings.take("class_embedding", &[d])?;
+        let checkpoint = scope.checkpoint();
+        let mut row = checkpoint.floats(&embeddings.path("class_embedding"))?;
+        let positions = checkpoint.floats(&embeddings.path("position_embedding.weight"))?;
+        debug_assert_eq!(table.size(1), d);
+        row.iter_mut().zip(&positions).for_each(|(value, position)| *value += position);
+        let tensor = cx.alloc_owned(&[1, d], cx.dtype())?;
+        let bytes: Vec<u8> = match cx.dtype() {
+            DType::BF16 => row.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
+            DType::F16 => row.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+            _ => bytemuck_bytes(&row),
+        };
+        cx.stream().write(tensor.view(), &bytes)?;
+        Ok(tensor)
+    }
+
+    /// Half of the pairs are turned by the row, half by the column, with the same frequencies.
+    fn rotation(cx: &mut Ctx, plan: &VitPlan) -> Result<RopeTable> {
+        let pairs = plan.head_dim() / 4;
+        let freq = RopeConfig { theta: 10_000.0, ..RopeConfig::default() }.inv_freq(pairs);
+        let axes: Vec<i32> = (0..2 * pairs).map(|pair| (pair / pairs.max(1)) as i32).collect();
+        RopeTable::new(cx, &[freq.clone(), freq].concat(), &axes)
+    }
+
+    /// The plan.
+    #[must_use]
+    pub fn plan(&self) -> &VitPlan {
+        &self.plan
+    }
+
+    /// Rows and columns of patches in a tile. Errors if the position embeddings do not reach.
+    pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
+        let patch = self.plan.patch;
+        let (rows, cols, side) = (height / patch, width / patch, self.plan.side());
+        let exact = self.plan.places == Places::Table && (rows, cols) != (side, side);
+        if rows == 0 || cols == 0 || rows > side || cols > side || exact {
+            let least = if self.plan.places == Places::Table { self.plan.image } else { patch };
+            return Err(Error::Request(format!(
+                "tile: expected {least} to {} pixels a side, found {width} x {height}",
+                self.plan.image
+            )));
+        }
+        Ok((rows, cols))
+    }
+
+    /// Row of the position table for each patch of a tile: the bucket that its fraction of the side falls into, in f32.
+    fn buckets(&self, rows: usize, cols: usize) -> Vec<i32> {
+        let side = self.plan.side();
+        let step = 1.0 / side as f64;
+        let boundaries: Vec<f32> = (1..side).map(|i| (step + (i - 1) as f64 * step) as f32).collect();
+        let buckets = |count: usize| -> Vec<usize> {
+            let step = 1.0 / count as f32;
+            let place = |i: usize| (i as f32 * step).min(1.0 - 1e-6);
+            (0..count).map(|i| boundaries.partition_point(|&b| b <= place(i))).collect()
+        };
+        let (down, across) = (buckets(rows), buckets(cols));
+        down.iter().flat_map(|&r| across.iter().map(move |&c| (r * side + c) as i32)).collect()
+    }
+
+    /// `pixels: [tiles, ...]  ->  [tiles * (extra + rows * cols), d]`, in the order of `layout`. Each tile attends to itself.
+    pub fn forward(
+        &self,
+        cx: &mut Ctx,
+        pixels: &Pixels,
+        tiles: usize,
+        grid: (usize, usize),
+        layout: Option<&Layout>,
+    ) -> Result<Tensor> {
+        let plan = &self.plan;
+        let per_tile = plan.extra_rows() + grid.0 * grid.1;
+        let rows = tiles * per_tile;
+        let h = cx.alloc(&[rows, plan.d], cx.dtype())?;
+        self.embed(cx, pixels, tiles, grid, layout, &h)?;
+        if let Some(norm) = &self.pre_norm {
+            norm.write_to(cx, &h, &h)?;
+        }
+        let whole: Vec<usize> = (0..=tiles).map(|tile| tile * per_tile).collect();
+        let whole = Segments::of(cx, &whole)?;
+        let windows = match layout.filter(|_| plan.full.is_some()) {
+            Some(layout) => {
+                let of_tile =
+                    |tile: usize| layout.windows.iter().skip(1).map(move |end| tile * per_tile + end);
+                let starts: Vec<usize> = std::iter::once(0).chain((0..tiles).flat_map(of_tile)).collect();
+                Some(Segments::of(cx, &starts)?)
+            }
+            None => None,
+        };
+        let positions = match &self.rope {
+            Some(_) => Some(places(cx, tiles, grid, layout)?),
+            None => None,
+        };
+        let result = if plan.used < plan.layers { Some(cx.alloc(h.shape(), cx.dtype())?) } else { None };
+        for (i, layer) in self.layers.iter().enumerate() {
+            if i == plan.used {
+                if !cx.is_observed() {
+                    return Ok(h);
+                }
+                // The rest is for those who look.
+                if let Some(result) = &result {
+                    copy(cx, &self.path, &h, result)?;
+                }
+            }
+            let full = plan.full.as_ref().is_none_or(|full| full.contains(&i));
+            let segments = windows.as_ref().filter(|_| !full).unwrap_or(&whole);
+            cx.scope(|cx| self.layer(cx, layer, &h, segments, positions.as_ref()))?;
+        }
+        if let Some(norm) = self.post_norm.as_ref().filter(|_| plan.normed) {
+            norm.write_to(cx, &h, &h)?;
+        }
+        cx.stage(Stage::TOWER, &h)?;
+        Ok(result.unwrap_or(h))
+    }
+
+    /// Embeddings of patches and class rows, to `h`.
+    fn embed(
+        &self,
+        cx: &mut Ctx,
+        pixels: &Pixels,
+        tiles: usize,
+        grid: (usize, usize),
+        layout: Option<&Layout>,
+        h: &Tensor,
+    ) -> Result<()> {
+        let patches = grid.0 * grid.1;
+        let pos_ids = match self.plan.places {
+            Places::Buckets => {
+                Some(cx.upload(&[tiles * patches], &self.buckets(grid.0, grid.1).repeat(tiles))?)
+            }
+            Places::Table | Places::Rotation => None,
+        };
+        cx.scope(|cx| {
+            let direct = layout.is_none() && !self.plan.class_row;
+            let out = if direct { h.clone() } else { cx.alloc(&[tiles * patches, self.plan.d], cx.dtype())? };
+            let embed = PatchEmbed {
+                pixels: cx.view(&pixels.values)?,
+                w: self.patch.clone(),
+                pos: self.positions.clone(),
+                pos_ids: pos_ids.as_ref().map(|ids| cx.view(ids)).transpose()?,
+                mean: pixels.mean,
+                std: pixels.std,
+                patch: self.plan.patch,
+                out: cx.view(&out)?,
+            };
+            cx.exec(&self.path, &embed)?;
+            if let Some(layout) = layout {
+                let ids: Vec<i32> = (0..tiles)
+                    .flat_map(|tile| layout.order.iter().map(move |patch| (tile * patches + patch) as i32))
+                    .collect();
+                let ids = cx.upload(&[ids.len()], &ids)?;
+                let table = Weights::dense(cx.view(&out)?, None)?;
+                let op = GatherRows { table, ids: cx.view(&ids)?, scale: 1.0, out: cx.view(h)? };
+                cx.exec(&self.path, &op)?;
+            } else if let Some(class) = &self.class_row {
+                for tile in 0..tiles {
+                    let first = tile * (patches + 1);
+                    copy(cx, &self.path, class, &h.narrow(0, first, 1)?)?;
+                    copy(
+                        cx,
+                        &self.path,
+                        &out.narrow(0, tile * patches, patches)?,
+                        &h.narrow(0, first + 1, patches)?,
+                    )?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn layer(
+        &self,
+        cx: &mut Ctx,
+        layer: &Layer,
+        h: &Tensor,
+        segments: &Segments,
+        positions: Option<&Tensor>,
+    ) -> Result<()> {
+        let (d, heads, head_dim) = (self.plan.d, self.plan.heads, self.plan.head_dim());
+        let rows = h.size(0);
+        let qkv = layer.qkv.forward(cx, &layer.norm1, h)?;
+        let part = |i: usize| qkv.narrow(1, i * d, d)?.reshape(&[rows, heads, head_dim]);
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        if let (Some(table), Some(positions)) = (&self.rope, positions) {
+            let rope = Rope {
+                q: cx.view(&q)?,
+                k: cx.view(&k)?,
+                positions: cx.view(positions)?,
+                inv_freq: cx.view(&table.inv_freq)?,
+                pair_axis: table.pair_axis.as_ref().map(|axes| cx.view(axes)).transpose()?,
+                style: RopeStyle::Half,
+                attention_scaling: table.attention_scaling,
+                norm: None,
+                kv: None,
+            };
+            cx.exec(&self.path, &rope)?;
+        }
+        let out = cx.alloc(&[rows, heads, head_dim], cx.dtype())?;
+        let starts = cx.view(&segments.starts)?;
+        let op = Attention {
+            q: cx.view(&q)?,
+            kv: AttentionKv::Packed { k: cx.view(&k)?, v: cx.view(&v)?, kv_starts: starts.clone() },
+            q_starts: starts,
+            seen: Seen::All,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: 0.0,
+            out: cx.view(&out)?,
+            max_q: segments.max,
+            max_kv: segments.max,
+            pairs: segments.pairs,
+        };
+        cx.exec(&self.path, &op)?;
+        layer.out.add_to(cx, &out.reshape(&[rows, d])?, h)?;
+        match &layer.mlp {
+            LayerMlp::Plain(up, down) => {
+                let x = layer.norm2.forward(cx, h)?;
+                let up = up.forward_act(cx, &x, self.plan.act)?;
+                down.add_to(cx, &up, h)
+            }
+            LayerMlp::Gated(gate_up, down) => {
+                let up = gate_up.forward_gated(cx, &layer.norm2, h, self.plan.act)?;
+                down.add_to(cx, &up, h)
+            }
+        }
+    }
+}
+
+impl Layer {
+    fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Self> {
+        let (d, mlp, names) = (plan.d, plan.mlp, &plan.names);
+        let qkv: Vec<_> = names.qkv.iter().map(|name| (scope.at(name), 3 * d / names.qkv.len())).collect();
+        let norm = |cx: &mut Ctx, name: &str| Norm::load(cx, &scope.at(name), d, plan.norm_eps, plan.norm);
+        let path = scope.path(names.out.rsplit_once('.').map_or(names.out, |(parent, _)| parent));
+        Ok(Self {
+            norm1: norm(cx, names.norm1)?,
+            qkv: Stacked::load(cx, &path, &qkv, d, true)?,
+            out: Linear::load(cx, &scope.at(names.out), d, d, true)?,
+            norm2: norm(cx, names.norm2)?,
+            mlp: match plan.mlp_kind {
+                Mlp::Plain { up, down } => LayerMlp::Plain(
+                    Linear::load(cx, &scope.at(up), mlp, d, true)?,
+                    Linear::load(cx, &scope.at(down), d, mlp, true)?,
+                ),
+                Mlp::Gated => {
+                    let ffn = scope.at("mlp");
+                    let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
+                    LayerMlp::Gated(
+                        Stacked::load(cx, ffn.prefix(), &gate_up, d, true)?,
+                        Linear::load(cx, &ffn.at("down_proj"), d, mlp, true)?,
+                    )
+                }
+            },
+        })
+    }
+}
+
+fn bytemuck_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Row and column of each patch in the order of the layers, i32 `[2, rows]`.
+fn places(cx: &mut Ctx, tiles: usize, grid: (usize, usize), layout: Option<&Layout>) -> Result<Tensor> {
+    let row_by_row: Vec<usize> = (0..grid.0 * grid.1).collect();
+    let order = layout.map_or(&row_by_row, |layout| &layout.order);
+    let axis = |of: fn(usize, usize) -> usize| {
+        (0..tiles).flat_map(move |_| order.iter().map(move |&patch| of(patch, grid.1) as i32))
+    };
+    let values: Vec<i32> = axis(|patch, cols| patch / cols).chain(axis(|patch, cols| patch % cols)).collect();
+    cx.upload(&[2, tiles * order.len()], &values)
+}
+
+/// Copies the rows of `from` to `to`.
+fn copy(cx: &mut Ctx, path: &str, from: &Tensor, to: &Tensor) -> Result<()> {
+    let rows: Vec<i32> = (0..from.size(0) as i32).collect();
+    let rows = cx.upload(&[rows.len()], &rows)?;
+    cx.exec(path, &ScatterRows { src: cx.view(from)?, rows: cx.view(&rows)?, out: cx.view(to)? })
+}
