@@ -6,7 +6,7 @@
 # Needs Rust and a C compiler (a C++ compiler for CUDA kernels on the host); uses cargo-nextest where it is installed; fetches software
 # Vulkan drivers and NVIDIA's run-time compiler, see vulkan.sh and nvrtc.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
-# everything). The last line is `N passed, N failed, N skipped`; the exit code is 0 only without failures.
+# everything). The last lines are the slowest tests and `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
 set -u -o pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR=never RUST_BACKTRACE="${RUST_BACKTRACE:-0}"
 logs=${CARGO_TARGET_DIR:-target}/test-logs
 mkdir -p "$logs"
-rm -f "$logs"/*.env "$logs"/*.why
+rm -f "$logs"/*.env "$logs"/*.why "$logs"/times
 passed=0 failed=0 skipped=0 broken=()
 
 # Test binaries of the package in tests/. `conformance` and `golden_models` go through the instruction set levels of the
@@ -81,6 +81,8 @@ counted() { # NAME COMMAND...
     p=$(sed -nE 's/^ *Summary .* tests? run: ([0-9]+) passed.*/\1/p; s/^test result: .* ([0-9]+) passed;.*/\1/p' "$log" | paste -sd+ -)
     f=$(sed -nE 's/^ *Summary .* ([0-9]+) failed.*/\1/p; s/^ *Summary .* ([0-9]+) timed out.*/\1/p; s/^test result: .* ([0-9]+) failed;.*/\1/p' "$log" | paste -sd+ -)
     p=$((${p:-0})) f=$((${f:-0}))
+    # nextest: `PASS [   1.036s] (31/31) ocelli-tests::conformance rope`.
+    sed -nE "s|^ *[A-Z]+ \\[ *([0-9.]+)s\\] (\\([ 0-9/]+\\) )?([^ ]+ [^ ]+)\$|\\1 s  $name: \\3|p" "$log" | sort -u >>"$logs/times"
     s=$(grep -cE '^ *skipped: ' "$log")
     grep -E '^ *skipped: ' "$log" | sed -E 's/^ +//' | sort | uniq
     if [ $code -ne 0 ]; then
@@ -92,6 +94,14 @@ counted() { # NAME COMMAND...
     [ $s -gt $p ] && s=$p
     passed=$((passed + p - s)) failed=$((failed + f)) skipped=$((skipped + s))
     echo "$name: $((p - s)) passed, $f failed, $s skipped"
+}
+
+# Kernels that no part of a test ran, with the reason, from the log of a stream.
+not_run() { # LOG
+    awk '{ sub(/^ +/, "") }
+        /^[a-z_]+ [^ ]+ at .*: [0-9]+ cases$/ { sub(/: [0-9]+ cases$/, ""); ran[$0] = 1 }
+        /^not run: / { kernel = $0; sub(/^not run: /, "", kernel); sub(/: .*/, "", kernel); of[$0] = kernel }
+        END { for (line in of) if (!(of[line] in ran)) print line }' "$1" | sort
 }
 
 have_nextest() { [ "${OCELLI_NEXTEST:-1}" != 0 ] && cargo nextest --version >/dev/null 2>&1; }
@@ -134,7 +144,7 @@ with_nvrtc() { # COMMAND...
     fi
     (
         eval "$nvrtc"
-        export OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}nvrtc"
+        export OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}nvrtc,nvdisasm"
         "$@"
     )
 }
@@ -143,7 +153,7 @@ with_nvrtc() { # COMMAND...
 tests() { # CARGO SELECTION...
     if [ $nextest = yes ]; then
         cargo nextest run --release --locked --workspace --color never --no-tests pass \
-            --status-level fail --final-status-level fail --success-output final "$@"
+            --status-level pass --final-status-level fail --success-output final "$@"
     else
         cargo test --release --locked --workspace --no-fail-fast "$@" -- --show-output
     fi
@@ -170,9 +180,9 @@ stream() {
                 if driver_env "$driver"; then
                     counted "wgpu on $driver" on_driver "$driver" tests --test wgpu
                     # What no case could run on this driver, with the reason and the number of kernels.
-                    grep -hoE 'not run: .*' "$logs/wgpu-on-$driver.log" | sort -u |
+                    not_run "$logs/wgpu-on-$driver.log" |
                         sed -E 's/^not run: .* (at [a-z]+): /\1: /' | sort | uniq -c |
-                        sed -E 's/^ *([0-9]+) (at [a-z]+): /not run \2: \1 kernels: /'
+                        sed -E 's/^ *([0-9]+) (at [a-z]+): /not run \2: \1 kernels: /; s/^ *[0-9]+ not run: /not run: /'
                 else
                     skip wgpu "$driver: $(cat "$logs/$driver.why")"
                 fi
@@ -181,8 +191,9 @@ stream() {
             nvrtc_env || skip nvrtc "$(cat "$logs/nvrtc.why")"
             counted cuda with_nvrtc tests --test cuda
             # What ran where: rows emulated, kernels compiled, rows refused.
-            grep -hoE '^ *(compiled for|refused on|not run:) .*' "$logs/cuda.log" | sed -E 's/^ +//' | sort -u
-            printf 'emulated: %s rows\n' "$(grep -cE '^ *[a-z_]+ [a-z0-9-]+ at emulated [a-z0-9_]+: [0-9]+ cases$' "$logs/cuda.log")" ;;
+            grep -hoE '^ *(compiled for|refused on) .*' "$logs/cuda.log" | sed -E 's/^ +//' | sort -u
+            not_run "$logs/cuda.log"
+            printf 'emulated: %s rows\n' "$(sed -nE 's/^ *([a-z_]+ [a-z0-9-]+ at emulated [a-z0-9_]+): [0-9]+ cases$/\1/p' "$logs/cuda.log" | sort -u | wc -l)" ;;
         *)
             if [ "$1" = cli ] && ! cargo build --release --locked --workspace --bins >"$logs/cli-build.log" 2>&1; then
                 tail -n 40 "$logs/cli-build.log"
@@ -223,6 +234,11 @@ for name in "$@"; do
     echo "== $name took $((SECONDS - begin)) s"
 done
 
+if [ -s "$logs/times" ]; then
+    echo
+    echo "slowest tests:"
+    sort -rn "$logs/times" | head -n 10
+fi
 echo
 [ ${#broken[@]} -gt 0 ] && echo "failed in: ${broken[*]}; see $logs/"
 echo "$passed passed, $failed failed, $skipped skipped"

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use ocelli_engine::generate::{Request, generate};
 use ocelli_engine::image::{DecodeOptions, decode_file};
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::{Media, Request, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Error, Pipeline, Result};
 use serde::{Deserialize, Serialize};
@@ -92,15 +92,16 @@ pub fn evaluate(pipeline: &Pipeline, cx: &mut Ctx, dir: &Path, every: usize) -> 
     for (picture, numbers) in pictures {
         let picture = decode_file(&dir.join(picture), &DecodeOptions::default())?;
         let prepared = pipeline.prepare(cx, &[picture])?;
-        let features = pipeline.model.encode_images(cx, &prepared)?;
+        let features: Vec<Media> = pipeline.encode(cx, &prepared)?.into_iter().map(Media::Features).collect();
+        let images: Vec<_> = prepared.iter().collect();
         let mut requests = Vec::with_capacity(numbers.len());
         for &number in &numbers {
             let messages = [Message::user(1, rows[number].question.clone())];
-            let prompt = pipeline.tokenize(&pipeline.render(&messages)?, &prepared)?;
-            requests.push(Request { prompt, images: features.clone(), params: params.clone() });
+            let prompt = pipeline.lay_out(&messages, &images)?;
+            requests.push(Request { prompt, media: features.clone(), params: params.clone() });
         }
         let answers =
-            generate(cx, &*pipeline.model, &pipeline.tokenizer, requests, |_, _| ControlFlow::Continue(()))?;
+            generate(cx, &pipeline.model, &pipeline.tokenizer, requests, |_, _| ControlFlow::Continue(()))?;
         for (number, answer) in numbers.into_iter().zip(answers) {
             let row = &rows[number];
             let text = answer.text.trim();

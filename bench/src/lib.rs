@@ -1,9 +1,10 @@
-//! Roofs, kernel and model benchmarks.
+//! Roofs, kernel and model benchmarks, and the plans of requests.
 
 pub mod eval;
 pub mod kernels;
 pub mod machine;
 pub mod model;
+pub mod plan;
 pub mod record;
 pub mod roof;
 pub mod shapes;

@@ -2,9 +2,9 @@
 
 use std::ops::ControlFlow;
 
-use ocelli_engine::generate::generate;
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::generate;
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Error, Pipeline, Result, Timings};
 use serde::Serialize;
@@ -88,7 +88,7 @@ pub fn measure(
     for run in 0..=options.runs {
         cx.timings = Timings::default();
         let request = pipeline.request(cx, &messages, std::slice::from_ref(image), params.clone())?;
-        generate(cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, _| ControlFlow::Continue(()))?;
+        generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| ControlFlow::Continue(()))?;
         if run > 0 {
             all.push(cx.timings);
         }

@@ -9,20 +9,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ocelli_engine::batch::{Batch, ImageRows, SeqInput, Want};
+use ocelli_engine::batch::{Batch, Chunk};
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::generate::{Request, generate};
 use ocelli_engine::image::{DecodeOptions, PreparedImage, decode_file};
 use ocelli_engine::kv::KvCache;
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::{Media, Request, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::weights::TensorFile;
-use ocelli_engine::{Ctx, Error, Pipeline, Precision, Result, Stage};
+use ocelli_engine::{Ctx, Error, Features, Pipeline, Precision, Processor, Prompt, Result, Stage};
 use ocelli_kernels::{Backend, DType, Device};
+use ocelli_models::Leftovers;
 use serde::{Deserialize, Serialize};
 
 /// Version of the report's layout.
-pub const SCHEMA: &str = "ocelli.verify.v1";
+pub const SCHEMA: &str = "ocelli.verify.v2";
 
 /// Share of pixel values that may be off by one grey level.
 const PIXEL_SHARE: f64 = 0.02;
@@ -53,6 +54,10 @@ pub struct CaseReport {
     pub pass: bool,
     /// The stages, in the order of computation.
     pub stages: Vec<StageReport>,
+    /// Stages of floats that were compared.
+    pub compared: usize,
+    /// Stages that the reference has and the model does not show.
+    pub not_shown: Vec<String>,
     /// Greedy tokens.
     pub greedy: Greedy,
 }
@@ -62,20 +67,24 @@ impl CaseReport {
     #[must_use]
     pub fn first_divergence(&self) -> Option<&str> {
         let stage = self.stages.iter().find(|stage| !stage.pass).map(|stage| stage.name.as_str());
-        stage.or((!self.pass).then_some("greedy"))
+        let none = (self.compared == 0).then_some("no stage compared");
+        stage.or(none).or((!self.pass).then_some("greedy"))
     }
 }
 
 /// One stage of a case.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageReport {
-    /// `pixels` (in grey levels), `token_ids` (number of differing ids), `tower`, `connector`, `text_layer_first`,
-    /// `text_layer_last`, `logits`.
+    /// `pixels` (in grey levels), `token_ids` and `position_ids` (numbers of differing ones), or the name of the reference's tensor:
+    /// `vision_last_hidden`, `image_features`, `text_layer_first`, `logits_last8`, ...
     pub name: String,
     /// Largest absolute difference.
     pub max_abs: f64,
     /// Largest difference allowed.
     pub tolerance: f64,
+    /// Mean absolute difference, and the largest mean allowed, where the reference tells its own drift.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean: Option<(f64, f64)>,
     /// Whether the stage passed.
     pub pass: bool,
     /// What else is to be said: a shape that differs, the share of differing pixels.
@@ -90,6 +99,8 @@ pub struct Greedy {
     pub expected: Vec<u32>,
     /// Ours.
     pub got: Vec<u32>,
+    /// Tokens that have to be equal: all in f32; else those before the first whose margin the reference's own 16-bit run can flip.
+    pub counted: usize,
 }
 
 #[derive(Deserialize)]
@@ -109,15 +120,14 @@ struct Case {
     greedy_ids: Vec<u32>,
 }
 
-/// Largest difference allowed to float stages: 2e-4 in f32 on the CPU and 1e-3 on a GPU (design, section 6); in 16-bit
-/// types what the reference library's own bf16 run shows against its f32 run, 0.8.
-fn tolerance(backend: Backend, dtype: DType) -> f64 {
-    match (backend, dtype) {
-        (Backend::Cpu, DType::F32) => 2e-4,
-        (_, DType::F32) => 1e-3,
-        _ => 0.8,
-    }
+/// Largest difference allowed to float stages in f32: 2e-4 on the CPU and 1e-3 on a GPU (design, section 6).
+fn tolerance(backend: Backend) -> f64 {
+    if backend == Backend::Cpu { 2e-4 } else { 1e-3 }
 }
+
+/// How much larger than in the reference's own 16-bit run the largest difference and the mean one may be. Both runs round as often, at
+/// other places: the means of many thousand values agree closely, the largest of them less so.
+const DRIFT: (f64, f64) = (2.0, 1.25);
 
 /// Runs every case of `reference` through the model in `files`.
 ///
@@ -168,6 +178,9 @@ fn picture(reference: &Path, name: &str) -> PathBuf {
     if own.is_file() { own } else { reference.join("..").join("images").join(name) }
 }
 
+/// Values that the observer saw, by part and layer.
+type Seen = Arc<Mutex<BTreeMap<(&'static str, Option<usize>), Vec<f32>>>>;
+
 fn verify_case(
     files: &ModelFiles,
     reference: &Path,
@@ -177,61 +190,61 @@ fn verify_case(
     case: &Case,
 ) -> Result<CaseReport> {
     let mut cx = Ctx::new(device, precision)?;
-    let mut model = ocelli_models::load(files, &mut cx)?;
+    let mut loaded = ocelli_models::load_with(files, &mut cx, Leftovers::Refuse)?;
     for (key, value) in &case.processor_kwargs {
-        model.set_processor(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
+        loaded.processor.set(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
     }
-    let pipeline = Pipeline::new(files, model, device.caps().units)?;
-    let limit = tolerance(device.caps().backend, precision.dtype);
+    let pipeline = Pipeline::new(files, loaded, device.caps().units)?;
     let mut stages = Vec::new();
 
     let pictures =
         case.images.iter().map(|name| decode_file(&picture(reference, name), &DecodeOptions::default()));
     let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
     let mut prepared = pipeline.prepare(&mut cx, &pictures)?;
+    let processor = &*pipeline.processor;
     if golden.has(&case.name, "pixel_values") {
         let stored = golden.floats(&case.name, "pixel_values")?;
-        stages.push(compare_pixels(&prepared, &stored));
-        prepared = with_stored_pixels(prepared, &stored)?;
+        stages.push(compare_pixels(processor, &prepared, &stored));
+        prepared = with_stored_pixels(processor, prepared, &stored)?;
     }
-    let ids = pipeline.tokenize(&pipeline.render(&case.messages)?, &prepared)?;
-    stages.push(compare_ids(&ids, &case.input_ids));
+    let images: Vec<&PreparedImage> = prepared.iter().collect();
+    let laid_out = pipeline.lay_out(&case.messages, &images)?;
+    stages.push(compare_ids("token_ids", &laid_out.tokens, &case.input_ids));
+    if golden.has(&case.name, "position_ids") {
+        stages.push(compare_positions(&laid_out, &golden.ints(&case.name, "position_ids")?));
+    }
 
-    let seen = Arc::new(Mutex::new(BTreeMap::<&'static str, Vec<f32>>::new()));
-    let last_layer = pipeline.model.info().kv.layers.saturating_sub(1);
+    let seen = Seen::default();
     let sink = seen.clone();
-    cx.observe(Some(Box::new(move |stage, _, values| {
-        for (name, wanted) in STAGES {
-            let is_it = match wanted {
-                Wanted::Stage(wanted) => stage == wanted,
-                Wanted::LastLayer => stage == Stage::TextLayer(last_layer),
-            };
-            if is_it && let Ok(mut seen) = sink.lock() {
-                seen.entry(name).or_default().extend_from_slice(values);
-            }
+    cx.observe(Some(Box::new(move |stage: Stage, _, values| {
+        if let Ok(mut seen) = sink.lock() {
+            seen.entry((stage.part, stage.layer)).or_default().extend_from_slice(values);
         }
     })));
-    let features = pipeline.model.encode_images(&mut cx, &prepared)?;
-    let prompt = &case.input_ids;
-    let mut kv = KvCache::new(&mut cx, pipeline.model.info().kv, prompt.len())?;
-    let image_token = pipeline.model.info().image_token;
-    let mut places = (0..prompt.len()).filter(|&i| prompt[i] == image_token);
-    let rows: Vec<ImageRows> = features
-        .iter()
-        .map(|features| ImageRows {
-            features: features.clone(),
-            at: places.by_ref().take(features.size(0)).collect(),
-        })
-        .collect();
-    let seq = SeqInput { seq: kv.open(), tokens: prompt, images: &rows, want: Want::Last(8) };
-    cx.scope(|cx| pipeline.model.forward(cx, &Batch { seqs: vec![seq], ids: None }, &mut kv).map(drop))?;
+    let features = pipeline.encode(&mut cx, &prepared)?;
+    // The stages are compared on the reference's tokens; where they are no others, so are the places of features.
+    let same = laid_out.tokens.len() == case.input_ids.len();
+    let prompt = if same { Prompt { tokens: case.input_ids.clone(), ..laid_out } } else { laid_out };
+    let info = pipeline.model.info();
+    let mut kv = KvCache::for_one(&mut cx, &info.kv, prompt.len(), prompt.len())?;
+    let given: Vec<Option<Features>> = features.iter().cloned().map(Some).collect();
+    let chunk = Chunk { seq: kv.open(), prompt: &prompt, features: &given, tokens: &prompt.tokens, want: 8 };
+    let batch = Batch { chunks: vec![chunk], ids: None };
+    cx.scope(|cx| {
+        let packed = batch.pack(cx, &mut kv, info.packing())?;
+        pipeline.model.forward(cx, &packed, &kv).map(drop)
+    })?;
     cx.observe(None);
 
     let seen = seen.lock().map(|mut seen| std::mem::take(&mut *seen)).unwrap_or_default();
-    for (name, key) in KEYS {
-        if golden.has(&case.name, key) {
-            let got = seen.get(name).map_or(&[][..], Vec::as_slice);
-            stages.push(compare_floats(name, got, &golden.floats(&case.name, key)?, limit));
+    let (mut compared, mut not_shown) = (0, Vec::new());
+    for (key, part, layer) in golden.stages(&case.name, info.layers) {
+        match seen.get(&(part, layer)) {
+            Some(got) => {
+                stages.push(golden.compare(&case.name, &key, got, device.caps().backend, precision.dtype)?);
+                compared += 1;
+            }
+            None => not_shown.push(key),
         }
     }
 
@@ -240,50 +253,121 @@ fn verify_case(
         ignore_eos: true,
         ..SamplingParams::default()
     };
-    let request = Request { prompt: prompt.clone(), images: features, params };
-    let answers = generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
+    let media = features.into_iter().map(Media::Features).collect();
+    let request = Request { prompt, media, params };
+    let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
         std::ops::ControlFlow::Continue(())
     })?;
     let got = answers.into_iter().next().map(|answer| answer.token_ids).unwrap_or_default();
-    // In 16-bit types a near tie may fall the other way; the reference's own tokens change too.
-    let greedy_pass = precision.dtype != DType::F32 || got == case.greedy_ids;
+    let counted = match precision.dtype {
+        DType::F32 => case.greedy_ids.len(),
+        _ => golden.firm_tokens(&case.name)?.min(case.greedy_ids.len()),
+    };
+    let greedy = got.get(..counted) == case.greedy_ids.get(..counted);
     Ok(CaseReport {
         name: case.name.clone(),
-        pass: greedy_pass && stages.iter().all(|stage| stage.pass),
+        pass: greedy && compared > 0 && stages.iter().all(|stage| stage.pass),
         stages,
-        greedy: Greedy { expected: case.greedy_ids.clone(), got },
+        compared,
+        not_shown,
+        greedy: Greedy { expected: case.greedy_ids.clone(), got, counted },
     })
 }
 
-enum Wanted {
-    Stage(Stage),
-    LastLayer,
+/// The part and layer whose values a reference's tensor `key` holds, with its place in the order of computation.
+fn stage_of(key: &str, layers: usize) -> Option<(usize, &'static str, Option<usize>)> {
+    let last = layers.saturating_sub(1);
+    Some(match key {
+        "vision_last_hidden" => (0, Stage::TOWER.part, None),
+        "image_features" => (1, Stage::FEATURES.part, None),
+        "inputs_embeds" => (3, Stage::EMBEDDINGS.part, None),
+        "text_layer_first" => (4, Stage::text_layer(0).part, Some(0)),
+        "text_layer_last" => (5, Stage::text_layer(0).part, Some(last)),
+        "logits_last8" => (6, Stage::LOGITS.part, None),
+        _ => (2, "deepstack_features", Some(key.strip_prefix("deepstack_features_")?.parse().ok()?)),
+    })
 }
 
-const STAGES: [(&str, Wanted); 6] = [
-    ("tower", Wanted::Stage(Stage::Tower)),
-    ("connector", Wanted::Stage(Stage::Connector)),
-    ("inputs_embeds", Wanted::Stage(Stage::Embeddings)),
-    ("text_layer_first", Wanted::Stage(Stage::TextLayer(0))),
-    ("text_layer_last", Wanted::LastLayer),
-    ("logits", Wanted::Stage(Stage::Logits)),
-];
+impl Golden {
+    /// The tensors of a case that are stages of a model, in the order of computation.
+    fn stages(&self, case: &str, layers: usize) -> Vec<(String, &'static str, Option<usize>)> {
+        let keys = self.0.names().filter_map(|name| name.strip_prefix(case)?.strip_prefix('.'));
+        let mut stages: Vec<_> =
+            keys.filter_map(|key| stage_of(key, layers).map(|stage| (stage, key.to_owned()))).collect();
+        stages.sort();
+        stages.into_iter().map(|((_, part, layer), key)| (key, part, layer)).collect()
+    }
 
-/// Stage and the reference's name of it.
-const KEYS: [(&str, &str); 6] = [
-    ("tower", "vision_last_hidden"),
-    ("connector", "image_features"),
-    ("inputs_embeds", "inputs_embeds"),
-    ("text_layer_first", "text_layer_first"),
-    ("text_layer_last", "text_layer_last"),
-    ("logits", "logits_last8"),
-];
+    fn compare(
+        &self,
+        case: &str,
+        key: &str,
+        got: &[f32],
+        backend: Backend,
+        dtype: DType,
+    ) -> Result<StageReport> {
+        let expected = self.floats(case, key)?;
+        let max_abs = largest(got, &expected);
+        let mut note = (got.len() != expected.len())
+            .then(|| format!("expected {} values, found {}", expected.len(), got.len()));
+        let (mut limit, mut mean) = (tolerance(backend), None);
+        if dtype != DType::F32 {
+            let name = format!("{key}.bf16_drift");
+            let drift = if self.has(case, &name) { self.floats(case, &name)? } else { Vec::new() };
+            match drift[..] {
+                [max, average] => {
+                    // A stage that the reference's run does not change, as the embeddings of 16-bit weights, is held to f32's bound.
+                    limit += f64::from(max) * DRIFT.0;
+                    let most = tolerance(backend) + f64::from(average) * DRIFT.1;
+                    mean = Some((average_of(got, &expected), most));
+                }
+                _ => {
+                    limit = 0.0;
+                    note = Some(
+                        "the reference does not tell its 16-bit drift; make it again with make.py".into(),
+                    );
+                }
+            }
+        }
+        let within = max_abs <= limit && mean.is_none_or(|(mean, limit)| mean <= limit);
+        Ok(StageReport {
+            name: key.to_owned(),
+            max_abs,
+            tolerance: limit,
+            mean,
+            pass: note.is_none() && within,
+            note,
+        })
+    }
 
-fn compare_floats(name: &str, got: &[f32], expected: &[f32], tolerance: f64) -> StageReport {
-    let max_abs = largest(got, expected);
-    let note = (got.len() != expected.len())
-        .then(|| format!("expected {} values, found {}", expected.len(), got.len()));
-    StageReport { name: name.into(), max_abs, tolerance, pass: note.is_none() && max_abs <= tolerance, note }
+    /// Greedy tokens before the first that the reference's own 16-bit run can flip: whose margin is no more than twice the largest
+    /// difference of its logits.
+    fn firm_tokens(&self, case: &str) -> Result<usize> {
+        if !self.has(case, "greedy_margins") || !self.has(case, "greedy_drift") {
+            return Ok(0);
+        }
+        let (margins, drift) = (self.floats(case, "greedy_margins")?, self.floats(case, "greedy_drift")?);
+        Ok(margins.iter().zip(&drift).take_while(|(margin, drift)| **margin > 2.0 * **drift).count())
+    }
+
+    fn ints(&self, case: &str, key: &str) -> Result<Vec<i64>> {
+        Ok(self.0.ints(&format!("{case}.{key}"))?)
+    }
+}
+
+/// The mean difference; infinite where one is not a number.
+fn average_of(got: &[f32], expected: &[f32]) -> f64 {
+    let sum: f64 = got.iter().zip(expected).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs()).sum();
+    let mean = sum / got.len().min(expected.len()).max(1) as f64;
+    if mean.is_nan() { f64::INFINITY } else { mean }
+}
+
+fn compare_positions(prompt: &Prompt, expected: &[i64]) -> StageReport {
+    let axes = (expected.len() / prompt.len().max(1)).clamp(1, 3);
+    let got: Vec<i64> = (0..axes)
+        .flat_map(|axis| (0..prompt.len()).map(move |token| i64::from(prompt.position(token)[axis])))
+        .collect();
+    compare_ids("position_ids", &got, expected)
 }
 
 /// The largest difference; infinite where one is not a number.
@@ -294,22 +378,17 @@ fn largest(got: &[f32], expected: &[f32]) -> f64 {
     })
 }
 
-fn compare_ids(got: &[u32], expected: &[u32]) -> StageReport {
+fn compare_ids<T: PartialEq>(name: &str, got: &[T], expected: &[T]) -> StageReport {
     let differing =
         got.iter().zip(expected).filter(|(a, b)| a != b).count() + got.len().abs_diff(expected.len());
     let note = (got.len() != expected.len())
         .then(|| format!("expected {} ids, found {}", expected.len(), got.len()));
-    StageReport {
-        name: "token_ids".into(),
-        max_abs: differing as f64,
-        tolerance: 0.0,
-        pass: differing == 0,
-        note,
-    }
+    let (max_abs, pass) = (differing as f64, differing == 0);
+    StageReport { name: name.into(), max_abs, tolerance: 0.0, mean: None, pass, note }
 }
 
-fn compare_pixels(prepared: &[PreparedImage], stored: &[f32]) -> StageReport {
-    let own: Vec<f32> = prepared.iter().flat_map(PreparedImage::pixel_values).collect();
+fn compare_pixels(processor: &dyn Processor, prepared: &[PreparedImage], stored: &[f32]) -> StageReport {
+    let own: Vec<f32> = prepared.iter().flat_map(|image| processor.pixel_values(image)).collect();
     let std = prepared.first().map_or(1.0, |image| f64::from(image.normalize.std[0].abs()));
     let max_abs = largest(&own, stored) * std;
     let off =
@@ -322,17 +401,21 @@ fn compare_pixels(prepared: &[PreparedImage], stored: &[f32]) -> StageReport {
     };
     // One level, with room for the rounding of the normalized values themselves.
     let pass = own.len() == stored.len() && max_abs <= 1.01 && share <= PIXEL_SHARE;
-    StageReport { name: "pixels".into(), max_abs, tolerance: 1.01, pass, note }
+    StageReport { name: "pixels".into(), max_abs, tolerance: 1.01, mean: None, pass, note }
 }
 
-fn with_stored_pixels(prepared: Vec<PreparedImage>, stored: &[f32]) -> Result<Vec<PreparedImage>> {
+fn with_stored_pixels(
+    processor: &dyn Processor,
+    prepared: Vec<PreparedImage>,
+    stored: &[f32],
+) -> Result<Vec<PreparedImage>> {
     let mut rest = stored;
     let mut all = Vec::with_capacity(prepared.len());
     for image in prepared {
-        let len = image.tiles.iter().map(|tile| tile.height * tile.width * 3).sum();
+        let len = processor.pixel_values(&image).len();
         let replaced = rest.split_at_checked(len).and_then(|(own, after)| {
             rest = after;
-            image.with_pixel_values(own)
+            processor.with_pixel_values(&image, own)
         });
         all.push(replaced.ok_or_else(|| {
             Error::Request(format!("pixel_values: expected at least {len} more values, found {}", rest.len()))

@@ -97,7 +97,7 @@ fn broken_configurations() {
         ("{", "invalid JSON"),
         ("[]", "config.json"),
         ("{\"model_type\": 7}", "config.json"),
-        ("{\"model_type\": \"llava\"}", "llava"),
+        ("{\"model_type\": \"nobodys\"}", "nobodys"),
         ("{\"model_type\": \"smolvlm\"}", "vision_config"),
     ] {
         let model = Temp::copy_of(&demo());
@@ -106,7 +106,7 @@ fn broken_configurations() {
     }
     let edits: [(&str, serde_json::Value, &str); 8] = [
         ("/text_config/hidden_size", 100.into(), "100"),
-        ("/text_config/num_attention_heads", 0.into(), "q_proj"),
+        ("/text_config/num_attention_heads", 0.into(), "num_attention_heads"),
         ("/text_config/num_hidden_layers", 9.into(), "layers.5"),
         ("/text_config/hidden_act", "relu".into(), "relu"),
         ("/text_config/rope_parameters/rope_type", "spiral".into(), "spiral"),

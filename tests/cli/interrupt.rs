@@ -1,4 +1,4 @@
-//! Ctrl-C.
+//! Ctrl-C and other signals.
 #![cfg(unix)]
 
 use std::process::{Child, Command, Stdio};
@@ -6,9 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::{Temp, command, demo, ended, json, read_some};
 
-fn interrupt(child: &Child) {
-    let done = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+fn send(signal: &str, child: &Child) {
+    let done = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
     assert!(done.success());
+}
+
+fn interrupt(child: &Child) {
+    send("-INT", child);
 }
 
 /// The demo model, allowed to go on for so long that it cannot end by itself meanwhile.
@@ -68,4 +72,37 @@ fn ended_while_open(mut child: Child) -> crate::Done {
     let done = ended(child);
     drop(stdin);
     done
+}
+
+#[test]
+fn each_signal_has_its_exit_code() {
+    let model = talkative();
+    for (signal, code) in [("-TERM", 143), ("-INT", 130), ("-HUP", 129)] {
+        // At once.
+        let child = command(&["run", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        send(signal, &child);
+        let done = ended_while_open(child);
+        assert_eq!((done.code, &*done.stderr, &*done.stdout), (Some(code), "", ""), "{signal}");
+        // With text to keep.
+        let mut child = talk(&model, &[]).spawn().unwrap();
+        read_some(child.stdout.as_mut().unwrap(), 20);
+        send(signal, &child);
+        let done = ended(child);
+        assert_eq!((done.code, &*done.stderr), (Some(code), ""), "{signal}: {done:?}");
+        assert!(done.stdout.ends_with('\n'), "{signal}");
+    }
+}
+
+#[test]
+fn nohup_stays_in_force() {
+    let own = command(&["run", "-"]);
+    let mut child = Command::new("nohup");
+    child.arg(own.get_program()).args(own.get_args()).stdin(Stdio::piped());
+    let child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    send("-HUP", &child);
+    std::thread::sleep(Duration::from_millis(200));
+    send("-TERM", &child);
+    assert_eq!(ended_while_open(child).code, Some(143));
 }

@@ -2,12 +2,15 @@
 //!
 //! Runs the binary that lies beside the test's own (`tests/run.sh` builds it first), at the level of `OCELLI_ISA`.
 
+mod binary;
 mod broken;
 mod cuda;
 mod interrupt;
+mod numbers;
 mod plan;
 mod quantize;
 mod run;
+mod text;
 mod tools;
 mod tune;
 mod usage;
@@ -115,16 +118,23 @@ fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
 struct Done {
     code: Option<i32>,
     stdout: String,
+    /// Without the notes.
     stderr: String,
+    /// Lines on stderr that begin with `note: `, without that.
+    notes: Vec<String>,
 }
 
 fn ended(child: Child) -> Done {
     let output = child.wait_with_output().expect("the command's output");
-    Done {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).expect("UTF-8 on stdout"),
-        stderr: String::from_utf8(output.stderr).expect("UTF-8 on stderr"),
+    let (mut stderr, mut notes) = (String::new(), Vec::new());
+    for line in String::from_utf8(output.stderr).expect("UTF-8 on stderr").split_inclusive('\n') {
+        match line.strip_prefix("note: ") {
+            Some(note) => notes.push(note.trim_end().to_owned()),
+            None => stderr.push_str(line),
+        }
     }
+    let stdout = String::from_utf8(output.stdout).expect("UTF-8 on stdout");
+    Done { code: output.status.code(), stdout, stderr, notes }
 }
 
 fn ocelli<S: AsRef<OsStr>>(args: &[S]) -> Done {
@@ -139,16 +149,17 @@ fn with_stdin<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> Done {
 }
 
 impl Done {
-    /// Exit code 0 and nothing on stderr; gives stdout.
+    /// Exit code 0 and nothing on stderr but notes; gives stdout.
     #[track_caller]
     fn well(self) -> String {
         assert_eq!((self.code, &*self.stderr), (Some(0), ""), "stdout: {}", self.stdout);
         self.stdout
     }
 
-    /// As [`well`](Self::well), with one JSON object on one line.
+    /// As [`well`](Self::well), with one JSON object on one line and no notes.
     #[track_caller]
     fn json(self) -> Value {
+        assert_eq!(self.notes, Vec::<String>::new());
         let text = self.well();
         assert_eq!(text.lines().count(), 1, "{text}");
         json(&text)

@@ -84,14 +84,14 @@ fn quantized_and_16_bit_plans() {
 #[test]
 fn refusals_come_with_what_is_known() {
     let model = Temp::copy_of(&demo());
-    model.edit("config.json", |config| config["model_type"] = "llava".into());
+    model.edit("config.json", |config| config["model_type"] = "nobodys".into());
     let done = ocelli(&["inspect", model.0.to_str().unwrap(), "--json"]);
-    done.fails_after_output(1, &["llava"]);
+    done.fails_after_output(1, &["nobodys"]);
     let report = parse(&done.stdout);
-    assert_eq!((&report["model_type"], &report["plan"]), (&json!("llava"), &Value::Null));
-    assert!(report["refused"][0].as_str().unwrap().contains("llava"));
+    assert_eq!((&report["model_type"], &report["plan"]), (&json!("nobodys"), &Value::Null));
+    assert!(report["refused"][0].as_str().unwrap().contains("nobodys"));
     assert!(report["tensors"]["count"].as_u64().unwrap() > 50);
-    ocelli(&["inspect", model.0.to_str().unwrap()]).fails_after_output(1, &["llava"]);
+    ocelli(&["inspect", model.0.to_str().unwrap()]).fails_after_output(1, &["nobodys"]);
 
     let model = Temp::copy_of(&golden("smolvlm"));
     model.edit("config.json", |config| {
@@ -99,6 +99,113 @@ fn refusals_come_with_what_is_known() {
     });
     ocelli(&["inspect", model.0.to_str().unwrap()]).fails_after_output(1, &["spiral"]);
     ocelli(&["inspect", "--prompt-tokens", "5000"]).fails_after_output(1, &["prompt"]);
+}
+
+#[test]
+fn the_model_may_come_with_its_flag() {
+    let model = golden("smolvlm");
+    let model = model.to_str().unwrap();
+    let (bare, named) = (inspect(&[model]), inspect(&["--model", model]));
+    assert_eq!((&bare["model"], &bare["tensors"]), (&json!(model), &named["tensors"]));
+    assert_eq!(bare["model"], named["model"]);
+}
+
+#[test]
+fn unused_tensors_are_named() {
+    let model = Temp::copy_of(&golden("smolvlm"));
+    model.edit("config.json", |config| config["text_config"]["num_hidden_layers"] = 1.into());
+    let report = inspect(&[model.0.to_str().unwrap()]);
+    let unused: Vec<_> = report["unused"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(unused.len() > 5 && unused.iter().all(|name| name.contains("layers.1.")), "{unused:?}");
+    let text = ocelli(&["inspect", model.0.to_str().unwrap()]).well();
+    assert!(text.contains(&format!("{} tensors are not used: ", unused.len())), "{text}");
+    assert!(text.contains(unused[0]), "{text}");
+}
+
+/// A prompt that pictures make too long comes with what would make it shorter, if anything would.
+#[test]
+fn pictures_that_take_all_of_the_prompt() {
+    let model = Temp::copy_of(&golden("smolvlm"));
+    let dir = model.0.to_str().unwrap().to_owned();
+    let whole = &inspect(&[&dir, "--processor", "do_image_splitting=false"])["plan"]["request"];
+    let split = &inspect(&[&dir])["plan"]["request"];
+    let (whole, split) = (whole["prompt_tokens"].as_u64().unwrap(), split["prompt_tokens"].as_u64().unwrap());
+    // The template's words, without the 32 tokens of text that are planned with.
+    let (whole, split) = (whole - 32, split - 32);
+    assert!(whole + 20 < split, "{whole} {split}");
+    let picture = model.path("picture.bmp");
+    fs::write(&picture, bmp(512, 512)).unwrap();
+    let run = |limit: u64| {
+        model.edit("config.json", |config| config["text_config"]["max_position_embeddings"] = limit.into());
+        [
+            ocelli(&["inspect", &dir]),
+            ocelli(&["run", "--model", &dir, "--image", picture.to_str().unwrap(), "What?"]),
+        ]
+    };
+    for done in run(split - 5) {
+        done.fails_after_output(1, &["prompt", "tokens"]);
+        assert!(done.stderr.contains("hint: pictures take most"), "{done:?}");
+        assert!(done.stderr.contains("--processor do_image_splitting=false"), "{done:?}");
+    }
+    for done in run(whole - 5) {
+        done.fails_after_output(1, &["prompt", "tokens"]);
+        assert!(done.stderr.contains("hint: fewer pictures"), "{done:?}");
+    }
+}
+
+/// A grey picture.
+fn bmp(width: u32, height: u32) -> Vec<u8> {
+    let size = width * height * 3;
+    let mut bytes = b"BM".to_vec();
+    bytes.extend((54 + size).to_le_bytes());
+    bytes.extend([0, 0, 0, 0, 54, 0, 0, 0, 40, 0, 0, 0]);
+    bytes.extend(width.to_le_bytes());
+    bytes.extend(height.to_le_bytes());
+    bytes.extend([1, 0, 24, 0, 0, 0, 0, 0]);
+    bytes.extend(size.to_le_bytes());
+    bytes.extend([0; 16]);
+    bytes.resize(54 + size as usize, 90);
+    bytes
+}
+
+/// Blocks of no known method: named by `inspect`, refused by all that would compute, whatever the tensors look like.
+#[test]
+fn unknown_quantization_is_named_and_refused() {
+    let mlx = json!({"group_size": 64, "bits": 4, "mode": "affine", "vision_tower.fc1": false,
+        "model.text_model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 8}});
+    for (field, block, name) in [
+        ("quantization_config", mlx.clone(), "MLX affine: 4 bits in groups of 64, otherwise for 2 modules"),
+        ("quantization", json!({"group_size": 32, "bits": 8}), "MLX affine: 8 bits in groups of 32"),
+        ("quantization_config", json!({"quant_method": "vptq"}), "vptq"),
+        ("quantization_config", json!({"load_in_8bit": true}), "bitsandbytes"),
+        (
+            "quantization_config",
+            json!({"w_bit": 4, "version": "x"}),
+            "no named method (fields: w_bit, version)",
+        ),
+    ] {
+        let model = Temp::copy_of(&golden("smolvlm"));
+        model.edit("config.json", |config| config[field] = block);
+        let dir = model.0.to_str().unwrap();
+        let done = ocelli(&["inspect", dir, "--json"]);
+        done.fails_after_output(1, &["config.json", "not supported", name]);
+        let report = parse(&done.stdout);
+        assert!(report["quantization"].as_str().unwrap().contains(name), "{report}");
+        assert_eq!(report["plan"], Value::Null);
+        let done = ocelli(&["inspect", dir]);
+        assert!(
+            done.stdout.lines().any(|line| line.starts_with("quantized ") && line.contains(name)),
+            "{done:?}"
+        );
+        ocelli(&["run", "--model", dir, "What?"]).fails(1, &["config.json", "not supported", name]);
+        let out = model.path("out");
+        let quantize = ["quantize", dir, "--out", out.to_str().unwrap(), "--format", "int8"];
+        ocelli(&quantize).fails(1, &["already quantized", name]);
+    }
+    // An empty block says nothing.
+    let model = Temp::copy_of(&golden("smolvlm"));
+    model.edit("config.json", |config| config["quantization_config"] = json!({}));
+    assert_eq!(inspect(&[model.0.to_str().unwrap()])["quantization"], Value::Null);
 }
 
 #[test]

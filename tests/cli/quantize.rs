@@ -57,6 +57,20 @@ fn everything_with_zero_points() {
 }
 
 #[test]
+fn the_model_may_come_with_its_flag() {
+    let (temp, model) = (Temp::new(), golden("smolvlm"));
+    let model = model.to_str().unwrap();
+    let written = |out: &str, which: &[&str]| {
+        let out = temp.path(out);
+        let args = ["--out", out.to_str().unwrap(), "--format", "int8", "--json"];
+        let done = ocelli(&[&["quantize"], which, &args].concat()).json();
+        assert_eq!(done["model"], model);
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    assert!(written("bare", &[model]) == written("named", &["--model", model]));
+}
+
+#[test]
 fn destinations() {
     let temp = Temp::new();
     let quantize =

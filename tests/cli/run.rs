@@ -88,6 +88,39 @@ fn several_pictures_and_none() {
 }
 
 #[test]
+fn the_demo_model_says_what_it_is() {
+    let picture = picture();
+    for args in [&["run", "--image", &picture, QUESTION][..], &["run", "Hello, who are you?"]] {
+        let done = ocelli(args);
+        let first = done.notes.first().expect("a note");
+        assert!(first.contains("demo model") && first.contains("--model"), "{done:?}");
+        // No silent empty line.
+        let silent = done.stdout.trim().is_empty();
+        assert_eq!(done.notes.len(), 1 + usize::from(silent), "{done:?}");
+        assert!(!silent || done.notes[1].contains("no text"), "{done:?}");
+        let quiet = ocelli(&[args, &["--quiet"]].concat());
+        assert_eq!((quiet.notes.len(), &quiet.stdout), (0, &done.stdout));
+        // One object on stdout is for programs: `json` looks for notes.
+        ocelli(&[args, &["--json"]].concat()).json();
+    }
+    let model = demo();
+    let done = ocelli(&["run", "--model", model.to_str().unwrap(), "--image", &picture, QUESTION]);
+    assert_eq!((done.notes.len(), &*done.stdout), (0, "two\n"), "a model that was asked for");
+}
+
+#[test]
+fn answers_without_text_say_so() {
+    let model = Temp::copy_of(&demo());
+    // Whatever comes first ends the answer.
+    let first = ocelli(&["run", "--image", &picture(), "--max-tokens", "1", "--json", QUESTION]).json();
+    let id = first["token_ids"][0].to_string();
+    let args = ["run", "--model", model.0.to_str().unwrap(), "--image", &picture(), "--stop-token", &id];
+    let done = ocelli(&[&args[..], &[QUESTION]].concat());
+    assert_eq!((done.code, &*done.stdout, done.notes.len()), (Some(0), "\n", 1), "{done:?}");
+    assert!(done.notes[0].contains("no text"), "{done:?}");
+}
+
+#[test]
 fn prompts_that_cannot_be() {
     for args in [&["run", "a <image> b"][..], &["run", "--image", &picture(), "<image>"]] {
         ocelli(args).fails(2, &["<image>"]);
@@ -133,4 +166,20 @@ fn a_directory_runs_as_the_embedded_model_does() {
     let model = Temp::copy_of(&demo());
     let args = ["run", "--model", model.0.to_str().unwrap(), "--image", &picture(), QUESTION];
     assert_eq!(ocelli(&args).well(), "two\n");
+}
+
+/// What a model's files have left over is told, and refused where that is asked for.
+#[test]
+fn leftovers_are_told_or_refused() {
+    let model = crate::Temp::copy_of(&crate::golden("smolvlm"));
+    model.edit("config.json", |config| config["text_config"]["sliding_factor"] = 4.into());
+    let dir = model.0.to_str().unwrap();
+    let done = crate::ocelli(&["run", "--model", dir, "--max-tokens", "2", "What?"]);
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.stderr.contains("text_config.sliding_factor"), "{done:?}");
+    crate::ocelli(&["run", "--model", dir, "--strict", "--max-tokens", "2", "What?"])
+        .fails(1, &["config.json", "nothing here reads", "text_config.sliding_factor"]);
+    let clean = crate::golden("smolvlm");
+    crate::ocelli(&["run", "--model", clean.to_str().unwrap(), "--strict", "--max-tokens", "2", "What?"])
+        .well();
 }

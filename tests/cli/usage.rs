@@ -20,7 +20,25 @@ fn wrong_arguments() {
         (&["run", "--temperature=-1", "x"], "temperature"),
         (&["run", "--temperature", "nan", "x"], "temperature"),
         (&["run", "--top-p", "0", "x"], "top_p"),
-        (&["run", "--max-tokens", "0", "x"], "max_tokens"),
+        (&["run", "--max-tokens", "0", "x"], "--max-tokens"),
+        (&["run", "--max-tokens", "1.5", "x"], "--max-tokens"),
+        (&["run", "--top-k", "-1", "x"], "--top-k"),
+        (&["run", "--seed", "-1", "x"], "--seed"),
+        (&["run", "--stop-token", "-1", "x"], "--stop-token"),
+        (&["run", "--device", "-1", "x"], "--device"),
+        (&["run", "--threads", "-1", "x"], "--threads"),
+        (&["run", "--max-pixels", "-1", "x"], "--max-pixels"),
+        (&["run", "-q", "-v", "x"], "--quiet"),
+        (&["run", "--image", "-", "x"], "--image"),
+        (&["run", "--image", "https://example.org/a.png", "x"], "--image"),
+        (&["run", "--image", "file:///a.png", "x"], "--image"),
+        (&["run", "--image", "data:image/png;base64,AAAA", "x"], "--image"),
+        (&["bench", "model", "--image", "http://example.org/a.png"], "--image"),
+        (&["inspect", "--images", "-1"], "--images"),
+        (&["inspect", "--prompt-tokens", "-1"], "--prompt-tokens"),
+        (&["inspect", "a", "--model", "b"], "--model"),
+        (&["quantize", "a", "--model", "b", "--out", "x", "--format", "int4"], "--model"),
+        (&["quantize", "--out", "x", "--format", "int4", "--group", "-1"], "--group"),
         (&["run", "--stop", "", "x"], "stop"),
         (&["run", "--image"], "--image"),
         (&["run", ""], "prompt is empty"),
@@ -43,6 +61,29 @@ fn wrong_arguments() {
     ];
     for (args, part) in cases {
         ocelli(args).fails(2, &[part]);
+    }
+}
+
+/// The hint says what to do, not how to make the number the prompt.
+#[test]
+fn no_limit_of_tokens() {
+    for command in [&["run", "x"][..], &["inspect"], &["bench", "model"]] {
+        let done = ocelli(&[command, &["--max-tokens", "-1"]].concat());
+        done.fails(2, &["'-1'", "--max-tokens", "whole number"]);
+        assert!(done.stderr.contains("hint: a large number is no limit"), "{done:?}");
+    }
+    let done = ocelli(&["run", "--top-k", "-1", "x"]);
+    assert!(done.stderr.contains("hint: 0 keeps all"), "{done:?}");
+    let picture = example("01.png");
+    for large in ["100000", "18446744073709551615", "99999999999999999999999999"] {
+        let args = ["run", "--image", picture.to_str().unwrap(), "--max-tokens", large];
+        assert_eq!(
+            ocelli(&[&args[..], &["How many objects are there?"]].concat()).well(),
+            "two\n",
+            "{large}"
+        );
+        let plan = ocelli(&["inspect", "--max-tokens", large, "--json"]).json()["plan"].clone();
+        assert_eq!(plan["request"]["max_tokens"], 2048, "{large}");
     }
 }
 

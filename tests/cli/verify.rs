@@ -51,11 +51,11 @@ fn golden_models_pass() {
                 .iter()
                 .map(|stage| stage["name"].as_str().unwrap())
                 .collect();
-            for name in ["token_ids", "text_layer_first", "text_layer_last", "logits"] {
+            for name in ["token_ids", "text_layer_first", "text_layer_last", "logits_last8"] {
                 assert!(names.contains(&name), "{name}: {case}");
             }
             if names.contains(&"pixels") {
-                assert!(names.contains(&"tower") && names.contains(&"connector"), "{case}");
+                assert!(names.contains(&"vision_last_hidden") && names.contains(&"image_features"), "{case}");
             }
             for stage in case["stages"].as_array().unwrap() {
                 assert!(
@@ -117,7 +117,7 @@ fn scale(file: &Path, suffix: &str, factor: f32) {
 fn a_scaled_norm_fails() {
     for (suffix, first) in [
         ("text_model.layers.1.post_attention_layernorm.weight", "text_layer_last"),
-        ("vision_model.encoder.layers.0.layer_norm1.weight", "tower"),
+        ("vision_model.encoder.layers.0.layer_norm1.weight", "vision_last_hidden"),
     ] {
         let model = Temp::copy_of(&golden("smolvlm"));
         scale(&model.path("model.safetensors"), suffix, 1.01);

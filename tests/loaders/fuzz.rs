@@ -147,9 +147,9 @@ fn use_all(checkpoint: &Checkpoint) -> usize {
         read += checkpoint.floats(name).map_or(0, |all| all.len());
     }
     for (prefix, n, k) in [("p", 8, 32), ("p", 8, 16), ("b", 4, 1), ("a", 0, usize::MAX)] {
-        let _ = checkpoint.at(prefix).linear(n, k);
+        let _ = checkpoint.at(prefix).linear(n, k, false);
     }
-    let _ = checkpoint.at("a").patch_embed(2, usize::MAX);
+    let _ = checkpoint.at("a").patch_embed(2, usize::MAX, false);
     checkpoint.unused().count() + read
 }
 

@@ -123,24 +123,27 @@ fn names_are_found_in_either_version_and_near_ones_are_told() {
     let text = checkpoint.at_any(&["language_model.model", "model.text_model"]);
     assert_eq!(text.prefix(), "model.text_model");
     let layer = text.at("layers").at(1);
-    let q = layer.at("self_attn.q_proj").linear(64, 64).expect("a linear layer");
+    let q = layer.at("self_attn.q_proj").linear(64, 64, false).expect("a linear layer");
     assert_eq!((q.n(), q.k(), q.format(), q.has_bias()), (64, 64, Format::Dense(DType::F32), false));
     let norm = layer.tensor_any(&["norm1.weight", "input_layernorm.weight"], &[64]).expect("a norm");
     assert_eq!(norm.shape(), [64]);
     let tower = checkpoint.at("model.vision_model");
-    let patch = tower.at("embeddings.patch_embedding").patch_embed(64, 192).expect("a convolution");
+    let patch = tower.at("embeddings.patch_embedding").patch_embed(64, 192, true).expect("a convolution");
     assert_eq!((patch.n(), patch.k(), patch.has_bias()), (64, 192, true));
     let head = checkpoint.at("lm_head").embedding(544, 64).expect("a head");
     assert_eq!((head.n(), head.k()), (544, 64));
 
     let text = |e: ocelli_engine::weights::WeightError| e.to_string();
-    let missing = layer.at("self_attn.q_prj").linear(64, 64).map_err(text).expect_err("absent");
+    let missing = layer.at("self_attn.q_prj").linear(64, 64, false).map_err(text).expect_err("absent");
     assert!(missing.contains("no tensor `model.text_model.layers.1.self_attn.q_prj.weight`; nearest: model.text_model.layers.1.self_attn.q_proj.weight"), "{missing}");
-    let wrong = layer.at("self_attn.q_proj").linear(64, 32).map_err(text).expect_err("another shape");
+    let wrong = layer.at("self_attn.q_proj").linear(64, 32, false).map_err(text).expect_err("another shape");
     assert!(wrong.ends_with("tensor `model.text_model.layers.1.self_attn.q_proj.weight`: shape: expected [64, 32], found [64, 64]"), "{wrong}");
     let both = layer.tensor_any(&["a.weight", "b.weight"], &[64]).map_err(text).expect_err("absent");
     assert!(both.contains("layers.1.a.weight` or `model.text_model.layers.1.b.weight`"), "{both}");
-    let patch =
-        tower.at("embeddings.patch_embedding").patch_embed(64, 190).map_err(text).expect_err("another size");
+    let patch = tower
+        .at("embeddings.patch_embedding")
+        .patch_embed(64, 190, false)
+        .map_err(text)
+        .expect_err("another size");
     assert!(patch.contains("expected [64, ...] of 12160 values, found [64, 3, 8, 8]"), "{patch}");
 }

@@ -33,7 +33,7 @@ fn published_files_decode_to_the_bit() {
         let file = TensorFile::open(&dir.join("model.safetensors")).expect(case);
         let expected = TensorFile::open(&dir.join("golden.safetensors")).expect(case);
         let checkpoint = Checkpoint::of_file(file);
-        let weights = checkpoint.at("proj").linear(192, 256).expect(case);
+        let weights = checkpoint.at("proj").linear(192, 256, bias).expect(case);
         assert_eq!((weights.format().to_string().as_str(), weights.has_bias()), (format, bias), "{case}");
         assert_eq!(checkpoint.unused().collect::<Vec<_>>(), Vec::<&str>::new(), "{case}");
         let (all, rows) = (decoded(&weights), expected.ints("rows").expect("rows"));
@@ -41,7 +41,7 @@ fn published_files_decode_to_the_bit() {
         for (row, known) in rows.iter().zip(known.chunks_exact(256)) {
             assert_eq!(&all[*row as usize * 256..][..256], known, "{case}: row {row}");
         }
-        let wrong = checkpoint.at("proj").linear(192, 255).expect_err("another shape").to_string();
+        let wrong = checkpoint.at("proj").linear(192, 255, false).expect_err("another shape").to_string();
         assert!(
             wrong.contains("tensor `proj.weight_shape`: shape: expected [192, 255], found [192, 256]"),
             "{wrong}"
@@ -64,7 +64,7 @@ fn published_fp8_files_decode_to_the_bit_and_multiply() {
         let expected = TensorFile::open(&dir.join("golden.safetensors")).expect(case);
         let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case);
         let &[n, k] = checkpoint.info("proj.weight").expect(case).shape else { panic!("{case}: a matrix") };
-        let weights = checkpoint.at("proj").linear(n, k).expect(case);
+        let weights = checkpoint.at("proj").linear(n, k, bias).expect(case);
         assert_eq!((weights.format().to_string().as_str(), weights.has_bias()), (format, bias), "{case}");
         // What was rounded of activations is not used.
         assert!(checkpoint.unused().all(|name| name == "proj.input_scale"), "{case}");
@@ -108,13 +108,13 @@ fn ragged_fp8_rows_and_stated_blocks() {
     let values = [1.0, -1.0, 2.0, 448.0, 0.001_953_125, 0.875];
     let checkpoint =
         Checkpoint::of_file(TensorFile::in_memory("m", Arc::from(file(&[2], &[1.0, 2.0]))).expect("a file"));
-    let weights = checkpoint.at("p").linear(2, 6).expect("a scale a row");
+    let weights = checkpoint.at("p").linear(2, 6, false).expect("a scale a row");
     let expected: Vec<f32> = values.iter().copied().chain(values.map(|v| -2.0 * v)).collect();
     assert_eq!((weights.format().to_string().as_str(), decoded(&weights)), ("fp8row.f32", expected));
 
     let block = r#"{"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 4]}}"#;
     let (_dir, checkpoint) = model_of(&file(&[1, 2], &[1.0, 8.0]), block);
-    let weights = checkpoint.at("p").linear(2, 6).expect("stated blocks");
+    let weights = checkpoint.at("p").linear(2, 6, false).expect("stated blocks");
     let mut expected: Vec<f32> = values.iter().copied().chain(values.map(|v| -v)).collect();
     for row in expected.chunks_exact_mut(6) {
         row[4..].iter_mut().for_each(|v| *v *= 8.0);
@@ -222,10 +222,14 @@ fn what_is_not_built_is_refused_by_name() {
         ),
     ];
     for (tensors, expected) in cases {
-        let text = in_memory(&tensors).at("p").linear(8, 64).expect_err(expected).to_string();
+        let text = in_memory(&tensors)
+            .at("p")
+            .linear(8, 64, tensors.iter().any(|tensor| tensor.0 == "p.bias"))
+            .expect_err(expected)
+            .to_string();
         assert!(text.contains(expected) && !text.contains('\n'), "expected `{expected}`, found `{text}`");
     }
-    let format = in_memory(&packed(vec![])).at("p").linear(8, 64).expect("packed").format();
+    let format = in_memory(&packed(vec![])).at("p").linear(8, 64, false).expect("packed").format();
     assert_eq!(
         format,
         Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: false, scale: DType::F32 })
@@ -262,7 +266,8 @@ fn the_configuration_tells_what_tensors_leave_open() {
     };
     let bytes = valid(&tensors, 0);
     let (_dir, checkpoint) = model_of(&bytes, &config(""));
-    let format = |name: &str| checkpoint.at(name).linear(2, 100).map(|w| w.format().to_string()).expect(name);
+    let format =
+        |name: &str| checkpoint.at(name).linear(2, 100, false).map(|w| w.format().to_string()).expect(name);
     assert_eq!((format("a"), format("b")), ("int4g34z.f32".into(), "int4g40.f32".into()));
     let stated = checkpoint.quantization().expect("a configuration").to_string();
     assert_eq!(
@@ -272,7 +277,7 @@ fn the_configuration_tells_what_tensors_leave_open() {
 
     let refused = |config: &str| {
         let (_dir, checkpoint) = model_of(&bytes, config);
-        checkpoint.at("a").linear(2, 100).expect_err("refused").to_string()
+        checkpoint.at("a").linear(2, 100, false).expect_err("refused").to_string()
     };
     assert!(
         refused("{}")

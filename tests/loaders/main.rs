@@ -4,6 +4,7 @@ mod alloc;
 mod build;
 mod fuzz;
 mod hostile;
+mod json;
 mod layout;
 mod linear;
 mod quantize;

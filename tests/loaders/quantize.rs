@@ -63,7 +63,7 @@ fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
         let group = if k.is_multiple_of(options.group.max(1) as usize) { options.group } else { 32 };
         let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
         let format = Format::Grouped(Grouped { code, group, zero: options.zero_points, scale });
-        let weights = copy.at(module).linear(n, k).expect(module);
+        let weights = copy.at(module).linear(n, k, false).expect(module);
         assert_eq!(weights.format(), format, "{module}");
         let planes = grouped::encode(format, n, k, &original.floats(name).expect(name)).expect(name);
         let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();

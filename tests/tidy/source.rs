@@ -25,8 +25,10 @@ pub fn mask(source: &str, keep: Keep) -> String {
             out.extend(text[i..end].iter().map(|&c| blank(c)));
             end
         } else if let Some((open, end)) = string_at(&text, i) {
+            // The closing quote has the hashes of the opening one, without its `r`.
+            let close = open.max(2) - 1;
             for (at, &c) in text[i..end].iter().enumerate() {
-                let edge = at < open || at + open >= end - i;
+                let edge = at < open || at + close >= end - i;
                 out.push(if edge || keep == Keep::CodeAndStrings { c } else { blank(c) });
             }
             end
@@ -161,6 +163,7 @@ mod tests {
         assert_eq!(code.len(), source.len());
         assert!(!code.contains("unwrap") && !code.contains('g') && !code.contains('c'), "{code}");
         assert!(code.contains("let a = \"") && code.contains("let f = r#\""), "{code}");
+        assert_eq!(mask("f(r#\"{}\"#, r\"}\", \"}\")", Keep::Code), "f(r#\"  \"#, r\" \", \" \")");
         let strings = mask(source, Keep::CodeAndStrings);
         assert!(strings.contains("x.unwrap() // no") && !strings.contains("b.unwrap"), "{strings}");
     }

@@ -16,6 +16,9 @@ pub struct Cli {
     /// Say more on stderr; twice for everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+    /// Say nothing on stderr but errors.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -60,12 +63,40 @@ pub struct ModelArgs {
     /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
+    /// Refuse a model with fields in config.json that nothing here reads, or tensors that nothing uses, instead of warning.
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl ModelArgs {
+    /// What is done with what a model's files have left over.
+    pub fn leftovers(&self) -> ocelli_models::Leftovers {
+        if self.strict { ocelli_models::Leftovers::Refuse } else { ocelli_models::Leftovers::Warn }
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE".into()),
+    }
+}
+
+/// Which model, by a flag or bare.
+#[derive(Debug, Args)]
+pub struct WhichArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
+    #[arg(value_name = "MODEL")]
+    pub bare: Option<String>,
+    /// The same as MODEL.
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "bare")]
+    pub named: Option<String>,
+}
+
+impl WhichArgs {
+    /// The model, `None` for the demo.
+    pub fn model(&self) -> Option<&str> {
+        self.bare.as_deref().or(self.named.as_deref())
     }
 }
 
@@ -83,13 +114,13 @@ pub struct DeviceArgs {
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
     /// Number of the device within the backend.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     pub device: usize,
     /// Type of activations, keys and values; weights stay as stored.
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     pub dtype: DTypeArg,
     /// Threads of the CPU backend; without it every core that the process may use.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Multiply weights of 8 or 4-bit integers with activations rounded to 8-bit integers: faster, less exact.
     #[arg(long)]
@@ -168,7 +199,7 @@ pub struct SamplingArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
     /// Sample among this many most likely tokens; 0 is all.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = top_k)]
     pub top_k: u32,
     /// Sample among the most likely tokens that reach this probability together.
     #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
@@ -180,16 +211,16 @@ pub struct SamplingArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 1.0)]
     pub repetition_penalty: f32,
     /// Seed of the random numbers.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<u64>)]
     pub seed: u64,
-    /// End the answer at this text, which is left out; may be given several times.
+    /// End the answer at this text, or at this token of the model, which is left out; may be given several times.
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
     /// End the answer at this token id; may be given several times.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, allow_negative_numbers = true, value_name = "ID", value_parser = whole::<u32>)]
     pub stop_token: Vec<u32>,
-    /// Most tokens of the answer.
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    /// Most tokens of the answer, which ends at the model's last position whatever this is.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 512, value_parser = most_tokens)]
     pub max_tokens: usize,
     /// Go on after the model's own end tokens.
     #[arg(long)]
@@ -215,7 +246,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Most pixels of a picture, checked before it is decoded.
-    #[arg(long, value_name = "N", default_value_t = 100_000_000)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100_000_000, value_parser = whole::<u64>)]
     pub max_pixels: u64,
     /// Print one JSON object in place of the text.
     #[arg(long)]
@@ -319,7 +350,7 @@ pub struct TuneArgs {
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
     /// Begin no new shape after so many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", default_value_t = 600, value_parser = whole::<u64>)]
     pub limit: u64,
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -331,9 +362,8 @@ pub struct TuneArgs {
 /// `ocelli inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
-    #[arg(value_name = "MODEL")]
-    pub model: Option<String>,
+    #[command(flatten)]
+    pub which: WhichArgs,
     /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
@@ -341,13 +371,13 @@ pub struct InspectArgs {
     #[arg(long = "image-size", value_name = "WIDTHxHEIGHT", value_parser = size)]
     pub image_sizes: Vec<(usize, usize)>,
     /// Pictures of the planned request, those beyond the given sizes being of the last one.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=256))]
     pub images: Option<u16>,
     /// Tokens of text in the planned request, besides pictures and chat template.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = whole::<usize>)]
     pub prompt_tokens: usize,
     /// Most tokens of the answer, for which keys and values are kept.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 512, value_parser = most_tokens)]
     pub max_tokens: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -377,6 +407,26 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
 }
 
+fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected a whole number, 0 or more".into())
+}
+
+fn top_k(text: &str) -> Result<u32, String> {
+    whole(text).map_err(|expected: String| format!("{expected}\n{TIP}0 keeps all tokens"))
+}
+
+/// A limit of tokens: any positive number, however large.
+fn most_tokens(text: &str) -> Result<usize, String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.bytes().any(|b| b != b'0') {
+        return Ok(text.parse().unwrap_or(usize::MAX));
+    }
+    let tip = "a large number is no limit: an answer ends by itself or at the model's last position";
+    Err(format!("expected a whole number, 1 or more\n{TIP}{tip}"))
+}
+
+/// What begins a line of a parser's error that is to be the hint.
+pub const TIP: &str = "tip: ";
+
 /// `ocelli bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -400,10 +450,10 @@ pub struct BenchKernelsArgs {
     #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
     pub backend: BackendArg,
     /// Number of the device within the backend.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     pub device: usize,
     /// Threads of the CPU backend; without it every core that the process may use.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Only shapes whose op, description or spec contains this text.
     #[arg(long, value_name = "TEXT")]
@@ -434,10 +484,10 @@ pub struct BenchModelArgs {
     #[arg(long, value_name = "TEXT", default_value = "Describe this picture.")]
     pub prompt: String,
     /// Tokens of the answer that are measured.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 64, value_parser = most_tokens)]
     pub max_tokens: usize,
     /// Runs that count, after one that does not.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     pub runs: usize,
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -449,9 +499,8 @@ pub struct BenchModelArgs {
 /// `ocelli quantize`.
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
-    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
-    #[arg(value_name = "MODEL")]
-    pub model: Option<String>,
+    #[command(flatten)]
+    pub which: WhichArgs,
     /// Directory to write; it appears when all is done.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -459,7 +508,7 @@ pub struct QuantizeArgs {
     #[arg(long, value_enum)]
     pub format: FormatArg,
     /// Weights that share a scale: 32, 64 or 128, or 0 for a whole row.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = whole::<u32>)]
     pub group: u32,
     /// Give each group a zero point besides its scale.
     #[arg(long, visible_alias = "asymmetric")]

@@ -34,7 +34,7 @@ pub fn failure(error: BenchError) -> Failure {
 
 fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     let threads = args.threads.map(usize::from);
-    let (picks, cache) = (open::picks()?, ocelli_bench::tune::cache_dir());
+    let (picks, cache) = (open::picks()?, ocelli_engine::choices::cache_dir());
     let options = DeviceOptions { index: args.device, threads, picks, cache };
     let backend = open::backend(args.backend, &options)?;
     let shapes = kernels::shapes(backend, args.only.as_deref()).map_err(failure)?;
@@ -79,13 +79,15 @@ struct Output<'a> {
 }
 
 fn model(args: &BenchModelArgs) -> Outcome {
+    args.image.iter().try_for_each(|path| open::is_file_name(path))?;
     let (device, precision) = open::device(&args.device)?;
     let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
     let image = match &args.image {
         Some(path) => decode_file(path, &DecodeOptions::default())?,
         None => noise(args.image_size)?,
     };
-    let options = Options { prompt: args.prompt.clone(), max_tokens: args.max_tokens, runs: args.runs };
+    let max_tokens = args.max_tokens.min(pipeline.model.info().max_positions);
+    let options = Options { prompt: args.prompt.clone(), max_tokens, runs: args.runs };
     let spinner = Spinner::new("warming up");
     let report = measure(&mut cx, &pipeline, &image, &options, &mut |run| {
         spinner.say(&format!("{run} of {} runs", args.runs));

@@ -20,8 +20,8 @@ mod with_cuda {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Mutex, PoisonError};
 
-    use ocelli_bench::tune::cache_dir;
     use ocelli_engine::Precision;
+    use ocelli_engine::choices::cache_dir;
     use ocelli_engine::image::Rgb8Image;
     use ocelli_engine::sample::SamplingParams;
     use ocelli_engine::text::Message;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind;
 use ocelli_engine::Error;
@@ -9,12 +10,13 @@ use ocelli_engine::files::FileError;
 use ocelli_engine::text::TextError;
 use ocelli_engine::weights::WeightError;
 
+use crate::args::TIP;
+use crate::interrupt;
+
 /// Done, but what was asked for does not hold: a verification that failed.
 pub const FAILED: u8 = 1;
 /// Wrong arguments.
 const USAGE: u8 = 2;
-/// Interrupted by Ctrl-C.
-pub const INTERRUPTED: u8 = 130;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -38,9 +40,9 @@ impl Failure {
         Self { message: message.into(), hint: None, code: USAGE }
     }
 
-    /// Ended by Ctrl-C.
+    /// Ended by a signal.
     pub fn interrupted(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, code: INTERRUPTED }
+        Self { message: message.into(), hint: None, code: interrupt::code() }
     }
 
     /// With a line on what to do about it.
@@ -80,14 +82,26 @@ fn say(message: &str, hint: Option<&str>) {
 pub fn catch_panics() {
     std::panic::set_hook(Box::new(|info| {
         let text = info.payload_as_str().unwrap_or("panic");
-        let place =
-            info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
+        let place = info.location().map(|place| format!(" ({}:{})", in_crate(place.file()), place.line()));
+        let place = place.unwrap_or_default();
         say(&format!("internal: {text}{place}"), Some("this is a bug of ocelli; please report it"));
         if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
             let _ = writeln!(std::io::stderr(), "{}", std::backtrace::Backtrace::force_capture());
         }
         std::process::exit(i32::from(FAILED));
     }));
+}
+
+/// A source file from its crate's folder on: nobody needs to know where the binary was built.
+fn in_crate(file: &str) -> String {
+    let parts: Vec<&str> = file.split(['/', '\\']).collect();
+    let absolute = file.starts_with(['/', '\\']) || parts[0].ends_with(':');
+    let src = parts.iter().rposition(|&part| part == "src");
+    match (absolute, src) {
+        (false, _) => file.to_owned(),
+        (true, Some(at)) => parts[at.saturating_sub(1)..].join("/"),
+        (true, None) => parts.last().copied().unwrap_or_default().to_owned(),
+    }
 }
 
 /// Line breaks and control characters of file names and of other programs' messages become visible.
@@ -107,7 +121,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Param(_) => USAGE,
-            Error::Cancelled => INTERRUPTED,
+            Error::Cancelled => interrupt::code(),
             _ => FAILED,
         };
         let hint = error.hint().or_else(|| way_out(&error).map(str::to_owned));
@@ -193,7 +207,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     let mut message = first.trim_start_matches("error: ").to_owned();
     let mut hint = "`ocelli --help` and `ocelli COMMAND --help` list what is accepted".to_owned();
     for line in lines.take_while(|line| !line.starts_with("For more")) {
-        if let Some(tip) = line.strip_prefix("tip: ") {
+        if let Some(tip) = line.strip_prefix(TIP) {
             hint = tip.to_owned();
             break;
         }
@@ -205,14 +219,29 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     Failure::usage(message).hint(hint).report()
 }
 
-/// Sends logs to stderr, by `-v` or `RUST_LOG`.
-pub fn logging(verbose: u8) {
+/// Sends logs to stderr, by `-v`, `-q` or `RUST_LOG`.
+pub fn logging(verbose: u8, quiet: bool) {
     use tracing_subscriber::EnvFilter;
-    let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
+    let level = if quiet { "error" } else { ["warn", "info", "debug"][usize::from(verbose.min(2))] };
+    QUIET.store(quiet, Ordering::Relaxed);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
     // A second subscriber cannot come: this is the only place that sets one.
     let _ = logs.with_target(false).try_init();
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Whether stderr is for errors alone.
+pub fn quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a line to stderr that users should know of, unless they want to be left alone.
+pub fn note(text: &str) {
+    if !quiet() {
+        let _ = writeln!(std::io::stderr(), "note: {}", one_line(text));
+    }
 }
 
 /// Writes a line to stdout. A reader that has gone away ends the program quietly.
@@ -227,4 +256,27 @@ pub fn print(text: &str) -> Result<(), Failure> {
 /// Writes one JSON object and a line break to stdout.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{}\n", serde_json::to_string(value)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_crate;
+
+    #[test]
+    fn places_of_panics_begin_at_the_crate() {
+        for (file, shown) in [
+            ("engine/src/text/stop.rs", "engine/src/text/stop.rs"),
+            (
+                "/h/me/.cargo/registry/src/index-1949cf8c/hf-hub-0.5.0/src/api/sync.rs",
+                "hf-hub-0.5.0/src/api/sync.rs",
+            ),
+            ("/rustc/ab12/library/core/src/option.rs", "core/src/option.rs"),
+            ("C:\\Users\\me\\registry\\src\\index\\gif-0.14.1\\src\\lib.rs", "gif-0.14.1/src/lib.rs"),
+            ("/h/me/target/release/build/x-1/out/made.rs", "made.rs"),
+            ("/src/lib.rs", "/src/lib.rs"),
+            ("lib.rs", "lib.rs"),
+        ] {
+            assert_eq!(in_crate(file), shown);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use ocelli_kernels::{
     Backend, BackendOp, Caps, DeviceOptions, OP_NAMES, OpVisitor, Picks, Row, for_each_op, spec,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::{KernelsArgs, KernelsCommand};
 use crate::fail::{Failure, Outcome, print, print_json};
@@ -57,16 +57,20 @@ fn known(op: &str) -> Result<(), Failure> {
     Err(Failure::usage(format!("no op `{op}`")).hint(format!("ops: {}", OP_NAMES.join(", "))))
 }
 
+/// Names of variants, or why there are none.
+type Names = Result<Vec<&'static str>, &'static str>;
+
 struct List<'a> {
     only: Option<&'a str>,
-    ops: Vec<(&'static str, Backend, Vec<&'static str>)>,
+    ops: Vec<(&'static str, Backend, Names)>,
 }
 
 impl OpVisitor for List<'_> {
     fn visit<O: BackendOp>(&mut self) {
         if self.only.is_none_or(|only| only == O::NAME) {
-            let rows = Backend::ALL.map(|backend| (O::NAME, backend, O::variants(backend)));
-            self.ops.extend(rows.into_iter().filter(|(_, _, rows)| !rows.is_empty()));
+            let built =
+                Backend::ALL.into_iter().filter(|backend| ocelli_kernels::missing(*backend).is_none());
+            self.ops.extend(built.map(|backend| (O::NAME, backend, O::variants(backend))));
         }
     }
 }
@@ -78,18 +82,22 @@ fn list(only: Option<&str>, as_json: bool) -> Result<(), Failure> {
     let mut all = List { only, ops: Vec::new() };
     for_each_op(&mut all);
     if as_json {
-        let rows: Vec<Value> = all
-            .ops
-            .iter()
-            .flat_map(|(op, backend, rows)| {
-                rows.iter().map(move |row| json!({"op": op, "backend": backend, "variant": row}))
-            })
-            .collect();
-        return print_json(&json!({ "schema": "ocelli.kernels.list.v1", "rows": rows }));
+        let (mut variants, mut absent) = (Vec::new(), Vec::new());
+        for (op, backend, rows) in &all.ops {
+            match rows {
+                Ok(rows) => variants
+                    .extend(rows.iter().map(|row| json!({"op": op, "backend": backend, "variant": row}))),
+                Err(why) => absent.push(json!({"op": op, "backend": backend, "reason": why})),
+            }
+        }
+        return print_json(
+            &json!({ "schema": "ocelli.kernels.list.v1", "rows": variants, "absent": absent }),
+        );
     }
     let mut text = String::new();
     for (op, backend, rows) in &all.ops {
-        let _ = writeln!(text, "{op:<14} {backend:<5} {}", rows.join(", "));
+        let said = rows.as_ref().map_or_else(|why| format!("none: {why}"), |rows| rows.join(", "));
+        let _ = writeln!(text, "{op:<14} {backend:<5} {said}");
     }
     print(&text)
 }
@@ -105,6 +113,8 @@ struct Why<'a> {
 struct Found {
     spec: String,
     rows: Vec<Row>,
+    /// Why there are none, if so.
+    absent: Option<&'static str>,
     /// Whether another variant than the estimates' runs.
     preferred: bool,
 }
@@ -114,9 +124,12 @@ impl OpVisitor for Why<'_> {
         if O::NAME == self.op {
             let read = spec::text::read::<O::Spec>(self.text);
             self.found = Some(read.map(|spec| {
-                let mut rows = O::explain(&spec, self.caps);
+                let (mut rows, absent) = match O::explain(&spec, self.caps) {
+                    Ok(rows) => (rows, None),
+                    Err(why) => (Vec::new(), Some(why)),
+                };
                 let preferred = self.picks.mark(O::NAME, &spec, &mut rows);
-                Found { spec: spec::text::write(&spec), rows, preferred }
+                Found { spec: spec::text::write(&spec), rows, absent, preferred }
             }));
         }
     }
@@ -126,7 +139,7 @@ fn why(op: &str, text: &str, caps: &Caps, picks: &Picks, as_json: bool) -> Resul
     known(op)?;
     let mut question = Why { op, text, caps, picks, found: None };
     for_each_op(&mut question);
-    let Found { spec, rows, preferred } = match question.found {
+    let Found { spec, rows, absent, preferred } = match question.found {
         Some(Ok(found)) => found,
         Some(Err(error)) => return Err(Failure::usage(format!("{op}: {error}"))),
         None => return Err(Failure::usage(format!("no op `{op}`"))),
@@ -137,6 +150,9 @@ fn why(op: &str, text: &str, caps: &Caps, picks: &Picks, as_json: bool) -> Resul
             "schema": "ocelli.kernels.why.v1", "op": op, "spec": spec, "backend": backend, "device": caps.device,
             "preferred": preferred, "rows": rows,
         });
+        if let Some(why) = absent {
+            answer["absent"] = why.into();
+        }
         match backend {
             Backend::Cpu => {
                 answer["isa"] = caps.isa.name().into();
@@ -161,6 +177,9 @@ fn why(op: &str, text: &str, caps: &Caps, picks: &Picks, as_json: bool) -> Resul
             (None, None) => String::new(),
         };
         let _ = writeln!(out, "{mark} {:<20} {said}", row.variant);
+    }
+    if let Some(why) = absent {
+        let _ = writeln!(out, "   no kernels: {why}");
     }
     if preferred {
         out.push_str("the choice is a measured or a forced one, not that of the estimates\n");

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return fail::usage(&error),
     };
-    fail::logging(cli.verbose);
+    fail::logging(cli.verbose, cli.quiet);
     match interrupt::install().and_then(|()| execute(&cli.command)) {
         Ok(code) => code,
         Err(failure) => failure.report(),

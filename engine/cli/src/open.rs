@@ -1,16 +1,17 @@
 //! From arguments to devices and models.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ocelli_bench::tune::{Loaded, Table, cache_dir};
+use ocelli_engine::choices::{Loaded, Table, cache_dir};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
-use ocelli_engine::image::{DecodeOptions, decode_file};
+use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Pipeline, Precision, Vlm};
+use ocelli_engine::{Ctx, Error, Pipeline, Precision, Processor};
 use ocelli_kernels::{Backend, BackendOp, Caps, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
+use ocelli_models::Leftovers;
 
 use crate::args::{BackendArg, DeviceArgs, ModelArgs};
 use crate::fail::Failure;
@@ -98,7 +99,9 @@ pub fn picks() -> Result<Picks, Failure> {
     impl OpVisitor for Known<'_> {
         fn visit<O: BackendOp>(&mut self) {
             let name = self.0.strip_prefix(O::NAME).and_then(|rest| rest.strip_prefix('/')).unwrap_or(self.0);
-            self.1 |= Backend::ALL.into_iter().any(|backend| O::variants(backend).contains(&name));
+            self.1 |= Backend::ALL
+                .into_iter()
+                .any(|backend| O::variants(backend).is_ok_and(|rows| rows.contains(&name)));
         }
     }
     let mut known = Known(&text, false);
@@ -113,11 +116,7 @@ pub fn picks() -> Result<Picks, Failure> {
 
 /// The files of a model, downloaded if need be.
 pub fn files(model: Option<&str>) -> Result<ModelFiles, Failure> {
-    let reference = ModelRef::parse(model)?;
-    let dir = match reference {
-        ModelRef::Demo => None,
-        _ => reference.resolve(&HubConfig::from_env()?, &mut Download::default())?,
-    };
+    let dir = ModelRef::parse(model)?.resolve(HubConfig::from_env, &mut Download::default())?;
     Ok(dir.map_or(ocelli_models::demo::FILES, ModelFiles::Dir))
 }
 
@@ -127,19 +126,20 @@ pub fn pipeline(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(Pipeline, Ctx), Failure> {
-    pipeline_of(&files(args.model.as_deref())?, &args.processor, device, precision)
+    pipeline_of(&files(args.model.as_deref())?, &args.processor, args.leftovers(), device, precision)
 }
 
 /// The same with files that are here.
 fn pipeline_of(
     files: &ModelFiles,
     processor: &[(String, String)],
+    leftovers: Leftovers,
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(Pipeline, Ctx), Failure> {
     let mut cx = Ctx::new(device, precision)?;
-    let mut model = ocelli_models::load(files, &mut cx)?;
-    set_processor(&mut *model, processor)?;
+    let mut model = ocelli_models::load_with(files, &mut cx, leftovers)?;
+    set_processor(&mut *model.processor, processor)?;
     let caps = device.caps();
     let threads = match caps.backend {
         Backend::Cpu => caps.units,
@@ -169,11 +169,11 @@ pub fn pipeline_for(
 ) -> Result<(Pipeline, Ctx), Failure> {
     let files = files(args.model.as_deref())?;
     let (theirs, processor) = (files.clone(), args.processor.clone());
-    device.expect(Box::new(move |device| {
+    device.warm_up(Box::new(move |device| {
         let rehearse = || -> Result<(), Failure> {
             let Question { messages, images, decode, params } = question;
             let images: Result<Vec<_>, _> = images.iter().map(|path| decode_file(path, &decode)).collect();
-            let (pipeline, mut cx) = pipeline_of(&theirs, &processor, device, precision)?;
+            let (pipeline, mut cx) = pipeline_of(&theirs, &processor, Leftovers::Warn, device, precision)?;
             Ok(pipeline.rehearse(&mut cx, &messages, &images?, &[params])?)
         };
         // Whatever is wrong, the question itself meets it too.
@@ -181,13 +181,65 @@ pub fn pipeline_for(
             tracing::debug!("not all kernels are compiled ahead: {failure:?}");
         }
     }));
-    pipeline_of(&files, &args.processor, device, precision)
+    pipeline_of(&files, &args.processor, args.leftovers(), device, precision)
+}
+
+/// Errors where what stands for a picture is no file's name: an address, or `-`.
+pub fn is_file_name(path: &Path) -> Result<(), Failure> {
+    if path.exists() {
+        return Ok(());
+    }
+    let text = path.to_string_lossy();
+    let hint = match text.split_once(':') {
+        _ if text == "-" => {
+            "a picture is read from a file; `-` as the prompt reads the prompt from standard input"
+        }
+        Some(("http" | "https", _)) => "a picture is read from a file; download it first",
+        Some(("file", _)) => "give the path alone, without `file:`",
+        Some(("data", _)) => "a picture is read from a file; decode it to one first",
+        _ => return Ok(()),
+    };
+    let shown: String = text.chars().take(200).collect();
+    Err(Failure::usage(format!("--image: expected the name of a file, found `{shown}`")).hint(hint))
+}
+
+/// The failure that a request's error is. Where pictures make a prompt too long, it says what would make them shorter.
+pub fn too_long(
+    error: Error,
+    pipeline: &mut Pipeline,
+    cx: &mut Ctx,
+    messages: &[Message],
+    pictures: &[Rgb8Image],
+) -> Failure {
+    let Error::PromptTooLong { limit, .. } = error else { return error.into() };
+    if pictures.is_empty() {
+        return error.into();
+    }
+    let mut whole = || -> ocelli_engine::Result<usize> {
+        pipeline.processor.set("do_image_splitting", "false")?;
+        let prepared = pipeline.prepare(cx, pictures)?;
+        match pipeline.lay_out(messages, &prepared.iter().collect::<Vec<_>>()) {
+            Err(Error::PromptTooLong { found, .. }) => Ok(found),
+            prompt => Ok(prompt?.len()),
+        }
+    };
+    shorter(error, whole().ok().filter(|found| *found <= limit))
+}
+
+/// The failure of a prompt that pictures make too long; `whole` is what it would have with one tile of each, if that fits.
+pub fn shorter(error: Error, whole: Option<usize>) -> Failure {
+    Failure::from(error).hint(match whole {
+        Some(found) => format!(
+            "pictures take most of it; with `--processor do_image_splitting=false`, which makes one tile of each, it has {found}"
+        ),
+        None => "fewer pictures or a shorter prompt take fewer".to_owned(),
+    })
 }
 
 /// Overrides fields of the image processor.
-pub fn set_processor(model: &mut dyn Vlm, fields: &[(String, String)]) -> Result<(), Failure> {
+pub fn set_processor(target: &mut dyn Processor, fields: &[(String, String)]) -> Result<(), Failure> {
     for (key, value) in fields {
-        model.set_processor(key, value).map_err(|error| Failure::usage(error.to_string()))?;
+        target.set(key, value).map_err(|error| Failure::usage(error.to_string()))?;
     }
     Ok(())
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use ocelli_engine::hub::DownloadProgress;
 
-/// Whether stderr is a terminal.
+/// Whether stderr is a terminal, and is wanted for more than errors.
 pub fn visible() -> bool {
-    std::io::stderr().is_terminal()
+    std::io::stderr().is_terminal() && !crate::fail::quiet()
 }
 
 /// A spinner with a text, until it is dropped. Nothing where stderr is no terminal.
@@ -29,6 +29,14 @@ impl Spinner {
     pub fn say(&self, text: &str) {
         if let Some(bar) = &self.0 {
             bar.set_message(text.to_owned());
+        }
+    }
+
+    /// Writes to stderr while it is out of the way.
+    pub fn pause(&self, write: impl FnOnce()) {
+        match &self.0 {
+            Some(bar) => bar.suspend(write),
+            None => write(),
         }
     }
 }

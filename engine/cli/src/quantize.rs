@@ -1,10 +1,10 @@
 //! `ocelli quantize`: writes a quantized copy of a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use ocelli_engine::weights::{QuantizeError, QuantizeOptions, Quantized, quantize as write};
+use ocelli_engine::weights::{Checkpoint, QuantizeError, QuantizeOptions, Quantized, quantize as write};
 use ocelli_kernels::DType;
 use serde::Serialize;
 
@@ -58,20 +58,28 @@ impl QuantizeArgs {
 
 /// Runs the command.
 pub fn quantize(args: &QuantizeArgs) -> Outcome {
-    let files = open::files(args.model.as_deref())?;
-    let family = ocelli_models::family(&files)?;
+    let files = open::files(args.which.model())?;
+    let roles = match ocelli_models::roles(&files) {
+        Ok(roles) => roles,
+        // What is quantized already is told as such.
+        Err(error) => match Checkpoint::open(&files) {
+            Ok(checkpoint) if checkpoint.quantization().is_some() => HashMap::new(),
+            _ => return Err(error.into()),
+        },
+    };
     let gentle = Gentle::begin();
     let mut bar = Bytes::new();
-    let done = write(&files, &args.out, &family.role, &args.options(), &mut |progress| {
-        bar.at(progress.name, progress.done, progress.total);
-        if gentle.asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let done =
+        write(&files, &args.out, &|module| roles.get(module).copied(), &args.options(), &mut |progress| {
+            bar.at(progress.name, progress.done, progress.total);
+            if gentle.asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
     drop(bar);
     let Quantized { formats, kept, bytes_before, bytes_after, files } = done?;
     drop(gentle);
     let formats: BTreeMap<String, usize> =
         formats.into_iter().map(|(format, count)| (format.to_string(), count)).collect();
-    let (model, out) = (args.model.as_deref().unwrap_or("demo"), args.out.display().to_string());
+    let (model, out) = (args.which.model().unwrap_or("demo"), args.out.display().to_string());
     if args.json {
         print_json(&Output {
             schema: "ocelli.quantize.v1",

@@ -5,21 +5,25 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ocelli_engine::generate::{FinishReason, generate};
 use ocelli_engine::image::{DecodeOptions, decode_file};
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::{FinishReason, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Phase, Timings};
 use serde::Serialize;
 
 use crate::args::{RunArgs, SamplingArgs};
-use crate::fail::{Failure, INTERRUPTED, Outcome, print, print_json};
-use crate::interrupt::Gentle;
+use crate::fail::{Failure, Outcome, note, print, print_json};
+use crate::interrupt::{self, Gentle};
 use crate::open;
 use crate::progress::Spinner;
 
 /// Most bytes of a prompt from standard input.
 const MAX_PROMPT: u64 = 16 << 20;
+
+/// What is to be known of the model that is inside the binary.
+const DEMO: &str = "this is the demo model, which knows drawn shapes and numbers alone, and questions about a picture; \
+                    --model DIR or --model OWNER/NAME takes a real one";
 
 #[derive(Serialize)]
 struct Output<'a> {
@@ -71,7 +75,7 @@ impl SamplingArgs {
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Outcome {
     let start = Instant::now();
-    let params = args.sampling.params();
+    let mut params = args.sampling.params();
     params.validate().map_err(ocelli_engine::Error::from)?;
     let prompt = read_prompt(&args.prompt)?;
     if prompt.trim().is_empty() && args.images.is_empty() {
@@ -79,6 +83,7 @@ pub fn run(args: &RunArgs) -> Outcome {
             .hint("say something, or give --image FILE"));
     }
 
+    args.images.iter().try_for_each(|path| open::is_file_name(path))?;
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
     let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
@@ -90,14 +95,23 @@ pub fn run(args: &RunArgs) -> Outcome {
         decode: options,
         params: params.clone(),
     };
-    let (pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;
+    let (mut pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;
+    params.max_tokens = params.max_tokens.min(pipeline.model.info().max_positions);
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    let token = pipeline.tokenizer.id_to_token(pipeline.model.info().image_token).unwrap_or_default();
-    if !token.is_empty() && args.system.iter().chain([&prompt]).any(|text| text.contains(&token)) {
+    let token = pipeline.processor.image_mark();
+    if !token.is_empty() && args.system.iter().chain([&prompt]).any(|text| text.contains(token)) {
         return Err(Failure::usage(format!(
             "the prompt contains `{token}`, which stands for a picture in this model"
         ))
         .hint("give pictures with --image FILE; they come before the prompt, in the order given"));
+    }
+
+    for stop in &params.stop {
+        if let Some(token) = pipeline.tokenizer.hidden_in(stop) {
+            tracing::warn!(
+                "--stop {stop:?} holds {token}, which never shows in an answer; stop at the token alone"
+            );
+        }
     }
 
     spinner.say("reading pictures");
@@ -106,15 +120,20 @@ pub fn run(args: &RunArgs) -> Outcome {
         pictures.push(cx.timings.measure(Phase::DecodeImage, || decode_file(path, &options))?);
     }
     spinner.say("looking at pictures");
-    let request = pipeline.request(&mut cx, &messages, &pictures, params)?;
+    let request = pipeline
+        .request(&mut cx, &messages, &pictures, params)
+        .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &messages, &pictures))?;
     drop(pictures);
+    if args.model.model.is_none() && !args.json {
+        spinner.pause(|| note(DEMO));
+    }
 
     spinner.say("reading the prompt");
     let mut spinner = Some(spinner);
     let mut written = Ok(());
     // From the first token on there is something to keep.
     let mut gentle: Option<Gentle> = None;
-    let answers = generate(&mut cx, &*pipeline.model, &pipeline.tokenizer, vec![request], |_, text| {
+    let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, text| {
         let gentle = gentle.get_or_insert_with(Gentle::begin);
         if !text.is_empty() {
             spinner = None;
@@ -155,10 +174,15 @@ pub fn run(args: &RunArgs) -> Outcome {
             timings,
             peak_memory_bytes: peak_memory(),
         })?;
-    } else if !answer.text.ends_with('\n') {
-        print("\n")?;
+    } else {
+        if !answer.text.ends_with('\n') {
+            print("\n")?;
+        }
+        if answer.text.is_empty() && !interrupted {
+            note("the answer has no text: the model ended it at once, or gave special tokens alone");
+        }
     }
-    Ok(if interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { ExitCode::from(interrupt::code()) } else { ExitCode::SUCCESS })
 }
 
 fn read_prompt(text: &str) -> Result<String, Failure> {

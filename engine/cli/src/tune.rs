@@ -5,17 +5,19 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
+use ocelli_bench::plan::{Plan, Wanted};
 use ocelli_bench::shapes::Shape;
-use ocelli_bench::tune::{self, Choice, Loaded, Table, cache_dir};
+use ocelli_bench::tune;
+use ocelli_engine::choices::{Choice, Loaded, Table, cache_dir};
 use ocelli_engine::weights::Checkpoint;
 use ocelli_engine::{Ctx, Error};
 use ocelli_kernels::{Caps, DeviceOptions};
+use ocelli_models::Leftovers;
 use serde_json::{Value, json};
 
-use crate::args::{InspectArgs, TuneArgs};
+use crate::args::TuneArgs;
 use crate::bench::failure;
 use crate::fail::{Failure, print, print_json};
-use crate::inspect::plan::Plan;
 use crate::open;
 use crate::progress::Spinner;
 
@@ -105,27 +107,17 @@ fn text(choices: &[Choice], caps: &Caps, path: &str) -> String {
 fn model_shapes(model: &str, args: &TuneArgs, caps: &Caps) -> Result<Vec<Shape>, Failure> {
     let files = open::files(Some(model))?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
-    let family = ocelli_models::family(&files)?;
     let precision = args.device.precision(caps);
     let mut shapes = vec![];
     for prompt_tokens in PROMPTS {
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);
-        let loaded = (family.load)(&files, &checkpoint, &mut cx)?;
-        let request = InspectArgs {
-            model: Some(model.to_owned()),
-            processor: vec![],
-            image_sizes: vec![],
-            images: None,
-            prompt_tokens,
-            max_tokens: 64,
-            device: args.device.clone(),
-            json: false,
-        };
-        let plan = match Plan::make(&request, &files, loaded, &mut cx, &log, 0) {
+        let loaded = ocelli_models::load_from(&files, &checkpoint, &mut cx, Leftovers::Ignore)?;
+        let wanted = Wanted { images: vec![(512, 512)], prompt_tokens, max_tokens: 64 };
+        let plan = match Plan::make(&wanted, &files, loaded, &mut cx, &log, 0) {
             Ok(plan) => plan,
             // Longer prompts than the model takes.
             Err(_) if !shapes.is_empty() => break,
-            Err(failure) => return Err(failure),
+            Err(error) => return Err(error.into()),
         };
         let steps = plan.phases.into_iter().flat_map(|phase| phase.steps);
         shapes.extend(steps.map(|step| Shape { what: step.module, op: step.op.to_owned(), spec: step.spec }));

@@ -31,9 +31,11 @@ fn table(report: &Report) -> String {
         let _ = writeln!(text, "\n{}: {}", case.name, word(case.pass));
         for stage in &case.stages {
             let note = stage.note.as_deref().map(|note| format!("  ({note})")).unwrap_or_default();
+            let mean =
+                stage.mean.map(|(mean, most)| format!(", mean {mean:.2e} of {most:.1e}")).unwrap_or_default();
             let _ = writeln!(
                 text,
-                "  {:<18} {:>10.2e} of {:.1e}  {}{note}",
+                "  {:<18} {:>10.2e} of {:.1e}{mean}  {}{note}",
                 stage.name,
                 stage.max_abs,
                 stage.tolerance,
@@ -41,8 +43,13 @@ fn table(report: &Report) -> String {
             );
         }
         let same = case.greedy.expected.iter().zip(&case.greedy.got).take_while(|(a, b)| a == b).count();
-        let all = case.greedy.expected.len();
-        let _ = writeln!(text, "  {:<18} {same} of {all} tokens equal", "greedy");
+        let (all, counted) = (case.greedy.expected.len(), case.greedy.counted);
+        let some = if counted < all { format!(", {counted} have to be") } else { String::new() };
+        let _ = writeln!(text, "  {:<18} {same} of {all} tokens equal{some}", "greedy");
+        let _ = writeln!(text, "  {:<18} {} compared", "stages", case.compared);
+        for stage in &case.not_shown {
+            let _ = writeln!(text, "  {stage:<18} not compared: the model does not show it");
+        }
         if let Some(stage) = case.first_divergence() {
             let _ = writeln!(text, "  diverges first at {stage}");
         }

@@ -3,24 +3,24 @@
 //! Nothing is computed and no weights are read: the request is planned by the very code that would run it, on a stream
 //! that only notes what it is given.
 
-pub mod plan;
 mod table;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use ocelli_bench::plan::{Plan, Wanted};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::vlm::PartInfo;
-use ocelli_engine::weights::{Checkpoint, Copied};
+use ocelli_engine::weights::{Checkpoint, Copied, Quantization};
 use ocelli_engine::{Ctx, Error, Precision};
 use ocelli_kernels::{Backend, Caps, DType};
+use ocelli_models::Leftovers;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::args::InspectArgs;
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::open;
-use plan::Plan;
 
 /// What is known of a model. Fields from `parts` on are empty if it is refused before they are known.
 #[derive(Debug, Serialize)]
@@ -90,7 +90,7 @@ impl From<Copied> for Copies {
 
 /// Runs the command: exit code 1 if the model cannot run.
 pub fn inspect(args: &InspectArgs) -> Outcome {
-    let files = open::files(args.model.as_deref())?;
+    let files = open::files(args.which.model())?;
     let (device, precision) = open::device(&args.device)?;
     let config: Value = files.require_json("config.json").map_err(Error::from)?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
@@ -129,13 +129,10 @@ impl Report {
             *types.entry(info.dtype.to_string()).or_default() += 1;
         }
         let architectures = config["architectures"].as_array().into_iter().flatten();
-        let quantization = checkpoint.quantization().map(|quantization| {
-            let how = [quantization.method.as_str(), quantization.format.as_str()];
-            how.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")
-        });
+        let quantization = checkpoint.quantization().map(Quantization::name);
         Self {
             schema: "ocelli.inspect.v1",
-            model: args.model.clone().unwrap_or_else(|| "demo".into()),
+            model: args.which.model().unwrap_or("demo").to_owned(),
             model_type: config["model_type"].as_str().map(str::to_owned),
             architectures: architectures.filter_map(Value::as_str).map(str::to_owned).collect(),
             family: None,
@@ -173,15 +170,47 @@ impl Report {
         let family = ocelli_models::family(files)?;
         self.family = Some(family.name);
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);
-        let mut model = (family.load)(files, checkpoint, &mut cx)?;
-        self.parts = model.parts().into_iter().map(Part::from).collect();
+        let mut loaded = ocelli_models::load_from(files, checkpoint, &mut cx, Leftovers::Ignore)?;
+        self.parts = loaded.model.parts().into_iter().map(Part::from).collect();
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();
         self.copied = checkpoint.copied().into();
-        open::set_processor(&mut *model, &args.processor)?;
-        let plan = Plan::make(args, files, model, &mut cx, &log, checkpoint.used_bytes())?;
+        open::set_processor(&mut *loaded.processor, &args.processor)?;
+        let wanted =
+            Wanted { images: sizes(args)?, prompt_tokens: args.prompt_tokens, max_tokens: args.max_tokens };
+        let plan = match Plan::make(&wanted, files, loaded, &mut cx, &log, checkpoint.used_bytes()) {
+            Err(error @ Error::PromptTooLong { .. }) if !wanted.images.is_empty() => {
+                let whole = || -> ocelli_engine::Result<usize> {
+                    let (mut cx, log) = Ctx::dry(caps.clone(), precision);
+                    let mut loaded = ocelli_models::load_from(files, checkpoint, &mut cx, Leftovers::Ignore)?;
+                    loaded.processor.set("do_image_splitting", "false")?;
+                    let plan = Plan::make(&wanted, files, loaded, &mut cx, &log, 0)?;
+                    Ok(plan.request.prompt_tokens)
+                };
+                return Err(open::shorter(error, whole().ok()));
+            }
+            plan => plan?,
+        };
         self.refused.extend(plan.refusals());
         self.plan = Some(plan);
         Ok(())
     }
+}
+
+/// Width and height of each picture.
+fn sizes(args: &InspectArgs) -> Result<Vec<(usize, usize)>, Failure> {
+    let mut sizes = args.image_sizes.clone();
+    if sizes.is_empty() {
+        sizes.push((512, 512));
+    }
+    if let Some(count) = args.images.map(usize::from) {
+        if count < args.image_sizes.len() {
+            let given = args.image_sizes.len();
+            return Err(Failure::usage(format!(
+                "--images {count}: expected at least {given}, the number of --image-size"
+            )));
+        }
+        sizes.resize(count, sizes[sizes.len() - 1]);
+    }
+    Ok(sizes)
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use ocelli_bench::plan::{Plan, Step};
+
 use super::Report;
-use super::plan::{Plan, Step};
 use crate::units::{bytes, count};
 
 /// Most unused tensors and refusals that are named; JSON names all.
@@ -39,7 +40,7 @@ impl Report {
         );
         self.parts(&mut text);
         if let Some(plan) = &self.plan {
-            plan.write(&mut text);
+            write_plan(plan, &mut text);
         }
         for reason in self.refused.iter().take(NAMED) {
             let _ = writeln!(text, "refused       {reason}");
@@ -83,54 +84,51 @@ impl Report {
     }
 }
 
-impl Plan {
-    fn write(&self, text: &mut String) {
-        let request = &self.request;
-        let sizes: Vec<String> =
-            request.images.iter().map(|(width, height)| format!("{width}x{height}")).collect();
-        let pictures = match &sizes[..] {
-            [] => "no picture".to_owned(),
-            [one] => format!("one picture of {one}"),
-            all => format!("{} pictures of {}", all.len(), all.join(", ")),
-        };
-        let _ = writeln!(
-            text,
-            "\nplan for {pictures}: {} tile{}, {} image tokens in a prompt of {}, an answer of at most {}",
-            request.tiles,
-            if request.tiles == 1 { "" } else { "s" },
-            request.image_tokens,
-            request.prompt_tokens,
-            request.max_tokens
-        );
-        let memory = &self.memory;
-        let _ = writeln!(
-            text,
-            "memory {}: weights {}, keys and values {} ({} a token), image features {}, activations {}",
-            bytes(memory.total),
-            bytes(memory.weights),
-            bytes(memory.kv_cache),
-            bytes(memory.kv_per_token),
-            bytes(memory.image_features),
-            bytes(memory.activations)
-        );
-        for phase in &self.phases {
-            let _ =
-                writeln!(text, "\n{}: {} flop, {} moved", phase.name, count(phase.flops), bytes(phase.bytes));
-            let width = |of: fn(&Step) -> usize| phase.steps.iter().map(of).max().unwrap_or(0);
-            let (module, op) = (width(|step| step.module.len()), width(|step| step.op.len()));
-            let variant = width(|step| step.variant.unwrap_or("none").len());
-            for step in &phase.steps {
-                let _ = writeln!(
-                    text,
-                    "  {:<module$}  {:<op$}  {:<variant$}  x{:<4} {:>10}  {}",
-                    step.module,
-                    step.op,
-                    step.variant.unwrap_or("none"),
-                    step.count,
-                    bytes(step.weight_bytes),
-                    step.spec,
-                );
-            }
+fn write_plan(plan: &Plan, text: &mut String) {
+    let request = &plan.request;
+    let sizes: Vec<String> =
+        request.images.iter().map(|(width, height)| format!("{width}x{height}")).collect();
+    let pictures = match &sizes[..] {
+        [] => "no picture".to_owned(),
+        [one] => format!("one picture of {one}"),
+        all => format!("{} pictures of {}", all.len(), all.join(", ")),
+    };
+    let _ = writeln!(
+        text,
+        "\nplan for {pictures}: {} tile{}, {} image tokens in a prompt of {}, an answer of at most {}",
+        request.tiles,
+        if request.tiles == 1 { "" } else { "s" },
+        request.image_tokens,
+        request.prompt_tokens,
+        request.max_tokens
+    );
+    let memory = &plan.memory;
+    let _ = writeln!(
+        text,
+        "memory {}: weights {}, keys and values {} ({} a token), image features {}, activations {}",
+        bytes(memory.total),
+        bytes(memory.weights),
+        bytes(memory.kv_cache),
+        bytes(memory.kv_per_token),
+        bytes(memory.image_features),
+        bytes(memory.activations)
+    );
+    for phase in &plan.phases {
+        let _ = writeln!(text, "\n{}: {} flop, {} moved", phase.name, count(phase.flops), bytes(phase.bytes));
+        let width = |of: fn(&Step) -> usize| phase.steps.iter().map(of).max().unwrap_or(0);
+        let (module, op) = (width(|step| step.module.len()), width(|step| step.op.len()));
+        let variant = width(|step| step.variant.unwrap_or("none").len());
+        for step in &phase.steps {
+            let _ = writeln!(
+                text,
+                "  {:<module$}  {:<op$}  {:<variant$}  x{:<4} {:>10}  {}",
+                step.module,
+                step.op,
+                step.variant.unwrap_or("none"),
+                step.count,
+                bytes(step.weight_bytes),
+                step.spec,
+            );
         }
     }
 }

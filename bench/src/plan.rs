@@ -3,22 +3,34 @@
 use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::generate::Scheduler;
 use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::prompt::{Positions, Prompt};
 use ocelli_engine::sample::SamplingParams;
+use ocelli_engine::scheduler::{Event, Limits, Media, Scheduler};
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Pipeline, Vlm};
+use ocelli_engine::{Ctx, Error, Loaded, Pipeline, Result};
 use ocelli_kernels::{NullLog, NullRecord};
 use serde::Serialize;
 
-use crate::args::InspectArgs;
-use crate::fail::Failure;
+/// A request to plan.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Width and height of each picture.
+    pub images: Vec<(usize, usize)>,
+    /// Tokens of text, besides pictures and chat template.
+    pub prompt_tokens: usize,
+    /// Most tokens of the answer.
+    pub max_tokens: usize,
+}
 
 /// A request, the kernels that it runs and the memory that it takes.
 #[derive(Debug, Serialize)]
 pub struct Plan {
+    /// What is planned for.
     pub request: Request,
+    /// The memory that it takes.
     pub memory: Memory,
+    /// Its stages, in order.
     pub phases: Vec<Phase>,
 }
 
@@ -33,6 +45,7 @@ pub struct Request {
     pub image_tokens: usize,
     /// Tokens of the whole prompt.
     pub prompt_tokens: usize,
+    /// Most tokens of the answer.
     pub max_tokens: usize,
 }
 
@@ -43,10 +56,13 @@ pub struct Memory {
     pub weights: u64,
     /// Keys and values of prompt and answer.
     pub kv_cache: u64,
+    /// The same of one token.
     pub kv_per_token: u64,
     /// Features of the pictures.
     pub image_features: u64,
+    /// Activations at their peak.
     pub activations: u64,
+    /// All of these.
     pub total: u64,
 }
 
@@ -55,9 +71,11 @@ pub struct Memory {
 pub struct Phase {
     /// `vision` (tower and connector), `prefill`, or `decode` (one token after the prompt).
     pub name: &'static str,
+    /// Arithmetic.
     pub flops: u64,
     /// Bytes that must be read and written.
     pub bytes: u64,
+    /// Its ops.
     pub steps: Vec<Step>,
 }
 
@@ -66,7 +84,9 @@ pub struct Phase {
 pub struct Step {
     /// Path of the modules: `model.text_model.layers.0-29.mlp`.
     pub module: String,
+    /// The op.
     pub op: &'static str,
+    /// Its spec in the text form.
     pub spec: String,
     /// The kernel that would run it.
     pub variant: Option<&'static str>,
@@ -76,68 +96,67 @@ pub struct Step {
     pub count: usize,
     /// Bytes of the modules' weights.
     pub weight_bytes: u64,
+    /// Arithmetic.
     pub flops: u64,
     /// Bytes that must be read and written.
     pub bytes: u64,
 }
 
 impl Plan {
-    /// Runs the request that the arguments describe on a context that computes nothing.
+    /// Runs the request on a context that computes nothing.
     pub fn make(
-        args: &InspectArgs,
+        wanted: &Wanted,
         files: &ModelFiles,
-        model: Box<dyn Vlm>,
+        loaded: Loaded,
         cx: &mut Ctx,
         log: &NullLog,
         weights: u64,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let pipeline = Pipeline::new(files, model, threads)?;
-        let sizes = sizes(args)?;
-        let images =
-            sizes.iter().map(|&(width, height)| blank(width, height)).collect::<Result<Vec<_>, _>>()?;
+        let pipeline = Pipeline::new(files, loaded, threads)?;
+        let Wanted { images: sizes, prompt_tokens: text_tokens, max_tokens } = wanted.clone();
+        let images = sizes.iter().map(|&(width, height)| blank(width, height)).collect::<Result<Vec<_>>>()?;
         let info = pipeline.model.info().clone();
+        let max_tokens = max_tokens.min(info.max_positions);
         // The model's own end tokens must not end what is planned: every value of a dry run is zero.
-        let params =
-            SamplingParams { max_tokens: args.max_tokens, ignore_eos: true, ..SamplingParams::default() };
+        let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
         let _ = log.take();
-        let mut request =
-            pipeline.request(cx, &[Message::user(images.len(), String::new())], &images, params)?;
-        drop(images);
+        let messages = [Message::user(images.len(), String::new())];
+        let mut request = pipeline.request(cx, &messages, &images, params)?;
         let mut phases = Vec::new();
         if !sizes.is_empty() {
+            for media in &mut request.media {
+                if let Media::Picture(picture) = media
+                    && let Some(features) = pipeline.model.encode(cx, &[picture])?.pop()
+                {
+                    *media = Media::Features(features);
+                }
+            }
             phases.push(Phase::of("vision", &log.take()));
         }
-        let filler = u32::from(info.image_token == 0);
         let room = info.max_positions.saturating_sub(request.prompt.len());
-        if args.prompt_tokens >= room {
-            return Err(Failure::new(format!(
-                "prompt: expected at most {} tokens, found {}",
-                info.max_positions.saturating_sub(1),
-                request.prompt.len().saturating_add(args.prompt_tokens)
-            )));
+        if text_tokens >= room {
+            let (limit, found) = (info.max_positions.saturating_sub(1), request.prompt.len());
+            return Err(Error::PromptTooLong { limit, found: found.saturating_add(text_tokens) });
         }
-        request.prompt.extend(std::iter::repeat_n(filler, args.prompt_tokens));
+        lengthen(&mut request.prompt, text_tokens);
         let prompt_tokens = request.prompt.len();
-        let image_tokens = request.images.iter().map(|features| features.size(0)).sum();
-        let image_features = request.images.iter().map(|features| features.view().bytes()).sum();
+        let image_tokens = request.prompt.spans.iter().map(|span| span.rows.len()).sum();
+        let image_features = (image_tokens * info.d_model * cx.dtype().size()) as u64;
 
-        let requests = [request];
-        let kv_tokens = Scheduler::tokens_for(&*pipeline.model, &requests);
-        let mut scheduler = Scheduler::new(cx, &*pipeline.model, pipeline.tokenizer.clone(), kv_tokens)?;
-        for request in requests {
-            scheduler.submit(request)?;
-        }
+        let limits = Limits::of(&info, std::slice::from_ref(&request));
+        let mut scheduler = Scheduler::new(cx, pipeline.model.clone(), pipeline.tokenizer.clone(), limits)?;
+        scheduler.submit(request)?;
         while cx.timings.prefill_tokens < prompt_tokens && !scheduler.is_idle() {
-            scheduler.step(cx)?;
+            step(&mut scheduler, cx)?;
         }
         phases.push(Phase::of("prefill", &log.take()));
         if !scheduler.is_idle() {
-            scheduler.step(cx)?;
+            step(&mut scheduler, cx)?;
             phases.push(Phase::of("decode", &log.take()));
         }
         let kv_per_token = info.kv.bytes_per_token(cx.dtype());
-        let kv_cache = kv_per_token * kv_tokens as u64;
+        let kv_cache = scheduler.kv().layers().map(|(k, v)| k.bytes() + v.bytes()).sum();
         let activations = cx.peak_activations() as u64;
         Ok(Self {
             request: Request {
@@ -145,7 +164,7 @@ impl Plan {
                 tiles: cx.timings.tiles,
                 image_tokens,
                 prompt_tokens,
-                max_tokens: args.max_tokens,
+                max_tokens,
             },
             memory: Memory {
                 weights,
@@ -160,6 +179,7 @@ impl Plan {
     }
 
     /// The ops that no kernel runs.
+    #[must_use]
     pub fn refusals(&self) -> Vec<String> {
         let steps = self.phases.iter().flat_map(|phase| &phase.steps);
         let reason = |step: &Step| {
@@ -179,27 +199,25 @@ impl Phase {
     }
 }
 
-/// Width and height of each picture.
-fn sizes(args: &InspectArgs) -> Result<Vec<(usize, usize)>, Failure> {
-    let mut sizes = args.image_sizes.clone();
-    if sizes.is_empty() {
-        sizes.push((512, 512));
-    }
-    if let Some(count) = args.images.map(usize::from) {
-        if count < args.image_sizes.len() {
-            let given = args.image_sizes.len();
-            return Err(Failure::usage(format!(
-                "--images {count}: expected at least {given}, the number of --image-size"
-            )));
-        }
-        sizes.resize(count, sizes[sizes.len() - 1]);
-    }
-    Ok(sizes)
+/// A step of the request, which must not fail.
+fn step(scheduler: &mut Scheduler, cx: &mut Ctx) -> Result<(), Error> {
+    let failed = |event| if let Event::Failed { error, .. } = event { Err(error) } else { Ok(()) };
+    scheduler.step(cx).into_iter().try_for_each(failed)
 }
 
-fn blank(width: usize, height: usize) -> Result<Rgb8Image, Failure> {
+/// Adds tokens of text at the end of a prompt.
+fn lengthen(prompt: &mut Prompt, tokens: usize) {
+    let (len, more) = (prompt.len(), tokens as i32);
+    if let Positions::Axes { at, next } = &mut prompt.positions {
+        at.extend((0..more).map(|i| [*next + i; 3]));
+        *next += more;
+    }
+    prompt.tokens.resize(len + tokens, 0);
+}
+
+fn blank(width: usize, height: usize) -> Result<Rgb8Image> {
     Rgb8Image::from_raw(width, height, vec![0; width * height * 3])
-        .ok_or_else(|| Failure::usage(format!("--image-size: {width}x{height} is no picture")))
+        .ok_or_else(|| Error::Request(format!("image size: {width}x{height} is no picture")))
 }
 
 /// Ops with everything in common but the numbers in their modules' paths become one step.

@@ -1,50 +1,20 @@
-//! Measured choices: the fastest variant of each op at each shape on one device, found once and kept.
-
-mod table;
+//! The fastest variant of each op at each shape on one device, found by measuring: what becomes the
+//! [choices](ocelli_engine::choices) that runs load.
 
 use std::time::{Duration, Instant};
 
+use ocelli_engine::choices::Choice;
 use ocelli_kernels::Backend;
-use serde::{Deserialize, Serialize};
 
 use crate::kernels::{BenchError, Cx, Ready};
 use crate::record::spec_text;
 use crate::shapes::Shape;
 use crate::stats::Plan;
 
-pub use table::{Loaded, SCHEMA, Table, cache_dir};
-
 /// The estimates' pick stays unless another variant takes less than this share of its time.
 const CLEARLY: f64 = 0.97;
 /// Turns in which the variants of a shape are timed one after another.
 const ROUNDS: usize = 3;
-
-/// The choice for one op at one spec.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Choice {
-    /// The op.
-    pub op: String,
-    /// Its spec in the text form.
-    pub spec: String,
-    /// The fastest variant.
-    pub variant: String,
-    /// Microseconds that it takes.
-    pub us: f64,
-    /// The variant that the estimates pick.
-    pub estimated: String,
-    /// Microseconds that this one takes.
-    pub estimated_us: f64,
-    /// Variants that were timed.
-    pub candidates: usize,
-}
-
-impl Choice {
-    /// How many times as fast the choice is as the estimates' pick.
-    #[must_use]
-    pub fn gain(&self) -> f64 {
-        self.estimated_us / self.us
-    }
-}
 
 /// What was found.
 #[derive(Clone, Debug, Default)]
