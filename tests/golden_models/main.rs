@@ -3,6 +3,7 @@
 mod batch;
 mod cuda;
 mod demo;
+mod published;
 mod real_size;
 mod wgpu;
 

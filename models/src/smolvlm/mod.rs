@@ -28,6 +28,7 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     config.inert(&["image_token_id", "vocab_size", "perceiver_config", "qk_layer_norms"]);
     let tower = VitPlan::idefics(&config.part("vision_config")?)?;
     let text = config.part("text_config")?;
+    text.inert(&["perceiver_config"]);
     let text = TextPlan::read(&text, &["llama", "VLlama3"], config.get("tie_word_embeddings")?)?;
     let factor = config.size("scale_factor", 2)?;
     if !tower.side().is_multiple_of(factor) {
