@@ -68,7 +68,8 @@ DEVICE void fetch_queries(u8* to, const Operands& p, const Sequence& s, i32 head
 template <bool VALUES>
 DEVICE void fetch_rows(u8* to, const Operands& p, const Sequence& s, const KeyTiles<TILE_K>& tiles, i32 head, i32 key) {
     const X* const from = static_cast<const X*>(VALUES ? p.v : p.k);
-#pragma unroll 4
+    // Two blocks of long heads leave no registers for the places of several parts.
+#pragma unroll(BLOCKS == 2 && HEAD_DIM > 64 ? 1 : 4)
     for (i32 first = 0; first < TILE_K * PARTS; first += THREADS) {
         const i32 i = first + static_cast<i32>(threadIdx.x);
         if (TILE_K * PARTS % THREADS != 0 && i >= TILE_K * PARTS) break;
