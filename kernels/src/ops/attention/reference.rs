@@ -71,6 +71,9 @@ pub(super) fn reference(op: &Attention, io: &mut Oracle) -> Result<(), KernelErr
     let u = DType::F32.roundoff();
     // Kernels may store probabilities in the type of the queries between the two products.
     let p_roundoff = if op.q.dtype() == DType::F32 { 0.0 } else { op.q.dtype().roundoff() };
+    // Powers of differences from the largest score are such probabilities before they are divided by their sum. In f16 those below
+    // 2^-14 are subnormal: off by up to 2^-25, whatever their size.
+    let p_subnormal = if op.q.dtype() == DType::F16 { f64::from(2.0f32.powi(-25)) } else { 0.0 };
 
     let seq_of = |token: usize| {
         (0..op.seqs()).rfind(|&s| starts[s] as usize <= token && (token as i64) < starts[s + 1])
@@ -127,16 +130,20 @@ pub(super) fn reference(op: &Attention, io: &mut Oracle) -> Result<(), KernelErr
         let most = scores.iter().fold(f64::NEG_INFINITY, |most, &(_, score)| most.max(score));
         let total: f64 = scores.iter().map(|&(_, score)| (score - most).exp()).sum();
         let (mut out, mut magnitude) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+        let mut subnormal = vec![0.0; head_dim];
         for &(j, score) in &scores {
             let p = (score - most).exp() / total;
             for (d, value) in v[row_of(j)..][..head_dim].iter().enumerate() {
                 out[d] += p * value;
                 magnitude[d] += (p * value).abs();
+                subnormal[d] += p_subnormal / total * value.abs();
             }
         }
         // A probability is off by the error of its own score and that of the normalizer, and by exp and the division.
         let relative = 2.0 * score_error + 16.0 * u + p_roundoff;
-        errors.extend(magnitude.iter().map(|&m| relative * m + tolerance::dot(scores.len(), 2.0 * m)));
+        let error =
+            |(&m, &absolute): (&f64, &f64)| relative * m + absolute + tolerance::dot(scores.len(), 2.0 * m);
+        errors.extend(magnitude.iter().zip(&subnormal).map(error));
         values.extend(out);
     }
     let indices = (picked.len() < tokens * heads_q).then_some(indices);

@@ -32,9 +32,9 @@ impl Tiles {
     /// For `units` key heads of `rows` query rows each.
     fn of(spec: &AttentionSpec, rows: u32, units: u32, caps: &Caps) -> Self {
         // What registers hold of scores, powers and sums of 64 rows: three consumers have 160 a thread, two have 240. A
-        // hyperbolic tangent takes more.
+        // hyperbolic tangent and the places of pages take more.
         let most = match (spec.head_dim, spec.softcap) {
-            (0..=64, false) => 3,
+            (0..=64, false) if spec.page == 0 => 3,
             (0..=128, _) | (_, false) => 2,
             _ => 1,
         };
