@@ -139,3 +139,15 @@ fn other_broken_files() {
     run_model(&model.0).fails(1, &["tokenizer.json"]);
     assert!(golden("smolvlm").is_dir());
 }
+
+/// Sizes of 0 in a tower that takes pictures of any size.
+#[test]
+fn towers_of_no_size() {
+    for field in
+        ["patch_size", "num_heads", "hidden_size", "spatial_merge_size", "window_size", "temporal_patch_size"]
+    {
+        let model = Temp::copy_of(&crate::golden("qwen2_5_vl"));
+        model.edit("config.json", |config| config["vision_config"][field] = 0.into());
+        run_model(&model.0).fails(1, &["config.json", "vision_config."]);
+    }
+}

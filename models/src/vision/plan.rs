@@ -256,7 +256,7 @@ impl VitPlan {
                 .bad("num_hidden_layers", format!("expected at most 65536 layers, found {}", self.layers)));
         }
         let side = self.image / self.patch.max(1);
-        if side == 0 || self.heads == 0 || !self.d.is_multiple_of(self.heads) {
+        if self.patch == 0 || side == 0 || self.heads == 0 || !self.d.is_multiple_of(self.heads) {
             return Err(vision.bad(
                 "hidden_size",
                 format!(
