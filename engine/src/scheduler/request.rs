@@ -97,12 +97,12 @@ impl Request {
     }
 }
 
-/// Errors if a picture has fewer rows of features than the prompt takes.
+/// Errors if a picture has another number of rows of features than the prompt takes.
 pub(super) fn check_rows(media: usize, features: &Features, prompt: &Prompt) -> Result<()> {
     let (expected, found) = (prompt.rows_of(media), features.len());
-    if found < expected {
+    if found != expected {
         return Err(Error::Request(format!(
-            "picture {}: expected at least {expected} rows of features, found {found}",
+            "picture {}: expected {expected} rows of features, found {found}",
             media + 1
         )));
     }

@@ -282,7 +282,7 @@ fn who_fails_fails_alone() {
         let failure = |number: usize| all[number].1.as_ref().unwrap_err().as_str();
         assert_eq!(failure(6), "picture 99");
         assert_eq!(all[7].1.as_ref().unwrap().token_ids.len(), 9);
-        assert_eq!(failure(8), "picture 1: expected at least 14 rows of features, found 10");
+        assert_eq!(failure(8), "picture 1: expected 14 rows of features, found 10");
         assert!(failure(9).contains("expected finite numbers"), "{}", failure(9));
         assert_eq!(failure(10), format!("token {POISON}"));
         assert!(scheduler.kv.is_empty() && scheduler.kv.used_pages(0) == 0);
