@@ -16,7 +16,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_kernels::cpu::CpuDevice;
 use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
-use ocelli_kernels::{Device, ReferenceDevice};
+use ocelli_kernels::{Backend, DType, Device, DeviceOptions, ReferenceDevice};
 
 const FAMILIES: [&str; 5] = ["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3"];
 
@@ -25,7 +25,11 @@ fn golden(family: &str) -> PathBuf {
 }
 
 fn run(model: &Path, reference: &Path, device: &dyn Device) -> Report {
-    verify(&ModelFiles::dir(model), reference, device, Precision::default()).expect("verify")
+    run_in(model, reference, device, Precision::default())
+}
+
+fn run_in(model: &Path, reference: &Path, device: &dyn Device, precision: Precision) -> Report {
+    verify(&ModelFiles::dir(model), reference, device, precision).expect("verify")
 }
 
 fn explain(report: &Report) -> String {
@@ -60,6 +64,22 @@ fn every_instruction_set() {
             let dir = golden(family);
             let report = run(&dir, &dir, &device);
             assert!(report.pass, "{isa}: {}", explain(&report));
+        }
+    }
+}
+
+/// In bf16 every stage drifts no further than transformers' own bf16 run does.
+#[test]
+fn sixteen_bits_drift_as_the_reference_does() {
+    let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+    let precision = Precision { dtype: DType::BF16, ..Precision::default() };
+    for family in FAMILIES {
+        let dir = golden(family);
+        let report = run_in(&dir, &dir, &*device, precision);
+        assert!(report.pass, "{}", explain(&report));
+        for stage in report.cases.iter().flat_map(|case| &case.stages) {
+            let drift = !["pixels", "token_ids", "position_ids"].contains(&&*stage.name);
+            assert_eq!(stage.mean.is_some(), drift, "{family}: {}", stage.name);
         }
     }
 }
