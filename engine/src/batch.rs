@@ -44,9 +44,9 @@ pub enum Sees {
     /// Row `r` sees keys `from[r]..to[r]`, i32 `[rows]` each.
     Ranges {
         /// First key.
-        from: Tensor,
+        from: Box<Tensor>,
         /// Key after the last.
-        to: Tensor,
+        to: Box<Tensor>,
     },
 }
 
@@ -280,7 +280,7 @@ impl Batch<'_> {
             for seen in sees {
                 let how = match seen.ranges {
                     None => Sees::Causal { window: seen.window },
-                    Some(_) => Sees::Ranges { from: next()?, to: next()? },
+                    Some(_) => Sees::Ranges { from: next()?.into(), to: next()?.into() },
                 };
                 of_groups.push((how, seen.pairs));
             }

@@ -150,11 +150,13 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
             }
         }
         let victim = step * 7 % count;
-        if step % 5 == 0 && victim % 4 == 1 && cancelled < count / 6 {
-            if let Some(answer) = scheduler.cancel(victim) {
-                answers[victim] = Some(answer);
-                cancelled += 1;
-            }
+        if step % 5 == 0
+            && victim % 4 == 1
+            && cancelled < count / 6
+            && let Some(answer) = scheduler.cancel(victim)
+        {
+            answers[victim] = Some(answer);
+            cancelled += 1;
         }
     }
     assert!(cancelled > 0, "nothing was cancelled in {step} steps");

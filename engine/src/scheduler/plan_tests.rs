@@ -63,7 +63,7 @@ fn blocks_stay_whole() {
     assert_eq!(planned(&[ask(&short, 0, 60), ask(&blocks, 60, 210)], &[], 12), chunks(&[(0, 60)], 0));
     assert_eq!(planned(&[ask(&blocks, 0, 210)], &[], 3), chunks(&[(0, 40)], 0));
     // A block of one token is part of a prompt's run.
-    let one = Prompt { blocks: vec![0..1], ..text(1) };
+    let one = Prompt { blocks: std::iter::once(0..1).collect(), ..text(1) };
     assert_eq!(planned(&[ask(&one, 0, 1), ask(&short, 60, 61)], &[], 9), chunks(&[(1, 1), (0, 1)], 0));
 }
 
@@ -161,7 +161,7 @@ fn pictures_are_encoded_ahead_within_their_budget() {
     assert_eq!((plan.chunks, plan.admitted), (vec![(0, 1), (2, 4)], 1));
     assert_eq!(plan.pictures, [(1, 0), (1, 1), (2, 0)]);
     // A picture inside a block holds all of the block back.
-    let block = Prompt { blocks: vec![2..40], ..prompt.clone() };
+    let block = Prompt { blocks: std::iter::once(2..40).collect(), ..prompt.clone() };
     let waits = Ask { media: vec![0, 5], ..ask(&block, 2, 50) };
     assert_eq!(planned(&[waits], &[], 100).chunks, []);
 }

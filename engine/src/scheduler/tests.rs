@@ -48,7 +48,7 @@ fn ragged(count: usize) -> Vec<Request> {
             if seed % 3 == 0 {
                 prompt.blocks = prompt.spans.iter().map(|span| span.at..span.at + ROWS + 2).collect();
             } else if seed % 7 == 1 && len > 30 {
-                prompt.blocks = vec![3..len - 10];
+                prompt.blocks = std::iter::once(3..len - 10).collect();
             }
             let media = |media| match media {
                 0 => Media::Picture(shared.clone()),

@@ -248,7 +248,7 @@ impl ImageFields {
     pub fn normalize(&self, mean: [f32; 3], std: [f32; 3]) -> Result<Normalize> {
         let (mean, std) = (self.channels("image_mean", mean)?, self.channels("image_std", std)?);
         // The largest level divided by it must be a number.
-        if std.iter().any(|&std| !(std.abs() > 1e-30)) {
+        if !std.iter().all(|std| std.abs() > 1e-30) {
             let found = self.value("image_std").cloned().unwrap_or_default();
             return Err(self.bad("image_std", "numbers other than zero", &found));
         }

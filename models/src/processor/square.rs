@@ -13,7 +13,7 @@ const KEYS: &[&str] = &["crop_size", "do_center_crop"];
 /// CLIP's mean and standard deviation.
 pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// See [`CLIP_MEAN`].
-pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// A processor of one checkpoint.
 #[derive(Clone, Debug)]

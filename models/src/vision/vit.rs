@@ -11,8 +11,8 @@ use super::plan::{Mlp, Places, VitPlan};
 use crate::layers::{Linear, Norm, RopeConfig, RopeTable, Stacked};
 
 enum LayerMlp {
-    Plain(Linear, Linear),
-    Gated(Stacked, Linear),
+    Plain(Box<[Linear; 2]>),
+    Gated(Box<(Stacked, Linear)>),
 }
 
 struct Layer {
@@ -130,7 +130,7 @@ impl Vit {
             *sum = (0..plan.frames).map(|frame| stored[(channel * plan.frames + frame) * area + at]).sum();
         }
         let filters = cx.alloc_owned(&[d, 3 * area], DType::F32)?;
-        cx.stream().write(filters.view(), bytemuck_bytes(&sums).as_slice())?;
+        cx.stream().write(filters.view(), bytes_of(&sums).as_slice())?;
         Ok(Weights::dense(filters.view().clone(), None)?)
     }
 
@@ -147,7 +147,7 @@ impl Vit {
         let bytes: Vec<u8> = match cx.dtype() {
             DType::BF16 => row.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
             DType::F16 => row.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
-            _ => bytemuck_bytes(&row),
+            _ => bytes_of(&row),
         };
         cx.stream().write(tensor.view(), &bytes)?;
         Ok(tensor)
@@ -349,12 +349,14 @@ impl Vit {
         cx.exec(&self.path, &op)?;
         layer.out.add_to(cx, &out.reshape(&[rows, d])?, h)?;
         match &layer.mlp {
-            LayerMlp::Plain(up, down) => {
+            LayerMlp::Plain(layers) => {
+                let [up, down] = &**layers;
                 let x = layer.norm2.forward(cx, h)?;
                 let up = up.forward_act(cx, &x, self.plan.act)?;
                 down.add_to(cx, &up, h)
             }
-            LayerMlp::Gated(gate_up, down) => {
+            LayerMlp::Gated(layers) => {
+                let (gate_up, down) = &**layers;
                 let up = gate_up.forward_gated(cx, &layer.norm2, h, self.plan.act)?;
                 down.add_to(cx, &up, h)
             }
@@ -374,24 +376,24 @@ impl Layer {
             out: Linear::load(cx, &scope.at(names.out), d, d, true)?,
             norm2: norm(cx, names.norm2)?,
             mlp: match plan.mlp_kind {
-                Mlp::Plain { up, down } => LayerMlp::Plain(
+                Mlp::Plain { up, down } => LayerMlp::Plain(Box::new([
                     Linear::load(cx, &scope.at(up), mlp, d, true)?,
                     Linear::load(cx, &scope.at(down), d, mlp, true)?,
-                ),
+                ])),
                 Mlp::Gated => {
                     let ffn = scope.at("mlp");
                     let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
-                    LayerMlp::Gated(
+                    LayerMlp::Gated(Box::new((
                         Stacked::load(cx, ffn.prefix(), &gate_up, d, true)?,
                         Linear::load(cx, &ffn.at("down_proj"), d, mlp, true)?,
-                    )
+                    )))
                 }
             },
         })
     }
 }
 
-fn bytemuck_bytes(values: &[f32]) -> Vec<u8> {
+fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
