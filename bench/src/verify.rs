@@ -226,9 +226,15 @@ fn verify_case(
     let same = laid_out.tokens.len() == case.input_ids.len();
     let prompt = if same { Prompt { tokens: case.input_ids.clone(), ..laid_out } } else { laid_out };
     let info = pipeline.model.info();
-    let mut kv = KvCache::for_one(&mut cx, &info.kv, prompt.len(), prompt.len())?;
+    let mut kv = KvCache::for_one(&mut cx, &info.kv, prompt.extent(), prompt.len())?;
     let given: Vec<Option<Features>> = features.iter().cloned().map(Some).collect();
-    let chunk = Chunk { seq: kv.open(), prompt: &prompt, features: &given, tokens: &prompt.tokens, want: 8 };
+    let chunk = Chunk {
+        seq: kv.open(prompt.memory_rows()),
+        prompt: &prompt,
+        features: &given,
+        tokens: &prompt.tokens,
+        want: 8,
+    };
     let batch = Batch { chunks: vec![chunk], ids: None };
     cx.scope(|cx| {
         let packed = batch.pack(cx, &mut kv, info.packing())?;

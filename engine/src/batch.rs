@@ -36,6 +36,8 @@ pub struct Batch<'a> {
 /// Which keys the rows of a run see in a group of layers.
 #[derive(Clone, Debug)]
 pub enum Sees {
+    /// All there are.
+    All,
     /// Each row those up to its own, of the last so many where that is not 0.
     Causal {
         /// Number of keys seen at most; 0 without a limit.
@@ -50,6 +52,17 @@ pub enum Sees {
     },
 }
 
+/// What the rows of a run attend to in a group of layers.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    /// Which keys are seen.
+    pub sees: Sees,
+    /// Most keys of one sequence.
+    pub most: usize,
+    /// Pairs of query and key.
+    pub pairs: u64,
+}
+
 /// Neighbouring rows whose attention is one call.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -61,19 +74,20 @@ pub struct Run {
     pub q_starts: Tensor,
     /// Most new tokens of one sequence.
     pub max_q: usize,
-    /// Most tokens of one sequence in the cache.
-    pub max_kv: usize,
-    /// For each group of layers, which keys are seen, and the number of pairs of query and key.
-    pub sees: Vec<(Sees, u64)>,
+    /// For each group of layers, the keys.
+    pub keys: Vec<Keys>,
 }
 
 /// What a batch has in one group of layers.
 #[derive(Clone, Debug)]
 pub struct PackedKv {
-    /// i32 `[tokens]`: slot in the pages.
+    /// i32: slots in the pages of the new tokens, `[tokens]`, or of the rows of memory that are new, `[rows]`; the slot of each
+    /// sequence's state, `[seqs]`. A state is to be taken for zeros where all tokens of its sequence are new.
     pub slots: Tensor,
     /// i32 `[seqs, max_pages]`.
     pub block_table: Tensor,
+    /// i32 `[seqs]`: keys of each sequence, the new ones included.
+    pub kv_lens: Tensor,
 }
 
 /// A batch as the device sees it: everything that changes from step to step is in these buffers.
@@ -83,8 +97,6 @@ pub struct Packed {
     pub ids: Tensor,
     /// i32 `[axes, tokens]`.
     pub positions: Tensor,
-    /// i32 `[seqs]`: tokens of each sequence in the cache, the new ones included.
-    pub kv_lens: Tensor,
     /// For each group of layers, where its keys and values are.
     pub kv: Vec<PackedKv>,
     /// Rows that attention takes together.
@@ -95,6 +107,8 @@ pub struct Packed {
     pub features: Vec<(Tensor, Tensor)>,
     /// For each text layer from the first on, rows that are added to its result, likewise.
     pub deep: Vec<Vec<(Tensor, Tensor)>>,
+    /// Features that become memory, in the order of the slots: those of sequences whose first tokens are here.
+    pub memory: Vec<Tensor>,
     /// Rows of the batch.
     pub tokens: usize,
     /// Rows whose logits are wanted, those of padding included.
@@ -105,23 +119,28 @@ impl Packed {
     /// Whether each step of this kind is the same launches: one token a sequence, and nothing put in its place.
     #[must_use]
     pub fn repeats(&self) -> bool {
-        matches!(&self.runs[..], [run] if run.max_q == 1 && run.sees.iter().all(|(sees, _)| matches!(sees, Sees::Causal { .. })))
+        let same = |keys: &Keys| !matches!(keys.sees, Sees::Ranges { .. });
+        matches!(&self.runs[..], [run] if run.max_q == 1 && run.keys.iter().all(same))
             && self.features.is_empty()
             && self.deep.is_empty()
+            && self.memory.is_empty()
     }
 
     /// What launches on this batch depend on.
     #[must_use]
     pub fn replay_key(&self) -> ReplayKey {
         let mut key = ReplayKey::default();
-        for tensor in [&self.ids, &self.positions, &self.kv_lens].into_iter().chain(&self.wanted) {
+        for tensor in [&self.ids, &self.positions].into_iter().chain(&self.wanted) {
             key.view(tensor.view());
         }
         for kv in &self.kv {
-            key.view(kv.slots.view()).view(kv.block_table.view());
+            key.view(kv.slots.view()).view(kv.block_table.view()).view(kv.kv_lens.view());
         }
         for run in &self.runs {
-            key.view(run.q_starts.view()).number(run.max_q).number(run.max_kv);
+            key.view(run.q_starts.view()).number(run.max_q);
+            for keys in &run.keys {
+                key.number(keys.most);
+            }
         }
         key.number(self.rows_wanted);
         key
@@ -142,10 +161,23 @@ pub struct Packing {
 struct Lists {
     ids: Vec<i32>,
     positions: Vec<[i32; 3]>,
-    kv_lens: Vec<i32>,
     wanted: Vec<i32>,
-    /// Slots of each group.
+    /// Tokens of each sequence, the new ones included.
+    tokens: Vec<i32>,
+    /// Rows of memory of each sequence.
+    memory: Vec<i32>,
+    /// Slots in each group.
     slots: Vec<Vec<i32>>,
+}
+
+impl Lists {
+    /// Keys of each sequence in a group.
+    fn keys(&self, keep: Keep) -> &[i32] {
+        match keep {
+            Keep::Memory => &self.memory,
+            _ => &self.tokens,
+        }
+    }
 }
 
 /// A run before it is uploaded.
@@ -154,13 +186,12 @@ struct Plain {
     seqs: Range<usize>,
     q_starts: Vec<i32>,
     max_q: usize,
-    max_kv: usize,
 }
 
 impl Batch<'_> {
     /// Takes slots in the cache for the new tokens and uploads what the device needs.
     ///
-    /// Errors name the sequence and what was wrong with it; the cache is then as it was, but for pages behind windows.
+    /// Errors name the sequence and what was wrong with it; the cache is then as it was, but for pages behind windows and states.
     pub fn pack(&self, cx: &mut Ctx, kv: &mut KvCache, packing: Packing) -> Result<Packed> {
         let before: Vec<usize> = self.chunks.iter().map(|chunk| kv.len(chunk.seq)).collect();
         let packed = self.pack_over(cx, kv, packing, &before);
@@ -191,19 +222,19 @@ impl Batch<'_> {
             if let Some(id) = chunk.tokens.iter().find(|&&id| id as usize >= packing.vocab) {
                 return Err(bad(format!("token id: expected below {}, found {id}", packing.vocab)));
             }
-            for (all, slots) in lists.slots.iter_mut().zip(kv.extend(chunk.seq, new)?) {
-                all.extend(slots);
+            for (slots, placed) in lists.slots.iter_mut().zip(kv.extend(chunk.seq, new)?) {
+                slots.extend(placed);
             }
             lists.ids.extend(chunk.tokens.iter().map(|&id| id as i32));
             lists.positions.extend((past..past + new).map(|token| chunk.prompt.position(token)));
-            lists.kv_lens.push((past + new) as i32);
+            lists.tokens.push((past + new) as i32);
+            lists.memory.push(chunk.prompt.memory_rows() as i32);
             lists.wanted.extend((first + new - chunk.want.min(new)..first + new).map(|row| row as i32));
             // Answers and prompts are runs of their own.
             let alone = new == 1 && chunk.prompt.block_of(past).is_none();
             match runs.last_mut() {
                 Some(run) if (run.max_q == 1) == alone => {
                     run.max_q = run.max_q.max(new);
-                    run.max_kv = run.max_kv.max(past + new);
                     run.rows.end += new;
                     run.seqs.end += 1;
                     run.q_starts.push((run.rows.end - run.rows.start) as i32);
@@ -214,15 +245,15 @@ impl Batch<'_> {
                     q_starts: vec![0, new as i32],
                     // More than one, so that the next answer begins a run.
                     max_q: if alone { 1 } else { new.max(2) },
-                    max_kv: past + new,
                 }),
             }
         }
         // Where steps are recorded, few sizes serve all of them.
-        if cx.records() && runs.len() == 1 && runs[0].max_q == 1 {
-            pad(&mut lists, &mut runs[0]);
+        let padded = cx.records() && runs.len() == 1 && runs[0].max_q == 1;
+        if padded {
+            pad(&mut lists, &groups, &mut runs[0]);
         }
-        self.upload(cx, kv, packing, before, &groups, &lists, runs)
+        self.upload(cx, kv, packing, before, &groups, &lists, runs, padded)
     }
 
     fn upload(
@@ -234,71 +265,83 @@ impl Batch<'_> {
         groups: &[Keep],
         lists: &Lists,
         runs: Vec<Plain>,
+        padded: bool,
     ) -> Result<Packed> {
-        let (tokens, seqs) = (lists.ids.len(), lists.kv_lens.len());
-        let width = runs.iter().map(|run| run.max_kv).max().unwrap_or(0).div_ceil(PAGE).max(1);
+        let (tokens, seqs) = (lists.ids.len(), lists.tokens.len());
         let axis = |axis: usize| lists.positions.iter().map(move |at| at[axis]);
         let positions: Vec<i32> = (0..packing.axes).flat_map(axis).collect();
         let every = lists.wanted.len() == tokens;
+        let remembers = groups.contains(&Keep::Memory);
         let mut all: Vec<Vec<i32>> = vec![
             if self.ids.is_some() { vec![] } else { lists.ids.clone() },
             positions,
-            lists.kv_lens.clone(),
             if every { vec![] } else { lists.wanted.clone() },
+            lists.tokens.clone(),
+            if remembers { lists.memory.clone() } else { vec![] },
         ];
-        for (group, slots) in lists.slots.iter().enumerate() {
+        let mut widths = Vec::with_capacity(groups.len());
+        for (group, (&keep, slots)) in groups.iter().zip(&lists.slots).enumerate() {
+            let width = match keep {
+                Keep::State => 1,
+                _ => most(lists.keys(keep), padded).div_ceil(PAGE).max(1),
+            };
             let mut table = vec![0i32; seqs * width];
             for (row, chunk) in table.chunks_exact_mut(width).zip(&self.chunks) {
                 for (slot, page) in row.iter_mut().zip(kv.pages(chunk.seq, group)) {
                     *slot = page as i32;
                 }
             }
+            widths.push(width);
             all.extend([slots.clone(), table]);
         }
         all.extend(runs.iter().map(|run| run.q_starts.clone()));
-        let mut sees = Vec::new();
+        let mut seen = Vec::new();
         for run in &runs {
             let of_run: Vec<Seen> = groups.iter().map(|&keep| self.seen(keep, run, before)).collect();
-            for seen in &of_run {
-                all.extend(seen.ranges.iter().flat_map(|(from, to)| [from.clone(), to.clone()]));
+            for (from, to) in of_run.iter().filter_map(|seen| seen.ranges.as_ref()) {
+                all.extend([from.clone(), to.clone()]);
             }
-            sees.push(of_run);
+            seen.push(of_run);
         }
 
         let mut parts = cx.upload_ids(&all)?.into_iter();
         let mut next = || parts.next().ok_or_else(|| Error::Request("a list of the batch was lost".into()));
-        let (ids, positions, kv_lens, wanted) = (next()?, next()?, next()?, next()?);
+        let (ids, positions, wanted) = (next()?, next()?, next()?);
+        let (token_lens, memory_lens) = (next()?, next()?);
         let mut packed_kv = Vec::with_capacity(groups.len());
-        for _ in groups {
-            packed_kv.push(PackedKv { slots: next()?, block_table: next()?.reshape(&[seqs, width])? });
+        for (keep, width) in groups.iter().zip(widths) {
+            let kv_lens = if *keep == Keep::Memory { &memory_lens } else { &token_lens };
+            let (slots, block_table) = (next()?, next()?.reshape(&[seqs, width])?);
+            packed_kv.push(PackedKv { slots, block_table, kv_lens: kv_lens.clone() });
         }
         let starts = runs.iter().map(|_| next()).collect::<Result<Vec<_>>>()?;
         let mut packed_runs = Vec::with_capacity(runs.len());
-        for ((run, q_starts), sees) in runs.into_iter().zip(starts).zip(sees) {
-            let Plain { rows, seqs, max_q, max_kv, .. } = run;
-            let mut of_groups = Vec::with_capacity(sees.len());
-            for seen in sees {
-                let how = match seen.ranges {
-                    None => Sees::Causal { window: seen.window },
+        for ((run, q_starts), seen) in runs.into_iter().zip(starts).zip(seen) {
+            let Plain { rows, seqs, max_q, .. } = run;
+            let mut keys = Vec::with_capacity(seen.len());
+            for (Seen { same, pairs, ranges }, &keep) in seen.into_iter().zip(groups) {
+                let sees = match ranges {
+                    None => same,
                     Some(_) => Sees::Ranges { from: next()?.into(), to: next()?.into() },
                 };
-                of_groups.push((how, seen.pairs));
+                let of_run = lists.keys(keep).get(seqs.clone()).unwrap_or_default();
+                keys.push(Keys { sees, most: most(of_run, padded), pairs });
             }
-            packed_runs.push(Run { rows, seqs, q_starts, max_q, max_kv, sees: of_groups });
+            packed_runs.push(Run { rows, seqs, q_starts, max_q, keys });
         }
-        let (features, deep) = self.features(cx, before)?;
+        let gathered = self.features(cx, before, remembers)?;
         Ok(Packed {
             ids: match &self.ids {
                 Some(known) => known.narrow(0, 0, tokens)?,
                 None => ids,
             },
             positions: positions.reshape(&[packing.axes, tokens])?,
-            kv_lens,
             kv: packed_kv,
             runs: packed_runs,
             wanted: (!every).then_some(wanted),
-            features,
-            deep,
+            features: gathered.replaced,
+            deep: gathered.deep,
+            memory: gathered.memory,
             tokens,
             rows_wanted: lists.wanted.len(),
         })
@@ -306,46 +349,44 @@ impl Batch<'_> {
 
     /// Which keys the rows of a run see in a group.
     fn seen(&self, keep: Keep, run: &Plain, before: &[usize]) -> Seen {
+        let chunks = || self.chunks.iter().zip(before).skip(run.seqs.start).take(run.seqs.len());
+        let new = |(chunk, past): (&Chunk<'_>, &usize)| *past..past + chunk.tokens.len();
         let window = match keep {
             Keep::All => 0,
             Keep::Window(window) => window,
-        };
-        let chunks = || self.chunks.iter().zip(before).skip(run.seqs.start).take(run.seqs.len());
-        let in_block = |(chunk, &past): (&Chunk<'_>, &usize)| {
-            chunk
-                .prompt
-                .blocks
-                .iter()
-                .any(|block| block.start < past + chunk.tokens.len() && block.end > past)
-        };
-        let (mut from, mut to, mut pairs) = (Vec::new(), Vec::new(), 0u64);
-        for (chunk, &past) in chunks() {
-            for token in past..past + chunk.tokens.len() {
-                let first = if window == 0 { 0 } else { (token + 1).saturating_sub(window) };
-                let keys = match chunk.prompt.block_of(token) {
-                    Some(block) => first.min(block.start)..block.end,
-                    None => first..token + 1,
+            Keep::Memory => {
+                let whole = |(chunk, past): (&Chunk<'_>, &usize)| {
+                    let all = 0..chunk.prompt.memory_rows();
+                    new((chunk, past)).all(|token| chunk.prompt.reach(token) == all)
                 };
-                pairs += keys.len() as u64;
-                from.push(keys.start as i32);
-                to.push(keys.end as i32);
+                let reach = |chunk: &Chunk<'_>, token| chunk.prompt.reach(token);
+                return Seen::of(Sees::All, chunks().all(whole), chunks(), reach);
             }
-        }
-        Seen { window, pairs, ranges: chunks().any(in_block).then_some((from, to)) }
+            Keep::State => return Seen { same: Sees::All, pairs: 0, ranges: None },
+        };
+        let in_block = |(chunk, past): (&Chunk<'_>, &usize)| {
+            let new = new((chunk, past));
+            chunk.prompt.blocks.iter().any(|block| block.start < new.end && block.end > new.start)
+        };
+        Seen::of(Sees::Causal { window }, !chunks().any(in_block), chunks(), |chunk, token| {
+            let first = if window == 0 { 0 } else { (token + 1).saturating_sub(window) };
+            match chunk.prompt.block_of(token) {
+                Some(block) => first.min(block.start)..block.end,
+                None => first..token + 1,
+            }
+        })
     }
 
-    /// Features of the new tokens with the rows of the batch that they belong to: those that replace embeddings, and those of each
-    /// text layer.
-    #[allow(clippy::type_complexity)]
-    fn features(
-        &self,
-        cx: &mut Ctx,
-        before: &[usize],
-    ) -> Result<(Vec<(Tensor, Tensor)>, Vec<Vec<(Tensor, Tensor)>>)> {
-        let (mut replaced, mut deep): (Vec<(Tensor, Tensor)>, Vec<Vec<(Tensor, Tensor)>>) =
-            Default::default();
+    /// Features of the new tokens with the rows of the batch that they belong to.
+    fn features(&self, cx: &mut Ctx, before: &[usize], remembers: bool) -> Result<Gathered> {
+        let mut gathered = Gathered::default();
         let mut first = 0;
         for (index, (chunk, &past)) in self.chunks.iter().zip(before).enumerate() {
+            let bad = |what: String| Error::Request(format!("sequence {index}: {what}"));
+            let of = |media: usize| {
+                let features = chunk.features.get(media).and_then(Option::as_ref);
+                features.ok_or_else(|| bad(format!("no features of picture {}", media + 1)))
+            };
             let new = past..past + chunk.tokens.len();
             for span in &chunk.prompt.spans {
                 let tokens = span.tokens();
@@ -353,13 +394,10 @@ impl Batch<'_> {
                 if start >= end {
                     continue;
                 }
-                let Some(features) = chunk.features.get(span.media).and_then(Option::as_ref) else {
-                    let what = format!("sequence {index}: no features of picture {}", span.media + 1);
-                    return Err(Error::Request(what));
-                };
+                let features = of(span.media)?;
                 if features.len() < span.rows.end {
-                    return Err(Error::Request(format!(
-                        "sequence {index}: picture {}: expected at least {} rows of features, found {}",
+                    return Err(bad(format!(
+                        "picture {}: expected at least {} rows of features, found {}",
                         span.media + 1,
                         span.rows.end,
                         features.len()
@@ -369,36 +407,92 @@ impl Batch<'_> {
                 let rows: Vec<i32> = (start..end).map(|token| (first + token - past) as i32).collect();
                 let rows = cx.upload(&[rows.len()], &rows)?;
                 if let Some(values) = &features.rows {
-                    replaced.push((values.narrow(0, from, end - start)?, rows.clone()));
+                    gathered.replaced.push((values.narrow(0, from, end - start)?, rows.clone()));
                 }
+                let deep = &mut gathered.deep;
                 deep.resize(deep.len().max(features.deep.len()), Vec::new());
                 for (layer, values) in deep.iter_mut().zip(&features.deep) {
                     layer.push((values.narrow(0, from, end - start)?, rows.clone()));
                 }
             }
+            for (media, &rows) in chunk.prompt.memory.iter().enumerate() {
+                if !remembers || past > 0 || rows == 0 {
+                    continue;
+                }
+                let memory = of(media)?.memory.clone();
+                let found = memory.as_ref().map_or(0, |memory| memory.size(0));
+                match memory {
+                    Some(memory) if found == rows => gathered.memory.push(memory),
+                    _ => {
+                        let what = format!("expected {rows} rows of memory, found {found}");
+                        return Err(bad(format!("picture {}: {what}", media + 1)));
+                    }
+                }
+            }
             first += chunk.tokens.len();
         }
-        Ok((replaced, deep))
+        Ok(gathered)
     }
+}
+
+/// Features for a pass, as [`Packed`] holds them.
+#[derive(Default)]
+struct Gathered {
+    replaced: Vec<(Tensor, Tensor)>,
+    deep: Vec<Vec<(Tensor, Tensor)>>,
+    memory: Vec<Tensor>,
 }
 
 /// Keys that the rows of a run see in a group, before they are uploaded.
 struct Seen {
-    window: usize,
+    /// What all rows see, where that says it.
+    same: Sees,
     pairs: u64,
     ranges: Option<(Vec<i32>, Vec<i32>)>,
 }
 
+impl Seen {
+    /// `keys` of each row of the chunks; as ranges unless `same` says it all.
+    fn of<'a>(
+        same: Sees,
+        suffices: bool,
+        chunks: impl Iterator<Item = (&'a Chunk<'a>, &'a usize)>,
+        keys: impl Fn(&Chunk<'_>, usize) -> Range<usize>,
+    ) -> Self {
+        let (mut from, mut to, mut pairs) = (Vec::new(), Vec::new(), 0u64);
+        for (chunk, &past) in chunks {
+            for token in past..past + chunk.tokens.len() {
+                let keys = keys(chunk, token);
+                pairs += keys.len() as u64;
+                from.push(keys.start as i32);
+                to.push(keys.end as i32);
+            }
+        }
+        Self { same, pairs, ranges: (!suffices).then_some((from, to)) }
+    }
+}
+
+/// Most keys of a sequence; in steps that are recorded, a size that many share.
+fn most(keys: &[i32], padded: bool) -> usize {
+    let most = keys.iter().max().map_or(0, |&most| most as usize);
+    if padded { bucket(most) } else { most }
+}
+
+fn bucket(size: usize) -> usize {
+    ocelli_kernels::spec::bucket(size) as usize
+}
+
 /// Fills a step of one token a sequence up to a bucket: rows that write no key, see none and whose logits nobody reads.
-fn pad(lists: &mut Lists, run: &mut Plain) {
-    let bucket = |size: usize| ocelli_kernels::spec::bucket(size) as usize;
-    run.max_kv = bucket(run.max_kv);
+fn pad(lists: &mut Lists, groups: &[Keep], run: &mut Plain) {
     for row in lists.ids.len()..bucket(lists.ids.len()) {
         lists.ids.push(0);
         lists.positions.push([0; 3]);
-        lists.kv_lens.push(0);
+        lists.tokens.push(0);
+        lists.memory.push(0);
         lists.wanted.push(row as i32);
-        lists.slots.iter_mut().for_each(|slots| slots.push(-1));
+        for (slots, _) in lists.slots.iter_mut().zip(groups).filter(|(_, keep)| **keep != Keep::Memory) {
+            slots.push(-1);
+        }
         run.q_starts.push(row as i32 + 1);
         run.rows.end += 1;
         run.seqs.end += 1;

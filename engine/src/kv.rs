@@ -1,4 +1,4 @@
-//! Keys and values in pages, in groups of layers that keep the same tokens.
+//! What a model keeps of sequences: keys and values in pages, in groups of layers that keep the same tokens, and states in slots.
 
 use ocelli_kernels::{DType, View};
 
@@ -11,13 +11,18 @@ pub const PAGE: usize = 16;
 /// What the layers of a group keep of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// Every token.
+    /// Keys and values of every token.
     All,
-    /// Tokens that a query sees which sees the last so many, itself included. Pages behind them go back to the pool.
+    /// Those of the tokens that a query sees which sees the last so many, itself included. Pages behind them go back to the pool.
     Window(usize),
+    /// Those of what the sequence attends to beside its tokens ([`Features::memory`](crate::prompt::Features::memory)): written
+    /// with its first tokens and read by all.
+    Memory,
+    /// A state that each token changes: `heads x head_dim` numbers a layer, f32, in a slot of its own. It cannot be taken back.
+    State,
 }
 
-/// Layers that keep keys and values of the same tokens, in one shape.
+/// Layers that keep the same of a sequence, in one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvGroup {
     /// Layers. A text layer names its group and its number in it; two may name the same.
@@ -30,36 +35,100 @@ pub struct KvGroup {
     pub keep: Keep,
 }
 
-impl KvGroup {
-    /// Bytes that a kept token takes, keys and values of all layers.
-    #[must_use]
-    pub fn bytes_per_token(&self, dtype: DType) -> u64 {
-        (2 * self.layers * self.heads * self.head_dim * dtype.size()) as u64
-    }
+/// How much there is of a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Rows of its memory.
+    pub memory: usize,
+}
 
-    /// Most tokens, in whole pages, that a sequence of `tokens` holds while passes add at most `chunk` at once.
+impl Extent {
+    /// The same sequence with so many tokens.
     #[must_use]
-    pub fn tokens_held(&self, tokens: usize, chunk: usize) -> usize {
-        let held = match self.keep {
-            Keep::All => tokens,
-            // The first page kept may hold one token that is needed, the last one may have one.
-            Keep::Window(window) => tokens.min(window.saturating_add(chunk) + 2 * PAGE),
-        };
-        held.next_multiple_of(PAGE)
+    pub fn at(self, tokens: usize) -> Self {
+        Self { tokens, ..self }
     }
 }
 
 impl KvGroup {
-    /// Pages that a sequence of `len` tokens holds once those that no token to come sees have gone back.
+    /// Bytes that a page takes in all layers: keys and values of [`PAGE`] tokens, or a state.
     #[must_use]
-    pub fn pages_at(&self, len: usize) -> usize {
-        len.div_ceil(PAGE) - behind(self.keep, len)
+    pub fn bytes_per_page(&self, dtype: DType) -> u64 {
+        let elements = self.layers * self.heads * self.head_dim;
+        let bytes = match self.keep {
+            Keep::State => elements * DType::F32.size(),
+            _ => 2 * PAGE * elements * dtype.size(),
+        };
+        bytes as u64
     }
 
-    /// Pages that `new` more tokens take, in any group.
+    /// Bytes that a kept token takes, keys and values of all layers. None for a memory and for a state, whatever the tokens.
     #[must_use]
-    pub fn pages_more(len: usize, new: usize) -> usize {
-        len.saturating_add(new).div_ceil(PAGE) - len.div_ceil(PAGE)
+    pub fn bytes_per_token(&self, dtype: DType) -> u64 {
+        match self.keep {
+            Keep::All | Keep::Window(_) => self.bytes_per_page(dtype) / PAGE as u64,
+            Keep::Memory | Keep::State => 0,
+        }
+    }
+
+    /// Most pages that a sequence holds on its way to `of`, while passes add at most `chunk` tokens at once.
+    #[must_use]
+    pub fn most_pages(&self, of: Extent, chunk: usize) -> usize {
+        match self.keep {
+            // The first page kept may hold one token that is needed, the last one may have one.
+            Keep::Window(window) => of.tokens.min(window.saturating_add(chunk) + 2 * PAGE).div_ceil(PAGE),
+            _ => self.pages(of),
+        }
+    }
+
+    /// Pages that a sequence takes, those behind a window included.
+    fn pages(&self, of: Extent) -> usize {
+        match self.keep {
+            Keep::All | Keep::Window(_) => of.tokens.div_ceil(PAGE),
+            Keep::Memory if of.tokens == 0 => 0,
+            Keep::Memory => of.memory.div_ceil(PAGE),
+            Keep::State => of.tokens.min(1),
+        }
+    }
+
+    /// Pages that a sequence holds once those that no token to come sees have gone back.
+    #[must_use]
+    pub fn pages_at(&self, of: Extent) -> usize {
+        self.pages(of) - self.behind(of.tokens)
+    }
+
+    /// Pages that `new` more tokens take.
+    #[must_use]
+    pub fn pages_more(&self, of: Extent, new: usize) -> usize {
+        self.pages(of.at(of.tokens.saturating_add(new))) - self.pages(of)
+    }
+
+    /// Tokens that a sequence can take with so many free pages.
+    #[must_use]
+    pub fn tokens_more(&self, of: Extent, free: usize) -> usize {
+        match self.keep {
+            Keep::All | Keep::Window(_) => {
+                of.tokens.next_multiple_of(PAGE).saturating_add(free.saturating_mul(PAGE)) - of.tokens
+            }
+            // All of them, or none.
+            Keep::Memory | Keep::State => {
+                if self.pages_more(of, 1) <= free {
+                    usize::MAX - of.tokens
+                } else {
+                    0
+                }
+            }
+        }
+    }
+
+    /// Pages at the beginning of a sequence of `len` tokens that the next token and those after it do not see.
+    fn behind(&self, len: usize) -> usize {
+        match self.keep {
+            Keep::Window(window) => (len + 1).saturating_sub(window) / PAGE,
+            _ => 0,
+        }
     }
 }
 
@@ -98,26 +167,80 @@ const GONE: u32 = u32::MAX;
 struct Seq {
     /// Pages of each group, in order; [`GONE`] for those behind a window.
     pages: Vec<Vec<u32>>,
-    len: usize,
+    extent: Extent,
+    /// A state has gone further than the sequence's tokens.
+    spoilt: bool,
     used: bool,
+}
+
+/// What a layer keeps.
+#[derive(Clone, Debug)]
+pub enum Kept {
+    /// Pages of keys and of values, `[pages, PAGE, heads, head_dim]` each.
+    Pages(View, View),
+    /// States, f32 `[slots, heads, head_dim]`.
+    States(View),
+}
+
+impl Kept {
+    fn views(&self) -> impl Iterator<Item = &View> {
+        let (first, second) = match self {
+            Self::Pages(k, v) => (k, Some(v)),
+            Self::States(states) => (states, None),
+        };
+        std::iter::once(first).chain(second)
+    }
 }
 
 struct Pool {
     group: KvGroup,
-    /// Keys and values of each layer, `[pages, PAGE, heads, head_dim]`.
-    layers: Vec<(View, View)>,
+    layers: Vec<Kept>,
     free: Vec<u32>,
-    pages: usize,
+    /// Sequences that hold each page.
+    counts: Vec<u32>,
 }
 
 impl Pool {
+    fn new(cx: &mut Ctx, group: KvGroup, pages: usize) -> Result<Self> {
+        let shape = [pages, PAGE, group.heads, group.head_dim];
+        let dtype = cx.dtype();
+        let view = |cx: &mut Ctx, shape: &[usize], dtype| -> Result<View> {
+            Ok(cx.alloc_owned(shape, dtype)?.view().clone())
+        };
+        let mut layers = Vec::with_capacity(group.layers);
+        for _ in 0..group.layers {
+            layers.push(match group.keep {
+                Keep::State => Kept::States(view(cx, &[pages, group.heads, group.head_dim], DType::F32)?),
+                _ => Kept::Pages(view(cx, &shape, dtype)?, view(cx, &shape, dtype)?),
+            });
+        }
+        let free = (0..u32::try_from(pages).unwrap_or(GONE)).rev().collect();
+        Ok(Self { group, layers, free, counts: vec![0; pages] })
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let page = self.free.pop()?;
+        self.counts[page as usize] = 1;
+        Some(page)
+    }
+
+    /// One sequence less holds a page.
+    fn give(&mut self, page: u32) {
+        if page == GONE {
+            return;
+        }
+        let count = &mut self.counts[page as usize];
+        *count -= 1;
+        if *count == 0 {
+            self.free.push(page);
+        }
+    }
+
     /// Takes the pages back that the next token of a sequence of `len` tokens does not see.
     fn trim(&mut self, len: usize, pages: &mut [u32]) {
-        let leaves = behind(self.group.keep, len).min(pages.len());
+        let leaves = self.group.behind(len).min(pages.len());
         for page in &mut pages[..leaves] {
-            if *page != GONE {
-                self.free.push(std::mem::replace(page, GONE));
-            }
+            self.give(std::mem::replace(page, GONE));
         }
     }
 }
@@ -129,27 +252,15 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// For each group, pages for so many tokens, each sequence rounded up to whole pages by the caller.
-    pub fn new(cx: &mut Ctx, layout: &KvLayout, tokens: &[usize]) -> Result<Self> {
-        let mut pools = Vec::with_capacity(layout.0.len());
-        for (&group, &tokens) in layout.0.iter().zip(tokens) {
-            let pages = tokens.div_ceil(PAGE);
-            let shape = [pages, PAGE, group.heads, group.head_dim];
-            let dtype = cx.dtype();
-            let mut layers = Vec::new();
-            for _ in 0..group.layers {
-                let (k, v) = (cx.alloc_owned(&shape, dtype)?, cx.alloc_owned(&shape, dtype)?);
-                layers.push((k.view().clone(), v.view().clone()));
-            }
-            let free = (0..u32::try_from(pages).unwrap_or(GONE)).rev().collect();
-            pools.push(Pool { group, layers, free, pages });
-        }
-        Ok(Self { pools, seqs: Vec::new() })
+    /// So many pages for each group.
+    pub fn new(cx: &mut Ctx, layout: &KvLayout, pages: &[usize]) -> Result<Self> {
+        let pools = layout.0.iter().zip(pages).map(|(&group, &pages)| Pool::new(cx, group, pages));
+        Ok(Self { pools: pools.collect::<Result<_>>()?, seqs: Vec::new() })
     }
 
-    /// Room for `tokens` tokens of one sequence that comes in chunks of at most `chunk`.
-    pub fn for_one(cx: &mut Ctx, layout: &KvLayout, tokens: usize, chunk: usize) -> Result<Self> {
-        let held: Vec<usize> = layout.0.iter().map(|group| group.tokens_held(tokens, chunk)).collect();
+    /// Room for one sequence that comes in chunks of at most `chunk` tokens.
+    pub fn for_one(cx: &mut Ctx, layout: &KvLayout, of: Extent, chunk: usize) -> Result<Self> {
+        let held: Vec<usize> = layout.0.iter().map(|group| group.most_pages(of, chunk)).collect();
         Self::new(cx, layout, &held)
     }
 
@@ -160,13 +271,25 @@ impl KvCache {
 
     /// Pages of keys and of values of a layer of a group, `[pages, PAGE, heads, head_dim]` each.
     #[must_use]
-    pub fn layer(&self, group: usize, layer: usize) -> Option<&(View, View)> {
-        self.pools.get(group)?.layers.get(layer)
+    pub fn layer(&self, group: usize, layer: usize) -> Option<(&View, &View)> {
+        match self.pools.get(group)?.layers.get(layer)? {
+            Kept::Pages(k, v) => Some((k, v)),
+            Kept::States(_) => None,
+        }
     }
 
-    /// Pages of keys and of values of every layer.
-    pub fn layers(&self) -> impl Iterator<Item = &(View, View)> {
-        self.pools.iter().flat_map(|pool| &pool.layers)
+    /// States of a layer of a group, f32 `[slots, heads, head_dim]`. A sequence's first token finds what another has left there.
+    #[must_use]
+    pub fn state(&self, group: usize, layer: usize) -> Option<&View> {
+        match self.pools.get(group)?.layers.get(layer)? {
+            Kept::Pages(..) => None,
+            Kept::States(states) => Some(states),
+        }
+    }
+
+    /// All memory that steps read and write.
+    pub fn views(&self) -> impl Iterator<Item = &View> {
+        self.pools.iter().flat_map(|pool| &pool.layers).flat_map(Kept::views)
     }
 
     /// Free pages of a group.
@@ -178,24 +301,54 @@ impl KvCache {
     /// Pages of a group that sequences hold.
     #[must_use]
     pub fn used_pages(&self, group: usize) -> usize {
-        self.pools.get(group).map_or(0, |pool| pool.pages - pool.free.len())
+        self.pools.get(group).map_or(0, |pool| pool.counts.len() - pool.free.len())
     }
 
-    /// An empty sequence.
-    pub fn open(&mut self) -> SeqId {
+    /// An empty sequence that is to have so many rows of memory.
+    pub fn open(&mut self, memory: usize) -> SeqId {
         let id = self.seqs.iter().position(|seq| !seq.used).unwrap_or(self.seqs.len());
         if id == self.seqs.len() {
             self.seqs.push(Seq::default());
         }
-        self.seqs[id] = Seq { pages: vec![Vec::new(); self.pools.len()], len: 0, used: true };
+        let extent = Extent { tokens: 0, memory };
+        self.seqs[id] = Seq { pages: vec![Vec::new(); self.pools.len()], extent, spoilt: false, used: true };
         SeqId(id)
+    }
+
+    /// A sequence that begins as another does, with its first `tokens` tokens and its memory; both hold the pages. `None` where
+    /// that cannot be: within a page, behind a window, with a state.
+    pub fn share(&mut self, other: SeqId, tokens: usize) -> Option<SeqId> {
+        let seq = self.seqs.get(other.0).filter(|seq| seq.used)?;
+        let of = seq.extent.at(tokens);
+        if tokens % PAGE != 0 || tokens == 0 || tokens > seq.extent.tokens {
+            return None;
+        }
+        let mut shared = Vec::with_capacity(self.pools.len());
+        for (pool, pages) in self.pools.iter().zip(&seq.pages) {
+            let mut pages = pages.get(..pool.group.pages(of))?.to_vec();
+            let seen = pool.group.behind(tokens);
+            if pool.group.keep == Keep::State || pages[seen..].contains(&GONE) {
+                return None;
+            }
+            pages[..seen].fill(GONE);
+            shared.push(pages);
+        }
+        for (pool, pages) in self.pools.iter_mut().zip(&shared) {
+            for &page in pages.iter().filter(|&&page| page != GONE) {
+                pool.counts[page as usize] += 1;
+            }
+        }
+        let id = self.open(of.memory);
+        let seq = &mut self.seqs[id.0];
+        (seq.pages, seq.extent) = (shared, of);
+        Some(id)
     }
 
     /// Gives the pages of a sequence back.
     pub fn close(&mut self, id: SeqId) {
         let Some(seq) = self.seqs.get_mut(id.0) else { return };
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
-            pool.free.extend(pages.drain(..).rev().filter(|&page| page != GONE));
+            pages.drain(..).rev().for_each(|page| pool.give(page));
         }
         *seq = Seq::default();
     }
@@ -203,7 +356,7 @@ impl KvCache {
     /// Tokens that a sequence has had, those behind windows included.
     #[must_use]
     pub fn len(&self, id: SeqId) -> usize {
-        self.seqs.get(id.0).map_or(0, |seq| seq.len)
+        self.seqs.get(id.0).map_or(0, |seq| seq.extent.tokens)
     }
 
     /// Whether no sequence is open.
@@ -218,51 +371,45 @@ impl KvCache {
         pages.into_iter().flatten().map(|&page| if page == GONE { 0 } else { page })
     }
 
-    /// Pages that each group lacks to make a sequence longer, once what is behind its window has gone back: what must be free.
-    #[must_use]
-    pub fn pages_needed(&self, id: SeqId, tokens: usize) -> Vec<usize> {
-        let Some(seq) = self.seqs.get(id.0) else { return vec![0; self.pools.len()] };
-        let need = (seq.len + tokens).div_ceil(PAGE);
-        let pools = self.pools.iter().zip(&seq.pages);
-        pools
-            .map(|(pool, pages)| {
-                let leaves = behind(pool.group.keep, seq.len).min(pages.len());
-                let leaving = pages[..leaves].iter().filter(|&&page| page != GONE).count();
-                need.saturating_sub(pages.len()).saturating_sub(leaving)
-            })
-            .collect()
-    }
-
-    /// Makes a sequence longer and gives the slots of the new tokens in each group. Pages that none of the new tokens sees go back
-    /// to the pool first. Errors if the pages do not suffice; nothing is changed then but that.
+    /// Makes a sequence longer and gives the new slots in each group, counted in tokens: those of the new tokens, those of the
+    /// memory where all tokens are new, or that of the state. Pages that none of the new tokens sees go back to the pool first.
+    /// Errors if the pages do not suffice; nothing is changed then but that.
     pub fn extend(&mut self, id: SeqId, tokens: usize) -> Result<Vec<Vec<i32>>> {
         let seq = self.seqs.get_mut(id.0).filter(|seq| seq.used);
         let seq = seq
             .ok_or_else(|| Error::Request("KV cache: a sequence was used after it had been closed".into()))?;
-        let need = (seq.len + tokens).div_ceil(PAGE);
+        if seq.spoilt {
+            return Err(Error::Request("KV cache: a state has gone further than its sequence".into()));
+        }
+        let (old, new) = (seq.extent, seq.extent.at(seq.extent.tokens + tokens));
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
-            pool.trim(seq.len, pages);
+            pool.trim(old.tokens, pages);
         }
         for (pool, pages) in self.pools.iter().zip(&seq.pages) {
-            let more = need.saturating_sub(pages.len());
+            let more = pool.group.pages(new).saturating_sub(pages.len());
             if more > pool.free.len() {
                 return Err(Error::Request(format!(
                     "KV cache: {} tokens need {more} more pages of {PAGE}, {} of {} are free",
-                    seq.len + tokens,
+                    new.tokens,
                     pool.free.len(),
-                    pool.pages
+                    pool.counts.len()
                 )));
             }
         }
         let mut slots = Vec::with_capacity(self.pools.len());
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
-            while pages.len() < need {
-                pages.extend(pool.free.pop());
+            while pages.len() < pool.group.pages(new) {
+                pages.extend(pool.take());
             }
             let slot = |token: usize| (pages[token / PAGE] as usize * PAGE + token % PAGE) as i32;
-            slots.push((seq.len..seq.len + tokens).map(slot).collect());
+            slots.push(match pool.group.keep {
+                Keep::All | Keep::Window(_) => (old.tokens..new.tokens).map(slot).collect(),
+                Keep::Memory if old.tokens > 0 => Vec::new(),
+                Keep::Memory => (0..new.memory).map(slot).collect(),
+                Keep::State => pages.iter().map(|&page| page as i32).collect(),
+            });
         }
-        seq.len += tokens;
+        seq.extent = new;
         Ok(slots)
     }
 
@@ -270,104 +417,48 @@ impl KvCache {
     pub fn trim(&mut self, id: SeqId) {
         let Some(seq) = self.seqs.get_mut(id.0) else { return };
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
-            pool.trim(seq.len, pages);
+            pool.trim(seq.extent.tokens, pages);
         }
     }
 
-    /// Whether all that a sequence's next token sees is there: not so if it was cut back to before what is behind a window.
+    /// Whether all that a sequence's next token sees is there. Not so if it was cut back to before what is behind a window, or to
+    /// where its state had been: it must be read again from its beginning.
     #[must_use]
     pub fn is_whole(&self, id: SeqId) -> bool {
         let Some(seq) = self.seqs.get(id.0) else { return false };
-        self.pools.iter().zip(&seq.pages).all(|(pool, pages)| {
-            pages.iter().skip(behind(pool.group.keep, seq.len)).all(|&page| page != GONE)
-        })
+        !seq.spoilt
+            && self.pools.iter().zip(&seq.pages).all(|(pool, pages)| {
+                pages.iter().skip(pool.group.behind(seq.extent.tokens)).all(|&page| page != GONE)
+            })
     }
 
-    /// Forgets the last tokens of a sequence, which then has `len`; what was behind a window before stays gone.
+    /// Forgets the last tokens of a sequence, which then has `len`; what was behind a window before stays gone. A last page that
+    /// other sequences hold too is gone for this one, as it would write to it.
     pub fn truncate(&mut self, id: SeqId, len: usize) {
         let Some(seq) = self.seqs.get_mut(id.0) else { return };
-        seq.len = seq.len.min(len);
-        let keep = seq.len.div_ceil(PAGE);
-        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
-            let keep = keep.min(pages.len());
-            pool.free.extend(pages.drain(keep..).rev().filter(|&page| page != GONE));
+        if len >= seq.extent.tokens {
+            return;
         }
-    }
-}
-
-/// Pages at the beginning of a sequence of `len` tokens that the next token and those after it do not see.
-fn behind(keep: Keep, len: usize) -> usize {
-    match keep {
-        Keep::All => 0,
-        Keep::Window(window) => (len + 1).saturating_sub(window) / PAGE,
+        seq.extent.tokens = len;
+        for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            let keep = pool.group.pages(seq.extent).min(pages.len());
+            pages.drain(keep..).rev().for_each(|page| pool.give(page));
+            match pool.group.keep {
+                Keep::State => seq.spoilt = len > 0,
+                Keep::Memory => {}
+                Keep::All | Keep::Window(_) => {
+                    if let Some(last) = pages.last_mut().filter(|&&mut page| page != GONE)
+                        && len % PAGE != 0
+                        && pool.counts[*last as usize] > 1
+                    {
+                        pool.give(std::mem::replace(last, GONE));
+                    }
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use ocelli_kernels::Caps;
-
-    use super::*;
-    use crate::ctx::Precision;
-
-    fn cache(groups: &[KvGroup], tokens: &[usize]) -> KvCache {
-        let (mut cx, _) = Ctx::dry(Caps::default(), Precision::default());
-        KvCache::new(&mut cx, &KvLayout(groups.to_vec()), tokens).unwrap()
-    }
-
-    const ALL: KvGroup = KvGroup { layers: 2, heads: 1, head_dim: 2, keep: Keep::All };
-
-    #[test]
-    fn pages_come_and_go() {
-        let mut kv = cache(&[ALL], &[5 * PAGE]);
-        let (a, b) = (kv.open(), kv.open());
-        assert_eq!(kv.extend(a, PAGE + 1).unwrap()[0].len(), PAGE + 1);
-        assert_eq!(kv.extend(b, 2 * PAGE).unwrap()[0][0], 2 * PAGE as i32);
-        assert_eq!(kv.free_pages(0), 1);
-        kv.extend(a, PAGE - 1).unwrap();
-        assert_eq!(kv.pages_needed(a, 1), [1]);
-        kv.extend(a, 1).unwrap();
-        assert!(kv.extend(b, 1).is_err(), "page 5 is taken");
-        assert_eq!(kv.len(b), 2 * PAGE, "a refused extension changes nothing");
-        kv.truncate(a, PAGE);
-        assert_eq!((kv.len(a), kv.free_pages(0)), (PAGE, 2));
-        kv.close(a);
-        assert_eq!(kv.free_pages(0), 3);
-        assert!(kv.extend(a, 1).is_err());
-        assert_eq!(kv.extend(b, 3 * PAGE).unwrap()[0].len(), 3 * PAGE);
-        kv.close(b);
-        assert!(kv.is_empty() && kv.free_pages(0) == 5);
-    }
-
-    /// A sequence far longer than its window holds the pages of the window and no more, and its slots are those of its pages.
-    #[test]
-    fn pages_behind_a_window_return() {
-        let window = 3 * PAGE + 5;
-        let group = KvGroup { keep: Keep::Window(window), ..ALL };
-        let held = group.tokens_held(100_000, 7);
-        let mut kv = cache(&[ALL, group], &[20_000, held]);
-        let seq = kv.open();
-        let mut most = 0;
-        for step in 0..1500 {
-            let new = 1 + step % 7;
-            let needed = kv.pages_needed(seq, new);
-            assert!(needed[1] <= kv.free_pages(1));
-            let slots = kv.extend(seq, new).unwrap();
-            most = most.max(kv.used_pages(1));
-            let pages: Vec<u32> = kv.pages(seq, 1).collect();
-            let first = (kv.len(seq) - new + 1).saturating_sub(window);
-            for token in first..kv.len(seq) {
-                let page = pages[token / PAGE];
-                assert_eq!(
-                    pages[first / PAGE..].iter().filter(|&&other| other == page).count(),
-                    1,
-                    "pages are one's own"
-                );
-            }
-            assert_eq!(slots[1][0] as usize / PAGE, pages[(kv.len(seq) - new) / PAGE] as usize);
-        }
-        assert!(kv.len(seq) > 5000 && most * PAGE <= held, "{most} pages of {held} tokens");
-        kv.close(seq);
-        assert_eq!((kv.used_pages(0), kv.used_pages(1)), (0, 0));
-    }
-}
+#[path = "kv_tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::kv::Extent;
 use crate::tensor::Tensor;
 
 /// Rows of one medium's features that stand for neighbouring tokens.
@@ -40,6 +41,15 @@ pub enum Positions {
     },
 }
 
+/// Which pictures' memory tokens attend to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The first of these tokens; they go on to the next reach, the last ones to the end of the answer.
+    pub from: usize,
+    /// Numbers of the media.
+    pub media: Range<usize>,
+}
+
 /// A prompt that is ready for the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
@@ -51,6 +61,10 @@ pub struct Prompt {
     pub positions: Positions,
     /// Ranges of tokens that see each other, whatever their order; ascending, without overlap. A pass never cuts one.
     pub blocks: Vec<Range<usize>>,
+    /// Rows of memory that each medium has, [`Features::memory`]; none of those that are not listed.
+    pub memory: Vec<usize>,
+    /// Which of it tokens attend to, ascending; all of it where nothing is listed, none before the first reach.
+    pub reaches: Vec<Reach>,
 }
 
 impl Prompt {
@@ -103,6 +117,32 @@ impl Prompt {
     #[must_use]
     pub fn rows_of(&self, media: usize) -> usize {
         self.spans.iter().filter(|span| span.media == media).map(|span| span.rows.end).max().unwrap_or(0)
+    }
+
+    /// Rows of memory of all media.
+    #[must_use]
+    pub fn memory_rows(&self) -> usize {
+        self.memory.iter().sum()
+    }
+
+    /// How much of it there is.
+    #[must_use]
+    pub fn extent(&self) -> Extent {
+        Extent { tokens: self.len(), memory: self.memory_rows() }
+    }
+
+    /// Rows of memory, counted through all media, that a token of prompt or answer attends to.
+    #[must_use]
+    pub fn reach(&self, token: usize) -> Range<usize> {
+        let before = |media: usize| self.memory.iter().take(media).sum();
+        match self.reaches.partition_point(|reach| reach.from <= token).checked_sub(1) {
+            Some(place) => {
+                let media = &self.reaches[place].media;
+                before(media.start)..before(media.end)
+            }
+            None if self.reaches.is_empty() => 0..self.memory_rows(),
+            None => 0..0,
+        }
     }
 
     /// Positions of the token `index` of prompt and answer, on three axes.
@@ -167,6 +207,22 @@ impl Prompt {
             }
             end = block.end;
         }
+        if self.memory.len() > media {
+            return bad(format!("memory of {} pictures of {media}", self.memory.len()));
+        }
+        end = 0;
+        for reach in &self.reaches {
+            if reach.from < end || reach.media.start > reach.media.end || reach.media.end > self.memory.len()
+            {
+                return bad(format!(
+                    "tokens from {} on that attend to pictures {:?} of {}",
+                    reach.from,
+                    reach.media,
+                    self.memory.len()
+                ));
+            }
+            end = reach.from;
+        }
         match &self.positions {
             Positions::Axes { at, .. } if at.len() != self.len() => {
                 bad(format!("positions: expected {}, found {}", self.len(), at.len()))
@@ -183,22 +239,36 @@ pub struct Features {
     pub rows: Option<Tensor>,
     /// Rows that are added to the result of text layers 0, 1, ... at the same tokens, `[rows, d_model]` each.
     pub deep: Vec<Tensor>,
+    /// Rows that text layers attend to beside the tokens, `[rows, d]`: they are no tokens.
+    pub memory: Option<Tensor>,
 }
 
 impl Features {
     /// Features that replace embeddings and nothing else.
     #[must_use]
     pub fn of_rows(rows: Tensor) -> Self {
-        Self { rows: Some(rows), deep: Vec::new() }
+        Self { rows: Some(rows), ..Self::default() }
     }
 
-    /// Rows.
+    /// Features that are attended to and nothing else.
+    #[must_use]
+    pub fn of_memory(memory: Tensor) -> Self {
+        Self { memory: Some(memory), ..Self::default() }
+    }
+
+    /// Rows that are attended to.
+    #[must_use]
+    pub fn memory_rows(&self) -> usize {
+        self.memory.as_ref().map_or(0, |rows| rows.size(0))
+    }
+
+    /// Rows that stand for tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.rows.as_ref().or(self.deep.first()).map_or(0, |rows| rows.size(0))
     }
 
-    /// Whether there are no rows.
+    /// Whether no row stands for a token.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -235,6 +305,21 @@ mod tests {
             (prompt.block_of(3), prompt.block_of(8), prompt.block_of(9)),
             (None, Some(&(4..9)), Some(&(9..12)))
         );
+    }
+
+    #[test]
+    fn tokens_reach_the_memory_of_pictures_before_them() {
+        let mut prompt = Prompt { tokens: vec![0; 9], memory: vec![5, 0, 3], ..Prompt::default() };
+        assert_eq!((prompt.memory_rows(), prompt.reach(0), prompt.reach(20)), (8, 0..8, 0..8));
+        prompt.reaches = vec![Reach { from: 2, media: 0..1 }, Reach { from: 6, media: 1..3 }];
+        prompt.check(3, 1).unwrap();
+        let table = [(0, 0..0), (1, 0..0), (2, 0..5), (5, 0..5), (6, 5..8), (100, 5..8)];
+        for (token, rows) in table {
+            assert_eq!(prompt.reach(token), rows, "token {token}");
+        }
+        assert!(prompt.check(2, 1).unwrap_err().to_string().contains("memory of 3 pictures of 2"));
+        prompt.reaches[1].media = 1..4;
+        assert!(prompt.check(3, 1).unwrap_err().to_string().contains("attend to pictures 1..4 of 3"));
     }
 
     #[test]

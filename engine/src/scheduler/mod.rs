@@ -20,7 +20,7 @@ use crate::batch::{Batch, Chunk};
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::image::PreparedImage;
-use crate::kv::{KvCache, KvGroup};
+use crate::kv::{KvCache, KvGroup, PAGE};
 use crate::prompt::Features;
 use crate::sample::uniform;
 use crate::tensor::Tensor;
@@ -44,12 +44,15 @@ impl Limits {
         let needs = || requests.iter().map(|request| request.kv_tokens(info.max_positions));
         let sum = needs().fold(0, usize::saturating_add);
         let most = needs().max().unwrap_or(0).max(MANY_TOKENS);
+        // Each takes whole pages.
+        let memory = || requests.iter().map(|request| request.prompt.memory_rows().next_multiple_of(PAGE));
         let block = requests.iter().map(|request| request.prompt.longest_block()).max().unwrap_or(0);
         let default = Self::default();
         Self {
             tokens: default.tokens.max(block),
             seqs: requests.len().clamp(1, default.seqs),
             kv_tokens: sum.min(most),
+            memory: memory().fold(0, usize::saturating_add).min(memory().max().unwrap_or(0).max(MANY_TOKENS)),
             ..default
         }
     }
@@ -79,7 +82,7 @@ pub struct Scheduler {
     kv: KvCache,
     groups: Vec<KvGroup>,
     limits: Limits,
-    /// Tokens that each group of the cache holds.
+    /// Pages of each group of the cache.
     capacity: Vec<usize>,
     /// The oldest first, in both.
     waiting: VecDeque<Live>,
@@ -99,6 +102,7 @@ impl Scheduler {
             seqs: limits.seqs.max(1),
             // Far beyond any memory, and far from any overflow.
             kv_tokens: limits.kv_tokens.min(1 << 48),
+            memory: limits.memory.min(1 << 48),
             ..limits
         };
         let groups = model.info().kv.0.clone();
@@ -271,13 +275,17 @@ impl Scheduler {
 
     /// Does what the plan says up to the pass: the numbers of its requests, with their new tokens.
     fn prepare(&mut self, cx: &mut Ctx, events: &mut Vec<Event>) -> Vec<(usize, usize)> {
+        // A pass that failed may have left less than the next token needs.
+        let broken = |live: &&Live| live.seq.is_some_and(|seq| !self.kv.is_whole(seq));
+        let broken: Vec<usize> = self.running.iter().filter(broken).map(|live| live.number).collect();
+        broken.into_iter().for_each(|number| self.preempt(number));
         let plan = self.plan();
         for _ in 0..plan.preempted {
             let youngest = self.running.last().map(|live| live.number);
             youngest.into_iter().for_each(|number| self.preempt(number));
         }
         for mut live in self.waiting.drain(..plan.admitted) {
-            live.seq = Some(self.kv.open());
+            live.seq = Some(self.kv.open(live.prompt.memory_rows()));
             self.running.push(live);
         }
         let number = |place: usize| self.running[place].number;
@@ -303,9 +311,6 @@ impl Scheduler {
             (live.done, live.coming) = (live.done.saturating_sub(len), 0);
             if let Some(seq) = live.seq {
                 self.kv.truncate(seq, live.done);
-                if !self.kv.is_whole(seq) {
-                    self.preempt(number);
-                }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! What one step does, from plain data: which requests begin, which give their pages back, the chunk of each, and the pictures to
 //! encode.
 
-use crate::kv::{KvGroup, PAGE};
+use crate::kv::{Extent, KvGroup, PAGE};
 use crate::prompt::Prompt;
 
 /// What a step may take at most.
@@ -13,13 +13,15 @@ pub struct Limits {
     pub seqs: usize,
     /// Tokens of all sequences in the cache.
     pub kv_tokens: usize,
+    /// Rows of memory of all sequences, where a model attends to such.
+    pub memory: usize,
     /// Patches of pictures that are encoded in one step, of 16 x 16 pixels each. A larger picture goes alone.
     pub patches: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tokens: 1024, seqs: 256, kv_tokens: 32_768, patches: 4096 }
+        Self { tokens: 1024, seqs: 256, kv_tokens: 32_768, memory: 32_768, patches: 4096 }
     }
 }
 
@@ -45,9 +47,27 @@ impl Ask<'_> {
         self.done >= self.prompt.len() && self.done + 1 == self.known
     }
 
+    /// What of it is in the cache.
+    fn there(&self) -> Extent {
+        Extent { tokens: self.done, memory: self.prompt.memory_rows() }
+    }
+
+    /// Whether a medium is read by what is to come: a memory by the first tokens, which write it.
+    fn reads(&self, media: usize) -> bool {
+        let spans = || self.prompt.spans.iter().filter(|span| span.media == media);
+        self.remembers(media) || spans().any(|span| span.tokens().end > self.done)
+    }
+
+    fn remembers(&self, media: usize) -> bool {
+        self.done == 0 && self.prompt.memory.get(media).is_some_and(|&rows| rows > 0)
+    }
+
     /// First token to come whose features are not there.
     fn featureless(&self) -> usize {
         let lacks = |media: usize| self.media.get(media).is_some_and(|&patches| patches > 0);
+        if (0..self.media.len()).any(|media| lacks(media) && self.remembers(media)) {
+            return self.done;
+        }
         let spans =
             self.prompt.spans.iter().filter(|span| span.tokens().end > self.done && lacks(span.media));
         spans.map(|span| span.at.max(self.done)).min().unwrap_or(self.known)
@@ -56,7 +76,7 @@ impl Ask<'_> {
     /// Pages of a group that the request must find before it begins: for what is to be read, and one for the answer.
     fn pages_to_begin(&self, group: &KvGroup, limits: &Limits) -> usize {
         let tokens = self.known.saturating_add(PAGE).min(self.longest);
-        group.tokens_held(tokens, limits.tokens.max(self.prompt.longest_block())) / PAGE
+        group.most_pages(self.there().at(tokens), limits.tokens.max(self.prompt.longest_block()))
     }
 }
 
@@ -68,8 +88,8 @@ pub(super) struct Room<'a> {
 }
 
 impl Room<'_> {
-    fn take(&mut self, done: usize, new: usize) -> bool {
-        let more: Vec<usize> = self.groups.iter().map(|_| KvGroup::pages_more(done, new)).collect();
+    fn take(&mut self, there: Extent, new: usize) -> bool {
+        let more: Vec<usize> = self.groups.iter().map(|group| group.pages_more(there, new)).collect();
         let fits = more.iter().zip(&self.free).all(|(more, free)| more <= free);
         if fits {
             self.free.iter_mut().zip(more).for_each(|(free, more)| *free -= more);
@@ -77,16 +97,17 @@ impl Room<'_> {
         fits
     }
 
-    fn give(&mut self, done: usize, new: usize) {
+    fn give(&mut self, there: Extent, new: usize) {
         for (free, group) in self.free.iter_mut().zip(self.groups) {
-            *free += group.pages_at(done) + KvGroup::pages_more(done, new);
+            *free += group.pages_at(there) + group.pages_more(there, new);
         }
     }
 
     /// Tokens that a sequence can still take.
-    fn most(&self, done: usize) -> usize {
-        let free = self.free.iter().min().copied().unwrap_or(usize::MAX / PAGE);
-        done.next_multiple_of(PAGE).saturating_add(free.saturating_mul(PAGE)) - done
+    fn most(&self, there: Extent) -> usize {
+        let of_groups =
+            self.groups.iter().zip(&self.free).map(|(group, &free)| group.tokens_more(there, free));
+        of_groups.min().unwrap_or(usize::MAX)
     }
 }
 
@@ -141,7 +162,7 @@ pub(super) fn plan(running: &[Ask<'_>], waiting: &[Ask<'_>], room: Room<'_>, lim
             admitted += 1;
             all.push(ask);
             let chunk = if ask.alone { 0 } else { planning.prompt_chunk(ask) };
-            planning.room.take(ask.done, chunk);
+            planning.room.take(ask.there(), chunk);
             planning.chunks.push(chunk);
         }
     }
@@ -180,7 +201,7 @@ impl Planning<'_> {
         let ask = &self.running[place];
         while place < self.keep {
             let len = if ask.answers() { 1 } else { self.prompt_chunk(ask) };
-            if len > 0 && self.room.take(ask.done, len) {
+            if len > 0 && self.room.take(ask.there(), len) {
                 self.chunks[place] = len;
                 if ask.answers() {
                     self.budget = self.budget.saturating_sub(1);
@@ -193,7 +214,7 @@ impl Planning<'_> {
             }
             self.keep -= 1;
             let last = &self.running[self.keep];
-            self.room.give(last.done, std::mem::take(&mut self.chunks[self.keep]));
+            self.room.give(last.there(), std::mem::take(&mut self.chunks[self.keep]));
         }
     }
 
@@ -201,7 +222,7 @@ impl Planning<'_> {
     fn prompt_chunk(&mut self, ask: &Ask<'_>) -> usize {
         // Prompts get on slowly, but they get on, where answers fill the pass.
         let budget = if self.prompts == 0 { self.budget.max(1) } else { self.budget };
-        let most = self.room.most(ask.done).min(ask.featureless() - ask.done);
+        let most = self.room.most(ask.there()).min(ask.featureless() - ask.done);
         let end = cut(ask, most.min(budget));
         let len = match ask.prompt.block_of(ask.done) {
             // Longer than what is left: it goes as the only prompt.
@@ -219,7 +240,7 @@ impl Planning<'_> {
     fn lacks_pages(&self, ask: &Ask<'_>) -> bool {
         let next = ask.prompt.block_of(ask.done).map_or(1, |block| block.end - ask.done);
         let budget = self.prompts == 0 || next <= self.budget;
-        budget && ask.featureless() >= ask.done + next && self.room.most(ask.done) < next
+        budget && ask.featureless() >= ask.done + next && self.room.most(ask.there()) < next
     }
 
     /// Whether one more request can begin beside `all`, who may still need pages themselves.
@@ -229,7 +250,7 @@ impl Planning<'_> {
                 .iter()
                 .zip(&self.chunks)
                 .map(|(other, &len)| {
-                    let held = group.pages_at(other.done) + KvGroup::pages_more(other.done, len);
+                    let held = group.pages_at(other.there()) + group.pages_more(other.there(), len);
                     other.pages_to_begin(group, self.limits).saturating_sub(held)
                 })
                 .sum();
@@ -250,9 +271,7 @@ fn pictures(all: &[&Ask<'_>], patches: usize) -> Vec<(usize, usize)> {
     let (mut chosen, mut sum) = (Vec::new(), 0usize);
     for (place, ask) in all.iter().enumerate() {
         for (media, &more) in ask.media.iter().enumerate().filter(|&(_, &more)| more > 0) {
-            let wanted =
-                ask.prompt.spans.iter().any(|span| span.media == media && span.tokens().end > ask.done);
-            if !wanted {
+            if !ask.reads(media) {
                 continue;
             }
             sum = sum.saturating_add(more);

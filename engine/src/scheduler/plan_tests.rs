@@ -3,7 +3,7 @@ use crate::kv::Keep;
 use crate::prompt::Span;
 
 const ALL: KvGroup = KvGroup { layers: 1, heads: 1, head_dim: 1, keep: Keep::All };
-const LIMITS: Limits = Limits { tokens: 64, seqs: 8, kv_tokens: 1 << 20, patches: 10 };
+const LIMITS: Limits = Limits { tokens: 64, seqs: 8, kv_tokens: 1 << 20, memory: 0, patches: 10 };
 
 fn text(len: usize) -> Prompt {
     Prompt::text(vec![0; len])
@@ -108,6 +108,32 @@ fn a_group_with_a_window_lets_more_begin() {
     }
 }
 
+/// A memory and a state are asked for once, with the first token; pictures that become memory are encoded before it.
+#[test]
+fn first_tokens_take_memory_and_a_slot() {
+    let groups = [ALL, KvGroup { keep: Keep::Memory, ..ALL }, KvGroup { keep: Keep::State, ..ALL }];
+    let sees = Prompt { memory: vec![40], ..text(20) };
+    let planned = |running: &[Ask<'_>], waiting: &[Ask<'_>], free: [usize; 3]| {
+        plan(running, waiting, Room { groups: &groups, free: free.to_vec() }, &LIMITS)
+    };
+    let begins = ask(&sees, 0, 20);
+    for (free, admitted) in [([9, 6, 2], 2), ([9, 5, 2], 1), ([9, 6, 1], 1)] {
+        assert_eq!(planned(&[], &[begins.clone(), begins.clone()], free).admitted, admitted, "{free:?}");
+    }
+    // Those that have begun ask for no more.
+    let answers = ask(&sees, 21, 22);
+    assert_eq!(planned(&[answers.clone()], &[], [9, 0, 0]), chunks(&[(0, 1)], 0));
+    // One that cannot begin takes the youngest's.
+    let stuck = planned(&[begins.clone(), answers], &[], [9, 0, 0]);
+    assert_eq!(stuck, Plan { preempted: 1, chunks: vec![(0, 20)], ..Plan::default() });
+    let dark = Ask { media: vec![4], ..begins };
+    let first = planned(&[], std::slice::from_ref(&dark), [9, 9, 9]);
+    assert_eq!((first.chunks, first.pictures), (vec![], vec![(0, 0)]));
+    // What is in the cache is not encoded again.
+    let later = Ask { media: vec![4], done: 10, ..dark };
+    assert_eq!(planned(&[later], &[], [9, 9, 9]), chunks(&[(0, 10)], 0));
+}
+
 #[test]
 fn the_youngest_gives_its_pages_back() {
     let short = text(16);
@@ -210,11 +236,12 @@ fn the_oldest_always_gets_on() {
             })
             .collect();
         let most = |group: &KvGroup| {
-            let held =
-                |ask: &Ask<'_>| group.tokens_held(ask.longest, ask.prompt.longest_block().max(1)) / PAGE;
+            let held = |ask: &Ask<'_>| {
+                group.most_pages(ask.there().at(ask.longest), ask.prompt.longest_block().max(1))
+            };
             asks.iter().map(held).max().unwrap_or(0)
         };
-        let held = |group: &KvGroup| asks.iter().map(|ask| group.pages_at(ask.done)).sum::<usize>();
+        let held = |group: &KvGroup| asks.iter().map(|ask| group.pages_at(ask.there())).sum::<usize>();
         let free: Vec<usize> = groups.iter().map(|group| most(group).saturating_sub(held(group))).collect();
         let plan = plan(&asks, &[], Room { groups: &groups, free: free.clone() }, &LIMITS);
         assert!(plan.preempted < asks.len());
@@ -224,9 +251,9 @@ fn the_oldest_always_gets_on() {
         }
         let kept = asks.len() - plan.preempted;
         for (group, &free) in groups.iter().zip(&free) {
-            let back: usize = asks[kept..].iter().map(|ask| group.pages_at(ask.done)).sum();
+            let back: usize = asks[kept..].iter().map(|ask| group.pages_at(ask.there())).sum();
             let taken: usize =
-                plan.chunks.iter().map(|&(place, len)| KvGroup::pages_more(asks[place].done, len)).sum();
+                plan.chunks.iter().map(|&(place, len)| group.pages_more(asks[place].there(), len)).sum();
             assert!(taken <= free + back, "{taken} of {free} and {back}");
         }
         assert!(plan.chunks.iter().all(|&(place, _)| place < kept));

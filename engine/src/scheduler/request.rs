@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::plan::{Ask, Limits};
 use crate::error::{Error, Result};
 use crate::image::PreparedImage;
-use crate::kv::{KvGroup, PAGE, SeqId};
+use crate::kv::{Extent, Keep, KvGroup, PAGE, SeqId};
 use crate::prompt::{Features, Prompt};
 use crate::sample::SamplingParams;
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
@@ -68,7 +68,7 @@ impl Request {
         self.longest(max_positions).div_ceil(PAGE).saturating_mul(PAGE)
     }
 
-    /// Errors if the request can never run: its prompt or parameters are wrong, or `capacity` (tokens of each group) is too small.
+    /// Errors if the request can never run: its prompt or parameters are wrong, or `capacity` (pages of each group) is too small.
     pub(super) fn check(&self, info: &ModelInfo, capacity: &[usize]) -> Result<()> {
         self.params.validate()?;
         let limit = info.max_positions.saturating_sub(1);
@@ -83,13 +83,18 @@ impl Request {
                 check_rows(number, features, &self.prompt)?;
             }
         }
-        let tokens = self.kv_tokens(info.max_positions);
+        let of = Extent { tokens: self.kv_tokens(info.max_positions), memory: self.prompt.memory_rows() };
         for (number, (group, &capacity)) in info.kv.0.iter().zip(capacity).enumerate() {
-            let held = group.tokens_held(tokens, self.prompt.longest_block().max(1));
+            let held = group.most_pages(of, self.prompt.longest_block().max(1));
             if held > capacity {
+                let what = match group.keep {
+                    Keep::Memory => format!("{} rows of memory", of.memory),
+                    _ => format!("{} tokens of prompt and answer", of.tokens),
+                };
                 return Err(Error::Request(format!(
-                    "request: {tokens} tokens of prompt and answer do not fit in the KV cache: group {number} of layers would \
-                     keep {held}, its limit is {capacity}"
+                    "request: {what} do not fit in the KV cache: group {number} of layers would keep {}, its limit is {}",
+                    held * PAGE,
+                    capacity * PAGE
                 )));
             }
         }
@@ -103,6 +108,13 @@ pub(super) fn check_rows(media: usize, features: &Features, prompt: &Prompt) -> 
     if found != expected {
         return Err(Error::Request(format!(
             "picture {}: expected {expected} rows of features, found {found}",
+            media + 1
+        )));
+    }
+    let (expected, found) = (prompt.memory.get(media).copied().unwrap_or(0), features.memory_rows());
+    if found != expected {
+        return Err(Error::Request(format!(
+            "picture {}: expected {expected} rows of memory, found {found}",
             media + 1
         )));
     }
@@ -302,10 +314,17 @@ impl Live {
     }
 }
 
-/// Tokens that each group of a cache holds.
+/// Pages that each group of a cache has.
 pub(super) fn capacities(groups: &[KvGroup], limits: &Limits) -> Vec<usize> {
-    let pages = |tokens: usize| tokens.div_ceil(PAGE).saturating_mul(PAGE);
-    let all = pages(limits.kv_tokens);
-    let held = |group: &KvGroup| group.tokens_held(all, limits.tokens).saturating_mul(limits.seqs).min(all);
-    groups.iter().map(held).collect()
+    let all = Extent { tokens: limits.kv_tokens, memory: limits.memory };
+    let pages = |group: &KvGroup| match group.keep {
+        Keep::All => group.most_pages(all, 0),
+        Keep::Memory => group.most_pages(all.at(1), 0),
+        Keep::State => limits.seqs,
+        Keep::Window(_) => {
+            let most = all.tokens.div_ceil(PAGE);
+            group.most_pages(all, limits.tokens).saturating_mul(limits.seqs).min(most)
+        }
+    };
+    groups.iter().map(pages).collect()
 }

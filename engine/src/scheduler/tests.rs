@@ -4,15 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::kv::{Keep, KvLayout, PAGE};
-use crate::prompt::{Prompt, Span};
+use crate::kv::{Extent, Keep, KvLayout, PAGE};
+use crate::prompt::{Prompt, Reach, Span};
 use crate::sample::SamplingParams;
-use fake::{Fake, GIVEN, NAN, POISON, ROWS, beside, context, picture, tokenizer};
+use fake::{Fake, GIVEN, NAN, POISON, ROWS, beside, context, memory_rows, picture, tokenizer};
 
 const ALL: KvGroup = KvGroup { layers: 0, heads: 1, head_dim: 1, keep: Keep::All };
 
 fn both() -> KvLayout {
     KvLayout(vec![ALL, KvGroup { keep: Keep::Window(48), ..ALL }])
+}
+
+/// Every kind of group.
+fn every() -> KvLayout {
+    let kinds = [Keep::State, Keep::All, Keep::Memory, Keep::Window(48)];
+    KvLayout(kinds.map(|keep| KvGroup { keep, ..ALL }).to_vec())
 }
 
 fn params(max_tokens: usize) -> SamplingParams {
@@ -35,7 +41,7 @@ fn random(state: &mut u64, below: usize) -> usize {
 }
 
 /// Ragged: prompts of 1 to 3000 tokens, with pictures and tokens that see each other, greedy and sampled.
-fn ragged(count: usize) -> Vec<Request> {
+fn ragged(count: usize, remembers: bool) -> Vec<Request> {
     let mut state = 1;
     let shared = picture(7, 3);
     (0..count)
@@ -54,6 +60,14 @@ fn ragged(count: usize) -> Vec<Request> {
                 0 => Media::Picture(shared.clone()),
                 _ => Media::Picture(picture(seed, 1 + media)),
             };
+            if remembers {
+                prompt.memory =
+                    (0..pictures).map(|media| memory_rows(if media == 0 { 7 } else { seed })).collect();
+                if seed % 2 == 1 {
+                    let reach = |media| Reach { from: at(media), media: media..media + 1 };
+                    prompt.reaches = (0..pictures).map(reach).collect();
+                }
+            }
             let temperature = if seed % 5 == 4 { 0.8 } else { 0.0 };
             let repetition_penalty = if seed % 9 == 8 { 1.2 } else { 1.0 };
             let max_tokens = 1 + random(&mut state, 250);
@@ -104,14 +118,24 @@ fn same(all: &[(String, Result<Answer, String>)], expected: &[Answer]) {
     }
 }
 
-/// More than the pool holds, cancelled here and there: the others answer as alone, and nothing is left behind.
 #[test]
 fn together_as_alone_with_too_few_pages() {
+    crowd(&both(), 3600);
+}
+
+/// Beside pages, a memory of pictures and a state that cannot be cut back.
+#[test]
+fn together_as_alone_with_memory_and_state() {
+    crowd(&every(), 3600);
+}
+
+/// More than the pool holds, cancelled here and there: the others answer as alone, and nothing is left behind.
+fn crowd(kv: &KvLayout, kv_tokens: usize) {
     let mut cx = context();
-    let (kv, requests) = (both(), ragged(64));
-    let expected = alone(&mut cx, &kv, &requests);
-    let limits = Limits { tokens: 256, seqs: 24, kv_tokens: 3600, patches: 8 };
-    let (model, mut scheduler) = scheduler(&mut cx, &kv, limits);
+    let requests = ragged(64, kv.0.len() > 2);
+    let expected = alone(&mut cx, kv, &requests);
+    let limits = Limits { tokens: 256, seqs: 24, kv_tokens, memory: 300, patches: 8 };
+    let (model, mut scheduler) = scheduler(&mut cx, kv, limits);
     let mut all: Vec<_> = requests.iter().map(|_| (String::new(), None)).collect();
     let (mut state, mut most, mut preempted, mut cancelled) = (5, 0, 0, 0);
     let mut requests = requests.into_iter();
@@ -150,7 +174,7 @@ fn together_as_alone_with_too_few_pages() {
         };
         assert_eq!((&answer.token_ids[..], text), (ids, &answer.text), "request {number}");
     }
-    assert!(scheduler.kv.is_empty() && (0..2).all(|group| scheduler.kv.used_pages(group) == 0));
+    assert!(scheduler.kv.is_empty() && (0..kv.0.len()).all(|group| scheduler.kv.used_pages(group) == 0));
     assert!(model.encoded.lock().unwrap().iter().any(|&pictures| pictures > 1));
 }
 
@@ -186,12 +210,18 @@ fn running_ahead_with_rows_of_padding() {
 /// A pass that fails under way, with keys behind the window given back meanwhile: the request is read again.
 #[test]
 fn a_lost_pass_is_done_again() {
-    let kv = KvLayout(vec![KvGroup { keep: Keep::Window(20), ..ALL }]);
+    let group = |keep| KvGroup { keep, ..ALL };
+    for kv in [vec![group(Keep::Window(20))], vec![group(Keep::All), group(Keep::State)]] {
+        a_lost_pass(&KvLayout(kv));
+    }
+}
+
+fn a_lost_pass(kv: &KvLayout) {
     let requests: Vec<Request> = (0..3).map(|seed| asks(seed, 30, 90)).collect();
-    let expected = alone(&mut context(), &kv, &requests);
+    let expected = alone(&mut context(), kv, &requests);
     for lost in 4..60 {
         let (mut cx, fails) = beside();
-        let (_, mut scheduler) = scheduler(&mut cx, &kv, Limits::default());
+        let (_, mut scheduler) = scheduler(&mut cx, kv, Limits::default());
         for request in &requests {
             scheduler.submit(request.clone()).unwrap();
         }
@@ -238,7 +268,7 @@ fn a_long_answer_holds_its_window_and_no_more() {
     let group = KvGroup { keep: Keep::Window(512), ..ALL };
     let limits = Limits { tokens: 64, seqs: 1, kv_tokens: 17_000, ..Limits::default() };
     let (_, mut scheduler) = scheduler(&mut cx, &KvLayout(vec![group]), limits);
-    assert_eq!(scheduler.capacity, [group.tokens_held(17_000, 64)]);
+    assert_eq!(scheduler.capacity, [group.most_pages(Extent { tokens: 17_000, memory: 0 }, 64)]);
     scheduler.submit(asks(1, 700, 16_000)).unwrap();
     let (mut most, mut tokens) = (0, 0);
     while !scheduler.is_idle() {
@@ -290,6 +320,35 @@ fn who_fails_fails_alone() {
     let model: Arc<dyn Vlm> = Fake::new(both());
     let refused = generate(&mut cx, &model, &tokenizer(), requests, |_, _| ControlFlow::Continue(()));
     assert_eq!(refused.unwrap_err().to_string(), "picture 99");
+}
+
+/// A memory that the pool cannot hold, or that is not what the prompt says, is refused; one that it holds alone waits its turn.
+#[test]
+fn memory_is_asked_for_ahead() {
+    let mut cx = context();
+    let with = |number: usize, rows: usize| Request {
+        prompt: Prompt {
+            spans: vec![Span { media: 0, rows: 0..ROWS, at: 2 }],
+            memory: vec![rows],
+            ..text(number, 15)
+        },
+        media: vec![Media::Picture(picture(number, 1))],
+        params: params(20),
+    };
+    let kv = KvLayout(every().0[1..3].to_vec());
+    let requests: Vec<Request> = (0..6).map(|number| with(30 + number, 33 + number)).collect();
+    let expected = alone(&mut cx, &kv, &requests);
+    let (_, mut scheduler) = scheduler(&mut cx, &kv, Limits { memory: 5 * PAGE, ..Limits::default() });
+    for request in requests {
+        scheduler.submit(request).unwrap();
+    }
+    let refused = scheduler.submit(with(1, 81)).unwrap_err().to_string();
+    assert!(refused.contains("81 rows of memory") && refused.contains("its limit is 80"), "{refused}");
+    let wrong = scheduler.submit(with(2, 6)).unwrap();
+    let all = run(&mut scheduler, &mut cx, 7);
+    same(&all[..6], &expected);
+    assert_eq!(all[wrong].1.as_ref().unwrap_err(), "picture 1: expected 6 rows of memory, found 5");
+    assert_eq!(scheduler.kv.used_pages(1), 0);
 }
 
 #[test]

@@ -94,8 +94,8 @@ impl Decoder {
         if batch.repeats() {
             let mut key = batch.replay_key();
             key.number(self.id).view(logits.view());
-            for (keys, values) in kv.layers() {
-                key.view(keys).view(values);
+            for view in kv.views() {
+                key.view(view);
             }
             cx.replay(key, work)?;
         } else {
@@ -220,8 +220,7 @@ impl Decoder {
         };
         let (q, k, v) = (part(0, heads_q)?, part(heads_q, heads_kv)?, part(heads_q + heads_kv, heads_kv)?);
         let (group, index) = layer.plan.kv;
-        let (Some((k_pages, v_pages)), Some(placed)) = (kv.layer(group, index).cloned(), batch.kv.get(group))
-        else {
+        let (Some((k_pages, v_pages)), Some(placed)) = (kv.layer(group, index), batch.kv.get(group)) else {
             return Err(Error::Request(format!("KV cache: expected pages for {}, found none", layer.path)));
         };
         let Some(table) = self.ropes.get(layer.plan.rope) else {
@@ -251,23 +250,23 @@ impl Decoder {
         let out = cx.alloc(&[tokens, heads_q, head_dim], cx.dtype())?;
         for run in &batch.runs {
             let (rows, seqs) = (&run.rows, &run.seqs);
-            let (sees, pairs) = run.sees.get(group).cloned().unwrap_or((Sees::Causal { window: 0 }, 0));
+            let Some(keys) = run.keys.get(group) else { continue };
             let op = Attention {
                 q: cx.view(&q.narrow(0, rows.start, rows.len())?)?,
                 kv: AttentionKv::Paged {
                     k: k_pages.clone(),
                     v: v_pages.clone(),
                     block_table: cx.view(&placed.block_table.narrow(0, seqs.start, seqs.len())?)?,
-                    kv_lens: cx.view(&batch.kv_lens.narrow(0, seqs.start, seqs.len())?)?,
+                    kv_lens: cx.view(&placed.kv_lens.narrow(0, seqs.start, seqs.len())?)?,
                 },
                 q_starts: cx.view(&run.q_starts)?,
-                seen: seen(cx, &sees)?,
+                seen: seen(cx, &keys.sees)?,
                 scale: self.plan.scale,
                 softcap: 0.0,
                 out: cx.view(&out.narrow(0, rows.start, rows.len())?)?,
                 max_q: run.max_q,
-                max_kv: run.max_kv,
-                pairs,
+                max_kv: keys.most,
+                pairs: keys.pairs,
             };
             cx.exec(&layer.path, &op)?;
         }
@@ -277,6 +276,7 @@ impl Decoder {
 
 fn seen(cx: &Ctx, sees: &Sees) -> Result<Seen> {
     Ok(match sees {
+        Sees::All => Seen::All,
         Sees::Causal { window } => Seen::Causal { window: *window },
         Sees::Ranges { from, to } => Seen::Ranges { from: Some(cx.view(from)?), to: cx.view(to)? },
     })

@@ -9,12 +9,12 @@ use ocelli_kernels::{
     Backend, Caps, DeviceOptions, Exec, Fetch, KernelError, Op, Queue, Storage, Stream as Queued, View,
 };
 
-use crate::batch::{Packed, Sees};
+use crate::batch::{Packed, PackedKv, Run, Sees};
 use crate::ctx::{Ctx, Precision};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::image::{Normalize, Pixels, PreparedImage, Tile};
-use crate::kv::{KvCache, KvLayout, PAGE};
+use crate::kv::{Keep, KvCache, KvLayout, PAGE};
 use crate::prompt::Features;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -29,11 +29,16 @@ pub const POISON: u32 = 62;
 /// Rows of features of a picture.
 pub const ROWS: usize = 10;
 
+/// Rows of memory of a picture, for models that keep such.
+pub fn memory_rows(number: usize) -> usize {
+    3 + number % 40
+}
+
 /// See the module.
 pub struct Fake {
     info: ModelInfo,
     /// What each layer keeps in each slot of each group.
-    memory: Mutex<Vec<[Vec<u64>; 2]>>,
+    kept: Mutex<Vec<[Vec<u64>; 2]>>,
     /// Pictures of each call of the tower.
     pub encoded: Mutex<Vec<usize>>,
     pub passes: AtomicUsize,
@@ -43,8 +48,8 @@ impl Fake {
     pub fn new(kv: KvLayout) -> Arc<Self> {
         let (vocab, max_positions, d_model) = (64, 20_000, 1);
         let info = ModelInfo { family: "fake", vocab, max_positions, d_model, layers: 2, kv, axes: 1 };
-        let memory = Mutex::new(vec![Default::default(); info.kv.0.len()]);
-        Arc::new(Self { info, memory, encoded: Mutex::default(), passes: AtomicUsize::new(0) })
+        let kept = Mutex::new(vec![Default::default(); info.kv.0.len()]);
+        Arc::new(Self { info, kept, encoded: Mutex::default(), passes: AtomicUsize::new(0) })
     }
 }
 
@@ -75,10 +80,17 @@ impl Vlm for Fake {
         self.encoded.lock().unwrap().push(images.len());
         let mut all = Vec::new();
         for image in images {
-            let rows = cx.alloc_owned(&[ROWS, 1], ocelli_kernels::DType::F32)?;
-            let values: Vec<f32> = (0..ROWS).map(|row| (1000 * image.cols + row) as f32).collect();
-            cx.stream().write(rows.view(), bytemuck::cast_slice(&values))?;
-            all.push(Features::of_rows(rows));
+            let mut numbers = |rows: usize, first: usize| -> Result<Tensor> {
+                let out = cx.alloc_owned(&[rows, 1], ocelli_kernels::DType::F32)?;
+                let values: Vec<f32> = (first..first + rows).map(|value| value as f32).collect();
+                cx.stream().write(out.view(), bytemuck::cast_slice(&values))?;
+                Ok(out)
+            };
+            let mut features = Features::of_rows(numbers(ROWS, 1000 * image.cols)?);
+            if self.info.kv.0.iter().any(|group| group.keep == Keep::Memory) {
+                features.memory = Some(numbers(memory_rows(image.cols), 1000 * image.cols + 500)?);
+            }
+            all.push(features);
         }
         Ok(all)
     }
@@ -87,7 +99,6 @@ impl Vlm for Fake {
         self.passes.fetch_add(1, Ordering::Relaxed);
         let ids = cx.download_ids(&batch.ids)?;
         let positions = cx.download_ids(&batch.positions)?;
-        let lens = cx.download_ids(&batch.kv_lens)?;
         if let Some(id) = ids.iter().find(|&&id| id == POISON as i32 || !(0..64).contains(&id)) {
             return Err(Error::Request(format!("token {id}")));
         }
@@ -99,50 +110,31 @@ impl Vlm for Fake {
                 values[row as usize] = mix(7, u64::from(value.to_bits()));
             }
         }
-        let mut memory = self.memory.lock().unwrap();
+        let mut remembered = Vec::new();
+        for memory in &batch.memory {
+            remembered.extend(cx.download(memory)?.iter().map(|value| mix(5, u64::from(value.to_bits()))));
+        }
+        let mut kept = self.kept.lock().unwrap();
         for layer in 0..2 {
             let mut next = values.clone();
-            for (group, (kept, placed)) in memory.iter_mut().zip(&batch.kv).enumerate() {
-                let slots = cx.download_ids(&placed.slots)?;
-                let table = cx.download_ids(&placed.block_table)?;
-                let width = placed.block_table.size(1);
-                let kept = &mut kept[layer];
-                for (&slot, &value) in slots.iter().zip(&values).filter(|&(&slot, _)| slot >= 0) {
-                    kept.resize(kept.len().max(slot as usize + 1), 0);
-                    kept[slot as usize] = value;
+            for (group, kept) in kept.iter_mut().enumerate() {
+                let (keep, kept, placed) =
+                    (self.info.kv.0[group].keep, &mut kept[layer], Place::of(cx, &batch.kv[group])?);
+                let new = match keep {
+                    Keep::Memory => &remembered,
+                    _ => &values,
+                };
+                if keep != Keep::State {
+                    assert_eq!(new.len(), placed.slots.len());
+                    for (&slot, &value) in placed.slots.iter().zip(new).filter(|&(&slot, _)| slot >= 0) {
+                        kept.resize(kept.len().max(slot as usize + 1), 0);
+                        kept[slot as usize] = value;
+                    }
                 }
                 for run in &batch.runs {
-                    let starts = cx.download_ids(&run.q_starts)?;
-                    let ranges = match &run.sees[group].0 {
-                        Sees::Causal { .. } => None,
-                        Sees::Ranges { from, to } => Some((cx.download_ids(from)?, cx.download_ids(to)?)),
-                    };
-                    for (seq, rows) in run.seqs.clone().zip(starts.windows(2)) {
-                        let new = (rows[1] - rows[0]) as usize;
-                        let len = lens[seq] as usize;
-                        // Padding.
-                        if len == 0 {
-                            continue;
-                        }
-                        for i in 0..new {
-                            let row = rows[0] as usize + i;
-                            let here = len - new + i + 1;
-                            let keys = match (&run.sees[group].0, &ranges) {
-                                (_, Some((from, to))) => from[row] as usize..to[row] as usize,
-                                (Sees::Causal { window }, _) if *window > 0 => {
-                                    here.saturating_sub(*window)..here
-                                }
-                                _ => 0..here,
-                            };
-                            if keys.end > len {
-                                return Err(Error::Request(format!("keys {keys:?} of {len}")));
-                            }
-                            let at =
-                                |key: usize| table[seq * width + key / PAGE] as usize * PAGE + key % PAGE;
-                            let seen = keys.fold(3, |sum, key| mix(sum, kept[at(key)]));
-                            let row = run.rows.start + row;
-                            next[row] = mix(next[row], seen);
-                        }
+                    match keep {
+                        Keep::State => advance(cx, run, &placed, kept, &values, &mut next)?,
+                        _ => attend(cx, run, group, &placed, kept, &mut next)?,
                     }
                 }
             }
@@ -165,6 +157,92 @@ impl Vlm for Fake {
         }
         cx.upload(&[batch.rows_wanted, 64], &logits)
     }
+}
+
+/// [`PackedKv`] on the host.
+struct Place {
+    slots: Vec<i32>,
+    lens: Vec<i32>,
+    table: Vec<i32>,
+    width: usize,
+}
+
+impl Place {
+    fn of(cx: &mut Ctx, kv: &PackedKv) -> Result<Self> {
+        Ok(Self {
+            slots: cx.download_ids(&kv.slots)?,
+            lens: cx.download_ids(&kv.kv_lens)?,
+            table: cx.download_ids(&kv.block_table)?,
+            width: kv.block_table.size(1),
+        })
+    }
+}
+
+/// Mixes what is kept of the keys that each row sees into the row.
+fn attend(
+    cx: &mut Ctx,
+    run: &Run,
+    group: usize,
+    placed: &Place,
+    kept: &[u64],
+    next: &mut [u64],
+) -> Result<()> {
+    let starts = cx.download_ids(&run.q_starts)?;
+    let ranges = match &run.keys[group].sees {
+        Sees::All | Sees::Causal { .. } => None,
+        Sees::Ranges { from, to } => Some((cx.download_ids(from)?, cx.download_ids(to)?)),
+    };
+    for (seq, rows) in run.seqs.clone().zip(starts.windows(2)) {
+        let (len, new) = (placed.lens[seq] as usize, (rows[1] - rows[0]) as usize);
+        if len > run.keys[group].most {
+            return Err(Error::Request(format!("{len} keys of at most {}", run.keys[group].most)));
+        }
+        for (i, row) in (rows[0] as usize..rows[1] as usize).enumerate() {
+            let here = (len + i + 1).saturating_sub(new);
+            let keys = match (&run.keys[group].sees, &ranges) {
+                (_, Some((from, to))) => from[row] as usize..to[row] as usize,
+                (Sees::All, _) => 0..len,
+                (Sees::Causal { window }, _) if *window > 0 => here.saturating_sub(*window)..here,
+                _ => 0..here,
+            };
+            // Rows of padding have no keys.
+            if keys.is_empty() || len == 0 {
+                continue;
+            }
+            if keys.end > len {
+                return Err(Error::Request(format!("keys {keys:?} of {len}")));
+            }
+            let at = |key: usize| placed.table[seq * placed.width + key / PAGE] as usize * PAGE + key % PAGE;
+            let seen = keys.fold(3, |sum, key| mix(sum, kept[at(key)]));
+            let row = run.rows.start + row;
+            next[row] = mix(next[row], seen);
+        }
+    }
+    Ok(())
+}
+
+/// Mixes the rows of each sequence into its state, and each state into the row.
+fn advance(
+    cx: &mut Ctx,
+    run: &Run,
+    placed: &Place,
+    kept: &mut Vec<u64>,
+    values: &[u64],
+    next: &mut [u64],
+) -> Result<()> {
+    let starts = cx.download_ids(&run.q_starts)?;
+    for (seq, rows) in run.seqs.clone().zip(starts.windows(2)) {
+        let Ok(slot) = usize::try_from(placed.slots[seq]) else { continue };
+        kept.resize(kept.len().max(slot + 1), 0);
+        let begins = placed.lens[seq] == rows[1] - rows[0];
+        let mut state = if begins { 13 } else { kept[slot] };
+        for row in run.rows.start + rows[0] as usize..run.rows.start + rows[1] as usize {
+            state = mix(state, values[row]);
+            next[row] = mix(next[row], state);
+        }
+        kept[slot] = state;
+    }
+    Ok(())
 }
 
 pub fn tokenizer() -> Tokenizer {
