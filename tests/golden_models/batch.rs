@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::prompt::Span;
 use ocelli_engine::sample::SamplingParams;
@@ -9,6 +10,8 @@ use ocelli_engine::scheduler::{Answer, Event, FinishReason, Limits, Request, Sch
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision, Prompt};
 use ocelli_kernels::{Backend, Device, DeviceOptions};
+
+use super::golden;
 
 fn demo() -> (Pipeline, Ctx) {
     demo_on(&*ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU"))
@@ -131,7 +134,7 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
         );
     }
     let need = all.iter().map(|request| request.kv_tokens(2048)).max().unwrap_or(0);
-    let limits = Limits { tokens: 192, seqs: 20, kv_tokens: need + 64, patches: 600 };
+    let limits = Limits { tokens: 192, seqs: 20, kv_tokens: need + 64, patches: 600, ..Limits::default() };
     let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
     let mut scheduler = Scheduler::new(&mut cx, model, tokenizer, limits).expect("a scheduler");
     let (mut waiting, mut step, mut cancelled) = (all.into_iter(), 0, 0);
@@ -174,6 +177,43 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
 #[test]
 fn a_crowd_with_too_few_pages() {
     crowd(&*ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU"), 64, 1500);
+}
+
+/// Gemma 3's pictures, whose tokens see each other, in passes that are shorter than a picture: what one pass for all gives.
+#[test]
+fn a_block_longer_than_its_chunk_is_not_cut() {
+    let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+    let mut cx = Ctx::new(&*device, Precision::default()).expect("a stream");
+    let files = ModelFiles::dir(golden("gemma3"));
+    let model = ocelli_models::load(&files, &mut cx).expect("the model");
+    let pipeline = Pipeline::new(&files, model, 2).expect("its tokenizer");
+    let pictures = [picture(1), picture(5)];
+    let params = SamplingParams { max_tokens: 24, ignore_eos: true, ..SamplingParams::default() };
+    let messages = [Message::user(pictures.len(), "How many red things are there?".to_owned())];
+    let request = pipeline.request(&mut cx, &messages, &pictures, params).expect("a request");
+    let block = request.prompt.longest_block();
+    assert!(block > 7 && request.prompt.blocks.len() >= 2, "{:?}", request.prompt.blocks);
+    let mut answers = Vec::new();
+    for tokens in [1, 7, block - 1, block + 1, 4096] {
+        let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
+        let limits = Limits { tokens, ..Limits::default() };
+        let mut scheduler = Scheduler::new(&mut cx, model, tokenizer, limits).expect("a scheduler");
+        scheduler.submit(request.clone()).expect("room");
+        let (mut passes, mut answer) = (0, None);
+        while !scheduler.is_idle() {
+            passes += 1;
+            for event in scheduler.step(&mut cx) {
+                match event {
+                    Event::Text { .. } => {}
+                    Event::Done { answer: done, .. } => answer = Some(done.token_ids),
+                    Event::Failed { error, .. } => panic!("{error}"),
+                }
+            }
+        }
+        assert_eq!(passes > 24, tokens < 4096, "{passes} passes of {tokens} tokens");
+        answers.push(answer.expect("an answer"));
+    }
+    assert!(answers.iter().all(|answer| answer == &answers[4]), "{answers:?}");
 }
 
 #[test]

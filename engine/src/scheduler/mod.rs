@@ -289,9 +289,11 @@ impl Scheduler {
             self.running.push(live);
         }
         let number = |place: usize| self.running[place].number;
-        let chunks = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
+        let mut chunks: Vec<_> = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
         let pictures: Vec<_> = plan.pictures.iter().map(|&(place, media)| (number(place), media)).collect();
         self.encode(cx, &pictures, events);
+        // Those whose pictures could not be encoded are gone.
+        chunks.retain(|&(number, _)| self.place(number).is_some());
         chunks
     }
 

@@ -62,9 +62,10 @@ impl Ask<'_> {
         self.done == 0 && self.prompt.memory.get(media).is_some_and(|&rows| rows > 0)
     }
 
-    /// First token to come whose features are not there.
-    fn featureless(&self) -> usize {
-        let lacks = |media: usize| self.media.get(media).is_some_and(|&patches| patches > 0);
+    /// First token to come whose features are neither there nor among the `coming` media.
+    fn featureless(&self, coming: impl Fn(usize) -> bool) -> usize {
+        let lacks =
+            |media: usize| self.media.get(media).is_some_and(|&patches| patches > 0) && !coming(media);
         if (0..self.media.len()).any(|media| lacks(media) && self.remembers(media)) {
             return self.done;
         }
@@ -134,6 +135,8 @@ pub(super) fn plan(running: &[Ask<'_>], waiting: &[Ask<'_>], room: Room<'_>, lim
         chunks: vec![0; running.len()],
         budget: limits.tokens,
         prompts: 0,
+        pictures: Vec::new(),
+        patches: 0,
     };
     let alone: Vec<usize> = (0..running.len()).filter(|&place| running[place].alone).collect();
     for &place in &alone {
@@ -161,7 +164,7 @@ pub(super) fn plan(running: &[Ask<'_>], waiting: &[Ask<'_>], room: Room<'_>, lim
             }
             admitted += 1;
             all.push(ask);
-            let chunk = if ask.alone { 0 } else { planning.prompt_chunk(ask) };
+            let chunk = if ask.alone { 0 } else { planning.prompt_chunk(all.len() - 1, ask) };
             planning.room.take(ask.there(), chunk);
             planning.chunks.push(chunk);
         }
@@ -173,12 +176,11 @@ pub(super) fn plan(running: &[Ask<'_>], waiting: &[Ask<'_>], room: Room<'_>, lim
         len > 1 || ask.prompt.block_of(ask.done).is_some()
     };
     chunks.sort_by_key(in_prompts);
-    Plan {
-        admitted,
-        preempted: running.len() - planning.keep,
-        chunks,
-        pictures: pictures(&all, limits.patches),
-    }
+    // What is left of the budget goes to those whose turn comes later.
+    all.iter().enumerate().for_each(|(place, ask)| planning.choose_pictures(place, ask));
+    planning.pictures.retain(|&(place, _)| place < all.len());
+    planning.pictures.sort_unstable();
+    Plan { admitted, preempted: running.len() - planning.keep, chunks, pictures: planning.pictures }
 }
 
 struct Planning<'a> {
@@ -193,6 +195,10 @@ struct Planning<'a> {
     budget: usize,
     /// Chunks of prompts so far.
     prompts: usize,
+    /// Place and medium of the pictures that are encoded before the pass.
+    pictures: Vec<(usize, usize)>,
+    /// Their patches, and those of the first that was one too many.
+    patches: usize,
 }
 
 impl Planning<'_> {
@@ -200,7 +206,7 @@ impl Planning<'_> {
     fn serve(&mut self, place: usize) {
         let ask = &self.running[place];
         while place < self.keep {
-            let len = if ask.answers() { 1 } else { self.prompt_chunk(ask) };
+            let len = if ask.answers() { 1 } else { self.prompt_chunk(place, ask) };
             if len > 0 && self.room.take(ask.there(), len) {
                 self.chunks[place] = len;
                 if ask.answers() {
@@ -209,7 +215,7 @@ impl Planning<'_> {
                 return;
             }
             // A prompt that lacks something else than pages does not get on by those of others, nor by leaving.
-            if !ask.answers() && (!self.lacks_pages(ask) || self.keep == place + 1) {
+            if !ask.answers() && (!self.lacks_pages(place, ask) || self.keep == place + 1) {
                 return;
             }
             self.keep -= 1;
@@ -218,11 +224,31 @@ impl Planning<'_> {
         }
     }
 
+    /// Chooses a request's pictures for the tower, as far as the patches go, but one at least.
+    fn choose_pictures(&mut self, place: usize, ask: &Ask<'_>) {
+        for (media, &patches) in ask.media.iter().enumerate() {
+            if patches == 0 || !ask.reads(media) || self.pictures.contains(&(place, media)) {
+                continue;
+            }
+            self.patches = self.patches.saturating_add(patches);
+            if self.patches > self.limits.patches && !self.pictures.is_empty() {
+                return;
+            }
+            self.pictures.push((place, media));
+        }
+    }
+
+    /// First token to come whose features will not be there in this pass.
+    fn featureless(&self, place: usize, ask: &Ask<'_>) -> usize {
+        ask.featureless(|media| self.pictures.contains(&(place, media)))
+    }
+
     /// Tokens of a prompt that go into this pass; takes them from the budget.
-    fn prompt_chunk(&mut self, ask: &Ask<'_>) -> usize {
+    fn prompt_chunk(&mut self, place: usize, ask: &Ask<'_>) -> usize {
+        self.choose_pictures(place, ask);
         // Prompts get on slowly, but they get on, where answers fill the pass.
         let budget = if self.prompts == 0 { self.budget.max(1) } else { self.budget };
-        let most = self.room.most(ask.there()).min(ask.featureless() - ask.done);
+        let most = self.room.most(ask.there()).min(self.featureless(place, ask) - ask.done);
         let end = cut(ask, most.min(budget));
         let len = match ask.prompt.block_of(ask.done) {
             // Longer than what is left: it goes as the only prompt.
@@ -237,10 +263,10 @@ impl Planning<'_> {
     }
 
     /// Whether pages are all that keeps a prompt from getting on.
-    fn lacks_pages(&self, ask: &Ask<'_>) -> bool {
+    fn lacks_pages(&self, place: usize, ask: &Ask<'_>) -> bool {
         let next = ask.prompt.block_of(ask.done).map_or(1, |block| block.end - ask.done);
         let budget = self.prompts == 0 || next <= self.budget;
-        budget && ask.featureless() >= ask.done + next && self.room.most(ask.there()) < next
+        budget && self.featureless(place, ask) >= ask.done + next && self.room.most(ask.there()) < next
     }
 
     /// Whether one more request can begin beside `all`, who may still need pages themselves.
@@ -264,24 +290,6 @@ impl Planning<'_> {
 fn cut(ask: &Ask<'_>, most: usize) -> usize {
     let end = ask.done.saturating_add(most).min(ask.known);
     if end >= ask.prompt.len() { end } else { ask.prompt.cut(ask.done, most) }
-}
-
-/// Pictures to encode: in the order of the requests, as far as `patches` go, but one at least.
-fn pictures(all: &[&Ask<'_>], patches: usize) -> Vec<(usize, usize)> {
-    let (mut chosen, mut sum) = (Vec::new(), 0usize);
-    for (place, ask) in all.iter().enumerate() {
-        for (media, &more) in ask.media.iter().enumerate().filter(|&(_, &more)| more > 0) {
-            if !ask.reads(media) {
-                continue;
-            }
-            sum = sum.saturating_add(more);
-            if sum > patches && !chosen.is_empty() {
-                return chosen;
-            }
-            chosen.push((place, media));
-        }
-    }
-    chosen
 }
 
 #[cfg(test)]

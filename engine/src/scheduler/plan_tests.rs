@@ -128,7 +128,9 @@ fn first_tokens_take_memory_and_a_slot() {
     assert_eq!(stuck, Plan { preempted: 1, chunks: vec![(0, 20)], ..Plan::default() });
     let dark = Ask { media: vec![4], ..begins };
     let first = planned(&[], std::slice::from_ref(&dark), [9, 9, 9]);
-    assert_eq!((first.chunks, first.pictures), (vec![], vec![(0, 0)]));
+    assert_eq!((first.chunks, first.pictures), (vec![(0, 20)], vec![(0, 0)]));
+    let later = planned(&[], &[Ask { media: vec![10], ..dark.clone() }, dark.clone()], [9, 9, 9]);
+    assert_eq!((later.chunks, later.pictures), (vec![(0, 20)], vec![(0, 0)]));
     // What is in the cache is not encoded again.
     let later = Ask { media: vec![4], done: 10, ..dark };
     assert_eq!(planned(&[later], &[], [9, 9, 9]), chunks(&[(0, 10)], 0));
@@ -166,12 +168,12 @@ fn pictures_are_encoded_ahead_within_their_budget() {
     let seen = |done, media: [usize; 2]| Ask { media: media.to_vec(), ..ask(&prompt, done, 50) };
     // (done, patches of both pictures) -> (tokens of the chunk, pictures)
     let table: [(usize, [usize; 2], usize, &[usize]); 8] = [
-        (0, [4, 6], 4, &[0, 1]),
-        (0, [4, 7], 4, &[0]),
-        (0, [99, 1], 4, &[0]),
-        (4, [4, 6], 0, &[0, 1]),
-        (4, [0, 6], 16, &[1]),
-        (20, [4, 6], 0, &[1]),
+        (0, [4, 6], 50, &[0, 1]),
+        (0, [4, 7], 20, &[0]),
+        (0, [99, 1], 20, &[0]),
+        (4, [4, 6], 46, &[0, 1]),
+        (4, [0, 16], 46, &[1]),
+        (20, [4, 6], 30, &[1]),
         (4, [0, 0], 46, &[]),
         (30, [4, 6], 20, &[]),
     ];
@@ -181,15 +183,19 @@ fn pictures_are_encoded_ahead_within_their_budget() {
         assert_eq!(plan.chunks, chunk, "{done} {media:?}");
         assert_eq!(plan.pictures, pictures.iter().map(|&media| (0, media)).collect::<Vec<_>>());
     }
-    // Running answers get their token meanwhile, and pictures of several requests go together.
+    // Running answers get their token, and pictures of several requests go together.
     let short = text(9);
     let plan = planned(&[ask(&short, 9, 10), seen(4, [3, 3])], &[seen(0, [3, 3])], 100);
-    assert_eq!((plan.chunks, plan.admitted), (vec![(0, 1), (2, 4)], 1));
+    assert_eq!((plan.chunks, plan.admitted), (vec![(0, 1), (1, 46), (2, 17)], 1));
     assert_eq!(plan.pictures, [(1, 0), (1, 1), (2, 0)]);
+    // The first picture too many ends it: a later one does not overtake.
+    let plan = planned(&[seen(0, [8, 3]), seen(0, [1, 1])], &[], 100);
+    assert_eq!((plan.chunks, plan.pictures), (vec![(0, 20), (1, 4)], vec![(0, 0)]));
     // A picture inside a block holds all of the block back.
     let block = Prompt { blocks: std::iter::once(2..40).collect(), ..prompt.clone() };
     let waits = Ask { media: vec![0, 5], ..ask(&block, 2, 50) };
-    assert_eq!(planned(&[waits], &[], 100).chunks, []);
+    assert_eq!(planned(&[waits.clone()], &[], 100).chunks, [(0, 48)]);
+    assert_eq!(planned(&[seen(0, [10, 0]), waits], &[], 100).chunks, [(0, 50)]);
 }
 
 #[test]
@@ -200,11 +206,12 @@ fn after_a_failed_pass_requests_go_one_by_one() {
     }
     let running = [ask(&short, 10, 11), alone(ask(&long, 0, 100)), alone(ask(&short, 10, 11))];
     assert_eq!(planned(&running, &[ask(&short, 0, 10)], 100), chunks(&[(1, 64)], 0));
-    // One that waits for its picture does not hold up the others.
+    // Its pictures are encoded for it.
     let prompt = with_pictures();
     let waits = Ask { media: vec![1, 1], ..alone(ask(&prompt, 4, 50)) };
     let plan = planned(&[ask(&short, 10, 11), waits], &[alone(ask(&short, 0, 10))], 100);
-    assert_eq!((plan.chunks, plan.admitted), (vec![(0, 1)], 1));
+    assert_eq!((plan.chunks, plan.pictures), (vec![(1, 46)], vec![(1, 0), (1, 1)]));
+    assert_eq!(plan.admitted, 0);
 }
 
 /// Whatever the pool and the lengths, the oldest request gets on in each step, and nothing takes pages that are not there.

@@ -2,7 +2,7 @@
 
 use super::super::simd::{Elem, Simd};
 use super::x::{Layout, X};
-use super::{Dots, distance};
+use super::{Dots, Row, distance};
 
 /// A row-major matrix of floats.
 #[derive(Clone, Copy, Debug)]
@@ -34,29 +34,28 @@ impl<T: Elem> Dots for DenseDots<T> {
 
     #[inline(always)]
     unsafe fn dots<S: Simd, const R: usize, const M: usize>(
-        &self,
         s: S,
-        row: usize,
+        rows: &[Row<'_, Self>; R],
         x: &X,
         m0: usize,
         _: *mut f32,
     ) -> [[f32; M]; R] {
         let mut acc = [[[s.zero(); M]; R]; UNROLL];
-        let mut w = [self.ptr; R];
-        for (r, w) in w.iter_mut().enumerate() {
-            *w = self.ptr.wrapping_add((row + r) * self.stride);
+        let mut w = [rows[0].of.ptr; R];
+        for (w, row) in w.iter_mut().zip(rows) {
+            *w = row.of.ptr.wrapping_add(row.row * row.of.stride);
         }
         let mut xs = [x.row(m0); M];
         for (i, xs) in xs.iter_mut().enumerate() {
             *xs = x.row(m0 + i);
         }
         let k = x.k;
-        let (row_bytes, pitch) = (self.row_bytes(k), self.stride * size_of::<T>());
+        let (row_bytes, pitch) = (k * size_of::<T>(), rows[0].of.stride * size_of::<T>());
         let mut at = 0;
         // SAFETY: rows of `w` and `x` hold `k` values.
         unsafe {
             while at + STEP * S::LANES <= k {
-                let ahead = distance(at * size_of::<T>(), AHEAD, row_bytes, pitch, R);
+                let ahead = distance(at * size_of::<T>(), AHEAD, row_bytes, pitch);
                 for w in w {
                     for line in (0..STEP * S::LANES * size_of::<T>()).step_by(64) {
                         s.prefetch_once(w.wrapping_add(at).cast::<u8>().wrapping_add(ahead + line));

@@ -7,7 +7,7 @@
 use super::super::gemm::epilogue;
 use super::super::simd::{MAX_LANES, Simd};
 use super::x::{Layout, X};
-use super::{Dots, distance};
+use super::{Dots, Row, distance};
 use crate::quant::e4m3;
 use crate::quant::grouped::cpu::GroupedRows;
 
@@ -110,33 +110,32 @@ impl<F: Fields> Dots for GroupedDots<F> {
 
     #[inline(always)]
     unsafe fn dots<S: Simd, const R: usize, const M: usize>(
-        &self,
         s: S,
-        row: usize,
+        rows: &[Row<'_, Self>; R],
         x: &X,
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R] {
-        let Self(rows, _) = self;
-        let (words, groups) = ((x.k * F::BITS).div_ceil(32), self.groups(x.k));
-        let scale_len = self.scale_len(x.k, S::LANES);
-        let mut at = [rows.packed; R];
-        for (r, at) in at.iter_mut().enumerate() {
-            *at = rows.packed.wrapping_add((row + r) * rows.words);
+        let first = rows[0].of;
+        let (words, groups) = ((x.k * F::BITS).div_ceil(32), first.groups(x.k));
+        let scale_len = first.scale_len(x.k, S::LANES);
+        let mut at = [first.0.packed; R];
+        for (at, row) in at.iter_mut().zip(rows) {
+            *at = row.of.0.packed.wrapping_add(row.row * row.of.0.words);
         }
         let mut xs = [x.row(m0); M];
         for (i, xs) in xs.iter_mut().enumerate() {
             *xs = x.row(m0 + i);
         }
-        let group_words = self.group_words(x.k, S::LANES);
+        let group_words = first.group_words(x.k, S::LANES);
         let mut acc = [[s.zero(); M]; R];
         // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
         unsafe {
-            for r in 0..R {
-                self.scales(s, row + r, groups, 1.0 / F::UNIT, work.add(r * scale_len));
-                self.ask_scales(s, row + R + r, groups);
+            for (r, row) in rows.iter().enumerate() {
+                row.of.scales(s, row.row, groups, 1.0 / F::UNIT, work.add(r * scale_len));
+                row.of.ask_scales(s, row.row + 1, groups);
             }
-            let ahead = |v: usize| distance(4 * v, AHEAD, 4 * words, 4 * rows.words, R);
+            let ahead = |v: usize| distance(4 * v, AHEAD, 4 * words, 4 * first.0.words);
             let mut v = 0;
             if group_words >= S::LANES {
                 for g in 0..groups {
@@ -177,7 +176,7 @@ impl<F: Fields> Dots for GroupedDots<F> {
             }
         }
         // SAFETY: as above; the scales were written above.
-        unsafe { self.less_zeros(s, row, x, m0, 1.0 / F::UNIT, work, &mut out) };
+        unsafe { Self::less_zeros(s, rows, x, m0, 1.0 / F::UNIT, work, &mut out) };
         out
     }
 }
@@ -191,30 +190,30 @@ impl<F: Fields> GroupedDots<F> {
         }
     }
 
-    /// Subtracts what the zero points add to sums of rows `row..row + R`.
+    /// Subtracts what the zero points add to sums of the rows.
     ///
     /// # Safety
     /// The rows exist; `work` begins with their scales, written with this `unit`, and holds as much as `work` says.
     #[inline(always)]
     pub(super) unsafe fn less_zeros<S: Simd, const R: usize, const M: usize>(
-        &self,
         s: S,
-        row: usize,
+        rows: &[Row<'_, Self>; R],
         x: &X,
         m0: usize,
         unit: f32,
         work: *mut f32,
         out: &mut [[f32; M]; R],
     ) {
-        if self.0.zeros.is_none() {
+        let first = rows[0].of;
+        if first.0.zeros.is_none() {
             return;
         }
-        let (groups, scale_len) = (self.groups(x.k), self.scale_len(x.k, S::LANES));
-        for (r, out) in out.iter_mut().enumerate() {
+        let (groups, scale_len) = (first.groups(x.k), first.scale_len(x.k, S::LANES));
+        for (r, (out, row)) in out.iter_mut().zip(rows).enumerate() {
             // SAFETY: as the caller vouches; sums of `x` are padded to whole vectors.
             unsafe {
                 let (scales, zeros) = (work.add(r * scale_len), work.add((R + r) * scale_len));
-                self.zeros(s, row + r, groups, unit, scales, zeros);
+                row.of.zeros(s, row.row, groups, unit, scales, zeros);
                 for (i, out) in out.iter_mut().enumerate() {
                     let mut sum = s.zero();
                     for g in (0..groups).step_by(S::LANES) {

@@ -6,7 +6,7 @@ use super::super::scratch::Scratch;
 use super::super::simd::{Kernel, MAX_LANES, Simd};
 use super::grouped::{Int, group_of_lane, spread};
 use super::x::{Layout, X};
-use super::{Dots, GroupedDots};
+use super::{Dots, GroupedDots, Row};
 
 /// The instructions that multiply bytes.
 pub trait Bytes: Copy + Sync {
@@ -102,7 +102,7 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
     unsafe fn units<S: Simd, const R: usize, const M: usize, const N: usize>(
         &self,
         s: S,
-        row: usize,
+        rows: &[*const i32; R],
         x: &X,
         m0: usize,
         scales: *const f32,
@@ -110,18 +110,16 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
     ) -> [[S::V; M]; R] {
         // An FMA takes 4 cycles; more sums than one are chains of their own.
         let chains = if const { R * M == 1 } { 2 } else { 1 };
-        let rows = &self.0.0;
         let words = (x.k * BITS).div_ceil(32);
         let mut acc = [[[s.zero(); M]; R]; 2];
         // SAFETY: as the caller vouches; `x` is padded to whole units.
         unsafe {
-            let first = rows.packed.add(row * rows.words);
             let mut u = 0;
             while (u + chains) * N * S::LANES <= words {
                 for (c, acc) in acc.iter_mut().enumerate().take(chains) {
                     let v = (u + c) * N * S::LANES;
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        let at = first.wrapping_add(r * rows.words + v);
+                        let at = rows[r].wrapping_add(v);
                         let mut w = [s.splat_i(0); N];
                         for (n, w) in w.iter_mut().enumerate() {
                             let at = at.add(n * S::LANES);
@@ -148,7 +146,7 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
                 let u = v / (N * S::LANES);
                 let starts = v.is_multiple_of(N * S::LANES);
                 for (r, acc) in acc[0].iter_mut().enumerate() {
-                    let w = load_words(s, first.add(r * rows.words + v), words - v);
+                    let w = load_words(s, rows[r].add(v), words - v);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         let start = if starts { *x.starts(m0 + i).add(u) } else { 0 };
                         let codes = x.codes(m0 + i).add(v * BYTES[BITS / 8]);
@@ -177,13 +175,12 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
     unsafe fn small_groups<S: Simd, const R: usize, const M: usize>(
         &self,
         s: S,
-        row: usize,
+        rows: &[*const i32; R],
         x: &X,
         m0: usize,
         scales: *const f32,
         stride: usize,
     ) -> [[S::V; M]; R] {
-        let rows = &self.0.0;
         let words = (x.k * BITS).div_ceil(32);
         let group_words = self.0.group_words(x.k, S::LANES);
         // A power of two, see `fits`.
@@ -192,10 +189,9 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
         let mut acc = [[s.zero(); M]; R];
         // SAFETY: as the caller vouches; `x` is padded to whole vectors of words.
         unsafe {
-            let first = rows.packed.add(row * rows.words);
             for v in (0..words).step_by(S::LANES) {
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    let at = first.add(r * rows.words + v);
+                    let at = rows[r].add(v);
                     s.prefetch(at.wrapping_byte_add(AHEAD));
                     let w = load_words(s, at, words - v);
                     let scale = spread(s, scales.add(r * stride + (v >> group_shift)), index, few);
@@ -226,8 +222,6 @@ unsafe fn load_words<S: Simd>(s: S, at: *const i32, left: usize) -> S::I {
 }
 
 impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
-    const ALONE: bool = true;
-
     fn layout(&self, k: usize, lanes: usize) -> Layout {
         let group_words = self.0.group_words(k, lanes);
         let pairs = group_words >= lanes && (group_words / lanes).is_multiple_of(2);
@@ -245,7 +239,7 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
 
     #[inline(always)]
     fn work(&self, rows: usize, k: usize, lanes: usize) -> usize {
-        // Scales of units, for each of two rows and four of `x`.
+        // Scales of units, for each of two rows and four of `x`, or of four rows and one.
         self.0.work(rows, k, lanes) + 8 * unit_stride::<BITS>(k, lanes)
     }
 
@@ -260,14 +254,15 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
 
     #[inline(always)]
     unsafe fn dots<S: Simd, const R: usize, const M: usize>(
-        &self,
         s: S,
-        row: usize,
+        rows: &[Row<'_, Self>; R],
         x: &X,
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R] {
-        let int = &self.0;
+        let (first, int) = (rows[0].of, &rows[0].of.0);
+        let of_int = rows.map(|row| Row { of: &row.of.0, row: row.row });
+        let at = of_int.map(|row| row.of.0.packed.wrapping_add(row.row * row.of.0.words));
         let groups = int.groups(x.k);
         let scale_len = int.scale_len(x.k, S::LANES);
         let group_words = int.group_words(x.k, S::LANES);
@@ -278,25 +273,25 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
         // SAFETY: rows, scales and `x` exist as the caller vouches; `work` says how much of it there is.
         let acc = unsafe {
             if small || each > 1 || int.0.zeros.is_some() {
-                for r in 0..R {
-                    int.scales(s, row + r, groups, 1.0, work.add(r * scale_len));
+                for (r, row) in of_int.iter().enumerate() {
+                    row.of.scales(s, row.row, groups, 1.0, work.add(r * scale_len));
                 }
             }
             if small {
-                self.small_groups::<S, R, M>(s, row, x, m0, work, scale_len)
+                first.small_groups::<S, R, M>(s, &at, x, m0, work, scale_len)
             } else {
                 let (units, stride) =
                     (work.add(int.work(R, x.k, S::LANES)), unit_stride::<BITS>(x.k, S::LANES));
-                for r in 0..R {
+                for (r, row) in rows.iter().enumerate() {
                     for i in 0..M {
                         let to = units.add((r * M + i) * stride);
-                        self.unit_scales(s, row + r, each, work.add(r * scale_len), x, m0 + i, to);
+                        row.of.unit_scales(s, row.row, each, work.add(r * scale_len), x, m0 + i, to);
                     }
                 }
                 if pairs {
-                    self.units::<S, R, M, 2>(s, row, x, m0, units, stride)
+                    first.units::<S, R, M, 2>(s, &at, x, m0, units, stride)
                 } else {
-                    self.units::<S, R, M, 1>(s, row, x, m0, units, stride)
+                    first.units::<S, R, M, 1>(s, &at, x, m0, units, stride)
                 }
             }
         };
@@ -307,7 +302,7 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
             }
         }
         // SAFETY: as above; the scales were written above.
-        unsafe { int.less_zeros(s, row, x, m0, 1.0, work, &mut out) };
+        unsafe { GroupedDots::less_zeros(s, &of_int, x, m0, 1.0, work, &mut out) };
         out
     }
 }

@@ -1,10 +1,11 @@
 //! Products with few rows of `x`: every weight is read once, as it is stored, and that is what takes the time.
 //!
-//! - A job is a range of columns of `out`; threads claim jobs, each those of its own run of columns first, so that it reads
-//!   memory in order. A job computes the sums of its columns (of gate and up, where the product is gated) into a small buffer
-//!   and finishes them there: bias, activation, gate, residual, rounding.
-//! - Sums are made for a few rows of `w` and of `x` at a time: the rows of `w` share the loads of `x`, the rows of `x` share
-//!   the decoding of `w`. Each sum has the same order whatever rows it is computed with.
+//! - Memory is read along fronts that lie far apart, each in the order of addresses: that keeps prefetchers and channels busy,
+//!   which few rows side by side do not. A thread has its own fronts, see [`Fronts`]. A job takes some rows of each front of a
+//!   thread; threads claim jobs, their own first. It computes the sums of its columns (of gate and up, where the product is
+//!   gated) into a small buffer and finishes them there: bias, activation, gate, residual, rounding.
+//! - Sums are made for a few rows of `w`, one of each front, and of `x` at a time: the rows of `w` share the loads of `x`, the
+//!   rows of `x` share the decoding of `w`. Each sum has the same order whatever rows it is computed with.
 //! - `x` is widened once, by the calling thread, and for packed weights laid out as their fields come out of words, see
 //!   [`x`].
 
@@ -26,10 +27,6 @@ use super::simd::{Kernel, Simd};
 
 /// Rows of stored weights that can be multiplied with prepared rows of `x`. One per family of storage formats.
 pub trait Dots: Copy + Sync {
-    /// Whether the rows of `w` are taken one by one, for one row of `x`: memory is read in order then, which hardware
-    /// prefetches best. Otherwise `ROWS` are taken together, which share the loads of `x`.
-    const ALONE: bool = false;
-
     /// How `x` has to lie, for rows of `k` weights, at a level of `lanes` lanes.
     fn layout(&self, k: usize, lanes: usize) -> Layout;
 
@@ -56,21 +53,29 @@ pub trait Dots: Copy + Sync {
         0
     }
 
-    /// Sums of rows `row..row + R` of `w` with rows `m0..m0 + M` of `x`.
+    /// Sums of `rows` of `w`, which are in one format, with rows `m0..m0 + M` of `x`. The row after each is read next.
     ///
     /// # Safety
     /// The rows exist, with `x.k` columns; `work` is writable for `self.work(R, x.k, LANES)` values.
     unsafe fn dots<S: Simd, const R: usize, const M: usize>(
-        &self,
         s: S,
-        row: usize,
+        rows: &[Row<'_, Self>; R],
         x: &X,
         m0: usize,
         work: *mut f32,
     ) -> [[f32; M]; R];
 }
 
-/// Rows of `w` taken together at most.
+/// A row of a stored tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a, D> {
+    /// The tensor.
+    pub of: &'a D,
+    /// Number of the row in it.
+    pub row: usize,
+}
+
+/// Rows of `w` taken together: one of each front of a thread.
 const ROWS: usize = 4;
 /// Bytes of weights that are worth waking a thread for.
 const JOB_BYTES: usize = 32 << 10;
@@ -92,28 +97,63 @@ pub unsafe fn gemv<D: Dots>(isa: Isa, pool: &Pool, args: &GemmArgs, rows: &[D]) 
     let mut scratch = Scratch::new();
     // SAFETY: `x` is readable for `m` rows of `k`, says the caller.
     let x = unsafe { first.prepare(isa, args.x, m, args.k, &mut scratch) };
-    let col_bytes = first.row_bytes(args.k).max(1) * if args.gated { 2 } else { 1 };
-    let cols = job_cols(n_out, col_bytes, pool.threads());
-    pool.run_apart(n_out.div_ceil(cols), |job, worker| {
-        let col = job * cols;
-        first.start(isa, Job { args, rows, x: &x, col, cols: cols.min(n_out - col), worker });
+    let halves = if args.gated { 2 } else { 1 };
+    let fronts = Fronts::new(n_out, first.row_bytes(args.k).max(1) * halves, pool.threads(), ROWS / halves);
+    pool.run_apart(fronts.jobs(), |job, worker| {
+        first.start(isa, Job { args, rows, x: &x, fronts, job, worker });
     });
 }
 
-/// Columns per job: several jobs a thread, so that a thread that is held up is not waited for; one job where the work is
-/// smaller than the cost of sharing it.
-fn job_cols(n_out: usize, col_bytes: usize, threads: usize) -> usize {
-    let least = JOB_BYTES.div_ceil(col_bytes);
-    let even = n_out.div_ceil(if threads == 1 { 1 } else { threads * 4 });
-    even.min(MOST_BYTES / col_bytes).max(least).next_multiple_of(16).min(JOB_COLS)
+/// How columns of `out` are shared: `each` fronts a thread, equal runs of columns one after the other, of which a job takes the
+/// next `step` columns each.
+#[derive(Clone, Copy, Debug)]
+struct Fronts {
+    n_out: usize,
+    threads: usize,
+    each: usize,
+    step: usize,
+}
+
+impl Fronts {
+    /// Several jobs a thread, so that a thread that is held up is not waited for; one thread where the work is smaller than the
+    /// cost of sharing it. `col_bytes` of weights make a column.
+    fn new(n_out: usize, col_bytes: usize, threads: usize, each: usize) -> Self {
+        let least = JOB_BYTES.div_ceil(col_bytes);
+        let threads = threads.min(n_out.div_ceil(least)).max(1);
+        let even = n_out.div_ceil(if threads == 1 { 1 } else { threads * 4 });
+        let cols = even.min((MOST_BYTES / col_bytes).max(16)).max(least).min(JOB_COLS);
+        Self { n_out, threads, each, step: cols.div_ceil(each) }
+    }
+
+    /// Columns of a front.
+    fn front(&self, front: usize) -> std::ops::Range<usize> {
+        let count = self.threads * self.each;
+        self.n_out * front / count..self.n_out * (front + 1) / count
+    }
+
+    fn jobs_of_thread(&self) -> usize {
+        self.n_out.div_ceil(self.threads * self.each).div_ceil(self.step)
+    }
+
+    fn jobs(&self) -> usize {
+        self.threads * self.jobs_of_thread()
+    }
+
+    /// Columns that a job takes of front `i` of its thread; none where the front is done.
+    fn of_job(&self, job: usize, i: usize) -> std::ops::Range<usize> {
+        let (thread, nth) = (job / self.jobs_of_thread(), job % self.jobs_of_thread());
+        let front = self.front(thread * self.each + i);
+        let start = (front.start + nth * self.step).min(front.end);
+        start..(start + self.step).min(front.end)
+    }
 }
 
 struct Job<'a, D> {
     args: &'a GemmArgs<'a>,
     rows: &'a [D],
     x: &'a X,
-    col: usize,
-    cols: usize,
+    fronts: Fronts,
+    job: usize,
     worker: &'a mut Worker,
 }
 
@@ -121,89 +161,128 @@ impl<D: Dots> Kernel for Job<'_, D> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Job { args, rows, x, col, cols, worker } = self;
-        let halves = if args.gated { 2 } else { 1 };
-        let stride = cols.next_multiple_of(super::simd::MAX_LANES);
+        let Job { args, rows, x, fronts, job, worker } = self;
+        let halves = ROWS / fronts.each;
+        // Sums of the columns of each front beside each other, in a row for each row of `x`.
+        let apart = fronts.step.next_multiple_of(super::simd::MAX_LANES);
+        let stride = fronts.each * apart;
         let half = args.m * stride;
         let work_len = rows.iter().map(|d| d.work(ROWS, x.k, S::LANES)).max().unwrap_or(0);
         let buffer = worker.scratch.slice::<f32>(halves * half + work_len);
         let (sums, work) = buffer.split_at_mut(halves * half);
-        for h in 0..halves {
-            let first = col + h * args.n_out();
-            let mut start = 0;
-            for (part, d) in args.parts.iter().zip(rows) {
-                let (lo, hi) = (first.max(start), (first + cols).min(start + part.rows));
-                if lo < hi {
-                    let to = &mut sums[h * half + lo - first..(h + 1) * half];
-                    // SAFETY: rows `lo..hi` of the stack lie in this part; `to` holds `m` rows of `stride` sums from
-                    // column `lo` on; `work` is as large as any part asks.
-                    unsafe {
-                        part_sums(s, d, part.bias, x, lo - start, hi - lo, to, stride, work.as_mut_ptr())
-                    }
+        let of_fronts: [_; ROWS] = std::array::from_fn(|i| fronts.of_job(job, i % fronts.each));
+        let place = |i: usize| i / fronts.each * half + i % fronts.each * apart;
+        let stack = |i: usize, at: usize| of_fronts[i].start + at + i / fronts.each * fronts.n_out;
+        let row = |i: usize, at: usize| self::row(args, rows, stack(i, at));
+        let together = of_fronts.iter().map(|cols| cols.len()).min().unwrap_or(0);
+        // SAFETY: the rows lie in the stack, `sums` hold `m` rows of sums for each, `work` is as large as any part asks; the columns
+        // belong to the product.
+        unsafe {
+            for at in 0..together {
+                let rows: [_; ROWS] = std::array::from_fn(|i| row(i, at));
+                let to: [_; ROWS] = std::array::from_fn(|i| place(i) + at);
+                row_sums(s, &rows, &to, x, sums, stride, work.as_mut_ptr());
+            }
+            for (i, cols) in of_fronts.iter().enumerate() {
+                for at in together..cols.len() {
+                    single_sums(s, row(i, at), place(i) + at, x, sums, stride, work.as_mut_ptr());
                 }
-                start += part.rows;
+                add_bias(args, stack(i, 0), cols.len(), &mut sums[place(i)..], stride);
+            }
+            for (i, cols) in of_fronts.iter().enumerate().take(fronts.each) {
+                finish(s, args, sums.as_ptr().add(i * apart), half, stride, cols.start, cols.len());
             }
         }
-        // SAFETY: the columns belong to the product, and the sums to them.
-        unsafe { finish(s, args, sums.as_ptr(), half, stride, col, cols) }
     }
 }
 
-/// Sums of `count` rows of a part from `row` on, biases added: `to[i * stride + r]` for row `i` of `x`.
+/// A row of the stack of all parts.
+#[inline(always)]
+fn row<'a, D>(args: &GemmArgs, of: &'a [D], mut row: usize) -> Row<'a, D> {
+    let mut part = 0;
+    while part + 1 < of.len() && row >= args.parts[part].rows {
+        row -= args.parts[part].rows;
+        part += 1;
+    }
+    Row { of: &of[part], row }
+}
+
+/// Sums of rows of `w` with all rows of `x`, in `sums[i * stride + to]` for row `i` of `x`.
 ///
 /// # Safety
-/// The rows exist; `to` holds the sums, `work` as much as `d` asks for.
+/// The rows exist; `work` holds as much as they ask for.
 #[inline(always)]
-unsafe fn part_sums<S: Simd, D: Dots>(
+unsafe fn row_sums<S: Simd, D: Dots>(
     s: S,
-    d: &D,
-    bias: Option<Operand>,
+    rows: &[Row<'_, D>; ROWS],
+    to: &[usize; ROWS],
     x: &X,
-    row: usize,
-    count: usize,
-    to: &mut [f32],
+    sums: &mut [f32],
     stride: usize,
     work: *mut f32,
 ) {
-    let mut r = 0;
     // SAFETY: as the caller vouches. Instances are few because each is a kernel of its own for the compiler.
     unsafe {
-        while r < count {
-            let block = if r + ROWS <= count { ROWS } else { 1 };
-            let mut rest = 0;
-            if const { vectors::<S>() } && block == ROWS {
-                while rest + 4 <= x.m {
-                    for at in (r..r + ROWS).step_by(2) {
-                        put(
-                            d.dots::<S, 2, 4>(s, row + at, x, rest, work),
-                            &mut to[rest * stride + at..],
-                            stride,
-                        );
-                    }
-                    rest += 4;
-                }
+        if const { !vectors::<S>() } {
+            for (row, to) in rows.iter().zip(to) {
+                single_sums(s, *row, *to, x, sums, stride, work);
             }
-            if const { vectors::<S>() && !D::ALONE } && block == ROWS {
-                for i in rest..x.m {
-                    put(d.dots::<S, ROWS, 1>(s, row + r, x, i, work), &mut to[i * stride + r..], stride);
-                }
-            } else {
-                for at in r..r + block {
-                    for i in rest..x.m {
-                        put(d.dots::<S, 1, 1>(s, row + at, x, i, work), &mut to[i * stride + at..], stride);
-                    }
-                }
-            }
-            r += block;
+            return;
         }
-        if let Some(b) = bias {
-            for r in 0..count {
-                let add = epilogue::read(b.dtype, b.ptr, (row + r) * b.stride);
-                for i in 0..x.m {
-                    to[i * stride + r] += add;
+        let mut done = 0;
+        while done + 4 <= x.m {
+            for pair in [0, 2] {
+                let two = [rows[pair], rows[pair + 1]];
+                let found = D::dots::<S, 2, 4>(s, &two, x, done, work);
+                put(found, &mut sums[done * stride..], &to[pair..], stride);
+            }
+            done += 4;
+        }
+        for i in done..x.m {
+            put(D::dots::<S, ROWS, 1>(s, rows, x, i, work), &mut sums[i * stride..], to, stride);
+        }
+    }
+}
+
+/// As [`row_sums`], of one row of `w`.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn single_sums<S: Simd, D: Dots>(
+    s: S,
+    row: Row<'_, D>,
+    to: usize,
+    x: &X,
+    sums: &mut [f32],
+    stride: usize,
+    work: *mut f32,
+) {
+    for i in 0..x.m {
+        // SAFETY: as the caller vouches.
+        let found = unsafe { D::dots::<S, 1, 1>(s, &[row], x, i, work) };
+        put(found, &mut sums[i * stride..], &[to], stride);
+    }
+}
+
+/// Adds the biases of `count` rows of the stack from `first` on to their sums, for all rows of `x`.
+///
+/// # Safety
+/// The rows exist.
+#[inline(always)]
+unsafe fn add_bias(args: &GemmArgs, first: usize, count: usize, sums: &mut [f32], stride: usize) {
+    let mut start = 0;
+    for part in args.parts {
+        if let Some(bias) = part.bias {
+            for row in first.max(start)..(first + count).min(start + part.rows) {
+                // SAFETY: as the caller vouches.
+                let add = unsafe { epilogue::read(bias.dtype, bias.ptr, (row - start) * bias.stride) };
+                for i in 0..args.m {
+                    sums[i * stride + row - first] += add;
                 }
             }
         }
+        start += part.rows;
     }
 }
 
@@ -213,17 +292,17 @@ const fn vectors<S: Simd>() -> bool {
 }
 
 /// How far ahead of byte `at` of a row its line is asked for: `ahead` bytes, and past the end of the row (`row` bytes,
-/// `pitch` from row to row) in the row that comes `rows` later, which is read next.
+/// `pitch` from row to row) in the next one.
 #[inline(always)]
-fn distance(at: usize, ahead: usize, row: usize, pitch: usize, rows: usize) -> usize {
-    if at + ahead < row { ahead } else { (ahead + rows * pitch).wrapping_sub(row) }
+fn distance(at: usize, ahead: usize, row: usize, pitch: usize) -> usize {
+    if at + ahead < row { ahead } else { (ahead + pitch).wrapping_sub(row) }
 }
 
 #[inline(always)]
-fn put<const R: usize, const M: usize>(sums: [[f32; M]; R], to: &mut [f32], stride: usize) {
+fn put<const R: usize, const M: usize>(found: [[f32; M]; R], sums: &mut [f32], to: &[usize], stride: usize) {
     for i in 0..M {
         for r in 0..R {
-            to[i * stride + r] = sums[r][i];
+            sums[i * stride + to[r]] = found[r][i];
         }
     }
 }
