@@ -1,4 +1,7 @@
 //! Streaming reads: all threads sum windows of one buffer that no cache holds.
+//!
+//! A thread reads its share along one front or several at once, each in the order of addresses: what memory gives depends on it,
+//! and the best counts.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,11 +16,28 @@ use crate::machine;
 /// Bytes that all threads together read in one window: a millisecond or so, so that some windows are undisturbed.
 const WINDOW: usize = 32 << 20;
 
-/// Bytes ahead of a read that its line is asked for: the best of them counts.
-const DISTANCES: [usize; 3] = [0, 512, 1024];
+/// How a thread reads.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// Fronts: 1, 2, 4 or 8.
+    fronts: usize,
+    /// Bytes ahead of a read that its line is asked for, 0 for none.
+    ahead: usize,
+}
 
-/// Sums the 64-byte blocks of a slice; the second argument is how many bytes ahead to prefetch (0 for none).
-type Sum = fn(&[Block], usize) -> u64;
+/// The ways that are tried.
+const WAYS: [Way; 12] = {
+    let mut ways = [Way { fronts: 1, ahead: 0 }; 12];
+    let mut i = 0;
+    while i < 12 {
+        ways[i] = Way { fronts: 1 << (i / 3), ahead: i % 3 * 512 };
+        i += 1;
+    }
+    ways
+};
+
+/// Sums the blocks `at..at + count` of each of the equal parts that a slice has for fronts; `count` is a multiple of 4.
+type Sum = fn(&[Block], Way, at: usize, count: usize) -> u64;
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -53,11 +73,11 @@ impl Stream {
         most: Duration,
         other: &(dyn Fn(&[u8]) + Sync),
     ) -> [f64; N] {
-        let budget = Budget { least: most / 6, most: most / 3 };
-        let share = WINDOW / size_of::<Block>() / threads;
+        let budget = Budget { least: most / 24, most: most / 12 };
+        let share = WINDOW / size_of::<Block>() / threads / 32 * 32;
         let windows = self.blocks.len() * size_of::<Block>() / WINDOW;
         let mut best = [f64::INFINITY; N];
-        for ahead in DISTANCES {
+        for way in WAYS {
             let total = AtomicUsize::new(0);
             let seconds: [f64; N] = fastest_of(threads, budget, |thread, window, kind| {
                 // Each pass over the memory begins with another kind.
@@ -65,7 +85,8 @@ impl Stream {
                     (window + window / windows) % windows * (WINDOW / size_of::<Block>()) + thread * share;
                 let part = &self.blocks[start..start + share];
                 if kind == 0 {
-                    total.fetch_add((self.sum)(part, ahead) as usize, Ordering::Relaxed);
+                    let sum = (self.sum)(part, way, 0, share / way.fronts);
+                    total.fetch_add(sum as usize, Ordering::Relaxed);
                 } else {
                     // SAFETY: blocks are plain bytes without padding.
                     other(unsafe { std::slice::from_raw_parts(part.as_ptr().cast(), size_of_val(part)) });
@@ -83,43 +104,51 @@ impl Stream {
 /// Reads between the runs of a kernel, by the threads of its pool.
 pub(crate) struct Beside {
     stream: Stream,
-    ahead: usize,
+    way: Way,
     window: usize,
 }
 
-/// Bytes that a thread takes at a time.
+/// Bytes that a thread takes at a time, of all its fronts.
 const CHUNK: usize = 1 << 20;
 
 impl Beside {
-    /// Takes the memory and finds the distance at which the pool reads it fastest.
+    /// Takes the memory and finds the way in which the pool reads it fastest.
     pub fn new(isa: Isa, pool: &Pool) -> Beside {
-        let mut beside = Beside { stream: Stream::new(isa), ahead: 0, window: 0 };
+        let mut beside = Beside { stream: Stream::new(isa), way: WAYS[0], window: 0 };
         let mut best = f64::INFINITY;
-        let mut fastest = 0;
-        for round in 0..60 {
-            beside.ahead = DISTANCES[round % DISTANCES.len()];
+        let mut fastest = WAYS[0];
+        for round in 0..10 * WAYS.len() {
+            beside.way = WAYS[round % WAYS.len()];
             let seconds = beside.seconds(pool);
             if seconds < best {
-                (best, fastest) = (seconds, beside.ahead);
+                (best, fastest) = (seconds, beside.way);
             }
         }
-        beside.ahead = fastest;
+        beside.way = fastest;
         beside
     }
 
     /// Seconds of one window of [`BYTES`](Self::BYTES).
     pub fn seconds(&mut self, pool: &Pool) -> f64 {
-        let (windows, chunk) = (size_of_val(&*self.stream.blocks) / WINDOW, CHUNK / size_of::<Block>());
-        let first = self.window % windows * (WINDOW / size_of::<Block>());
+        let blocks = &self.stream.blocks[..];
+        let (windows, window) = (size_of_val(blocks) / WINDOW, WINDOW / size_of::<Block>());
+        let blocks = &blocks[self.window % windows * window..][..window];
         self.window += 1;
+        let (way, sum) = (self.way, self.stream.sum);
+        // Each thread has a share of the window, with fronts of its own; the last may take a little more than the others.
+        let (threads, step) = (pool.threads(), CHUNK / size_of::<Block>() / way.fronts);
+        let share = window / threads / 32 * 32;
+        let jobs = (share / way.fronts).div_ceil(step);
         let total = AtomicUsize::new(0);
         let start = Instant::now();
-        pool.run_apart(WINDOW / CHUNK, |part, _| {
-            let blocks = &self.stream.blocks[first + part * chunk..][..chunk];
-            total.fetch_add((self.stream.sum)(blocks, self.ahead) as usize, Ordering::Relaxed);
+        pool.run_apart(threads * jobs, |job, _| {
+            let (thread, at) = (job / jobs, job % jobs * step);
+            let count = step.min(share / way.fronts - at);
+            let found = sum(&blocks[thread * share..][..share], way, at, count);
+            total.fetch_add(found as usize, Ordering::Relaxed);
         });
         black_box(total.into_inner());
-        start.elapsed().as_secs_f64()
+        start.elapsed().as_secs_f64() * (window as f64 / (share * threads) as f64)
     }
 
     /// Bytes of one window.
@@ -140,31 +169,43 @@ fn sum(isa: Isa) -> Sum {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` exists only for levels of this machine, and this one has AVX2.
-        Level::Avx2 => |b, ahead| unsafe { sum_avx2(b, ahead) },
+        Level::Avx2 => |blocks, way, at, count| unsafe { sum_avx2(blocks, way, at, count) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above with AVX-512 F.
-        Level::Avx512 => |b, ahead| unsafe { sum_avx512(b, ahead) },
+        Level::Avx512 => |blocks, way, at, count| unsafe { sum_avx512(blocks, way, at, count) },
         _ => sum_plain,
     }
 }
 
 /// The body shared by all levels: the instruction set comes from the function it is inlined into.
 #[inline(always)]
-fn sum_blocks(blocks: &[Block], ahead: usize) -> u64 {
-    let mut sums = [[0_u64; 8]; 4];
-    let mut groups = blocks.chunks_exact(4);
-    for group in &mut groups {
-        if ahead > 0 {
-            prefetch(group, ahead);
-        }
-        for (sum, block) in sums.iter_mut().zip(group) {
-            for (s, x) in sum.iter_mut().zip(&block.0) {
-                *s ^= x;
+fn sum_blocks(blocks: &[Block], way: Way, at: usize, count: usize) -> u64 {
+    match way.fronts {
+        1 => sum_fronts::<1>(blocks, way.ahead, at, count),
+        2 => sum_fronts::<2>(blocks, way.ahead, at, count),
+        4 => sum_fronts::<4>(blocks, way.ahead, at, count),
+        _ => sum_fronts::<8>(blocks, way.ahead, at, count),
+    }
+}
+
+#[inline(always)]
+fn sum_fronts<const F: usize>(blocks: &[Block], ahead: usize, at: usize, count: usize) -> u64 {
+    let apart = blocks.len() / F;
+    let mut sums = [[0_u64; 8]; F];
+    for group in (at..at + count).step_by(4) {
+        for (front, sum) in sums.iter_mut().enumerate() {
+            let group = &blocks[front * apart + group..][..4];
+            if ahead > 0 {
+                prefetch(group, ahead);
+            }
+            for block in group {
+                for (s, x) in sum.iter_mut().zip(&block.0) {
+                    *s ^= x;
+                }
             }
         }
     }
-    let rest = groups.remainder().iter().flat_map(|b| b.0).fold(0, |s, x| s ^ x);
-    sums.iter().flatten().fold(rest, |s, x| s ^ x)
+    sums.iter().flatten().fold(0, |s, x| s ^ x)
 }
 
 #[inline(always)]
@@ -179,20 +220,20 @@ fn prefetch(group: &[Block], ahead: usize) {
     let _ = (group, ahead);
 }
 
-fn sum_plain(blocks: &[Block], ahead: usize) -> u64 {
-    sum_blocks(blocks, ahead)
+fn sum_plain(blocks: &[Block], way: Way, at: usize, count: usize) -> u64 {
+    sum_blocks(blocks, way, at, count)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn sum_avx2(blocks: &[Block], ahead: usize) -> u64 {
-    sum_blocks(blocks, ahead)
+fn sum_avx2(blocks: &[Block], way: Way, at: usize, count: usize) -> u64 {
+    sum_blocks(blocks, way, at, count)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn sum_avx512(blocks: &[Block], ahead: usize) -> u64 {
-    sum_blocks(blocks, ahead)
+fn sum_avx512(blocks: &[Block], way: Way, at: usize, count: usize) -> u64 {
+    sum_blocks(blocks, way, at, count)
 }
 
 #[cfg(test)]
@@ -202,12 +243,17 @@ mod tests {
     #[test]
     fn every_sum_reads_every_block() {
         for isa in Isa::available() {
-            for n in [0, 1, 4, 7, 64] {
+            for n in [32, 64, 96] {
                 let mut blocks = vec![Block([0; 8]); n];
                 for i in 0..n {
                     blocks[i].0[i % 8] = 1 << (i % 60);
-                    let want = 1 << (i % 60);
-                    assert_eq!(sum(isa)(&blocks, 512), want, "{isa}: block {i} of {n}");
+                    for way in WAYS {
+                        let whole = n / way.fronts;
+                        let sum = |at, count| sum(isa)(&blocks, way, at, count);
+                        let parts = (0..whole).step_by(4).fold(0, |all, at| all ^ sum(at, 4));
+                        let want = 1 << (i % 60);
+                        assert_eq!((sum(0, whole), parts), (want, want), "{isa} {way:?}: block {i} of {n}");
+                    }
                     blocks[i].0[i % 8] = 0;
                 }
             }
