@@ -19,7 +19,7 @@ unsafe impl<T> Sync for DenseDots<T> {}
 /// Vectors of a row in flight, each with its own accumulator: an FMA takes 4 cycles.
 const UNROLL: usize = 2;
 /// Bytes that a row is asked for ahead of its use.
-const AHEAD: usize = 1536;
+const AHEAD: usize = 1024;
 /// Vectors of a row that are multiplied in one step: two lines of weights of 16 bits are asked for together.
 const STEP: usize = 2 * UNROLL;
 

@@ -72,8 +72,8 @@ impl Fields for Fp8 {
 #[derive(Clone, Copy, Debug)]
 pub struct GroupedDots<F>(pub GroupedRows, pub F);
 
-/// Bytes that a row is asked for ahead of its use: with 4 rows, as much as memory delivers while a line is on its way.
-const AHEAD: usize = 2048;
+/// Bytes that a row is asked for ahead of its use.
+const AHEAD: usize = 1024;
 
 /// Whether [`GroupedDots`] takes groups of `group` weights of `bits` bits; 0 is the whole row.
 pub fn fits(bits: usize, group: usize) -> bool {

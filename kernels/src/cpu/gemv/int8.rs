@@ -28,7 +28,7 @@ pub trait Bytes: Copy + Sync {
 pub struct Int8Dots<const BITS: usize, B>(pub GroupedDots<Int<BITS>>, pub B);
 
 /// Bytes that a row is asked for ahead of its use.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 1024;
 
 impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
     /// What is to be taken off a stored field, and is not by the instructions.

@@ -1,5 +1,6 @@
 //! CPU kernels: `flash` for many queries of a sequence, `split` for few.
 
+mod cut;
 mod flash;
 mod operands;
 mod pack;

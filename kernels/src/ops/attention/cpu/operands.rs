@@ -167,6 +167,18 @@ impl<'a> Operands<'a> {
         self.at(self.v, seq, head, j)
     }
 
+    /// Elements from a key of one head to that of the next.
+    #[inline(always)]
+    pub(super) fn k_heads_apart(&self) -> usize {
+        self.k.head
+    }
+
+    /// Elements from a value of one head to that of the next.
+    #[inline(always)]
+    pub(super) fn v_heads_apart(&self) -> usize {
+        self.v.head
+    }
+
     #[inline(always)]
     fn at(&self, strides: Strides, seq: &Seq, head: usize, j: usize) -> usize {
         debug_assert!(j < seq.kv_len);

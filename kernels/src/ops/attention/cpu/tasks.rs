@@ -120,6 +120,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// The same rows of the key head `more` after this one.
+    #[inline(always)]
+    pub(super) fn of_head(&self, more: usize) -> Self {
+        Self { head: self.head + more, ..*self }
+    }
+
     /// Offset of row `r` of these in a view with these token and head strides.
     #[inline(always)]
     pub(super) fn at(&self, operands: &Operands, strides: (usize, usize), r: usize) -> usize {
