@@ -3,7 +3,8 @@
 
     python bench/peers/make_gguf.py --model DIR --out DIR [--types bf16,q8_0,q4_0]
 
-The same weights as Ocelli reads, without a vocabulary: llama-bench makes up its tokens.  Needs numpy, safetensors, torch (to read
+The same weights as Ocelli reads, without a vocabulary: llama-bench makes up its tokens.  With Q4_0 the token embedding and the head
+are Q8_0, as llama-quantize writes rows that K-quants do not divide.  Needs numpy, safetensors, torch (to read
 bf16) and gguf.
 """
 import argparse
@@ -73,8 +74,8 @@ def main():
             if values.ndim == 1:
                 writer.add_tensor(name, values)
             else:
-                data = gguf.quants.quantize(values, TYPES[kind])
-                writer.add_tensor(name, data, raw_dtype=TYPES[kind])
+                of = "q8_0" if kind == "q4_0" and not name.startswith("blk.") else kind
+                writer.add_tensor(name, gguf.quants.quantize(values, TYPES[of]), raw_dtype=TYPES[of])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

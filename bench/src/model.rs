@@ -4,16 +4,32 @@ use std::ops::ControlFlow;
 
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
-use ocelli_engine::scheduler::generate;
+use ocelli_engine::scheduler::{Request, generate};
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Error, Pipeline, Result, Timings};
+use ocelli_engine::{Ctx, Error, Pipeline, Prompt, Result, Timings};
 use serde::Serialize;
+
+/// What the model is asked.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// About a picture.
+    Picture {
+        /// The picture.
+        image: Rgb8Image,
+        /// The prompt.
+        prompt: String,
+        /// Tokens that the prompt is filled up to with made-up ones; 0 leaves it as it is.
+        depth: usize,
+    },
+    /// So many made-up tokens of text.
+    Tokens(usize),
+}
 
 /// What is run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The prompt.
-    pub prompt: String,
+    /// What the model is asked.
+    pub asked: Asked,
     /// Tokens of the answer; the model's own end tokens do not end it.
     pub max_tokens: usize,
     /// Runs that count, after one that does not.
@@ -69,7 +85,7 @@ pub struct ModelReport {
     pub decode_encode_share: Quantiles,
 }
 
-/// Answers the prompt about the picture again and again. `progress` is told the number of each run as it is done, and
+/// Asks the model again and again. `progress` is told the number of each run as it is done, and
 /// may end the benchmark.
 ///
 /// # Errors
@@ -77,17 +93,15 @@ pub struct ModelReport {
 pub fn measure(
     cx: &mut Ctx,
     pipeline: &Pipeline,
-    image: &Rgb8Image,
     options: &Options,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<ModelReport> {
     let params =
         SamplingParams { max_tokens: options.max_tokens, ignore_eos: true, ..SamplingParams::default() };
-    let messages = [Message::user(1, options.prompt.clone())];
     let mut all = Vec::with_capacity(options.runs);
     for run in 0..=options.runs {
         cx.timings = Timings::default();
-        let request = pipeline.request(cx, &messages, std::slice::from_ref(image), params.clone())?;
+        let request = request(cx, pipeline, &options.asked, params.clone())?;
         generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| ControlFlow::Continue(()))?;
         if run > 0 {
             all.push(cx.timings);
@@ -110,6 +124,30 @@ pub fn measure(
         decode_tokens_per_s: over(Timings::decode_rate),
         decode_encode_share: over(Timings::encode_share),
     })
+}
+
+fn request(cx: &mut Ctx, pipeline: &Pipeline, asked: &Asked, params: SamplingParams) -> Result<Request> {
+    let info = pipeline.model.info();
+    let (vocab, limit) = (info.vocab as u64, info.max_positions.saturating_sub(1));
+    let (Asked::Picture { depth: found, .. } | Asked::Tokens(found)) = *asked;
+    if found > limit {
+        return Err(Error::PromptTooLong { limit, found });
+    }
+    // The same ones each time, all over the vocabulary.
+    let made_up = |token: usize| (token as u64 * 7919 % vocab) as u32;
+    match asked {
+        Asked::Picture { image, prompt, depth } => {
+            let messages = [Message::user(1, prompt.clone())];
+            let mut request = pipeline.request(cx, &messages, std::slice::from_ref(image), params)?;
+            let len = request.prompt.len();
+            request.prompt.append((len..*depth).map(made_up));
+            Ok(request)
+        }
+        Asked::Tokens(count) => {
+            let prompt = Prompt::text((0..*count).map(made_up).collect());
+            Ok(Request { prompt, media: Vec::new(), params })
+        }
+    }
 }
 
 #[cfg(test)]

@@ -101,6 +101,18 @@ impl Prompt {
         Ok(Self { tokens, spans, ..Self::default() })
     }
 
+    /// Adds tokens of text behind the last.
+    pub fn append(&mut self, tokens: impl IntoIterator<Item = u32>) {
+        let before = self.tokens.len();
+        self.tokens.extend(tokens);
+        if let Positions::Axes { at, next } = &mut self.positions {
+            for _ in before..self.tokens.len() {
+                at.push([*next; 3]);
+                *next += 1;
+            }
+        }
+    }
+
     /// Tokens.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -329,5 +341,9 @@ mod tests {
             Prompt { tokens: vec![0; 3], positions: Positions::Axes { at, next: 3 }, ..Prompt::default() };
         assert_eq!((prompt.position(2), prompt.position(3), prompt.position(5)), ([1, 1, 2], [3; 3], [5; 3]));
         assert_eq!(Prompt::text(vec![0]).position(4), [4; 3]);
+        let mut longer = prompt;
+        longer.append([7, 8]);
+        assert_eq!((longer.position(2), longer.position(4), longer.position(5)), ([1, 1, 2], [4; 3], [5; 3]));
+        longer.check(0, 9).unwrap();
     }
 }

@@ -483,6 +483,12 @@ pub struct BenchModelArgs {
     /// The prompt.
     #[arg(long, value_name = "TEXT", default_value = "Describe this picture.")]
     pub prompt: String,
+    /// Ask about so many made-up tokens of text instead of a picture.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one, conflicts_with_all = ["image", "image_size", "prompt", "depth"])]
+    pub prompt_tokens: Option<usize>,
+    /// Fill the prompt up to so many tokens with made-up ones: the answer begins there.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
+    pub depth: usize,
     /// Tokens of the answer that are measured.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 64, value_parser = most_tokens)]
     pub max_tokens: usize,

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
-use ocelli_bench::model::{ModelReport, Options, Quantiles, measure};
+use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
 use ocelli_kernels::{Backend, DeviceOptions};
 use serde::Serialize;
@@ -73,7 +73,8 @@ struct Output<'a> {
     isa: &'static str,
     threads: usize,
     dtype: ocelli_kernels::DType,
-    image: (usize, usize),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<(usize, usize)>,
     #[serde(flatten)]
     report: &'a ModelReport,
 }
@@ -82,14 +83,25 @@ fn model(args: &BenchModelArgs) -> Outcome {
     args.image.iter().try_for_each(|path| open::is_file_name(path))?;
     let (device, precision) = open::device(&args.device)?;
     let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
-    let image = match &args.image {
-        Some(path) => decode_file(path, &DecodeOptions::default())?,
-        None => noise(args.image_size)?,
+    let asked = match (args.prompt_tokens, &args.image) {
+        (Some(count), _) => Asked::Tokens(count),
+        (None, image) => Asked::Picture {
+            image: match image {
+                Some(path) => decode_file(path, &DecodeOptions::default())?,
+                None => noise(args.image_size)?,
+            },
+            prompt: args.prompt.clone(),
+            depth: args.depth,
+        },
+    };
+    let image = match &asked {
+        Asked::Picture { image, .. } => Some((image.width(), image.height())),
+        Asked::Tokens(_) => None,
     };
     let max_tokens = args.max_tokens.min(pipeline.model.info().max_positions);
-    let options = Options { prompt: args.prompt.clone(), max_tokens, runs: args.runs };
+    let options = Options { asked, max_tokens, runs: args.runs };
     let spinner = Spinner::new("warming up");
-    let report = measure(&mut cx, &pipeline, &image, &options, &mut |run| {
+    let report = measure(&mut cx, &pipeline, &options, &mut |run| {
         spinner.say(&format!("{run} of {} runs", args.runs));
         ControlFlow::Continue(())
     })?;
@@ -107,7 +119,7 @@ fn model(args: &BenchModelArgs) -> Outcome {
             isa: caps.isa.name(),
             threads: caps.units,
             dtype: precision.dtype,
-            image: (image.width(), image.height()),
+            image,
             report: &report,
         })?;
         return Ok(ExitCode::SUCCESS);
@@ -123,16 +135,14 @@ fn model(args: &BenchModelArgs) -> Outcome {
         "{model} on {} {}, {how}, {}: median of {} runs (20th to 80th percentile)\n",
         caps.backend, caps.device, precision.dtype, report.runs
     );
-    text += &format!(
-        "picture {}x{} in {} tiles, prompt of {} tokens, answer of {}\n",
-        image.width(),
-        image.height(),
-        report.tiles,
-        report.prompt_tokens,
-        report.decode_tokens + 1
-    );
-    text += &row("resize", report.resize_ms, "ms");
-    text += &row("encode", report.encode_ms, "ms");
+    if let Some((width, height)) = image {
+        text += &format!("picture {width}x{height} in {} tiles, ", report.tiles);
+    }
+    text += &format!("prompt of {} tokens, answer of {}\n", report.prompt_tokens, report.decode_tokens + 1);
+    if image.is_some() {
+        text += &row("resize", report.resize_ms, "ms");
+        text += &row("encode", report.encode_ms, "ms");
+    }
     text += &row("first token", report.first_token_ms, "ms");
     text += &row("prefill", report.prefill_tokens_per_s, "tokens/s");
     text += &row("decode", report.decode_tokens_per_s, "tokens/s");

@@ -170,7 +170,7 @@ impl<D: Dots> Kernel for Job<'_, D> {
         let work_len = rows.iter().map(|d| d.work(ROWS, x.k, S::LANES)).max().unwrap_or(0);
         let buffer = worker.scratch.slice::<f32>(halves * half + work_len);
         let (sums, work) = buffer.split_at_mut(halves * half);
-        let of_fronts: [_; ROWS] = std::array::from_fn(|i| fronts.of_job(job, i % fronts.each));
+        let of_fronts: [_; ROWS] = [0, 1, 2, 3].map(|i| fronts.of_job(job, i % fronts.each));
         let place = |i: usize| i / fronts.each * half + i % fronts.each * apart;
         let stack = |i: usize, at: usize| of_fronts[i].start + at + i / fronts.each * fronts.n_out;
         let row = |i: usize, at: usize| self::row(args, rows, stack(i, at));
@@ -179,8 +179,8 @@ impl<D: Dots> Kernel for Job<'_, D> {
         // belong to the product.
         unsafe {
             for at in 0..together {
-                let rows: [_; ROWS] = std::array::from_fn(|i| row(i, at));
-                let to: [_; ROWS] = std::array::from_fn(|i| place(i) + at);
+                let rows: [_; ROWS] = [row(0, at), row(1, at), row(2, at), row(3, at)];
+                let to: [_; ROWS] = [place(0) + at, place(1) + at, place(2) + at, place(3) + at];
                 row_sums(s, &rows, &to, x, sums, stride, work.as_mut_ptr());
             }
             for (i, cols) in of_fronts.iter().enumerate() {

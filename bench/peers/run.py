@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Ocelli beside its peers: text of one checkpoint, the same threads and tokens, in turn on one machine.
+
+    python bench/peers/run.py --ocelli target/release/ocelli --model DIR --work DIR [--llama-bench PATH] [--out FILE.json]
+
+`--work` keeps the quantized copies that are made of DIR: int8 and int4 in groups of 32 by `ocelli quantize`, and GGUF files with
+bf16, Q8_0 and Q4_0 (head and embedding Q8_0, as in ours) for llama.cpp, see make_gguf.py and llama.sh.  Each round measures every
+contender of a class; rounds that other processes disturbed are done again.  Ratios are medians over rounds, above 1 where Ocelli is
+faster than the best peer.  What is not installed is skipped by name.
+"""
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import quiet
+
+CLASSES = {
+    "bf16": [("ocelli f32", "bf16", []), ("ocelli bf16", "bf16", ["--dtype", "bf16"])],
+    "int8": [("ocelli exact", "int8", []), ("ocelli int8", "int8", ["--fast-int8"])],
+    "int4": [("ocelli exact", "int4", []), ("ocelli int8", "int4", ["--fast-int8"])],
+}
+GGUF = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+# Tokens of the prompt, tokens of the answer, what counts.
+STAGES = {"prefill 512": (512, 2, "prefill"), "decode, depth 128": (128, 64, "decode"), "decode, depth 1024": (1024, 64, "decode")}
+NOT_RUN = ["transformers", "mistral.rs", "OpenVINO"]
+
+
+def copies(args):
+    """Where the weights of each class are, for Ocelli."""
+    found = {"bf16": args.model}
+    for kind in ("int8", "int4"):
+        found[kind] = args.work / kind
+        if not found[kind].exists():
+            include = ["--include", "head"] if kind == "int8" else []
+            subprocess.run([args.ocelli, "quantize", "--model", args.model, "--out", found[kind], "--format", kind,
+                            *include, "--quiet"], check=True)
+    return found
+
+
+def ocelli(args, model, options, stage):
+    prompt, answer, what = STAGES[stage]
+
+    def measure():
+        report, foreign = quiet.run([args.ocelli, "bench", "model", "--json", "--model", model, "--backend", "cpu", "--threads",
+                                     str(args.threads), "--prompt-tokens", str(prompt), "--max-tokens", str(answer), "--runs",
+                                     "2", *options])
+        return report[f"{what}_tokens_per_s"]["median"], foreign
+    return measure
+
+
+def llama(args, gguf, stage):
+    prompt, answer, what = STAGES[stage]
+    tokens = ["-p", prompt, "-n", 0] if what == "prefill" else ["-p", 0, "-n", answer, "-d", prompt]
+
+    def measure():
+        command = [args.llama_bench, "-m", gguf, "-t", args.threads, "-r", 2, "-o", "json", *tokens]
+        report, foreign = quiet.run(list(map(str, command)))
+        return report[-1]["avg_ts"], foreign
+    return measure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ocelli", default="target/release/ocelli")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--llama-bench", default=shutil.which("llama-bench") or "target/peers/llama/bin/llama-bench")
+    parser.add_argument("--gguf", type=Path, help="folder with bf16.gguf, q8_0.gguf and q4_0.gguf; made by make_gguf.py otherwise")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--foreign", type=float, default=0.05)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    models = copies(args)
+    skipped = list(NOT_RUN)
+    gguf = args.gguf or args.work
+    if not Path(args.llama_bench).exists():
+        skipped.append("llama.cpp")
+    elif not all((gguf / f"{kind}.gguf").exists() for kind in GGUF.values()):
+        make = Path(__file__).with_name("make_gguf.py")
+        subprocess.run([sys.executable, make, "--model", args.model, "--out", gguf], check=True)
+    report = {"machine": quiet.cpu(), "threads": args.threads, "model": args.model.name, "rounds": args.rounds,
+              "skipped": skipped, "unit": "tokens/s", "classes": {}}
+    for kind, variants in CLASSES.items():
+        for stage in STAGES:
+            contenders = {name: ocelli(args, models[of], options, stage) for name, of, options in variants}
+            if "llama.cpp" not in skipped:
+                contenders["llama.cpp"] = llama(args, gguf / f"{GGUF[kind]}.gguf", stage)
+            kept, again = quiet.rounds(contenders, args.rounds, args.foreign)
+            row = {"median": {name: round(quiet.median(kept, name), 1) for name in contenders}, "rounds_done_again": again}
+            if "llama.cpp" in contenders:
+                row["ratio"] = {name: round(quiet.ratio(kept, name, "llama.cpp"), 3) for name, _, _ in variants}
+            report["classes"].setdefault(kind, {})[stage] = row
+            shown = "  ".join(f"{name} {value}" for name, value in row["median"].items())
+            print(f"{kind:5} {stage:18} {shown}  ratios {row.get('ratio', 'none')}", flush=True)
+    print(f"skipped: {', '.join(skipped)}")
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
