@@ -92,7 +92,7 @@ pub fn evaluate(pipeline: &Pipeline, cx: &mut Ctx, dir: &Path, every: usize) -> 
     for (picture, numbers) in pictures {
         let picture = decode_file(&dir.join(picture), &DecodeOptions::default())?;
         let prepared = pipeline.prepare(cx, &[picture])?;
-        let features: Vec<Media> = pipeline.encode(cx, &prepared)?.into_iter().map(Media::Features).collect();
+        let features: Vec<Media> = pipeline.encode(cx, &prepared)?.into_iter().map(Media::from).collect();
         let images: Vec<_> = prepared.iter().collect();
         let mut requests = Vec::with_capacity(numbers.len());
         for &number in &numbers {

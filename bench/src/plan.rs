@@ -129,7 +129,7 @@ impl Plan {
                 if let Media::Picture(picture) = media
                     && let Some(features) = pipeline.model.encode(cx, &[picture])?.pop()
                 {
-                    *media = Media::Features(features);
+                    *media = features.into();
                 }
             }
             phases.push(Phase::of("vision", &log.take()));

@@ -259,7 +259,7 @@ fn verify_case(
         ignore_eos: true,
         ..SamplingParams::default()
     };
-    let media = features.into_iter().map(Media::Features).collect();
+    let media = features.into_iter().map(Media::from).collect();
     let request = Request { prompt, media, params };
     let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
         std::ops::ControlFlow::Continue(())

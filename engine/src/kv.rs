@@ -320,7 +320,7 @@ impl KvCache {
     pub fn share(&mut self, other: SeqId, tokens: usize) -> Option<SeqId> {
         let seq = self.seqs.get(other.0).filter(|seq| seq.used)?;
         let of = seq.extent.at(tokens);
-        if tokens % PAGE != 0 || tokens == 0 || tokens > seq.extent.tokens {
+        if !tokens.is_multiple_of(PAGE) || tokens == 0 || tokens > seq.extent.tokens {
             return None;
         }
         let mut shared = Vec::with_capacity(self.pools.len());
@@ -448,7 +448,7 @@ impl KvCache {
                 Keep::Memory => {}
                 Keep::All | Keep::Window(_) => {
                     if let Some(last) = pages.last_mut().filter(|&&mut page| page != GONE)
-                        && len % PAGE != 0
+                        && !len.is_multiple_of(PAGE)
                         && pool.counts[*last as usize] > 1
                     {
                         pool.give(std::mem::replace(last, GONE));

@@ -122,7 +122,7 @@ fn first_tokens_take_memory_and_a_slot() {
     }
     // Those that have begun ask for no more.
     let answers = ask(&sees, 21, 22);
-    assert_eq!(planned(&[answers.clone()], &[], [9, 0, 0]), chunks(&[(0, 1)], 0));
+    assert_eq!(planned(std::slice::from_ref(&answers), &[], [9, 0, 0]), chunks(&[(0, 1)], 0));
     // One that cannot begin takes the youngest's.
     let stuck = planned(&[begins.clone(), answers], &[], [9, 0, 0]);
     assert_eq!(stuck, Plan { preempted: 1, chunks: vec![(0, 20)], ..Plan::default() });
@@ -194,7 +194,7 @@ fn pictures_are_encoded_ahead_within_their_budget() {
     // A picture inside a block holds all of the block back.
     let block = Prompt { blocks: std::iter::once(2..40).collect(), ..prompt.clone() };
     let waits = Ask { media: vec![0, 5], ..ask(&block, 2, 50) };
-    assert_eq!(planned(&[waits.clone()], &[], 100).chunks, [(0, 48)]);
+    assert_eq!(planned(std::slice::from_ref(&waits), &[], 100).chunks, [(0, 48)]);
     assert_eq!(planned(&[seen(0, [10, 0]), waits], &[], 100).chunks, [(0, 50)]);
 }
 

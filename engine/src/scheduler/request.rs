@@ -21,14 +21,20 @@ pub enum Media {
     /// Prepared pixels; the scheduler runs the tower. Pictures that share their memory are encoded together once.
     Picture(Arc<PreparedImage>),
     /// Features that are there already.
-    Features(Features),
+    Features(Box<Features>),
+}
+
+impl From<Features> for Media {
+    fn from(features: Features) -> Self {
+        Self::Features(features.into())
+    }
 }
 
 impl Media {
     fn given(&self) -> Option<Features> {
         match self {
             Self::Picture(_) => None,
-            Self::Features(features) => Some(features.clone()),
+            Self::Features(features) => Some((**features).clone()),
         }
     }
 
