@@ -54,6 +54,8 @@ fn wrong_arguments() {
         (&["quantize", "--out", "x", "--format", "int3"], "int3"),
         (&["bench"], "no command"),
         (&["bench", "model", "--runs", "0"], "--runs"),
+        (&["bench", "model", "--prompt-tokens", "0"], "--prompt-tokens"),
+        (&["bench", "model", "--prompt-tokens", "9", "--depth", "9"], "--depth"),
         (&["completions", "cmd"], "cmd"),
         (&["kernels", "list", "matmull"], "matmull"),
         (&["kernels", "why", "matmul", "q=1"], "`q`"),
