@@ -79,9 +79,8 @@ fn model_bench() {
     let text =
         ocelli(&["bench", "model", "--runs", "1", "--max-tokens", "2", "--image-size", "64x48"]).well();
     assert!(text.contains("picture 64x48") && text.contains("decode"), "{text}");
-    let bench = |more: &[&str]| {
-        ocelli(&[&["bench", "model", "--runs", "1", "--max-tokens", "2"], more].concat())
-    };
+    let bench =
+        |more: &[&str]| ocelli(&[&["bench", "model", "--runs", "1", "--max-tokens", "2"], more].concat());
     let value = bench(&["--prompt-tokens", "300", "--json"]).json();
     assert_eq!((&value["prompt_tokens"], &value["tiles"]), (&300.into(), &0.into()));
     assert!(value["image"].is_null(), "{value}");
