@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Ocelli beside its peers: text of one checkpoint, the same threads and tokens, in turn on one machine.
+"""Ocelli beside its peers: one checkpoint, the same threads, picture and tokens, in turn on one machine.
 
     python bench/peers/run.py --ocelli target/release/ocelli --model DIR --work DIR [--llama-bench PATH] [--out FILE.json]
 
 `--work` keeps the quantized copies that are made of DIR: int8 and int4 in groups of 32 by `ocelli quantize`, and GGUF files with
-bf16, Q8_0 and Q4_0 (head and embedding Q8_0, as in ours) for llama.cpp, see make_gguf.py and llama.sh.  Each round measures every
-contender of a class; rounds that other processes disturbed are done again.  Ratios are medians over rounds, above 1 where Ocelli is
-faster than the best peer.  What is not installed is skipped by name.
+bf16, Q8_0 and Q4_0 (head and embedding Q8_0, as in ours) for llama.cpp, see make_gguf.py and llama.sh.  transformers runs where this
+Python has it, from the stored bf16 weights.  Each round measures every contender of a class; rounds that other processes disturbed
+are done again.  Ratios are medians over rounds, above 1 where Ocelli is faster than the best peer.  What is not installed is skipped
+by name.
 """
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -25,9 +27,12 @@ CLASSES = {
     "int4": [("ocelli exact", "int4", []), ("ocelli int8", "int4", ["--fast-int8"])],
 }
 GGUF = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
-# Tokens of the prompt, tokens of the answer, what counts.
-STAGES = {"prefill 512": (512, 2, "prefill"), "decode, depth 128": (128, 64, "decode"), "decode, depth 1024": (1024, 64, "decode")}
-NOT_RUN = ["transformers", "mistral.rs", "OpenVINO"]
+# Tokens of the prompt, tokens of the answer, what counts: tokens a second, or one tile of 512 x 512 pixels in tiles a second.
+STAGES = {"tower, one tile": (0, 1, "tower"), "prefill 512": (512, 2, "prefill"), "decode, depth 128": (128, 64, "decode"),
+          "decode, depth 1024": (1024, 64, "decode")}
+# Peers of whole models: in which class, and the type that they compute in.
+TORCH = {"transformers f32": ("bf16", "float32"), "transformers bf16": ("bf16", "bfloat16")}
+NOT_RUN = ["mistral.rs", "OpenVINO"]
 
 
 def copies(args):
@@ -45,11 +50,30 @@ def copies(args):
 def ocelli(args, model, options, stage):
     prompt, answer, what = STAGES[stage]
 
+    picture = ["--processor", "do_image_splitting=false", "--image-size", "512x512"]
+    asked = picture if what == "tower" else ["--prompt-tokens", str(prompt)]
+
     def measure():
         report, foreign = quiet.run([args.ocelli, "bench", "model", "--json", "--model", model, "--backend", "cpu", "--threads",
-                                     str(args.threads), "--prompt-tokens", str(prompt), "--max-tokens", str(answer), "--runs",
-                                     "2", *options])
-        return report[f"{what}_tokens_per_s"]["median"], foreign
+                                     str(args.threads), "--max-tokens", str(answer), "--runs", "2", *asked, *options])
+        return figure(report, what), foreign
+    return measure
+
+
+def figure(report, what):
+    return 1e3 / report["encode_ms"]["median"] if what == "tower" else report[f"{what}_tokens_per_s"]["median"]
+
+
+def torch(args, dtype, stage):
+    prompt, answer, what = STAGES[stage]
+    # Its steps are slow: a few of them tell.
+    asked = ["--tower"] if what == "tower" else ["--prompt-tokens", prompt, "--max-tokens", min(answer, 9)]
+
+    def measure():
+        command = [sys.executable, Path(__file__).with_name("torch_model.py"), "--model", args.model, "--dtype", dtype,
+                   "--threads", args.threads, "--runs", 1, *asked]
+        report, foreign = quiet.run(list(map(str, command)))
+        return figure(report, what), foreign
     return measure
 
 
@@ -85,20 +109,31 @@ def main():
     elif not all((gguf / f"{kind}.gguf").exists() for kind in GGUF.values()):
         make = Path(__file__).with_name("make_gguf.py")
         subprocess.run([sys.executable, make, "--model", args.model, "--out", gguf], check=True)
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        skipped.append("transformers")
     report = {"machine": quiet.cpu(), "threads": args.threads, "model": args.model.name, "rounds": args.rounds,
-              "skipped": skipped, "unit": "tokens/s", "classes": {}}
+              "skipped": skipped, "unit": "tokens/s, of the tower tiles/s", "classes": {}}
     for kind, variants in CLASSES.items():
         for stage in STAGES:
+            # Towers are stored in bf16 in every class.
+            if STAGES[stage][2] == "tower" and kind != "bf16":
+                continue
             contenders = {name: ocelli(args, models[of], options, stage) for name, of, options in variants}
-            if "llama.cpp" not in skipped:
-                contenders["llama.cpp"] = llama(args, gguf / f"{GGUF[kind]}.gguf", stage)
-            kept, again = quiet.rounds(contenders, args.rounds, args.foreign)
-            row = {"median": {name: round(quiet.median(kept, name), 1) for name in contenders}, "rounds_done_again": again}
-            if "llama.cpp" in contenders:
-                row["ratio"] = {name: round(quiet.ratio(kept, name, "llama.cpp"), 3) for name, _, _ in variants}
+            peers = {}
+            if "llama.cpp" not in skipped and STAGES[stage][2] != "tower":
+                peers["llama.cpp"] = llama(args, gguf / f"{GGUF[kind]}.gguf", stage)
+            if "transformers" not in skipped:
+                peers.update((name, torch(args, dtype, stage)) for name, (of, dtype) in TORCH.items() if of == kind)
+            kept, again = quiet.rounds(contenders | peers, args.rounds, args.foreign)
+            row = {"median": {name: float(f"{quiet.median(kept, name):.4g}") for name in kept[0]}, "rounds_done_again": again}
+            if peers:
+                best = max(peers, key=lambda name: quiet.median(kept, name))
+                row["best_peer"] = best
+                row["ratio"] = {name: round(quiet.ratio(kept, name, best), 3) for name in contenders}
             report["classes"].setdefault(kind, {})[stage] = row
             shown = "  ".join(f"{name} {value}" for name, value in row["median"].items())
-            print(f"{kind:5} {stage:18} {shown}  ratios {row.get('ratio', 'none')}", flush=True)
+            against = f"against {row['best_peer']}: {row['ratio']}" if peers else "no peer"
+            print(f"{kind:5} {stage:18} {shown}  {against}", flush=True)
     print(f"skipped: {', '.join(skipped)}")
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
