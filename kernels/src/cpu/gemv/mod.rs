@@ -1,7 +1,7 @@
 //! Products with few rows of `x`: every weight is read once, as it is stored, and that is what takes the time.
 //!
 //! - Memory is read along fronts that lie far apart, each in the order of addresses: that keeps prefetchers and channels busy,
-//!   which few rows side by side do not. A thread has its own fronts, see [`Fronts`]. A job takes some rows of each front of a
+//!   which few rows side by side do not. A thread has its own fronts, see `Fronts`. A job takes some rows of each front of a
 //!   thread; threads claim jobs, their own first. It computes the sums of its columns (of gate and up, where the product is
 //!   gated) into a small buffer and finishes them there: bias, activation, gate, residual, rounding.
 //! - Sums are made for a few rows of `w`, one of each front, and of `x` at a time: the rows of `w` share the loads of `x`, the
