@@ -1,4 +1,5 @@
-//! A model of SmolVLM-256M's dimensions with random weights: one tile and a prompt give the same logits on the CPU and on wgpu.
+//! A model of SmolVLM-256M's widths, half as deep, with random weights: one tile and a prompt give the same logits on the CPU and on
+//! wgpu.
 
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
@@ -22,6 +23,8 @@ const TOLERANCE: f32 = 1e-3;
 const D_VISION: usize = 768;
 const D_TEXT: usize = 576;
 const VOCAB: usize = 49_280;
+const LAYERS_VISION: usize = 6;
+const LAYERS_TEXT: usize = 15;
 
 /// Name and shape of every tensor.
 fn tensors() -> Vec<(String, Vec<usize>)> {
@@ -29,7 +32,7 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
     let mut add = |name: String, shape: &[usize]| all.push((format!("model.{name}"), shape.to_vec()));
     add("connector.modality_projection.proj.weight".into(), &[D_TEXT, 16 * D_VISION]);
     add("text_model.embed_tokens.weight".into(), &[VOCAB, D_TEXT]);
-    for i in 0..30 {
+    for i in 0..LAYERS_TEXT {
         let mut layer =
             |name: &str, shape: &[usize]| add(format!("text_model.layers.{i}.{name}.weight"), shape);
         layer("input_layernorm", &[D_TEXT]);
@@ -49,7 +52,7 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
         add(format!("vision_model.{name}.weight"), &[&[rows], cols].concat());
         add(format!("vision_model.{name}.bias"), &[rows]);
     };
-    for i in 0..12 {
+    for i in 0..LAYERS_VISION {
         for name in ["layer_norm1", "layer_norm2"] {
             biased(format!("encoder.layers.{i}.{name}"), D_VISION, &[]);
         }
@@ -110,14 +113,14 @@ fn checkpoint() -> Folder {
         set(
             &mut config["text_config"],
             json!({
-                "hidden_size": D_TEXT, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+                "hidden_size": D_TEXT, "num_hidden_layers": LAYERS_TEXT, "num_attention_heads": 9, "num_key_value_heads": 3,
                 "head_dim": 64, "intermediate_size": 1536, "vocab_size": VOCAB, "max_position_embeddings": 8192
             }),
         );
         set(
             &mut config["vision_config"],
             json!({
-                "hidden_size": D_VISION, "num_hidden_layers": 12, "num_attention_heads": 12,
+                "hidden_size": D_VISION, "num_hidden_layers": LAYERS_VISION, "num_attention_heads": 12,
                 "intermediate_size": 3072, "patch_size": 16, "image_size": 512
             }),
         );
