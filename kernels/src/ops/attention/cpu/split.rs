@@ -52,10 +52,11 @@ fn run<X: StoreElem + Element, K: Elem + Element>(op: &Attention, cx: &CpuCx) ->
     };
     let most_rows =
         (0..operands.seqs()).map(|index| operands.seq(index).q_len).max().unwrap_or(0) * operands.group;
-    // Key heads of a task.
-    let each = (TASK_ROWS / most_rows.max(1)).clamp(1, operands.heads_kv.max(1));
     let heads = operands.heads_kv;
-    let count = (0..operands.seqs()).map(|index| cuts_of(index).len()).sum::<usize>() * heads.div_ceil(each);
+    let cuts = (0..operands.seqs()).map(|index| cuts_of(index).len()).sum::<usize>();
+    // Key heads of a task: many, but no fewer tasks than threads. Results do not depend on it.
+    let each = (TASK_ROWS / most_rows.max(1)).min(cuts * heads / cx.pool.threads()).clamp(1, heads.max(1));
+    let count = cuts * heads.div_ceil(each);
     // Of each part: maximum and sum of each row, then its unscaled results.
     let part = each * most_rows * (padded + 2);
     let mut scratch = Scratch::new();
