@@ -92,6 +92,8 @@ pub struct Scheduler {
     ahead: Option<Pass>,
     /// Memory for the tokens of two passes.
     tokens: [Option<Tensor>; 2],
+    /// A pass was taken back: a sequence may have less than its next token needs.
+    taken_back: bool,
 }
 
 impl Scheduler {
@@ -121,6 +123,7 @@ impl Scheduler {
             submitted: 0,
             ahead,
             tokens,
+            taken_back: false,
         })
     }
 
@@ -275,9 +278,12 @@ impl Scheduler {
 
     /// Does what the plan says up to the pass: the numbers of its requests, with their new tokens.
     fn prepare(&mut self, cx: &mut Ctx, events: &mut Vec<Event>) -> Vec<(usize, usize)> {
-        // A pass that failed may have left less than the next token needs.
+        let taken_back = std::mem::take(&mut self.taken_back);
         let broken = |live: &&Live| live.seq.is_some_and(|seq| !self.kv.is_whole(seq));
-        let broken: Vec<usize> = self.running.iter().filter(broken).map(|live| live.number).collect();
+        let broken: Vec<usize> = match taken_back {
+            true => self.running.iter().filter(broken).map(|live| live.number).collect(),
+            false => Vec::new(),
+        };
         broken.into_iter().for_each(|number| self.preempt(number));
         let plan = self.plan();
         for _ in 0..plan.preempted {
@@ -307,6 +313,7 @@ impl Scheduler {
 
     /// Takes back a pass that came to nothing.
     fn undo(&mut self, chunks: &[(usize, usize)]) {
+        self.taken_back = true;
         for &(number, len) in chunks {
             let Some(place) = self.place(number) else { continue };
             let live = &mut self.running[place];
@@ -435,6 +442,7 @@ impl Scheduler {
         let (rows, tokens) = match started {
             Ok(started) => started,
             Err(error) => {
+                self.taken_back = true;
                 for &(place, _) in &places {
                     let live = &self.running[place];
                     live.seq.into_iter().for_each(|seq| self.kv.truncate(seq, live.done));
