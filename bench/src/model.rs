@@ -6,7 +6,7 @@ use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Request, generate};
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Error, Pipeline, Prompt, Result, Timings};
+use ocelli_engine::{Ctx, Error, OpTime, Phase, Pipeline, Prompt, Result, Timings};
 use serde::Serialize;
 
 /// What the model is asked.
@@ -34,6 +34,8 @@ pub struct Options {
     pub max_tokens: usize,
     /// Runs that count, after one that does not.
     pub runs: usize,
+    /// Whether one more run times each op.
+    pub ops: bool,
 }
 
 /// Half of the runs, a fifth and four fifths of them gave no more than this.
@@ -83,6 +85,12 @@ pub struct ModelReport {
     pub decode_tokens_per_s: Quantiles,
     /// Share of the decode steps in which the host prepared work for a device beside it; 0 where the host does the work.
     pub decode_encode_share: Quantiles,
+    /// Time of each op in a run of its own, the longest of each stage first; empty unless asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ops: Vec<OpTime>,
+    /// Milliseconds of the stages of that run that are outside its ops.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outside_ops_ms: Vec<(Phase, f64)>,
 }
 
 /// Asks the model again and again. `progress` is told the number of each run as it is done, and
@@ -110,6 +118,27 @@ pub fn measure(
             return Err(Error::Cancelled);
         }
     }
+    let (mut ops, mut outside_ops_ms) = (Vec::new(), Vec::new());
+    if options.ops {
+        cx.timings = Timings::default();
+        let request = request(cx, pipeline, &options.asked, params)?;
+        cx.trace(true);
+        let done = generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
+            ControlFlow::Continue(())
+        });
+        ops = cx.trace(false).unwrap_or_default().rows();
+        done?;
+        let t = cx.timings;
+        for (phase, ms) in [
+            (Phase::Tower, t.tower_ms),
+            (Phase::Connector, t.connector_ms),
+            (Phase::Prefill, t.prefill_ms),
+            (Phase::Decode, t.decode_ms),
+        ] {
+            let inside: f64 = ops.iter().filter(|row| row.phase == phase).map(|row| row.ms).sum();
+            outside_ops_ms.push((phase, ms - inside));
+        }
+    }
     let last = all.last().copied().unwrap_or_default();
     let over = |value: fn(&Timings) -> f64| Quantiles::of(all.iter().map(value).collect());
     Ok(ModelReport {
@@ -123,6 +152,8 @@ pub fn measure(
         prefill_tokens_per_s: over(Timings::prefill_rate),
         decode_tokens_per_s: over(Timings::decode_rate),
         decode_encode_share: over(Timings::encode_share),
+        ops,
+        outside_ops_ms,
     })
 }
 

@@ -15,6 +15,7 @@ use ocelli_kernels::{
 use crate::error::{Error, Result};
 use crate::tensor::{Arena, Tensor};
 use crate::timing::{Phase, Timings};
+use crate::trace::Trace;
 
 /// A place in a model whose result can be observed. Parts have the names that `tests/golden/make.py` gives the tensors of a reference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +86,9 @@ pub struct Ctx {
     steps: u64,
     /// Where the time went.
     pub timings: Timings,
+    trace: Option<Trace>,
+    /// What the ops given now are for.
+    phase: Phase,
 }
 
 /// What recorded launches depend on: the memory and the sizes of everything that they take.
@@ -141,6 +145,8 @@ impl Ctx {
             replays: HashMap::new(),
             steps: 0,
             timings: Timings::default(),
+            trace: None,
+            phase: Phase::Prefill,
         }
     }
 
@@ -203,10 +209,24 @@ impl Ctx {
         result
     }
 
+    /// Collects the time of each op from now on, or ends it and gives what there is. While it is on, steps are not recorded, and the
+    /// host waits for each op of a device that works beside it.
+    pub fn trace(&mut self, on: bool) -> Option<Trace> {
+        std::mem::replace(&mut self.trace, on.then(Trace::default))
+    }
+
+    /// Runs `work`, whose ops are for a stage.
+    pub fn during<R>(&mut self, phase: Phase, work: impl FnOnce(&mut Self) -> R) -> R {
+        let before = std::mem::replace(&mut self.phase, phase);
+        let result = work(self);
+        self.phase = before;
+        result
+    }
+
     /// Runs `work` and adds its time to a stage, once the device has done it.
     pub fn measure<R>(&mut self, phase: Phase, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
         let start = Instant::now();
-        let result = work(self)?;
+        let result = self.during(phase, work)?;
         self.stream.sync()?;
         self.timings.add(phase, start.elapsed());
         Ok(result)
@@ -223,7 +243,7 @@ impl Ctx {
     /// Whether [`replay`](Self::replay) records.
     #[must_use]
     pub fn records(&self) -> bool {
-        self.stream.records() && self.observer.is_none()
+        self.stream.records() && self.observer.is_none() && self.trace.is_none()
     }
 
     /// Runs `work`, which launches ops and nothing else, on memory that `key` tells and on activations of its own. Where the
@@ -292,9 +312,29 @@ impl Ctx {
         dyn Stream: Exec<O>,
     {
         self.stream.scope(format_args!("{path}"));
-        let result = Exec::<O>::exec(&mut *self.stream, op);
+        let result = match self.trace {
+            None => Exec::<O>::exec(&mut *self.stream, op),
+            Some(_) => self.exec_traced(path, op),
+        };
         self.stream.end_scope();
         result.map_err(|source| Error::Kernel { path: path.to_owned(), source })
+    }
+
+    #[cold]
+    fn exec_traced<O: Op>(&mut self, path: &str, op: &O) -> std::result::Result<(), KernelError>
+    where
+        dyn Stream: Exec<O>,
+    {
+        let start = Instant::now();
+        Exec::<O>::exec(&mut *self.stream, op)?;
+        if self.stream.overlaps() {
+            self.stream.sync()?;
+        }
+        let time = start.elapsed();
+        if let Some(trace) = &mut self.trace {
+            trace.add(self.phase, O::NAME, path, time, op.cost());
+        }
+        Ok(())
     }
 
     /// What a product with these weights may round.

@@ -19,6 +19,7 @@ pub mod scheduler;
 mod tensor;
 pub mod text;
 mod timing;
+mod trace;
 pub mod vlm;
 pub mod weights;
 
@@ -28,4 +29,5 @@ pub use pipeline::Pipeline;
 pub use prompt::{Features, Prompt};
 pub use tensor::Tensor;
 pub use timing::{Phase, Timings};
+pub use trace::{OpTime, Trace};
 pub use vlm::{Loaded, Model, Processor, Vlm};

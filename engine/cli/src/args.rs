@@ -495,6 +495,9 @@ pub struct BenchModelArgs {
     /// Runs that count, after one that does not.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
     pub runs: usize,
+    /// Time each op too, in one more run: where the time goes.
+    #[arg(long)]
+    pub ops: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Print one JSON object.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
+use ocelli_engine::OpTime;
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
 use ocelli_kernels::{Backend, DeviceOptions};
 use serde::Serialize;
@@ -99,7 +100,7 @@ fn model(args: &BenchModelArgs) -> Outcome {
         Asked::Tokens(_) => None,
     };
     let max_tokens = args.max_tokens.min(pipeline.model.info().max_positions);
-    let options = Options { asked, max_tokens, runs: args.runs };
+    let options = Options { asked, max_tokens, runs: args.runs, ops: args.ops };
     let spinner = Spinner::new("warming up");
     let report = measure(&mut cx, &pipeline, &options, &mut |run| {
         spinner.say(&format!("{run} of {} runs", args.runs));
@@ -150,8 +151,32 @@ fn model(args: &BenchModelArgs) -> Outcome {
         let share = report.decode_encode_share.median;
         text += &format!("the host prepares work in {:.0}% of the decode time\n", 100.0 * share);
     }
-    print(&text)?;
+    print(&(text + &ops_table(&report)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where the time of each stage goes, the longest first; nothing if no op was timed.
+fn ops_table(report: &ModelReport) -> String {
+    let mut text = String::new();
+    for &(phase, outside) in &report.outside_ops_ms {
+        let rows: Vec<&OpTime> = report.ops.iter().filter(|row| row.phase == phase).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let total = outside + rows.iter().map(|row| row.ms).sum::<f64>();
+        text += &format!("\n{phase:?}: {total:.2} ms\n");
+        for row in rows {
+            let each = 1e3 * row.ms / row.calls as f64;
+            let (share, seconds) = (100.0 * row.ms / total, (row.ms / 1e3).max(1e-12));
+            let (read, speed) = (row.bytes as f64 / seconds / 1e9, row.flops as f64 / seconds / 1e9);
+            text += &format!(
+                "{share:>5.1}%  {:<13} {:>7} x {each:>9.1} us {read:>7.1} GB/s {speed:>7.1} GFLOP/s  {}\n",
+                row.op, row.calls, row.module
+            );
+        }
+        text += &format!("{:>5.1}%  outside ops\n", 100.0 * outside / total);
+    }
+    text
 }
 
 /// A picture of even noise, the same one each time.

@@ -438,7 +438,8 @@ impl Scheduler {
             places.extend(self.place(number).map(|place| (place, len)));
         }
         let ids = self.token_memory(cx, places.len())?;
-        let started = cx.scope(|cx| self.forward(cx, &places, after, &ids));
+        let phase = if places.iter().any(|&(_, len)| len > 1) { Phase::Prefill } else { Phase::Decode };
+        let started = cx.during(phase, |cx| cx.scope(|cx| self.forward(cx, &places, after, &ids)));
         let (rows, tokens) = match started {
             Ok(started) => started,
             Err(error) => {
