@@ -197,6 +197,12 @@ impl<'a> Fields<'a> {
         self.object.is_some_and(|object| object.get(key).is_some_and(|value| !value.is_null()))
     }
 
+    /// Whether a field is there, null or not.
+    #[must_use]
+    pub fn states(&self, key: &str) -> bool {
+        self.object.is_some_and(|object| object.contains_key(key))
+    }
+
     /// The object in a field; one without fields if it is absent.
     #[must_use]
     pub fn at(&self, key: &str) -> Self {

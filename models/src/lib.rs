@@ -5,6 +5,7 @@ pub mod connector;
 pub mod demo;
 pub mod fields;
 pub mod gemma3;
+pub mod internvl;
 pub mod layers;
 pub mod llava;
 pub mod processor;

@@ -6,7 +6,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::{Ctx, Model, Result};
 
 use crate::composed::Composed;
-use crate::connector::Projector;
+use crate::connector::{Projector, ProjectorPlan};
 use crate::fields::Config;
 use crate::processor::{SquareProcessor, added_token};
 use crate::registry::{Family, Source};
@@ -53,11 +53,12 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     )?;
     let act = activation(&config, "projector_hidden_act", "gelu")?;
     let bias = config.or("multimodal_projector_bias", true)?;
-    let (sizes, rows) = ((tower.d, text.d), (tower.extra_rows(), keeps_class_row(&config)?));
+    let rows = (tower.extra_rows(), keeps_class_row(&config)?);
+    let plan = ProjectorPlan::plain((tower.d, text.d), act, bias, rows);
     let root = source.checkpoint.at_any(&["model", ""]);
     let root = if root.at("multi_modal_projector").exists() { root } else { source.checkpoint.root() };
     let tower = Vit::load(cx, &root.at("vision_tower").at_any(&["vision_model", ""]), tower)?;
-    let connector = Projector::load(cx, &root.at("multi_modal_projector"), sizes, act, bias, rows)?;
+    let connector = Projector::load(cx, &root.at("multi_modal_projector"), plan)?;
     let language = root.at("language_model");
     let head = source.checkpoint.at_any(&["language_model.lm_head", "lm_head"]);
     let decoder = Decoder::load(cx, &language.at_any(&["model", ""]), &head, text, config.file())?;

@@ -18,7 +18,7 @@ use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::Arch;
 use ocelli_kernels::cuda::{CudaDevice, KernelKey, PlanDriver};
 
-use super::{FAMILIES, explain, golden, run};
+use super::{SAMPLE, explain, golden, run};
 
 /// An emulated device, or `None`, counted as skipped.
 fn emulated(arch: Arch) -> Option<CudaDevice> {
@@ -43,7 +43,7 @@ fn gpu() -> Option<CudaDevice> {
 }
 
 fn passes(device: &CudaDevice) {
-    for family in FAMILIES {
+    for family in SAMPLE {
         let dir = golden(family);
         let report = run(&dir, &dir, device);
         assert!(report.pass, "{}", explain(&report));

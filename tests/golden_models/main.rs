@@ -18,7 +18,11 @@ use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::{Backend, DType, Device, DeviceOptions, ReferenceDevice};
 
-const FAMILIES: [&str; 5] = ["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3"];
+const FAMILIES: &[&str] =
+    &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl", "internvl_qwen3"];
+
+/// Those that together run every op: on slow devices, these alone.
+const SAMPLE: &[&str] = &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl_qwen3"];
 
 fn golden(family: &str) -> PathBuf {
     ocelli_tests::root().join("tests/golden").join(family)

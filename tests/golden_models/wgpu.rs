@@ -7,7 +7,7 @@ use ocelli_bench::eval::evaluate;
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::wgpu::{Profile, WgpuDevice};
 
-use super::{FAMILIES, explain, golden, run};
+use super::{SAMPLE, explain, golden, run};
 
 const PROFILES: [Profile; 2] = [Profile::Full, Profile::Baseline];
 
@@ -26,7 +26,7 @@ fn device(profile: Profile) -> Option<WgpuDevice> {
 fn golden_models() {
     for profile in PROFILES {
         let Some(device) = device(profile) else { return };
-        for family in FAMILIES {
+        for family in SAMPLE {
             let dir = golden(family);
             let report = run(&dir, &dir, &device);
             assert!(report.pass, "{profile}: {}", explain(&report));

@@ -30,6 +30,7 @@ macro_rules! for_each_op {
             scatter_rows ScatterRows [whole],
             merge_patches MergePatches [whole],
             pool Pool [whole],
+            pointwise Pointwise [whole],
             sample Sample [whole],
         }
     };

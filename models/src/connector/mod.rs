@@ -7,7 +7,7 @@ mod shuffle;
 
 pub use merger::Merger;
 pub use pooled::Pooled;
-pub use projector::Projector;
+pub use projector::{Projector, ProjectorPlan};
 pub use shuffle::PixelShuffle;
 
 use ocelli_engine::{Error, Result};

@@ -4,8 +4,10 @@ mod embedding;
 mod linear;
 mod norm;
 mod rope;
+mod scale;
 
 pub use embedding::Embedding;
 pub use linear::{Linear, Stacked};
 pub use norm::Norm;
 pub use rope::{RopeConfig, RopeKind, RopeTable};
+pub use scale::LayerScale;

@@ -28,6 +28,17 @@ impl Norm {
         Ok(Self { offset, ..Self::load(cx, scope, d, eps, NormKind::Rms)? })
     }
 
+    /// Normalization of either kind without a shift, at `scope`, with `offset` added to the stored weights.
+    pub fn unshifted(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        d: usize,
+        kind: NormKind,
+        (eps, offset): (f32, f32),
+    ) -> Result<Self> {
+        Ok(Self { kind, ..Self::rms_offset(cx, scope, d, eps, offset)? })
+    }
+
     /// Layer normalization of `d` features with a shift, at `scope`.
     pub fn layer(cx: &mut Ctx, scope: &Scope<'_>, d: usize, eps: f32) -> Result<Self> {
         Self::load(cx, scope, d, eps, NormKind::Layer)

@@ -159,7 +159,7 @@ impl ocelli_engine::Processor for Processor {
         let layout = self.layout(image.width(), image.height());
         let to = |image: &Rgb8Image, (width, height)| resize(image, width, height, self.filter, threads);
         let canvas = to(&to(image, layout.resized)?, layout.canvas)?;
-        let mut tiles = cut(&canvas, layout.rows, layout.cols, self.tile);
+        let mut tiles = cut(&canvas, layout.rows, layout.cols, (self.tile, self.tile));
         tiles.push(to(&canvas, (self.tile, self.tile))?.into());
         let normalize = self.fields.normalize([0.5; 3], [0.5; 3])?;
         Ok(PreparedImage { tiles, rows: layout.rows, cols: layout.cols, normalize })

@@ -5,7 +5,7 @@ use ocelli_engine::kv::KvCache;
 use ocelli_engine::weights::{Role, Scope};
 use ocelli_engine::{Ctx, Error, ReplayKey, Result, Stage, Tensor};
 use ocelli_kernels::ops::{
-    self, Attention, AttentionKv, GatherRows, KvWrite, NormKind, QkNorm, Rope, RopeStyle, ScatterRows, Seen,
+    self, Attention, AttentionKv, GatherRows, KvWrite, NormKind, Pointwise, QkNorm, Rope, ScatterRows, Seen,
 };
 use ocelli_kernels::{DType, Weights};
 
@@ -20,7 +20,8 @@ struct Layer {
     qk: Option<(Norm, Norm)>,
     out: Linear,
     after_attention: Option<Norm>,
-    norm2: Norm,
+    /// None where the norm before attention serves the MLP too.
+    norm2: Option<Norm>,
     gate_up: Stacked,
     down: Linear,
     after_mlp: Option<Norm>,
@@ -53,8 +54,9 @@ impl Decoder {
         let scope = scope.role(Role::Decoder);
         let (d, vocab) = (plan.d, plan.vocab);
         let embedding = Embedding::load(cx, &outer.at("embed_tokens"), vocab, d, plan.embed_scale)?;
-        let norm =
-            |cx: &mut Ctx, scope: Scope<'_>| Norm::rms_offset(cx, &scope, d, plan.norm_eps, plan.norm_offset);
+        let norm = |cx: &mut Ctx, scope: Scope<'_>| {
+            Norm::unshifted(cx, &scope, d, plan.norm, (plan.norm_eps, plan.norm_offset))
+        };
         let mut layers = Vec::new();
         for (i, &of_layer) in plan.layers.iter().enumerate() {
             layers.push(Layer::load(cx, &scope.at(format_args!("layers.{i}")), &plan, of_layer)?);
@@ -114,7 +116,7 @@ impl Decoder {
         cx.stage(Stage::EMBEDDINGS, &h)?;
         // Where norms follow a sum, the sum of one layer is taken on the way into the norm of the next.
         let normed = match self.plan.norms {
-            Norms::Before => None,
+            Norms::Before | Norms::Shared => None,
             Norms::Around => Some(cx.alloc(h.shape(), cx.dtype())?),
         };
         if let (Some(normed), Some(first)) = (&normed, self.layers.first()) {
@@ -140,7 +142,20 @@ impl Decoder {
         match normed {
             Some(_) => self.head.write_to(cx, &rows, logits),
             None => self.head.write_normalized(cx, &self.norm, &rows, logits),
+        }?;
+        self.finish(cx, logits)
+    }
+
+    /// Scales and bounds logits, in place.
+    fn finish(&self, cx: &mut Ctx, logits: &Tensor) -> Result<()> {
+        let TextPlan { logit_scale, logit_softcap, .. } = self.plan;
+        if logit_scale == 1.0 && logit_softcap == 0.0 {
+            return Ok(());
         }
+        let view = cx.view(logits)?;
+        let op =
+            Pointwise { softcap: logit_softcap, scale: logit_scale, ..Pointwise::new(view.clone(), view) };
+        cx.exec(&self.path, &op)
     }
 
     /// Adds the rows that features have for a layer to its result; whether there were any.
@@ -180,6 +195,7 @@ impl Decoder {
         batch: &Packed,
         kv: &KvCache,
     ) -> Result<()> {
+        let Some(norm2) = &layer.norm2 else { return self.shared_layer(cx, layer, h, batch, kv) };
         let qkv = match normed {
             Some(x) => layer.qkv.forward_plain(cx, x)?,
             None => layer.qkv.forward(cx, &layer.norm1, h)?,
@@ -190,7 +206,7 @@ impl Decoder {
             (Some(normed), Some(after_attention), Some(after_mlp)) => {
                 let out = layer.out.forward(cx, &mixed)?;
                 after_attention.write_to(cx, &out, &out)?;
-                layer.norm2.add_to(cx, h, &out, normed)?;
+                norm2.add_to(cx, h, &out, normed)?;
                 let up = layer.gate_up.forward_gated_plain(cx, normed, act)?;
                 let out = layer.down.forward(cx, &up)?;
                 after_mlp.write_to(cx, &out, &out)?;
@@ -198,10 +214,27 @@ impl Decoder {
             }
             _ => {
                 layer.out.add_to(cx, &mixed, h)?;
-                let up = layer.gate_up.forward_gated(cx, &layer.norm2, h, act)?;
+                let up = layer.gate_up.forward_gated(cx, norm2, h, act)?;
                 layer.down.add_to(cx, &up, h)
             }
         }
+    }
+
+    /// Attention and MLP on the same normalized rows.
+    fn shared_layer(
+        &self,
+        cx: &mut Ctx,
+        layer: &Layer,
+        h: &Tensor,
+        batch: &Packed,
+        kv: &KvCache,
+    ) -> Result<()> {
+        let x = layer.norm1.forward(cx, h)?;
+        let qkv = layer.qkv.forward_plain(cx, &x)?;
+        let mixed = self.attention(cx, layer, &qkv, batch, kv)?;
+        layer.out.add_to(cx, &mixed, h)?;
+        let up = layer.gate_up.forward_gated_plain(cx, &x, self.plan.act)?;
+        layer.down.add_to(cx, &up, h)
     }
 
     /// `qkv: [tokens, (heads_q + 2 heads_kv) head_dim]  ->  [tokens, heads_q head_dim]`.
@@ -236,7 +269,7 @@ impl Decoder {
             positions: cx.view(&batch.positions)?,
             inv_freq: cx.view(&table.inv_freq)?,
             pair_axis: table.pair_axis.as_ref().map(|axes| cx.view(axes)).transpose()?,
-            style: RopeStyle::Half,
+            style: self.plan.rope_style,
             attention_scaling: table.attention_scaling,
             norm,
             kv: Some(KvWrite {
@@ -262,7 +295,7 @@ impl Decoder {
                 q_starts: cx.view(&run.q_starts)?,
                 seen: seen(cx, &keys.sees)?,
                 scale: self.plan.scale,
-                softcap: 0.0,
+                softcap: self.plan.softcap,
                 out: cx.view(&out.narrow(0, rows.start, rows.len())?)?,
                 max_q: run.max_q,
                 max_kv: keys.most,
@@ -296,12 +329,13 @@ impl Layer {
         let (d, mlp) = (plan.d, plan.mlp);
         let (q_rows, kv_rows) = (plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
         let norm = |cx: &mut Ctx, scope: Scope<'_>, size: usize| {
-            Norm::rms_offset(cx, &scope, size, plan.norm_eps, plan.norm_offset)
+            Norm::unshifted(cx, &scope, size, plan.norm, (plan.norm_eps, plan.norm_offset))
         };
         let qkv = [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
         let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
         let (before_mlp, after_attention, after_mlp) = match plan.norms {
             Norms::Before => ("post_attention_layernorm", None, None),
+            Norms::Shared => ("", None, None),
             Norms::Around => (
                 "pre_feedforward_layernorm",
                 Some(norm(cx, scope.at("post_attention_layernorm"), d)?),
@@ -322,7 +356,7 @@ impl Layer {
             qk,
             out: Linear::load(cx, &attn.at("o_proj"), d, q_rows, plan.out_bias)?,
             after_attention,
-            norm2: norm(cx, scope.at(before_mlp), d)?,
+            norm2: if before_mlp.is_empty() { None } else { Some(norm(cx, scope.at(before_mlp), d)?) },
             gate_up: Stacked::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias)?,
             down: Linear::load(cx, &ffn.at("down_proj"), d, mlp, plan.mlp_bias)?,
             after_mlp,

@@ -2,6 +2,7 @@
 
 mod decoder;
 mod plan;
+mod read;
 
 pub use decoder::Decoder;
 pub use plan::{LayerPlan, Norms, TEXT_TYPES, TextPlan};

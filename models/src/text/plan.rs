@@ -2,8 +2,9 @@
 
 use ocelli_engine::Result;
 use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
-use ocelli_kernels::ops::Activation;
+use ocelli_kernels::ops::{Activation, NormKind, RopeStyle};
 
+use super::read::layer_kinds;
 use crate::fields::Fields;
 use crate::layers::RopeConfig;
 
@@ -14,6 +15,8 @@ pub enum Norms {
     Before,
     /// Before and after each.
     Around,
+    /// One before both: attention and MLP take the same rows, and their results are added together.
+    Shared,
 }
 
 /// What differs from layer to layer.
@@ -46,7 +49,9 @@ pub struct TextPlan {
     pub act: Activation,
     /// Where norms are.
     pub norms: Norms,
-    /// Added to the stored weights of RMS norms.
+    /// Kind of the norms; none has a shift.
+    pub norm: NormKind,
+    /// Added to the stored weights of norms.
     pub norm_offset: f32,
     /// Added to mean squares.
     pub norm_eps: f32,
@@ -60,6 +65,14 @@ pub struct TextPlan {
     pub mlp_bias: bool,
     /// Factor of attention scores.
     pub scale: f32,
+    /// Bounds attention scores smoothly; 0: not at all.
+    pub softcap: f32,
+    /// Which elements of a head a rotation turns together.
+    pub rope_style: RopeStyle,
+    /// Factor of logits.
+    pub logit_scale: f32,
+    /// Bounds logits smoothly; 0: not at all.
+    pub logit_softcap: f32,
     /// Factor of token embeddings.
     pub embed_scale: f32,
     /// Whether the head is the embedding where the file has none; if it need not, an absent head is an error.
@@ -73,21 +86,26 @@ pub struct TextPlan {
 }
 
 /// Values of `text_config.model_type` that [`TextPlan::read`] knows.
-pub const TEXT_TYPES: &[&str] = &["llama", "qwen2_5_vl_text", "qwen2", "gemma3_text"];
+pub const TEXT_TYPES: &[&str] =
+    &["llama", "qwen2_5_vl_text", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"];
 
 impl TextPlan {
     /// Reads `text_config`. `tied` is what the outer configuration says of head and embedding. `types` are the `model_type`s that the
     /// family takes, the first of which holds where none is stated.
     pub fn read(text: &Fields<'_>, types: &[&'static str], tied: Option<bool>) -> Result<Self> {
         match text.model_type(types)? {
+            "gemma" => Self::gemma(text, tied),
+            "gemma2" => Self::gemma2(text, tied),
             "gemma3_text" => Self::gemma3(text, tied),
-            "qwen2_5_vl_text" | "qwen2_5_vl" | "qwen2" => Self::qwen2(text, tied),
+            "mistral" => Self::mistral(text, tied),
+            "qwen2" | "qwen3" => Self::qwen(text, tied),
+            "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),
             _ => Self::llama(text, tied),
         }
     }
 
     /// What most decoders have in common: RMS norms before, a gated MLP, one rotation, every key kept.
-    fn common(text: &Fields<'_>, sizes: &Sizes, tied: Option<bool>) -> Result<Self> {
+    pub(super) fn common(text: &Fields<'_>, sizes: &Sizes, tied: Option<bool>) -> Result<Self> {
         let d = text.size("hidden_size", sizes.d)?;
         let heads_q = text.size("num_attention_heads", sizes.heads)?;
         let heads_kv = text.get("num_key_value_heads")?.unwrap_or(sizes.heads_kv.unwrap_or(heads_q));
@@ -121,6 +139,7 @@ impl TextPlan {
             max_positions: text.size("max_position_embeddings", sizes.positions)?,
             act: Activation::Silu,
             norms: Norms::Before,
+            norm: NormKind::Rms,
             norm_offset: 0.0,
             norm_eps: text.or("rms_norm_eps", 1e-6)?,
             qk_norm: false,
@@ -128,6 +147,10 @@ impl TextPlan {
             out_bias: false,
             mlp_bias: false,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: 0.0,
+            rope_style: RopeStyle::Half,
+            logit_scale: 1.0,
+            logit_softcap: 0.0,
             embed_scale: 1.0,
             tied: tied.or(own).unwrap_or(sizes.tied),
             ropes: Vec::new(),
@@ -161,7 +184,7 @@ impl TextPlan {
         Ok(plan)
     }
 
-    /// `Qwen2Config`, and the text part of `Qwen2_5_VLConfig`, whose rotation has three axes.
+    /// The text part of `Qwen2_5_VLConfig`, whose rotation has three axes.
     fn qwen2(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
         let sizes = Sizes {
             vocab: 152_064,
@@ -213,34 +236,8 @@ impl TextPlan {
         let window = text.size("sliding_window", 4096)?;
         let pattern =
             text.any(&["_sliding_window_pattern", "sliding_window_pattern"])?.unwrap_or(6usize).max(1);
-        let count = plan.layers.len();
-        let kinds: Vec<String> = match text.get("layer_types")? {
-            Some(kinds) => kinds,
-            None => (1..=count).map(|i| if i % pattern == 0 { FULL } else { SLIDING }.to_owned()).collect(),
-        };
-        if kinds.len() != count {
-            return Err(text.bad("layer_types", format!("expected {count} entries, found {}", kinds.len())));
-        }
-        // Group and rotation 0 see everything, 1 the window.
-        let mut layers = [0, 0];
-        for (layer, kind) in plan.layers.iter_mut().zip(&kinds) {
-            let group = match kind.as_str() {
-                FULL => 0,
-                SLIDING => 1,
-                other => {
-                    return Err(
-                        text.bad("layer_types", format!("expected {FULL} or {SLIDING}, found {other}"))
-                    );
-                }
-            };
-            *layer = LayerPlan { rope: group, kv: (group, layers[group]) };
-            layers[group] += 1;
-        }
-        let group = plan.kv.0[0];
-        plan.kv = KvLayout(vec![
-            KvGroup { layers: layers[0], ..group },
-            KvGroup { layers: layers[1], keep: Keep::Window(window), ..group },
-        ]);
+        let slides = layer_kinds(text, plan.layers.len(), |i| !(i + 1).is_multiple_of(pattern))?;
+        plan.split(&slides, window, 1);
         let new = text.at("rope_parameters");
         plan.ropes = if new.has(FULL) {
             vec![RopeConfig::of(&new.at(FULL), 1e6)?, RopeConfig::of(&new.at(SLIDING), 1e4)?]
@@ -259,8 +256,8 @@ impl TextPlan {
     }
 }
 
-const FULL: &str = "full_attention";
-const SLIDING: &str = "sliding_attention";
+pub(super) const FULL: &str = "full_attention";
+pub(super) const SLIDING: &str = "sliding_attention";
 
 /// Errors where `layer_types` names other layers than ones that see everything.
 fn full_layers_only(text: &Fields<'_>) -> Result<()> {
@@ -273,14 +270,14 @@ fn full_layers_only(text: &Fields<'_>) -> Result<()> {
 
 /// Sizes that a reference class takes where the configuration says nothing.
 #[derive(Default)]
-struct Sizes {
-    vocab: usize,
-    d: usize,
-    mlp: usize,
-    layers: usize,
-    heads: usize,
-    heads_kv: Option<usize>,
-    head_dim: Option<usize>,
-    positions: usize,
-    tied: bool,
+pub(super) struct Sizes {
+    pub vocab: usize,
+    pub d: usize,
+    pub mlp: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub heads_kv: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub positions: usize,
+    pub tied: bool,
 }

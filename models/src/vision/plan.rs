@@ -49,6 +49,12 @@ pub struct Names {
     pub pre_norm: Option<&'static str>,
     /// Norm after the last layer, if its result is used or shown.
     pub post_norm: Option<&'static str>,
+    /// The row before the patches.
+    pub class: &'static str,
+    /// The position table.
+    pub positions: &'static str,
+    /// Whether row and table are stored as those of a batch of one.
+    pub batched: bool,
 }
 
 /// Names as CLIP and SigLIP have them.
@@ -61,6 +67,9 @@ pub const CLIP_NAMES: Names = Names {
     out: "self_attn.out_proj",
     pre_norm: None,
     post_norm: Some("post_layernorm"),
+    class: "embeddings.class_embedding",
+    positions: "embeddings.position_embedding.weight",
+    batched: false,
 };
 
 /// A tower.
@@ -90,6 +99,12 @@ pub struct VitPlan {
     pub norm: NormKind,
     /// Added to variances or mean squares.
     pub norm_eps: f32,
+    /// Whether query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// Whether queries and keys are normalized, all heads of a patch together.
+    pub qk_norm: bool,
+    /// Names of the factors of what attention and MLP add, if there are any.
+    pub scales: Option<[&'static str; 2]>,
     /// Activation of the MLP.
     pub act: Activation,
     /// Kind of the MLP.
@@ -116,6 +131,19 @@ pub fn activation(fields: &Fields<'_>, key: &str, default: &str) -> Result<Activ
             Err(fields
                 .bad(key, format!("expected gelu, gelu_pytorch_tanh, quick_gelu or silu, found {other}")))
         }
+    }
+}
+
+/// The side of a square, which may be stated as a number or as two equal ones.
+fn side(fields: &Fields<'_>, key: &str, default: usize) -> Result<usize> {
+    match fields.get::<serde_json::Value>(key)? {
+        Some(serde_json::Value::Array(sides)) => {
+            match sides.iter().map(|side| side.as_u64()).collect::<Vec<_>>()[..] {
+                [Some(height @ 1..=0x4000_0000), Some(width)] if height == width => Ok(height as usize),
+                _ => Err(fields.bad(key, format!("expected two equal sizes, found {sides:?}"))),
+            }
+        }
+        _ => fields.size(key, default),
     }
 }
 
@@ -185,6 +213,64 @@ impl VitPlan {
         Self::common(vision, default, "quick_gelu")
     }
 
+    /// `InternVLVisionConfig`.
+    pub fn internvl(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["internvl_vision"])?;
+        vision.only("num_channels", 3)?;
+        vision.only("use_mean_pooling", true)?;
+        vision.only("use_absolute_position_embeddings", true)?;
+        vision.inert(&[
+            "use_mask_token",
+            "layer_scale_init_value",
+            "projection_dropout",
+            "hidden_dropout_prob",
+        ]);
+        let norm: String = vision.or("norm_type", "layer_norm".into())?;
+        let norm = match norm.as_str() {
+            "layer_norm" => NormKind::Layer,
+            "rms_norm" => NormKind::Rms,
+            other => {
+                return Err(
+                    vision.bad("norm_type", format!("expected layer_norm or rms_norm, found {other}"))
+                );
+            }
+        };
+        let names = Names {
+            patch: "embeddings.patch_embeddings.projection",
+            layers: "encoder.layer",
+            norm1: "layernorm_before",
+            norm2: "layernorm_after",
+            qkv: &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+            out: "attention.projection_layer",
+            pre_norm: None,
+            post_norm: None,
+            class: "embeddings.cls_token",
+            positions: "embeddings.position_embeddings",
+            batched: true,
+        };
+        let layers = vision.or("num_hidden_layers", 24)?;
+        Self {
+            d: vision.size("hidden_size", 1024)?,
+            mlp: vision.size("intermediate_size", 4096)?,
+            layers,
+            used: layers,
+            heads: vision.size("num_attention_heads", 16)?,
+            image: side(vision, "image_size", 448)?,
+            patch: side(vision, "patch_size", 14)?,
+            class_row: true,
+            norm,
+            norm_eps: vision.or("layer_norm_eps", 1e-6)?,
+            qkv_bias: vision.or("attention_bias", false)?,
+            qk_norm: vision.or("use_qk_norm", false)?,
+            scales: Some(["lambda_1", "lambda_2"]),
+            act: activation(vision, "hidden_act", "gelu")?,
+            normed: false,
+            names,
+            ..Self::siglip_base()
+        }
+        .check(vision)
+    }
+
     fn siglip_base() -> Self {
         Self {
             d: 768,
@@ -199,6 +285,9 @@ impl VitPlan {
             places: Places::Table,
             norm: NormKind::Layer,
             norm_eps: 1e-6,
+            qkv_bias: true,
+            qk_norm: false,
+            scales: None,
             act: Activation::GeluTanh,
             mlp_kind: Mlp::Plain { up: "mlp.fc1", down: "mlp.fc2" },
             full: None,
@@ -227,6 +316,7 @@ impl VitPlan {
             out: "attn.proj",
             pre_norm: None,
             post_norm: None,
+            ..CLIP_NAMES
         };
         Self {
             d: vision.size("hidden_size", 3584)?,

@@ -8,7 +8,7 @@ use ocelli_kernels::ops::{
 use ocelli_kernels::{DType, View, Weights};
 
 use super::plan::{Mlp, Places, VitPlan};
-use crate::layers::{Linear, Norm, RopeConfig, RopeTable, Stacked};
+use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked};
 
 enum LayerMlp {
     Plain(Box<[Linear; 2]>),
@@ -18,9 +18,12 @@ enum LayerMlp {
 struct Layer {
     norm1: Norm,
     qkv: Stacked,
+    qk: Option<(Norm, Norm)>,
     out: Linear,
     norm2: Norm,
     mlp: LayerMlp,
+    /// Factors of what attention and MLP add.
+    scales: [Option<LayerScale>; 2],
 }
 
 /// The tower.
@@ -86,9 +89,11 @@ impl Vit {
         let (mut positions, mut class_row) = (None, None);
         if plan.places != Places::Rotation {
             let (patches, extra) = (plan.side() * plan.side(), plan.extra_rows());
-            let table = scope.at("embeddings.position_embedding").take("weight", &[extra + patches, d])?;
+            let shape = [1, extra + patches, d];
+            let shape = if names.batched { &shape[..] } else { &shape[1..] };
+            let table = scope.take(names.positions, shape)?.reshape(&[extra + patches, d])?;
             if plan.class_row {
-                class_row = Some(Self::class(cx, &scope, &table, d)?);
+                class_row = Some(Self::class(cx, &scope, &plan)?);
             }
             let table = cx.stream().place_view(&table)?;
             positions = Some(table.narrow(0, extra, patches)?);
@@ -135,13 +140,13 @@ impl Vit {
     }
 
     /// The class embedding with its position, which is row 0 of the table.
-    fn class(cx: &mut Ctx, scope: &Scope<'_>, table: &View, d: usize) -> Result<Tensor> {
-        let embeddings = scope.at("embeddings");
-        embeddings.take("class_embedding", &[d])?;
+    fn class(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Tensor> {
+        let (d, names) = (plan.d, &plan.names);
+        let shape = [1, 1, d];
+        scope.take(names.class, if names.batched { &shape } else { &shape[2..] })?;
         let checkpoint = scope.checkpoint();
-        let mut row = checkpoint.floats(&embeddings.path("class_embedding"))?;
-        let positions = checkpoint.floats(&embeddings.path("position_embedding.weight"))?;
-        debug_assert_eq!(table.size(1), d);
+        let mut row = checkpoint.floats(&scope.path(names.class))?;
+        let positions = checkpoint.floats(&scope.path(names.positions))?;
         row.iter_mut().zip(&positions).for_each(|(value, position)| *value += position);
         let tensor = cx.alloc_owned(&[1, d], cx.dtype())?;
         let bytes: Vec<u8> = match cx.dtype() {
@@ -318,6 +323,12 @@ impl Vit {
         let qkv = layer.qkv.forward(cx, &layer.norm1, h)?;
         let part = |i: usize| qkv.narrow(1, i * d, d)?.reshape(&[rows, heads, head_dim]);
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        if let Some((q_norm, k_norm)) = &layer.qk {
+            for (norm, i) in [(q_norm, 0), (k_norm, 1)] {
+                let part = qkv.narrow(1, i * d, d)?;
+                norm.write_to(cx, &part, &part)?;
+            }
+        }
         if let (Some(table), Some(positions)) = (&self.rope, positions) {
             let rope = Rope {
                 q: cx.view(&q)?,
@@ -347,22 +358,37 @@ impl Vit {
             pairs: segments.pairs,
         };
         cx.exec(&self.path, &op)?;
-        layer.out.add_to(cx, &out.reshape(&[rows, d])?, h)?;
+        let [of_attention, of_mlp] = &layer.scales;
+        add(cx, &layer.out, of_attention.as_ref(), &out.reshape(&[rows, d])?, h)?;
         match &layer.mlp {
             LayerMlp::Plain(layers) => {
                 let [up, down] = &**layers;
                 let x = layer.norm2.forward(cx, h)?;
                 let up = up.forward_act(cx, &x, self.plan.act)?;
-                down.add_to(cx, &up, h)
+                add(cx, down, of_mlp.as_ref(), &up, h)
             }
             LayerMlp::Gated(layers) => {
                 let (gate_up, down) = &**layers;
                 let up = gate_up.forward_gated(cx, &layer.norm2, h, self.plan.act)?;
-                down.add_to(cx, &up, h)
+                add(cx, down, of_mlp.as_ref(), &up, h)
             }
         }
     }
 }
+
+/// `h += scale * linear(x)`.
+fn add(cx: &mut Ctx, linear: &Linear, scale: Option<&LayerScale>, x: &Tensor, h: &Tensor) -> Result<()> {
+    match scale {
+        None => linear.add_to(cx, x, h),
+        Some(scale) => {
+            let y = linear.forward(cx, x)?;
+            scale.add_to(cx, &y, h)
+        }
+    }
+}
+
+/// Added to mean squares by the norms of queries and keys.
+const QK_EPS: f32 = 1e-6;
 
 impl Layer {
     fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Self> {
@@ -370,9 +396,15 @@ impl Layer {
         let qkv: Vec<_> = names.qkv.iter().map(|name| (scope.at(name), 3 * d / names.qkv.len())).collect();
         let norm = |cx: &mut Ctx, name: &str| Norm::load(cx, &scope.at(name), d, plan.norm_eps, plan.norm);
         let path = scope.path(names.out.rsplit_once('.').map_or(names.out, |(parent, _)| parent));
+        let scale = |cx: &mut Ctx, i: usize| {
+            plan.scales.map(|names| LayerScale::load(cx, scope, names[i], d)).transpose()
+        };
+        let qk = |cx: &mut Ctx, name| Norm::rms(cx, &scope.at("attention").at(name), d, QK_EPS);
         Ok(Self {
             norm1: norm(cx, names.norm1)?,
-            qkv: Stacked::load(cx, &path, &qkv, d, true)?,
+            qkv: Stacked::load(cx, &path, &qkv, d, plan.qkv_bias)?,
+            qk: if plan.qk_norm { Some((qk(cx, "q_norm")?, qk(cx, "k_norm")?)) } else { None },
+            scales: [scale(cx, 0)?, scale(cx, 1)?],
             out: Linear::load(cx, &scope.at(names.out), d, d, true)?,
             norm2: norm(cx, names.norm2)?,
             mlp: match plan.mlp_kind {

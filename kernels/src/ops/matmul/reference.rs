@@ -29,7 +29,7 @@ impl Activation {
     ///
     /// The absolute term covers implementations that form `1 + tanh` or `1 + erf` in f32: for negative arguments they
     /// lose digits relative to the result, never more than a few ulp of the argument.
-    fn with_error(self, x: f64, inner: f64) -> (f64, f64) {
+    pub(in crate::ops) fn with_error(self, x: f64, inner: f64) -> (f64, f64) {
         let value = self.eval(x);
         match self {
             Self::None => (value, inner),

@@ -1,0 +1,89 @@
+//! InternVL 2.5, 3 and 3.5 in the layout of transformers: a tower with scaled layers, a pixel-shuffle projector and a Qwen or Llama
+//! decoder.
+//!
+//! After `InternVLForConditionalGeneration`, `InternVLProcessor` and `GotOcr2ImageProcessor` of transformers.
+
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::{Ctx, Model, Result};
+use serde_json::Value;
+
+use crate::composed::Composed;
+use crate::connector::{Projector, ProjectorPlan};
+use crate::fields::Config;
+use crate::processor::{
+    CANVAS_KEYS, CanvasPlan, CanvasProcessor, ImageFields, added_token, nearest_aspect, special_token,
+};
+use crate::registry::{Family, Source};
+use crate::text::{Decoder, TextPlan};
+use crate::vision::{Vit, VitPlan, activation};
+
+/// The family's row in the registry.
+pub const FAMILY: Family = Family {
+    name: "internvl",
+    model_types: &["internvl"],
+    processor: |files| Ok(Box::new(processor(files)?)),
+    load,
+    spare: &["embeddings.mask_token"],
+};
+
+/// Added to variances by the projector's norm.
+const NORM_EPS: f32 = 1e-5;
+
+fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
+    let config = source.config.root();
+    config.inert(&["image_token_id", "image_seq_length"]);
+    let mut tower = VitPlan::internvl(&config.part("vision_config")?)?;
+    config.only("vision_feature_select_strategy", "default")?;
+    let layer: i64 = config.or("vision_feature_layer", -1)?;
+    if tower.take_layer(layer).is_none() {
+        let what = format!("expected one of {} layers, found {layer}", tower.layers);
+        return Err(config.bad("vision_feature_layer", what));
+    }
+    let ratio: f64 = config.or("downsample_ratio", 0.5)?;
+    let block = (1.0 / ratio) as usize;
+    if !(block >= 1 && block as f64 * ratio == 1.0 && tower.side().is_multiple_of(block)) {
+        let what =
+            format!("expected the inverse of a divisor of {} patches a side, found {ratio}", tower.side());
+        return Err(config.bad("downsample_ratio", what));
+    }
+    let tied = config.get("tie_word_embeddings")?;
+    let text = TextPlan::read(&config.part("text_config")?, &["qwen2", "qwen3", "llama"], tied)?;
+    let act = activation(&config, "projector_hidden_act", "gelu")?;
+    let plan = ProjectorPlan {
+        block,
+        norm: Some(("layer_norm", NORM_EPS)),
+        ..ProjectorPlan::plain((tower.d, text.d), act, true, (tower.extra_rows(), false))
+    };
+    let root = source.checkpoint.root();
+    let root = if root.at("multi_modal_projector").exists() { root } else { root.at("model") };
+    let tower = Vit::load(cx, &root.at("vision_tower"), tower)?;
+    let connector = Projector::load(cx, &root.at("multi_modal_projector"), plan)?;
+    let language = root.at("language_model").at_any(&["model", ""]);
+    let head = source.checkpoint.at_any(&["language_model.lm_head", "lm_head"]);
+    let decoder = Decoder::load(cx, &language, &head, text, config.file())?;
+    Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
+}
+
+fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {
+    let config = Config::load(files, "config.json")?;
+    let id: u32 = config.root().or("image_token_id", 151_667)?;
+    let token = added_token(files, id)?;
+    let tokenizer = files.json::<Value>("tokenizer_config.json")?;
+    let word =
+        |key: &str, usual: &str| special_token(tokenizer.as_ref(), key).unwrap_or_else(|| usual.into());
+    let fields = ImageFields::load(files, CANVAS_KEYS)?;
+    let plan = CanvasPlan {
+        side: 384,
+        cuts: true,
+        grid: nearest_aspect,
+        mark: token.clone(),
+        token: (token, id),
+        per_tile: fields.pixels("image_seq_length")?.unwrap_or(256),
+        expand: |tile, words, rows, cols| {
+            let tiles = if rows * cols > 1 { rows * cols + 1 } else { 1 };
+            words.join(&tile.repeat(tiles))
+        },
+        words: vec![word("start_image_token", "<img>"), word("end_image_token", "</img>")],
+    };
+    CanvasProcessor::new(fields, plan)
+}
