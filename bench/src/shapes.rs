@@ -32,6 +32,7 @@ pub struct Shape {
 const EMBEDDED: &[(&str, &str)] = &[
     ("nvidia", include_str!("../shapes/nvidia.toml")),
     ("smolvlm-256m", include_str!("../shapes/smolvlm-256m.toml")),
+    ("hybrid", include_str!("../shapes/hybrid.toml")),
     ("square", include_str!("../shapes/square.toml")),
 ];
 

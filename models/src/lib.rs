@@ -7,6 +7,7 @@ pub mod fields;
 pub mod gemma3;
 pub mod internvl;
 pub mod layers;
+pub mod lfm2_vl;
 pub mod llava;
 pub mod processor;
 pub mod qwen2_5_vl;

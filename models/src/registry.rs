@@ -8,7 +8,7 @@ use ocelli_engine::{Ctx, Error, Loaded, Model, Precision, Processor, Result};
 use serde::Deserialize;
 
 use crate::fields::Config;
-use crate::{gemma3, internvl, llava, qwen2_5_vl, smolvlm};
+use crate::{gemma3, internvl, lfm2_vl, llava, qwen2_5_vl, smolvlm};
 
 /// A model family as a row of data.
 pub struct Family {
@@ -26,7 +26,7 @@ pub struct Family {
 
 /// Every family.
 pub const FAMILIES: &[Family] =
-    &[smolvlm::FAMILY, llava::FAMILY, qwen2_5_vl::FAMILY, gemma3::FAMILY, internvl::FAMILY];
+    &[smolvlm::FAMILY, llava::FAMILY, qwen2_5_vl::FAMILY, gemma3::FAMILY, internvl::FAMILY, lfm2_vl::FAMILY];
 
 /// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed.
 const SPARE: &[&str] = &["rotary_emb.inv_freq", "position_ids"];

@@ -376,11 +376,20 @@ def randomise(model, seed, gain, spec):
         gen = torch.Generator().manual_seed((zlib.crc32(name.encode()) + 7919 * seed) % (2**31))
         return torch.randn(shape, generator=gen, dtype=torch.float32)
 
+    own = lambda name: next(((mean, std) for part, mean, std in spec.values if part in name), None)
+    stored = set(model.state_dict())
+    for name, b in model.named_buffers():
+        if own(name) and name in stored:
+            mean, std = own(name)
+            b.data.copy_((mean + std * fresh(name, b.shape)).to(b.dtype))
     for name, p in model.named_parameters():
         cls, mod = kind[name]
         leaf = name.rsplit(".", 1)[-1]
         r = fresh(name, p.shape)
-        if leaf == "logit_scale":
+        if own(name):
+            mean, std = own(name)
+            value = mean + std * r
+        elif leaf == "logit_scale":
             value = torch.full(p.shape, 1.5) + 0.05 * r
         elif leaf == "logit_bias":
             value = torch.full(p.shape, -1.25) + 0.05 * r
@@ -391,6 +400,7 @@ def randomise(model, seed, gain, spec):
         elif "Norm" in cls and p.ndim == 1:
             if leaf == "weight":
                 offset = 0.0 if ("Gemma" in cls and "RMS" in cls) else 1.0
+                offset = (spec.norm_offset or {}).get(cls, offset)
                 for part, boost in spec.norm_boost.items():
                     offset += boost if part in name else 0.0
                 value = offset + 0.2 * r
@@ -405,7 +415,7 @@ def randomise(model, seed, gain, spec):
             fan_in = p[0].numel()
             value = gain / math.sqrt(fan_in) * r
             if name.endswith("lm_head.weight"):
-                value = 2.5 / math.sqrt(fan_in) * r
+                value = spec.head_std / math.sqrt(fan_in) * r
         elif p.ndim >= 2 and leaf.endswith(("projection_weight", "gate_up_proj", "down_proj", "proj")):
             fan_in = p.shape[-1] if p.ndim == 3 else p.shape[-2]  # experts: x @ W.T, Gemma 3's projector: x @ W
             value = gain / math.sqrt(fan_in) * r
@@ -487,7 +497,7 @@ class Taps:
 
             def wrapped(*args, **kwargs):
                 out = self.original(*args, **kwargs)
-                feats = getattr(out, "pooler_output", out)
+                feats = self.spec.pooled(out) if self.spec.pooled else getattr(out, "pooler_output", out)
                 if isinstance(feats, (list, tuple)):
                     feats = torch.cat([f.reshape(-1, f.shape[-1]) for f in feats], dim=0)
                 self.found.setdefault("image_features", feats.reshape(-1, feats.shape[-1]).detach().clone())
@@ -537,6 +547,10 @@ class Spec:
         self.recheck = kw.pop("recheck", True)  # compare the KV cache run with one full forward
         self.run = kw.pop("run", run_generative)
         self.extra_save = kw.pop("extra_save", None)
+        self.norm_offset = kw.pop("norm_offset", None)  # class -> mean of its norm weights, where the rule by name is wrong
+        self.values = kw.pop("values", ())  # (name part, mean, std): parameters or buffers with a range of their own
+        self.head_std = kw.pop("head_std", 2.5)
+        self.pooled = kw.pop("pooled", None)  # picks the image features out of get_image_features' result
         self.drifts = {}  # case name -> what its drift is measured with, where the runner keeps it
         assert not kw, kw
 
@@ -1835,7 +1849,75 @@ def build_florence2(c):
                         "decoder.layers.2.encoder_attn.out_proj": 0.4, "self_attn.out_proj": 0.5, "language_model.decoder": 1.2})
 
 # --------------------------------------------------------------------------------------------------
-# 18. Driver
+# 18. LFM2-VL: short convolutions and attention, SigLIP 2 tower with tiles
+# --------------------------------------------------------------------------------------------------
+
+LFM2_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+    {{- '<|im_start|>' + message['role'] + '\\n' -}}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{- '<image>' -}}
+            {%- elif item['type'] == 'text' -%}
+                {{- item['text'] -}}
+            {%- else -%}
+                {{- item | tojson -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+@arch("lfm2_vl")
+def build_lfm2_vl(c):
+    grid = [f"<|img_row_{r}_col_{k}|>" for r in range(1, 7) for k in range(1, 7) if r * k <= 6]
+    first = ("<|pad|>", "<|startoftext|>", "<|endoftext|>")
+    last = ("<|im_start|>", "<|im_end|>", "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *grid)
+    base = with_bos(bytelevel_tokenizer(LLAMA3_SPLIT, first=first, last=last), "<|startoftext|>")
+    tok = wrap(base, bos_token="<|startoftext|>", eos_token="<|im_end|>", pad_token="<|pad|>", padding_side="left", image_token="<image>",
+               image_start_token="<|image_start|>", image_end_token="<|image_end|>", image_thumbnail_token="<|img_thumbnail|>")
+    vocab = pad_vocab(tok)
+    image_id = tok.convert_tokens_to_ids("<image>")
+    patch = c.pick(8, 6)
+    types = [{"c": "conv", "f": "full_attention"}[t] for t in c.pick("ccfc", "cfc")]
+    text = dict(
+        model_type="lfm2", vocab_size=vocab, norm_eps=1e-5, layer_types=types, conv_L_cache=c.pick(3, 4), conv_bias=c.is_second,
+        block_ff_dim=c.pick(136, 100), block_multiple_of=c.pick(24, 16), block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=not c.is_second,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, tie_word_embeddings=True,
+        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
+        **text_dims(c, num_hidden_layers=len(types)),
+    )
+    del text["intermediate_size"]
+    vision = dict(model_type="siglip2_vision_model", vision_use_head=False, hidden_size=c.pick(48, 40), intermediate_size=c.v_mlp,
+                  num_hidden_layers=c.pick(3, 2), num_attention_heads=c.pick(4, 2), patch_size=patch, num_patches=c.pick(16, 25))
+    cfg = transformers.Lfm2VlConfig(
+        text_config=text, vision_config=vision, image_token_id=image_id, projector_hidden_size=c.pick(80, 72),
+        projector_use_layernorm=not c.is_second, projector_bias=True, downsample_factor=2, tie_word_embeddings=True)
+    model = make(transformers.Lfm2VlForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.Lfm2VlImageProcessor(
+        encoder_patch_size=patch, tile_size=c.pick(32, 36), downsample_factor=2, min_tiles=2, max_tiles=c.pick(6, 4),
+        min_image_tokens=c.pick(4, 6), max_image_tokens=c.pick(9, 12), do_image_splitting=True, use_thumbnail=True)
+    proc = transformers.Lfm2VlProcessor(ip, tok, chat_template=LFM2_TEMPLATE)
+    c.sizes_for(c.pick(48, 36), c.pick(131, 127))
+    cases = c.standard_cases()
+    cases.insert(2, Case("wide_unsplit", ["wide"], c.q_wide, do_image_splitting=False))
+    return Spec(model, proc, cases, taps={"vision_last_hidden": "model.vision_tower"}, features="model", layers="model.language_model.layers",
+                vocab=vocab, embed_std=0.3, scales={"feed_forward.w2": 1.6, "out_proj": 0.8}, norm_boost={"embedding_norm": 0.8},
+                never=[image_id, tok.pad_token_id, *ids(tok, *grid)])
+
+
+# --------------------------------------------------------------------------------------------------
+# 19. Driver
 # --------------------------------------------------------------------------------------------------
 
 

@@ -119,7 +119,13 @@ fn scarce_cache_and_long_prompts() {
 /// each gives the tokens that it gives alone, and the cancelled ones the first of them.
 pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
     let (pipeline, mut cx) = demo_on(device);
-    let mut all = requests(&pipeline, &mut cx, count);
+    crowd_of(&pipeline, &mut cx, count, longest, 0);
+}
+
+/// The same with any model, and answers that are so many tokens `longer`; how many requests were pre-empted.
+fn crowd_of(pipeline: &Pipeline, cx: &mut Ctx, count: usize, longest: usize, longer: usize) -> usize {
+    let mut all = requests(pipeline, cx, count);
+    all.iter_mut().for_each(|request| request.params.max_tokens += longer);
     let words = pipeline.tokenizer.encode("a small green ring and ").expect("tokens");
     for (number, request) in all.iter_mut().enumerate().skip(3).step_by(8) {
         let len = 1 + longest * (number % 17 + 1) / 18;
@@ -130,13 +136,13 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
     for request in all.clone() {
         let go_on = |_: usize, _: &str| ControlFlow::Continue(());
         apart.extend(
-            generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
+            generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
         );
     }
     let need = all.iter().map(|request| request.kv_tokens(2048)).max().unwrap_or(0);
     let limits = Limits { tokens: 192, seqs: 20, kv_tokens: need + 64, patches: 600, ..Limits::default() };
     let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
-    let mut scheduler = Scheduler::new(&mut cx, model, tokenizer, limits).expect("a scheduler");
+    let mut scheduler = Scheduler::new(cx, model, tokenizer, limits).expect("a scheduler");
     let (mut waiting, mut step, mut cancelled) = (all.into_iter(), 0, 0);
     let mut answers: Vec<Option<Answer>> = vec![None; count];
     let mut texts = vec![String::new(); count];
@@ -145,7 +151,7 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
         for request in waiting.by_ref().take(step % 3) {
             scheduler.submit(request).expect("room");
         }
-        for event in scheduler.step(&mut cx) {
+        for event in scheduler.step(cx) {
             match event {
                 Event::Text { request, text } => texts[request] += &text,
                 Event::Done { request, answer } => answers[request] = Some(answer),
@@ -172,11 +178,28 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
         assert_eq!(answer.token_ids, expected, "request {number}");
         assert_eq!(answer.text, texts[number], "request {number}");
     }
+    scheduler.preempted()
 }
 
 #[test]
 fn a_crowd_with_too_few_pages() {
     crowd(&*ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU"), 64, 1500);
+}
+
+/// Layers with a state, in slots that sequences leave to each other; those that were pre-empted begin theirs again.
+fn crowd_with_states(family: &str) {
+    let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+    let mut cx = Ctx::new(&*device, Precision::default()).expect("a stream");
+    let files = ModelFiles::dir(golden(family));
+    let model = ocelli_models::load(&files, &mut cx).expect("the model");
+    let pipeline = Pipeline::new(&files, model, 2).expect("its tokenizer");
+    let preempted = crowd_of(&pipeline, &mut cx, 64, 300, 40);
+    assert!(preempted > 0, "nothing was pre-empted");
+}
+
+#[test]
+fn a_crowd_with_convolutions() {
+    crowd_with_states("lfm2_vl");
 }
 
 /// Gemma 3's pictures, whose tokens see each other, in passes that are shorter than a picture: what one pass for all gives.

@@ -19,10 +19,11 @@ use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::{Backend, DType, Device, DeviceOptions, ReferenceDevice};
 
 const FAMILIES: &[&str] =
-    &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl", "internvl_qwen3"];
+    &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl", "internvl_qwen3", "lfm2_vl"];
 
 /// Those that together run every op: on slow devices, these alone.
-const SAMPLE: &[&str] = &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl_qwen3"];
+const SAMPLE: &[&str] =
+    &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl_qwen3", "lfm2_vl"];
 
 fn golden(family: &str) -> PathBuf {
     ocelli_tests::root().join("tests/golden").join(family)

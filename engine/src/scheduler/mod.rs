@@ -94,6 +94,7 @@ pub struct Scheduler {
     tokens: [Option<Tensor>; 2],
     /// A pass was taken back: a sequence may have less than its next token needs.
     taken_back: bool,
+    preempted: usize,
 }
 
 impl Scheduler {
@@ -124,6 +125,7 @@ impl Scheduler {
             ahead,
             tokens,
             taken_back: false,
+            preempted: 0,
         })
     }
 
@@ -131,6 +133,12 @@ impl Scheduler {
     #[must_use]
     pub fn kv(&self) -> &KvCache {
         &self.kv
+    }
+
+    /// How often a running request gave its pages back, so that it was read again.
+    #[must_use]
+    pub fn preempted(&self) -> usize {
+        self.preempted
     }
 
     /// Takes a request, at any time, and gives its number. Errors if it can never run.
@@ -307,6 +315,7 @@ impl Scheduler {
     fn preempt(&mut self, number: usize) {
         let Some(mut live) = self.take(number) else { return };
         live.restart();
+        self.preempted += 1;
         let place = self.waiting.partition_point(|other| other.number < number);
         self.waiting.insert(place, live);
     }

@@ -32,6 +32,9 @@ macro_rules! for_each_op {
             pool Pool [whole],
             pointwise Pointwise [whole],
             sample Sample [whole],
+            short_conv ShortConv [whole],
+            gated_delta GatedDelta [whole],
+            gate Gate [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

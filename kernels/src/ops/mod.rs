@@ -3,6 +3,8 @@
 
 mod attention;
 mod check;
+mod gate;
+mod gated_delta;
 mod gather_rows;
 mod index;
 mod list;
@@ -15,8 +17,12 @@ mod pool;
 mod rope;
 mod sample;
 mod scatter_rows;
+mod sequences;
+mod short_conv;
 
 pub use attention::{Attention, AttentionKv, AttentionSpec, Seen};
+pub use gate::{Gate, GateAct, GateSpec};
+pub use gated_delta::{GatedDelta, GatedDeltaSpec};
 pub use gather_rows::{GatherRows, GatherRowsSpec};
 pub use list::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};
 pub use matmul::{Activation, FP8_SPAN, Math, Matmul, MatmulSpec, RowNorm};
@@ -28,3 +34,5 @@ pub use pool::{Pool, PoolKind, PoolOver, PoolSpec};
 pub use rope::{KvWrite, QkNorm, Rope, RopeSpec, RopeStyle};
 pub use sample::{NO_TOKEN, Sample, SampleSpec, params};
 pub use scatter_rows::{ScatterRows, ScatterRowsSpec};
+pub use sequences::Sequences;
+pub use short_conv::{ConvForm, MOST_TAPS, ShortConv, ShortConvSpec};

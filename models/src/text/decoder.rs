@@ -9,15 +9,46 @@ use ocelli_kernels::ops::{
 };
 use ocelli_kernels::{DType, Weights};
 
-use super::{LayerPlan, Norms, TextPlan};
+use super::short_conv::GatedConv;
+use super::{LayerPlan, Mix, Norms, TextPlan};
 use crate::layers::{Embedding, Linear, Norm, RopeTable, Stacked};
+
+/// What mixes the tokens of a layer, between the norm before it and the output projection.
+enum Mixer {
+    Attention(Box<Heads>),
+    ShortConv(Box<GatedConv>),
+}
+
+impl Mixer {
+    fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, mix: Mix) -> Result<Self> {
+        Ok(match (mix, plan.conv) {
+            (Mix::ShortConv, Some(conv)) => {
+                Self::ShortConv(Box::new(GatedConv::load(cx, &scope.at("conv"), plan, conv)?))
+            }
+            _ => Self::Attention(Box::new(Heads::load(cx, &scope.at("self_attn"), plan)?)),
+        })
+    }
+
+    /// Projections of the input.
+    fn input(&self) -> &Stacked {
+        match self {
+            Self::Attention(heads) => &heads.qkv,
+            Self::ShortConv(conv) => &conv.input,
+        }
+    }
+}
+
+/// Projections to queries, keys and values, and norms of the former two.
+struct Heads {
+    qkv: Stacked,
+    qk: Option<(Norm, Norm)>,
+}
 
 struct Layer {
     plan: LayerPlan,
     path: String,
     norm1: Norm,
-    qkv: Stacked,
-    qk: Option<(Norm, Norm)>,
+    mixer: Mixer,
     out: Linear,
     after_attention: Option<Norm>,
     /// None where the norm before attention serves the MLP too.
@@ -74,7 +105,7 @@ impl Decoder {
             path: scope.prefix().to_owned(),
             embedding,
             layers,
-            norm: norm(cx, scope.at("norm"))?,
+            norm: norm(cx, scope.at(plan.names.norm))?,
             head,
             ropes,
             plan,
@@ -196,11 +227,11 @@ impl Decoder {
         kv: &KvCache,
     ) -> Result<()> {
         let Some(norm2) = &layer.norm2 else { return self.shared_layer(cx, layer, h, batch, kv) };
-        let qkv = match normed {
-            Some(x) => layer.qkv.forward_plain(cx, x)?,
-            None => layer.qkv.forward(cx, &layer.norm1, h)?,
+        let input = match normed {
+            Some(x) => layer.mixer.input().forward_plain(cx, x)?,
+            None => layer.mixer.input().forward(cx, &layer.norm1, h)?,
         };
-        let mixed = self.attention(cx, layer, &qkv, batch, kv)?;
+        let mixed = self.mix(cx, layer, &input, batch, kv)?;
         let act = self.plan.act;
         match (normed, &layer.after_attention, &layer.after_mlp) {
             (Some(normed), Some(after_attention), Some(after_mlp)) => {
@@ -230,11 +261,26 @@ impl Decoder {
         kv: &KvCache,
     ) -> Result<()> {
         let x = layer.norm1.forward(cx, h)?;
-        let qkv = layer.qkv.forward_plain(cx, &x)?;
-        let mixed = self.attention(cx, layer, &qkv, batch, kv)?;
+        let input = layer.mixer.input().forward_plain(cx, &x)?;
+        let mixed = self.mix(cx, layer, &input, batch, kv)?;
         layer.out.add_to(cx, &mixed, h)?;
         let up = layer.gate_up.forward_gated_plain(cx, &x, self.plan.act)?;
         layer.down.add_to(cx, &up, h)
+    }
+
+    /// What the tokens of a layer make of each other, from the projections of its input.
+    fn mix(
+        &self,
+        cx: &mut Ctx,
+        layer: &Layer,
+        input: &Tensor,
+        batch: &Packed,
+        kv: &KvCache,
+    ) -> Result<Tensor> {
+        match &layer.mixer {
+            Mixer::Attention(heads) => self.attention(cx, layer, heads, input, batch, kv),
+            Mixer::ShortConv(conv) => conv.forward(cx, input, layer.plan.kv, batch, kv),
+        }
     }
 
     /// `qkv: [tokens, (heads_q + 2 heads_kv) head_dim]  ->  [tokens, heads_q head_dim]`.
@@ -242,6 +288,7 @@ impl Decoder {
         &self,
         cx: &mut Ctx,
         layer: &Layer,
+        heads: &Heads,
         qkv: &Tensor,
         batch: &Packed,
         kv: &KvCache,
@@ -259,7 +306,7 @@ impl Decoder {
         let Some(table) = self.ropes.get(layer.plan.rope) else {
             return Err(Error::Request(format!("{}: rotation {} is missing", layer.path, layer.plan.rope)));
         };
-        let norm = layer.qk.as_ref().map(|(q, k)| {
+        let norm = heads.qk.as_ref().map(|(q, k)| {
             let (scale, weight_offset, eps) = q.scale();
             QkNorm { q: scale.clone(), k: k.scale().0.clone(), weight_offset, eps }
         });
@@ -323,42 +370,52 @@ fn gather(cx: &mut Ctx, path: &str, x: &Tensor, ids: &Tensor) -> Result<Tensor> 
     Ok(out)
 }
 
+impl Heads {
+    fn load(cx: &mut Ctx, attn: &Scope<'_>, plan: &TextPlan) -> Result<Self> {
+        let (q_rows, kv_rows) = (plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
+        let qkv = [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
+        let norm = |cx: &mut Ctx, name: &str| {
+            Norm::unshifted(cx, &attn.at(name), plan.head_dim, plan.norm, (plan.norm_eps, plan.norm_offset))
+        };
+        let [q, k] = plan.names.qk_norms;
+        let qk = if plan.qk_norm { Some((norm(cx, q)?, norm(cx, k)?)) } else { None };
+        Ok(Self { qkv: Stacked::load(cx, attn.prefix(), &qkv, plan.d, plan.qkv_bias)?, qk })
+    }
+}
+
 impl Layer {
     fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, of_layer: LayerPlan) -> Result<Self> {
-        let (attn, ffn) = (scope.at("self_attn"), scope.at("mlp"));
+        let (names, ffn) = (plan.names, scope.at(plan.names.mlp));
         let (d, mlp) = (plan.d, plan.mlp);
-        let (q_rows, kv_rows) = (plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
-        let norm = |cx: &mut Ctx, scope: Scope<'_>, size: usize| {
-            Norm::unshifted(cx, &scope, size, plan.norm, (plan.norm_eps, plan.norm_offset))
+        let norm = |cx: &mut Ctx, scope: Scope<'_>| {
+            Norm::unshifted(cx, &scope, d, plan.norm, (plan.norm_eps, plan.norm_offset))
         };
-        let qkv = [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
-        let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
+        let [gate, up, down] = names.projections;
+        let gate_up = [(ffn.at(gate), mlp), (ffn.at(up), mlp)];
         let (before_mlp, after_attention, after_mlp) = match plan.norms {
-            Norms::Before => ("post_attention_layernorm", None, None),
+            Norms::Before => (names.norm2, None, None),
             Norms::Shared => ("", None, None),
             Norms::Around => (
                 "pre_feedforward_layernorm",
-                Some(norm(cx, scope.at("post_attention_layernorm"), d)?),
-                Some(norm(cx, scope.at("post_feedforward_layernorm"), d)?),
+                Some(norm(cx, scope.at("post_attention_layernorm"))?),
+                Some(norm(cx, scope.at("post_feedforward_layernorm"))?),
             ),
         };
-        let qk = if plan.qk_norm {
-            let q = norm(cx, attn.at("q_norm"), plan.head_dim)?;
-            Some((q, norm(cx, attn.at("k_norm"), plan.head_dim)?))
-        } else {
-            None
+        let (mixing, width, bias) = match (of_layer.mix, plan.conv) {
+            (Mix::ShortConv, Some(conv)) => (scope.at("conv"), d, conv.bias),
+            _ => (scope.at("self_attn"), plan.heads_q * plan.head_dim, plan.out_bias),
         };
+        let out = if of_layer.mix == Mix::Attention { names.out } else { "out_proj" };
         Ok(Self {
             plan: of_layer,
-            path: attn.prefix().to_owned(),
-            norm1: norm(cx, scope.at("input_layernorm"), d)?,
-            qkv: Stacked::load(cx, attn.prefix(), &qkv, d, plan.qkv_bias)?,
-            qk,
-            out: Linear::load(cx, &attn.at("o_proj"), d, q_rows, plan.out_bias)?,
+            path: mixing.prefix().to_owned(),
+            norm1: norm(cx, scope.at(names.norm1))?,
+            mixer: Mixer::load(cx, scope, plan, of_layer.mix)?,
+            out: Linear::load(cx, &mixing.at(out), d, width, bias)?,
             after_attention,
-            norm2: if before_mlp.is_empty() { None } else { Some(norm(cx, scope.at(before_mlp), d)?) },
+            norm2: if before_mlp.is_empty() { None } else { Some(norm(cx, scope.at(before_mlp))?) },
             gate_up: Stacked::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias)?,
-            down: Linear::load(cx, &ffn.at("down_proj"), d, mlp, plan.mlp_bias)?,
+            down: Linear::load(cx, &ffn.at(down), d, mlp, plan.mlp_bias)?,
             after_mlp,
         })
     }

@@ -1,8 +1,10 @@
 //! Text decoders: one, driven by plans.
 
 mod decoder;
+mod lfm2;
 mod plan;
 mod read;
+mod short_conv;
 
 pub use decoder::Decoder;
-pub use plan::{LayerPlan, Norms, TEXT_TYPES, TextPlan};
+pub use plan::{ConvPlan, LLAMA_NAMES, LayerPlan, Mix, Names, Norms, TEXT_TYPES, TextPlan};

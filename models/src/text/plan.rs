@@ -19,14 +19,64 @@ pub enum Norms {
     Shared,
 }
 
+/// How the tokens of a layer mix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mix {
+    /// Each sees those before it.
+    Attention,
+    /// A short convolution between gates, of [`TextPlan::conv`].
+    ShortConv,
+}
+
 /// What differs from layer to layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerPlan {
+    /// How its tokens mix.
+    pub mix: Mix,
     /// Number of its rotation in [`TextPlan::ropes`].
     pub rope: usize,
-    /// Group of the KV cache, and the layer's number in it.
+    /// Group of the KV cache, and the layer's number in it; of a convolution those of its state.
     pub kv: (usize, usize),
 }
+
+/// Short convolutions of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvPlan {
+    /// Tokens that a convolution spans.
+    pub taps: usize,
+    /// Whether convolution and projections have biases.
+    pub bias: bool,
+}
+
+/// Names of modules in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Norm after the last layer.
+    pub norm: &'static str,
+    /// Norm of a layer's input.
+    pub norm1: &'static str,
+    /// Norm before the MLP, where norms are [`Norms::Before`].
+    pub norm2: &'static str,
+    /// The MLP.
+    pub mlp: &'static str,
+    /// Its gate, up and down projections.
+    pub projections: [&'static str; 3],
+    /// Norms of queries and keys.
+    pub qk_norms: [&'static str; 2],
+    /// Output projection of attention.
+    pub out: &'static str,
+}
+
+/// Names as Llama and most others have them.
+pub const LLAMA_NAMES: Names = Names {
+    norm: "norm",
+    norm1: "input_layernorm",
+    norm2: "post_attention_layernorm",
+    mlp: "mlp",
+    projections: ["gate_proj", "up_proj", "down_proj"],
+    qk_norms: ["q_norm", "k_norm"],
+    out: "o_proj",
+};
 
 /// A decoder.
 #[derive(Clone, Debug)]
@@ -79,6 +129,10 @@ pub struct TextPlan {
     pub tied: bool,
     /// Rotations.
     pub ropes: Vec<RopeConfig>,
+    /// Short convolutions, where layers have them.
+    pub conv: Option<ConvPlan>,
+    /// Names in the file.
+    pub names: Names,
     /// The layers.
     pub layers: Vec<LayerPlan>,
     /// What the cache keeps.
@@ -87,7 +141,7 @@ pub struct TextPlan {
 
 /// Values of `text_config.model_type` that [`TextPlan::read`] knows.
 pub const TEXT_TYPES: &[&str] =
-    &["llama", "qwen2_5_vl_text", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text"];
+    &["llama", "qwen2_5_vl_text", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "lfm2"];
 
 impl TextPlan {
     /// Reads `text_config`. `tied` is what the outer configuration says of head and embedding. `types` are the `model_type`s that the
@@ -97,6 +151,7 @@ impl TextPlan {
             "gemma" => Self::gemma(text, tied),
             "gemma2" => Self::gemma2(text, tied),
             "gemma3_text" => Self::gemma3(text, tied),
+            "lfm2" => Self::lfm2(text, tied),
             "mistral" => Self::mistral(text, tied),
             "qwen2" | "qwen3" => Self::qwen(text, tied),
             "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),
@@ -154,7 +209,11 @@ impl TextPlan {
             embed_scale: 1.0,
             tied: tied.or(own).unwrap_or(sizes.tied),
             ropes: Vec::new(),
-            layers: (0..count).map(|layer| LayerPlan { rope: 0, kv: (0, layer) }).collect(),
+            conv: None,
+            names: LLAMA_NAMES,
+            layers: (0..count)
+                .map(|layer| LayerPlan { mix: Mix::Attention, rope: 0, kv: (0, layer) })
+                .collect(),
             kv: KvLayout(vec![group]),
         })
     }

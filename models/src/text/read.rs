@@ -41,7 +41,8 @@ impl TextPlan {
         let mut next = [0, 0];
         for (layer, &slides) in self.layers.iter_mut().zip(slides) {
             let kind = usize::from(slides);
-            *layer = LayerPlan { rope: if slides { rope } else { 0 }, kv: (numbers[kind], next[kind]) };
+            *layer =
+                LayerPlan { rope: if slides { rope } else { 0 }, kv: (numbers[kind], next[kind]), ..*layer };
             next[kind] += 1;
         }
         self.kv = KvLayout(groups.into_iter().filter(|group| group.layers > 0).collect());

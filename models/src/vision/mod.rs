@@ -2,6 +2,7 @@
 
 mod encode;
 mod plan;
+mod positions;
 mod vit;
 
 pub use encode::{Connect, encode};

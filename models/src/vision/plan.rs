@@ -14,6 +14,8 @@ pub enum Places {
     Buckets,
     /// A rotation of queries and keys, half of the pairs by the row and half by the column.
     Rotation,
+    /// A table for pictures of `image_size`, resized to the grid of each picture, bilinear and antialiased.
+    Resized,
 }
 
 /// Names and kinds of the projections of an MLP.
@@ -91,6 +93,8 @@ pub struct VitPlan {
     pub frames: usize,
     /// Whether the patch embedding has a bias.
     pub patch_bias: bool,
+    /// Whether the filters are a matrix of `[row, column, channel]`, channels fastest, and not of `[channel, row, column]`.
+    pub channels_last: bool,
     /// Whether a row of its own comes before the patches of a picture.
     pub class_row: bool,
     /// How patches know where they are.
@@ -197,6 +201,20 @@ impl VitPlan {
         Self::common(vision, Self::siglip_base(), "gelu_pytorch_tanh")
     }
 
+    /// `Siglip2VisionConfig`, for models that take the patches of pictures of any size.
+    pub fn siglip2(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["siglip2_vision_model"])?;
+        vision.unset("vision_use_head")?;
+        let patches = vision.size("num_patches", 256)?;
+        let side = patches.isqrt();
+        if side * side != patches {
+            return Err(vision.bad("num_patches", format!("expected a square number, found {patches}")));
+        }
+        let default = Self { places: Places::Resized, channels_last: true, ..Self::siglip_base() };
+        let plan = Self::common(vision, default, "gelu_pytorch_tanh")?;
+        Self { image: side * plan.patch, ..plan }.check(vision)
+    }
+
     /// `CLIPVisionConfig`.
     pub fn clip(vision: &Fields<'_>) -> Result<Self> {
         vision.model_type(&["clip_vision_model"])?;
@@ -281,6 +299,7 @@ impl VitPlan {
             patch: 16,
             frames: 1,
             patch_bias: true,
+            channels_last: false,
             class_row: false,
             places: Places::Table,
             norm: NormKind::Layer,

@@ -8,6 +8,7 @@ use ocelli_kernels::ops::{
 use ocelli_kernels::{DType, View, Weights};
 
 use super::plan::{Mlp, Places, VitPlan};
+use super::positions::ResizedTable;
 use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked};
 
 enum LayerMlp {
@@ -33,6 +34,8 @@ pub struct Vit {
     patch: Weights,
     /// Position embeddings of the patches `[side * side, d]`.
     positions: Option<View>,
+    /// The same table for pictures of other sizes.
+    resized: Option<ResizedTable>,
     /// The row before the patches of a picture, its position included, `[1, d]`.
     class_row: Option<Tensor>,
     rope: Option<RopeTable>,
@@ -86,8 +89,11 @@ impl Vit {
         let (d, names) = (plan.d, &plan.names);
         let norm = |cx: &mut Ctx, scope: Scope<'_>| Norm::load(cx, &scope, d, plan.norm_eps, plan.norm);
         let patch = Self::patch_weights(cx, &scope.at(names.patch), &plan)?;
-        let (mut positions, mut class_row) = (None, None);
-        if plan.places != Places::Rotation {
+        let (mut positions, mut class_row, mut resized) = (None, None, None);
+        if plan.places == Places::Resized {
+            resized =
+                Some(ResizedTable::load(cx, &scope.at("embeddings.position_embedding"), plan.side(), d)?);
+        } else if plan.places != Places::Rotation {
             let (patches, extra) = (plan.side() * plan.side(), plan.extra_rows());
             let shape = [1, extra + patches, d];
             let shape = if names.batched { &shape[..] } else { &shape[1..] };
@@ -111,6 +117,7 @@ impl Vit {
             path: scope.prefix().to_owned(),
             patch,
             positions,
+            resized,
             class_row,
             rope,
             pre_norm,
@@ -125,10 +132,19 @@ impl Vit {
         let (d, area) = (plan.d, plan.patch * plan.patch);
         let k = 3 * plan.frames * area;
         let w = scope.patch_embed(d, k, plan.patch_bias)?;
-        if plan.frames == 1 {
+        if plan.frames == 1 && !plan.channels_last {
             return Ok(cx.stream().place(&w)?);
         }
         let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        if plan.channels_last {
+            let turned =
+                (0..d * 3 * area).map(|i| stored[i / (3 * area) * 3 * area + i % area * 3 + i / area % 3]);
+            let filters = cx.alloc_owned(&[d, 3 * area], DType::F32)?;
+            cx.stream().write(filters.view(), &bytes_of(&turned.collect::<Vec<f32>>()))?;
+            let bias = w.parts().first().and_then(|part| part.bias.as_ref());
+            let bias = bias.map(|bias| cx.stream().place_view(bias)).transpose()?;
+            return Ok(Weights::dense(filters.view().clone(), bias)?);
+        }
         let mut sums = vec![0f32; d * 3 * area];
         for (i, sum) in sums.iter_mut().enumerate() {
             let (channel, at) = (i / area, i % area);
@@ -176,6 +192,9 @@ impl Vit {
     pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         let patch = self.plan.patch;
         let (rows, cols, side) = (height / patch, width / patch, self.plan.side());
+        if self.plan.places == Places::Resized && rows > 0 && cols > 0 {
+            return Ok((rows, cols));
+        }
         let exact = self.plan.places == Places::Table && (rows, cols) != (side, side);
         if rows == 0 || cols == 0 || rows > side || cols > side || exact {
             let least = if self.plan.places == Places::Table { self.plan.image } else { patch };
@@ -270,15 +289,17 @@ impl Vit {
             Places::Buckets => {
                 Some(cx.upload(&[tiles * patches], &self.buckets(grid.0, grid.1).repeat(tiles))?)
             }
-            Places::Table | Places::Rotation => None,
+            Places::Table | Places::Rotation | Places::Resized => None,
         };
         cx.scope(|cx| {
+            let resized = self.resized.as_ref().map(|table| table.of(cx, grid)).transpose()?;
+            let positions = resized.as_ref().map(|table| cx.view(table)).transpose()?;
             let direct = layout.is_none() && !self.plan.class_row;
             let out = if direct { h.clone() } else { cx.alloc(&[tiles * patches, self.plan.d], cx.dtype())? };
             let embed = PatchEmbed {
                 pixels: cx.view(&pixels.values)?,
                 w: self.patch.clone(),
-                pos: self.positions.clone(),
+                pos: positions.or_else(|| self.positions.clone()),
                 pos_ids: pos_ids.as_ref().map(|ids| cx.view(ids)).transpose()?,
                 mean: pixels.mean,
                 std: pixels.std,
