@@ -21,28 +21,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import quiet
 
+# Names, copies of the weights and options.  A tower of 8 bits is a copy of its own.
 CLASSES = {
     "bf16": [("ocelli f32", "bf16", []), ("ocelli bf16", "bf16", ["--dtype", "bf16"])],
     "int8": [("ocelli exact", "int8", []), ("ocelli int8", "int8", ["--fast-int8"])],
     "int4": [("ocelli exact", "int4", []), ("ocelli int8", "int4", ["--fast-int8"])],
 }
+TOWERS = {"bf16": CLASSES["bf16"], "int8": [("ocelli int8", "int8-tower", ["--fast-int8"])]}
 GGUF = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 # Tokens of the prompt, tokens of the answer, what counts: tokens a second, or one tile of 512 x 512 pixels in tiles a second.
 STAGES = {"tower, one tile": (0, 1, "tower"), "prefill 512": (512, 2, "prefill"), "decode, depth 128": (128, 64, "decode"),
           "decode, depth 1024": (1024, 64, "decode")}
-# Peers of whole models: in which class, and the type that they compute in.
+# Peers: in which class, and the type that they compute in.
 TORCH = {"transformers f32": ("bf16", "float32"), "transformers bf16": ("bf16", "bfloat16")}
-NOT_RUN = ["mistral.rs", "OpenVINO"]
+OPENVINO = {"OpenVINO f32": ("bf16", "f32"), "OpenVINO bf16": ("bf16", "bf16"), "OpenVINO int8": ("int8", "int8")}
+NOT_RUN = ["mistral.rs"]
 
 
 def copies(args):
     """Where the weights of each class are, for Ocelli."""
     found = {"bf16": args.model}
-    for kind in ("int8", "int4"):
-        found[kind] = args.work / kind
-        if not found[kind].exists():
-            include = ["--include", "head"] if kind == "int8" else []
-            subprocess.run([args.ocelli, "quantize", "--model", args.model, "--out", found[kind], "--format", kind,
+    for name, kind, include in (("int8", "int8", "head"), ("int4", "int4", None), ("int8-tower", "int8", "head,tower,connector")):
+        found[name] = args.work / name
+        if not found[name].exists():
+            include = ["--include", include] if include else []
+            subprocess.run([args.ocelli, "quantize", "--model", args.model, "--out", found[name], "--format", kind,
                             *include, "--quiet"], check=True)
     return found
 
@@ -77,6 +80,18 @@ def torch(args, dtype, stage):
     return measure
 
 
+def openvino(args, dtype):
+    command = [sys.executable, Path(__file__).with_name("openvino_tower.py"), "--model", args.model, "--work", args.work, "--dtype", dtype,
+               "--threads", args.threads]
+    command = list(map(str, command))
+    subprocess.run([*command, "--convert-only"], check=True, stdout=subprocess.DEVNULL)
+
+    def measure():
+        report, foreign = quiet.run(command)
+        return figure(report, "tower"), foreign
+    return measure
+
+
 def llama(args, gguf, stage):
     prompt, answer, what = STAGES[stage]
     tokens = ["-p", prompt, "-n", 0] if what == "prefill" else ["-p", 0, "-n", answer, "-d", prompt]
@@ -98,6 +113,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--foreign", type=float, default=0.05)
+    parser.add_argument("--stage", help="only stages whose name contains this")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -111,16 +127,20 @@ def main():
         subprocess.run([sys.executable, make, "--model", args.model, "--out", gguf], check=True)
     if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
         skipped.append("transformers")
+    if not all(importlib.util.find_spec(name) for name in ("openvino", "nncf", "torch", "transformers")):
+        skipped.append("OpenVINO")
     report = {"machine": quiet.cpu(), "threads": args.threads, "model": args.model.name, "rounds": args.rounds,
               "skipped": skipped, "unit": "tokens/s, of the tower tiles/s", "classes": {}}
     for kind, variants in CLASSES.items():
         for stage in STAGES:
-            # Towers are stored in bf16 in every class.
-            if STAGES[stage][2] == "tower" and kind != "bf16":
+            tower = STAGES[stage][2] == "tower"
+            if args.stage and args.stage not in stage or tower and kind not in TOWERS:
                 continue
-            contenders = {name: ocelli(args, models[of], options, stage) for name, of, options in variants}
+            contenders = {name: ocelli(args, models[of], options, stage) for name, of, options in (TOWERS[kind] if tower else variants)}
             peers = {}
-            if "llama.cpp" not in skipped and STAGES[stage][2] != "tower":
+            if tower and "OpenVINO" not in skipped:
+                peers.update((name, openvino(args, dtype)) for name, (of, dtype) in OPENVINO.items() if of == kind)
+            if "llama.cpp" not in skipped and not tower:
                 peers["llama.cpp"] = llama(args, gguf / f"{GGUF[kind]}.gguf", stage)
             if "transformers" not in skipped:
                 peers.update((name, torch(args, dtype, stage)) for name, (of, dtype) in TORCH.items() if of == kind)

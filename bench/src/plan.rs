@@ -155,7 +155,7 @@ impl Plan {
             step(&mut scheduler, cx)?;
             phases.push(Phase::of("decode", &log.take()));
         }
-        let kv_per_token = info.kv.bytes_per_token(cx.dtype());
+        let kv_per_token = info.kv.bytes_per_token(cx.kv_dtype());
         let kv_cache = scheduler.kv().views().map(ocelli_kernels::View::bytes).sum();
         let activations = cx.peak_activations() as u64;
         Ok(Self {

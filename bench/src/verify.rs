@@ -247,7 +247,13 @@ fn verify_case(
     for (key, part, layer) in golden.stages(&case.name, info.layers) {
         match seen.get(&(part, layer)) {
             Some(got) => {
-                stages.push(golden.compare(&case.name, &key, got, device.caps().backend, precision.dtype)?);
+                stages.push(golden.compare(
+                    &case.name,
+                    &key,
+                    got,
+                    device.caps().backend,
+                    precision.coarsest(),
+                )?);
                 compared += 1;
             }
             None => not_shown.push(key),
@@ -265,7 +271,7 @@ fn verify_case(
         std::ops::ControlFlow::Continue(())
     })?;
     let got = answers.into_iter().next().map(|answer| answer.token_ids).unwrap_or_default();
-    let counted = match precision.dtype {
+    let counted = match precision.coarsest() {
         DType::F32 => case.greedy_ids.len(),
         _ => golden.firm_tokens(&case.name)?.min(case.greedy_ids.len()),
     };

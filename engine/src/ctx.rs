@@ -61,17 +61,30 @@ pub type Observer<'a> = Box<dyn FnMut(Stage, &[usize], &[f32]) + Send + 'a>;
 /// How arithmetic and activations may be rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
-    /// Type of activations and of keys and values.
+    /// Type of activations.
     pub dtype: DType,
+    /// Type of keys and values that are kept; `None`: that of activations.
+    pub kv: Option<DType>,
     /// Whether weights of integers may be multiplied with activations rounded to 8-bit integers.
     pub fast_int8: bool,
     /// Whether weights of 8-bit floats may be multiplied with activations rounded to them.
     pub fast_fp8: bool,
 }
 
+impl Precision {
+    /// f32 only where activations and what is kept of them are f32; else the type with fewer bits.
+    #[must_use]
+    pub fn coarsest(self) -> DType {
+        match self.dtype {
+            DType::F32 => self.kv.unwrap_or(DType::F32),
+            dtype => dtype,
+        }
+    }
+}
+
 impl Default for Precision {
     fn default() -> Self {
-        Self { dtype: DType::F32, fast_int8: false, fast_fp8: false }
+        Self { dtype: DType::F32, kv: None, fast_int8: false, fast_fp8: false }
     }
 }
 
@@ -173,6 +186,12 @@ impl Ctx {
     #[must_use]
     pub fn dtype(&self) -> DType {
         self.precision.dtype
+    }
+
+    /// Type of keys and values that are kept.
+    #[must_use]
+    pub fn kv_dtype(&self) -> DType {
+        self.precision.kv.unwrap_or(self.precision.dtype)
     }
 
     /// Most bytes of activations in use at once so far.

@@ -203,7 +203,7 @@ struct Pool {
 impl Pool {
     fn new(cx: &mut Ctx, group: KvGroup, pages: usize) -> Result<Self> {
         let shape = [pages, PAGE, group.heads, group.head_dim];
-        let dtype = cx.dtype();
+        let dtype = cx.kv_dtype();
         let view = |cx: &mut Ctx, shape: &[usize], dtype| -> Result<View> {
             Ok(cx.alloc_owned(shape, dtype)?.view().clone())
         };

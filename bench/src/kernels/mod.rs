@@ -2,6 +2,8 @@
 //! roof of the instructions that it uses. Everything but [`Target`] is the same for every backend.
 
 mod operands;
+mod random;
+mod step;
 mod target;
 mod tower;
 
@@ -13,7 +15,7 @@ use ocelli_kernels::spec::text;
 use ocelli_kernels::{
     Backend, BackendOp, Cost, DeviceOptions, Expected, KernelError, Op, OpVisitor, Oracle, View, for_each_op,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::record::{Record, Roof, Row, bound};
 use crate::roof::{Beside, Roofs};
@@ -21,6 +23,7 @@ use crate::shapes::{Shape, Shapes};
 use crate::stats::{Plan, Timing, sample, sample_beside};
 
 pub use operands::Operands;
+pub use step::Step;
 pub use target::{Placed, Target};
 pub use tower::Tower;
 
@@ -60,9 +63,9 @@ pub enum BenchError {
     /// The device could not be opened or measured.
     #[error(transparent)]
     Device(#[from] KernelError),
-    /// The tower could not be made or run.
-    #[error("tower: {0}")]
-    Tower(String),
+    /// A model could not be made or run.
+    #[error("{0}: {1}")]
+    Model(&'static str, String),
 }
 
 /// How long a run goes on by itself: no new shape is begun later.
@@ -87,17 +90,20 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-/// The embedded shapes of a backend and the vision tower, those that `only` chooses.
+/// The embedded shapes of a backend, the vision tower and decode steps, those that `only` chooses.
 pub fn shapes(backend: Backend, only: Option<&str>) -> Result<Vec<Shape>, BenchError> {
     let chosen = |shape: &Shape| {
         only.is_none_or(|part| [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part)))
     };
-    let tower = Shape { what: "vision tower".into(), op: "tower".into(), spec: Tower::SPEC.into() };
+    let whole =
+        |op: &str, what: &str, spec: &str| Shape { what: what.into(), op: op.into(), spec: spec.into() };
+    let tower = whole(Tower::OP, "vision tower", Tower::SPEC);
+    let steps = Step::SPECS.iter().map(|spec| whole(Step::OP, "decode step", spec));
     // The shapes that bars are set for come first, should the time not reach: those of one backend, then the squares.
     let mut lists = Shapes::embedded().map_err(BenchError::Shapes)?;
     lists.retain(|list| list.backend.is_none_or(|of| of == backend));
     lists.sort_by_key(|list| (list.backend.is_none(), list.model != "square"));
-    let all = std::iter::once(tower).chain(lists.into_iter().flat_map(|list| list.shapes));
+    let all = std::iter::once(tower).chain(steps).chain(lists.into_iter().flat_map(|list| list.shapes));
     let all: Vec<Shape> = all.filter(chosen).collect();
     if all.is_empty() {
         return Err(BenchError::Nothing(only.unwrap_or_default().to_owned()));
@@ -228,11 +234,19 @@ impl Cx {
 
     /// Checks and prepares the kernels of a shape, and notes what cannot run.
     pub fn prepare(&mut self, shape: &Shape, all: bool) -> Result<Prepared, BenchError> {
-        if shape.op == "tower" {
+        if [Tower::OP, Step::OP].contains(&&*shape.op) {
             if self.target.caps().wgpu.software {
-                return Ok((vec![], vec!["tower: too much for a software device".to_owned()]));
+                return Ok((
+                    vec![],
+                    vec![format!("{} {}: too much for a software device", shape.op, shape.spec)],
+                ));
             }
-            return Ok((vec![Tower::new(self.target.device())?.ready()], vec![]));
+            let device = self.target.device();
+            let ready = match &*shape.op {
+                Tower::OP => Tower::new(device)?.ready(),
+                _ => Step::new(device, &shape.spec)?.ready(),
+            };
+            return Ok((vec![ready], vec![]));
         }
         let mut of_name = Prepare { cx: self, shape, all, prepared: None };
         for_each_op(&mut of_name);
@@ -449,6 +463,12 @@ impl From<KernelError> for Failure {
     fn from(error: KernelError) -> Failure {
         Failure::Kernel(error)
     }
+}
+
+/// The words of a spec as fields, numbers as numbers.
+fn fields(spec: &str) -> Map<String, Value> {
+    let words = spec.split_whitespace().filter_map(|word| word.split_once('='));
+    words.map(|(k, v)| (k.to_owned(), v.parse::<u64>().map_or_else(|_| json!(v), |n| json!(n)))).collect()
 }
 
 /// The roof of the arithmetic that a variant uses, which its name tells.

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use half::bf16;
 use ocelli_engine::weights::{Checkpoint, TensorFile};
-use ocelli_engine::{Ctx, Precision, Result, Tensor};
+use ocelli_engine::{Ctx, Precision, Result};
 use ocelli_kernels::{Backend, Cost, DType, Device, KernelError, ReferenceStream};
 use ocelli_models::fields::Config;
 use ocelli_models::vision::{Pixels, Vit, VitPlan};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
-use super::{BenchError, Ready};
+use super::random::{Fill, Tensor, file};
+use super::{BenchError, Ready, fields};
 
 /// Largest distance from the reference that a value may have, as for every stage of a model in f32.
 const fn tolerance(backend: Backend) -> f32 {
@@ -38,13 +38,15 @@ fn plan(layers: usize) -> Result<VitPlan> {
 }
 
 impl Tower {
+    /// Its name among the ops.
+    pub const OP: &str = "tower";
     /// Its spec in the text form.
     pub const SPEC: &str =
         "images=1 height=512 width=512 patch=16 d=768 layers=12 heads=12 mlp=3072 pixels=u8 x=f32 w=bf16";
 
     /// Makes the tower, and checks one layer of it on a small tile against the f64 reference.
     pub fn new(device: &dyn Device) -> std::result::Result<Tower, BenchError> {
-        Self::make(device).map_err(|error| BenchError::Tower(error.to_string()))?
+        Self::make(device).map_err(|error| BenchError::Model("tower", error.to_string()))?
     }
 
     fn make(device: &dyn Device) -> Result<std::result::Result<Tower, BenchError>> {
@@ -108,12 +110,6 @@ impl Tower {
     }
 }
 
-/// The words of a spec as fields, numbers as numbers.
-fn fields(spec: &str) -> Map<String, Value> {
-    let words = spec.split_whitespace().filter_map(|word| word.split_once('='));
-    words.map(|(k, v)| (k.to_owned(), v.parse::<u64>().map_or_else(|_| json!(v), |n| json!(n)))).collect()
-}
-
 /// A square tile of smooth and noisy grey levels.
 fn tile(cx: &mut Ctx, side: usize) -> Result<Pixels> {
     let level = |i: usize| {
@@ -121,7 +117,7 @@ fn tile(cx: &mut Ctx, side: usize) -> Result<Pixels> {
         (((x * 5) ^ (y * 3)) as u8).wrapping_add((i * 7919 % 31) as u8)
     };
     let levels: Vec<u8> = (0..side * side * 3).map(level).collect();
-    let values: Tensor = cx.alloc_owned(&[1, side, side, 3], DType::U8)?;
+    let values = cx.alloc_owned(&[1, side, side, 3], DType::U8)?;
     cx.stream().write(values.view(), &levels)?;
     Ok(Pixels { values, mean: [127.5; 3], std: [127.5; 3] })
 }
@@ -154,36 +150,9 @@ fn weights(config: &VitPlan) -> Arc<[u8]> {
             tensors.push((format!("encoder.layers.{layer}.{name}.bias"), vec![d]));
         }
     }
-    let mut header = Map::new();
-    let mut data: Vec<u8> = vec![];
-    let mut state = 1_u64;
-    for (name, shape) in tensors {
-        let start = data.len();
-        let scale = name.contains("norm") && name.ends_with("weight");
-        for _ in 0..shape.iter().product::<usize>() {
-            // Four uniform values make a nearly normal one.
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let sum: u64 = (0..4).map(|i| (state >> (16 * i)) & 0xffff).sum();
-            let value = if scale { 1.0 } else { 0.02 * (sum as f32 / 37_837.0 - 3.464) };
-            data.extend_from_slice(&bf16::from_f32(value).to_le_bytes());
-        }
-        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [start, data.len()]}));
-    }
-    let mut header = Value::Object(header).to_string();
-    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-    let mut file = (header.len() as u64).to_le_bytes().to_vec();
-    file.extend_from_slice(header.as_bytes());
-    file.append(&mut data);
-    file.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_of_the_spec() {
-        let fields = fields(Tower::SPEC);
-        assert_eq!((fields["d"].clone(), fields["w"].clone()), (json!(768), json!("bf16")));
-    }
+    let tensors = tensors.into_iter().map(|(name, shape)| {
+        let fill = if name.contains("norm") && name.ends_with("weight") { Fill::Ones } else { Fill::Normal };
+        Tensor { name, shape, fill }
+    });
+    file(tensors)
 }

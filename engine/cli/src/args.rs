@@ -103,7 +103,13 @@ impl WhichArgs {
 impl DeviceArgs {
     /// How arithmetic may be rounded on a device with these capabilities.
     pub fn precision(&self, caps: &Caps) -> Precision {
-        Precision { dtype: self.dtype.on(caps), fast_int8: self.fast_int8, fast_fp8: self.fast_fp8 }
+        let dtype = self.dtype.on(caps);
+        Precision {
+            dtype,
+            kv: self.kv_dtype.on(caps, self.fast_int8),
+            fast_int8: self.fast_int8,
+            fast_fp8: self.fast_fp8,
+        }
     }
 }
 
@@ -116,9 +122,12 @@ pub struct DeviceArgs {
     /// Number of the device within the backend.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     pub device: usize,
-    /// Type of activations, keys and values; weights stay as stored.
+    /// Type of activations; weights stay as stored.
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     pub dtype: DTypeArg,
+    /// Type in which keys and values are kept: 16 bits take half the memory, and half the reading of long answers.
+    #[arg(long, value_enum, default_value_t = KvDTypeArg::Auto)]
+    pub kv_dtype: KvDTypeArg,
     /// Threads of the CPU backend; without it every core that the process may use.
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -131,6 +140,31 @@ pub struct DeviceArgs {
     /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
     #[arg(long)]
     pub no_tune: bool,
+}
+
+/// `--kv-dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvDTypeArg {
+    /// As activations; f16 on the CPU with --fast-int8.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+}
+
+impl KvDTypeArg {
+    /// The type on a device, `None` for that of activations.
+    pub fn on(self, caps: &Caps, fast_int8: bool) -> Option<DType> {
+        match self {
+            Self::Auto => (fast_int8 && caps.backend == Backend::Cpu).then_some(DType::F16),
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
+        }
+    }
 }
 
 /// `--backend`.
@@ -329,9 +363,12 @@ pub struct CompileArgs {
     /// The folder to write to; made if absent.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Type of activations, keys and values.
+    /// Type of activations.
     #[arg(long, value_enum, default_value_t = DTypeArg::Auto)]
     pub dtype: DTypeArg,
+    /// Type in which keys and values are kept.
+    #[arg(long, value_enum, default_value_t = KvDTypeArg::Auto)]
+    pub kv_dtype: KvDTypeArg,
     /// Those that round activations to FP8 for FP8 weights.
     #[arg(long)]
     pub fast_fp8: bool,

@@ -110,6 +110,7 @@ mod with_cuda {
         let device = CudaDevice::on(driver.clone(), Arc::default());
         let precision = Precision {
             dtype: args.dtype.on(driver.caps()),
+            kv: args.kv_dtype.on(driver.caps(), false),
             fast_fp8: args.fast_fp8,
             ..Precision::default()
         };

@@ -62,6 +62,13 @@ impl Checkpoint {
         Self::single(file.path().to_owned(), file)
     }
 
+    /// The same with the quantization that a configuration states.
+    #[must_use]
+    pub fn with_config(mut self, config: &serde_json::Value) -> Self {
+        self.quantization = Quantization::of_config(config);
+        self
+    }
+
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
         let (chosen, quantization, config) = (None, None, String::new());

@@ -7,11 +7,11 @@ use super::tasks::{Call, Rows};
 use crate::cpu::simd::{Elem, MAX_LANES, Simd, math};
 
 /// Keys of one task.
-pub(super) const CUT: usize = 64;
+pub(super) const CUT: usize = 32;
 /// Values that are accumulated before the sums are stored: their rows stay in the first-level cache between heads.
-const STRIP: usize = 32;
+const STRIP: usize = 16;
 /// Scores of the keys from `first` on for each row of each head, in rows of [`CUT`]; of those that `range` counts, and of some
-/// before it.
+/// before it. `v` are the values that are read afterwards.
 ///
 /// # Safety
 /// The keys are keys of the sequence; `queries` has rows of `padded`, `widened` room for a vector of keys.
@@ -24,7 +24,7 @@ pub(super) unsafe fn products<S: Simd, K: Elem>(
     first: usize,
     range: Range<usize>,
     queries: &[f32],
-    k: *const K,
+    (k, v): (*const K, *const K),
     scores: &mut [f32],
     widened: &mut [f32],
 ) {
@@ -44,20 +44,27 @@ pub(super) unsafe fn products<S: Simd, K: Elem>(
     let mut next = (j < keys).then(|| vector(j));
     while let Some(places) = next {
         next = (j + S::LANES < keys).then(|| vector(j + S::LANES));
+        // Behind the last keys the first values are read.
+        let mut coming = match next {
+            Some(next) => Coming::new(k, call.operands.k_heads_apart(), heads, next, S::LANES),
+            None => {
+                let mut values = [0; MAX_LANES];
+                for (lane, place) in values.iter_mut().enumerate().take(S::LANES.min(keys - range.start)) {
+                    *place = call.operands.v_at(&rows.seq, rows.head, first + range.start + lane);
+                }
+                Coming::new(v, call.operands.v_heads_apart(), heads, values, S::LANES.min(keys - range.start))
+            }
+        };
         for head in 0..heads {
             let of_head = k.wrapping_add(head * call.operands.k_heads_apart());
-            for lane in 0..S::LANES {
-                // SAFETY: a key of the sequence; rows of `widened` are padded to whole vectors.
-                unsafe {
-                    if !direct {
-                        widen(s, of_head.add(places[lane]), hd, widened.as_mut_ptr().add(lane * padded));
-                    }
-                }
-                if let Some(next) = &next {
-                    ask(s, of_head.wrapping_add(next[lane]), hd);
+            if !direct {
+                for (lane, &place) in places.iter().enumerate().take(S::LANES) {
+                    // SAFETY: a key of the sequence; rows of `widened` are padded to whole vectors.
+                    unsafe { widen(s, of_head.add(place), hd, widened.as_mut_ptr().add(lane * padded)) };
                 }
             }
             for r in head * rows.count..(head + 1) * rows.count {
+                coming.ask(s, hd, S::LANES.div_ceil(rows.count));
                 // SAFETY: within the padded rows and the keys.
                 unsafe {
                     let query = queries.as_ptr().add(r * padded);
@@ -118,10 +125,41 @@ unsafe fn widen<S: Simd, K: Elem>(s: S, from: *const K, hd: usize, to: *mut f32)
     }
 }
 
-/// Asks for the lines of a row.
-#[inline(always)]
-fn ask<S: Simd, K>(s: S, row: *const K, hd: usize) {
-    (0..hd).step_by(64 / size_of::<K>()).for_each(|d| s.prefetch(row.wrapping_add(d)));
+/// Rows of keys or values that are read soon. They are asked for in the order of their addresses and a few lines at a time, so
+/// that the memory is never idle and the core's own loads need not wait.
+struct Coming<K> {
+    base: *const K,
+    /// Elements from one head of a row to the next.
+    apart: usize,
+    heads: usize,
+    rows: [usize; MAX_LANES],
+    count: usize,
+    /// Row and head that come next.
+    row: usize,
+    head: usize,
+}
+
+impl<K> Coming<K> {
+    #[inline(always)]
+    fn new(base: *const K, apart: usize, heads: usize, rows: [usize; MAX_LANES], count: usize) -> Self {
+        Self { base, apart, heads, rows, count: count.min(MAX_LANES), row: 0, head: 0 }
+    }
+
+    /// Asks for the lines of so many more heads of rows.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S, hd: usize, heads: usize) {
+        for _ in 0..heads {
+            if self.row == self.count {
+                return;
+            }
+            let from = self.base.wrapping_add(self.rows[self.row] + self.head * self.apart);
+            (0..hd).step_by(64 / size_of::<K>()).for_each(|d| s.prefetch(from.wrapping_add(d)));
+            self.head += 1;
+            if self.head == self.heads {
+                (self.row, self.head) = (self.row + 1, 0);
+            }
+        }
+    }
 }
 
 /// Sets the scores of keys that a row does not see, and those behind the last, to minus infinity.
@@ -165,7 +203,7 @@ pub(super) unsafe fn weigh<S: Simd>(s: S, cap: f32, scores: &mut [f32]) -> (f32,
     }
 }
 
-/// Weighted sums of the values from `first` on that `range` counts, for each row of each head.
+/// Weighted sums of the values from `first` on that `range` counts, for each row of each head. `after` keys follow the last of them.
 ///
 /// # Safety
 /// The values are values of the sequence; `results` has a row of `padded` for each row.
@@ -177,36 +215,52 @@ pub(super) unsafe fn sum_values<S: Simd, K: Elem>(
     heads: usize,
     first: usize,
     range: Range<usize>,
+    after: usize,
     weights: &[f32],
-    v: *const K,
+    (k, v): (*const K, *const K),
     results: *mut f32,
 ) {
     let (hd, padded) = (call.operands.head_dim, call.geometry.padded);
     // SAFETY: as the caller vouches.
     unsafe { std::slice::from_raw_parts_mut(results, heads * rows.count * padded) }.fill(0.0);
     let keys = range.end;
-    for j in range.step_by(STRIP) {
-        let have = (keys - j).min(STRIP);
-        let place = |key: usize| call.operands.v_at(&rows.seq, rows.head, first + key);
+    let strip = |start: usize, count: usize| {
         let mut places = [0; STRIP];
-        let mut next = [None; STRIP];
-        for i in 0..have {
-            places[i] = place(j + i);
-            next[i] = (j + STRIP + i < keys).then(|| place(j + STRIP + i));
+        for (i, place) in places.iter_mut().enumerate().take(count) {
+            *place = call.operands.v_at(&rows.seq, rows.head, start + i);
         }
+        places
+    };
+    let mut have = range.len().min(STRIP);
+    let mut next = strip(first + range.start, have);
+    for j in range.step_by(STRIP) {
+        let places = next;
+        let more = (keys - j - have).min(STRIP);
+        // Behind the last values the keys of the next cut are read.
+        let mut coming = match more {
+            0 => {
+                let mut keys_after = [0; STRIP];
+                for (i, place) in keys_after.iter_mut().enumerate().take(after) {
+                    *place = call.operands.k_at(&rows.seq, rows.head, first + keys + i);
+                }
+                Coming::new(k, call.operands.k_heads_apart(), heads, keys_after, after)
+            }
+            _ => {
+                next = strip(first + j + STRIP, more);
+                Coming::new(v, call.operands.v_heads_apart(), heads, next, more)
+            }
+        };
         for head in 0..heads {
             let of_head = v.wrapping_add(head * call.operands.v_heads_apart());
-            for next in next.iter().flatten() {
-                ask(s, of_head.wrapping_add(*next), hd);
-            }
             let values = places.map(|place| of_head.wrapping_add(place));
             let weights = weights[head * rows.count * CUT..].as_ptr().wrapping_add(j);
             // SAFETY: as the caller vouches.
             unsafe {
                 let results = results.add(head * rows.count * padded);
-                add_strip(s, &values[..have], hd, rows.count, weights, results, padded);
+                add_strip(s, &values[..have], &mut coming, hd, rows.count, weights, results, padded);
             }
         }
+        have = more;
     }
 }
 
@@ -218,6 +272,7 @@ pub(super) unsafe fn sum_values<S: Simd, K: Elem>(
 unsafe fn add_strip<S: Simd, K: Elem>(
     s: S,
     values: &[*const K],
+    coming: &mut Coming<K>,
     hd: usize,
     count: usize,
     weights: *const f32,
@@ -230,21 +285,93 @@ unsafe fn add_strip<S: Simd, K: Elem>(
         let mut r = 0;
         while r < count {
             let left = count - r;
+            // With the first rows of the first columns.
+            let first = d == 0 && r == 0;
             // SAFETY: `r` and `d` are within weights and results.
             unsafe {
                 let (weights, to) = (weights.add(r * CUT), results.add(r * padded + d));
                 let n = (hd - d).min(S::LANES);
                 match (wide, left) {
-                    (true, 1) => strip::<S, K, 1, 4>(s, values, d, n, weights, to, padded),
-                    (true, 2) => strip::<S, K, 2, 4>(s, values, d, n, weights, to, padded),
-                    (true, _) if S::REGISTERS < 32 => {
-                        strip::<S, K, 2, 4>(s, values, d, n, weights, to, padded)
-                    }
-                    (true, 3) => strip::<S, K, 3, 4>(s, values, d, n, weights, to, padded),
-                    (true, _) => strip::<S, K, 4, 4>(s, values, d, n, weights, to, padded),
-                    (false, 1) => strip::<S, K, 1, 1>(s, values, d, n, weights, to, padded),
-                    (false, 2 | 3) => strip::<S, K, 2, 1>(s, values, d, n, weights, to, padded),
-                    (false, _) => strip::<S, K, 4, 1>(s, values, d, n, weights, to, padded),
+                    (true, 1) => strip::<S, K, 1, 4>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (true, 2) => strip::<S, K, 2, 4>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (true, _) if S::REGISTERS < 32 => strip::<S, K, 2, 4>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (true, 3) => strip::<S, K, 3, 4>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (true, _) => strip::<S, K, 4, 4>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (false, 1) => strip::<S, K, 1, 1>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (false, 2 | 3) => strip::<S, K, 2, 1>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
+                    (false, _) => strip::<S, K, 4, 1>(
+                        s,
+                        values,
+                        first.then_some((&mut *coming, hd)),
+                        d,
+                        n,
+                        weights,
+                        to,
+                        padded,
+                    ),
                 }
             }
             r += match (wide, left) {
@@ -268,6 +395,7 @@ unsafe fn add_strip<S: Simd, K: Elem>(
 unsafe fn strip<S: Simd, K: Elem, const R: usize, const V: usize>(
     s: S,
     values: &[*const K],
+    mut coming: Option<(&mut Coming<K>, usize)>,
     d: usize,
     n: usize,
     weights: *const f32,
@@ -283,6 +411,9 @@ unsafe fn strip<S: Simd, K: Elem, const R: usize, const V: usize>(
             }
         }
         for (i, value) in values.iter().enumerate() {
+            if let Some((coming, hd)) = &mut coming {
+                coming.ask(s, *hd, 1);
+            }
             let mut row = [s.zero(); V];
             for (v, x) in row.iter_mut().enumerate() {
                 let from = value.add(d + v * S::LANES);

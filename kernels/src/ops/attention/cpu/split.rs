@@ -168,7 +168,7 @@ impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
         }
         // SAFETY: keys and values of the sequence; buffers of the sizes that `launch` gives.
         unsafe {
-            products(s, call, &rows, heads, first, unseen..keys, queries, k, scores, widened);
+            products(s, call, &rows, heads, first, unseen..keys, queries, (k, v), scores, widened);
             for r in 0..total {
                 let scores = &mut scores[r * CUT..][..keys.next_multiple_of(S::LANES)];
                 hide(rows.visible(operands, r % rows.count), first, keys, scores);
@@ -176,7 +176,8 @@ impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
                 part.add(r).write(most);
                 part.add(total + r).write(sum);
             }
-            sum_values(s, call, &rows, heads, first, unseen..keys, scores, v, results);
+            let after = hull.end.saturating_sub(first + keys).min(MAX_LANES);
+            sum_values(s, call, &rows, heads, first, unseen..keys, after, scores, (k, v), results);
         }
 
         if task.parts > 1 {
