@@ -11,9 +11,58 @@ pub struct Shapes {
     /// The one backend that runs them; without it every backend does.
     #[serde(default)]
     pub backend: Option<Backend>,
+    /// Whether they are measured only when they are asked for.
+    #[serde(default)]
+    pub on_demand: bool,
     /// The shapes, in the order of their use.
-    #[serde(rename = "shape")]
+    #[serde(rename = "shape", default)]
     pub shapes: Vec<Shape>,
+    /// Decoders, whose products follow the shapes.
+    #[serde(rename = "decoder", default)]
+    decoders: Vec<DecoderSizes>,
+}
+
+/// Sizes of a decoder.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DecoderSizes {
+    name: String,
+    d: usize,
+    mlp: usize,
+    heads: usize,
+    heads_kv: usize,
+    head_dim: usize,
+    vocab: usize,
+}
+
+/// Storage formats, each with the arithmetic that its weights allow.
+const FORMATS: &[&str] =
+    &["w=bf16", "w=int8g32", "w=int8g32 math=int8", "w=int4g32", "w=int4g32 math=int8", "w=fp8row"];
+
+impl DecoderSizes {
+    /// Products of a layer and of the head, with one row and with eight.
+    fn shapes(&self) -> Vec<Shape> {
+        let Self { name, d, mlp, heads, heads_kv, head_dim, vocab } = self;
+        let qkv = (heads + 2 * heads_kv) * head_dim;
+        let products = [
+            ("qkv", format!("n={qkv} k={d}"), " parts=3"),
+            ("out", format!("n={d} k={}", heads * head_dim), " residual=true"),
+            ("gate and up", format!("n={} k={d}", 2 * mlp), " parts=2 act=silu gated=true"),
+            ("down", format!("n={d} k={mlp}"), " residual=true"),
+            ("head", format!("n={vocab} k={d}"), ""),
+        ];
+        let mut shapes = Vec::new();
+        for rows in [1, 8] {
+            for format in FORMATS {
+                shapes.extend(products.iter().map(|(part, sizes, more)| Shape {
+                    what: format!("{name} {part}"),
+                    op: "matmul".into(),
+                    spec: format!("m={rows} {sizes} {format}{more}"),
+                }));
+            }
+        }
+        shapes
+    }
 }
 
 /// One op at one spec.
@@ -34,12 +83,15 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("smolvlm-256m", include_str!("../shapes/smolvlm-256m.toml")),
     ("hybrid", include_str!("../shapes/hybrid.toml")),
     ("square", include_str!("../shapes/square.toml")),
+    ("decoders", include_str!("../shapes/decoders.toml")),
 ];
 
 impl Shapes {
     /// Reads a list. The error tells what is wrong and where.
     pub fn parse(text: &str) -> Result<Shapes, String> {
-        toml::from_str(text).map_err(|error| error.to_string())
+        let mut list: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        list.shapes.extend(list.decoders.iter().flat_map(DecoderSizes::shapes));
+        Ok(list)
     }
 
     /// The lists that are part of the binary.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ocelli_engine::choices::Choice;
 use ocelli_kernels::Backend;
 
-use crate::kernels::{BenchError, Cx, Ready};
+use crate::kernels::{BenchError, Cx, Ready, Step, Tower};
 use crate::record::spec_text;
 use crate::shapes::Shape;
 use crate::stats::Plan;
@@ -40,7 +40,7 @@ pub fn tune(
         cx.measure_roofs()?;
     }
     cx.be_lenient();
-    for shape in shapes.iter().filter(|shape| shape.op != "tower") {
+    for shape in shapes.iter().filter(|shape| ![Tower::OP, Step::OP].contains(&&*shape.op)) {
         if begin.elapsed() > limit {
             found.notes.push(format!("{} {}: the time is over", shape.op, shape.spec));
             continue;

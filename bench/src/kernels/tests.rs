@@ -98,7 +98,7 @@ fn bad_shapes_are_refused() {
     let options = DeviceOptions { index: 99, ..DeviceOptions::default() };
     let cuda = Cx::on(Operands::sized(1 << 20), Backend::Cuda, &options);
     assert!(matches!(cuda, Err(BenchError::Device(_) | BenchError::Backend { .. })));
-    assert!(matches!(shapes(Backend::Cpu, Some("no such shape")), Err(BenchError::Nothing(_))));
+    assert!(matches!(shapes(Backend::Cpu, Some("no such shape"), false), Err(BenchError::Nothing(_))));
 }
 
 #[test]

@@ -495,6 +495,12 @@ pub struct BenchKernelsArgs {
     /// Only shapes whose op, description or spec contains this text.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
+    /// The products of decode steps of eight published models instead, in every storage format: takes a quarter of an hour.
+    #[arg(long)]
+    pub decoders: bool,
+    /// Begin no new shape after so many seconds; 1800 with --decoders unless given.
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), default_value_t = ocelli_bench::kernels::LIMIT.as_secs(), default_value_if("decoders", "true", "1800"))]
+    pub limit: u64,
     /// Every variant that runs a spec, not just the one that is picked.
     #[arg(long)]
     pub all: bool,

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
@@ -38,14 +39,14 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     let (picks, cache) = (open::picks()?, ocelli_engine::choices::cache_dir());
     let options = DeviceOptions { index: args.device, threads, picks, cache };
     let backend = open::backend(args.backend, &options)?;
-    let shapes = kernels::shapes(backend, args.only.as_deref()).map_err(failure)?;
+    let shapes = kernels::shapes(backend, args.only.as_deref(), args.decoders).map_err(failure)?;
     let mut cx = Cx::open(backend, &options).map_err(failure)?;
     if !args.no_tune {
         let picks = open::tuned(cx.target().caps(), options.picks);
         cx.target().prefer(picks);
     }
     let spinner = Spinner::new("measuring roofs");
-    let outcome = kernels::run(&mut cx, &shapes, args.all, kernels::LIMIT, &mut |row| {
+    let outcome = kernels::run(&mut cx, &shapes, args.all, Duration::from_secs(args.limit), &mut |row| {
         spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
     })
     .map_err(failure)?;

@@ -32,7 +32,7 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let threads = args.device.threads.map(usize::from);
     let options = DeviceOptions { index: args.device.device, threads, ..DeviceOptions::default() };
     let backend = open::backend(args.device.backend, &options)?;
-    let embedded = match kernels::shapes(backend, args.only.as_deref()) {
+    let embedded = match kernels::shapes(backend, args.only.as_deref(), false) {
         // The model may have what is asked for.
         Err(BenchError::Nothing(_)) if args.model.is_some() => vec![],
         shapes => shapes.map_err(failure)?,
