@@ -65,7 +65,7 @@ impl Pipeline {
     /// Resizes and tiles pictures.
     pub fn prepare(&self, cx: &mut Ctx, images: &[Rgb8Image]) -> Result<Vec<PreparedImage>> {
         let start = std::time::Instant::now();
-        let prepared = images.iter().map(|image| self.processor.prepare(image, self.threads)).collect();
+        let prepared = self.processor.prepare_all(images, self.threads);
         cx.timings.add(Phase::Resize, start.elapsed());
         prepared
     }

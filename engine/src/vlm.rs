@@ -60,6 +60,11 @@ pub trait Processor: Send + Sync {
     /// Resizes and tiles a picture for the tower, with at most `threads` threads.
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage>;
 
+    /// The pictures of one request, where that is not each by itself.
+    fn prepare_all(&self, images: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        images.iter().map(|image| self.prepare(image, threads)).collect()
+    }
+
     /// What stands for a picture in a rendered conversation.
     fn image_mark(&self) -> &str;
 

@@ -1,4 +1,4 @@
-//! A tower, a connector and a decoder: what most families are.
+//! A tower, a connector and a decoder: what most families are; or a decoder alone.
 
 use ocelli_engine::batch::Packed;
 use ocelli_engine::image::PreparedImage;
@@ -10,12 +10,12 @@ use crate::registry::Source;
 use crate::text::Decoder;
 use crate::vision::{Connect, Vit, encode};
 
-/// A model of three parts.
+/// A model of these parts.
 pub struct Composed {
     info: ModelInfo,
     parts: Vec<PartInfo>,
-    tower: Vit,
-    connector: Box<dyn Connect + Send + Sync>,
+    /// Tower and connector; none of a model that takes text alone.
+    eye: Option<(Vit, Box<dyn Connect + Send + Sync>)>,
     decoder: Decoder,
 }
 
@@ -29,6 +29,21 @@ impl Composed {
         connector: impl Connect + Send + Sync + 'static,
         decoder: Decoder,
     ) -> Model {
+        Self::with(family, source, Some((tower, Box::new(connector))), decoder)
+    }
+
+    /// The model of a decoder alone, which was loaded from `source`.
+    #[must_use]
+    pub fn of_text(family: &'static str, source: &Source<'_>, decoder: Decoder) -> Model {
+        Self::with(family, source, None, decoder)
+    }
+
+    fn with(
+        family: &'static str,
+        source: &Source<'_>,
+        eye: Option<(Vit, Box<dyn Connect + Send + Sync>)>,
+        decoder: Decoder,
+    ) -> Model {
         let plan = decoder.plan();
         let info = ModelInfo {
             family,
@@ -40,7 +55,7 @@ impl Composed {
             axes: plan.axes(),
         };
         let parts = source.checkpoint.parts();
-        Model::Vlm(std::sync::Arc::new(Self { info, parts, tower, connector: Box::new(connector), decoder }))
+        Model::Vlm(std::sync::Arc::new(Self { info, parts, eye, decoder }))
     }
 }
 
@@ -54,7 +69,11 @@ impl Vlm for Composed {
     }
 
     fn encode(&self, cx: &mut Ctx, images: &[&PreparedImage]) -> Result<Vec<Features>> {
-        encode(cx, &self.tower, &*self.connector, self.info.d_model, images)
+        match &self.eye {
+            Some((tower, connector)) => encode(cx, tower, &**connector, self.info.d_model, images),
+            None if images.is_empty() => Ok(Vec::new()),
+            None => Err(crate::text_only::no_pictures()),
+        }
     }
 
     fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor> {

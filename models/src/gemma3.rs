@@ -149,7 +149,7 @@ impl ocelli_engine::Processor for Processor {
             tiles.push(resize(&picture, width, height, self.filter, threads)?.into());
         }
         let normalize = self.fields.normalize([0.5; 3], [0.5; 3])?;
-        Ok(PreparedImage { tiles, rows: 0, cols: 0, normalize })
+        Ok(PreparedImage { tiles, rows: 0, cols: 0, normalize, assembly: None })
     }
 
     fn image_mark(&self) -> &str {

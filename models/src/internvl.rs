@@ -11,7 +11,8 @@ use crate::composed::Composed;
 use crate::connector::{Projector, ProjectorPlan};
 use crate::fields::Config;
 use crate::processor::{
-    CANVAS_KEYS, CanvasPlan, CanvasProcessor, ImageFields, added_token, nearest_aspect, special_token,
+    CANVAS_KEYS, CLIP_MEAN, CLIP_STD, CanvasPlan, CanvasProcessor, ImageFields, added_token, nearest_aspect,
+    special_token,
 };
 use crate::registry::{Family, Source};
 use crate::text::{Decoder, TextPlan};
@@ -54,13 +55,10 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
         norm: Some(("layer_norm", NORM_EPS)),
         ..ProjectorPlan::plain((tower.d, text.d), act, true, (tower.extra_rows(), false))
     };
-    let root = source.checkpoint.root();
-    let root = if root.at("multi_modal_projector").exists() { root } else { root.at("model") };
-    let tower = Vit::load(cx, &root.at("vision_tower"), tower)?;
-    let connector = Projector::load(cx, &root.at("multi_modal_projector"), plan)?;
-    let language = root.at("language_model").at_any(&["model", ""]);
-    let head = source.checkpoint.at_any(&["language_model.lm_head", "lm_head"]);
-    let decoder = Decoder::load(cx, &language, &head, text, config.file())?;
+    let at = source.layout();
+    let tower = Vit::load(cx, &at.tower, tower)?;
+    let connector = Projector::load(cx, &at.projector, plan)?;
+    let decoder = Decoder::load(cx, &at.language, &at.head, text, config.file())?;
     Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
 }
 
@@ -76,6 +74,8 @@ fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {
         side: 384,
         cuts: true,
         grid: nearest_aspect,
+        mean: CLIP_MEAN,
+        std: CLIP_STD,
         mark: token.clone(),
         token: (token, id),
         per_tile: fields.pixels("image_seq_length")?.unwrap_or(256),

@@ -1,5 +1,6 @@
 //! Vision language model families: compositions of towers, connectors and decoders. A family knows no backend.
 
+pub mod cohere_vision;
 mod composed;
 pub mod connector;
 pub mod demo;
@@ -9,11 +10,15 @@ pub mod internvl;
 pub mod layers;
 pub mod lfm2_vl;
 pub mod llava;
+pub mod llava_next;
+pub mod paligemma;
+pub mod pixtral;
 pub mod processor;
 pub mod qwen2_5_vl;
 pub mod registry;
 pub mod smolvlm;
 pub mod text;
+pub mod text_only;
 pub mod vision;
 
 pub use registry::{FAMILIES, Family, Leftovers, family, load, load_from, load_with, roles};

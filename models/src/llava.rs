@@ -3,11 +3,12 @@
 //! After `LlavaForConditionalGeneration`, `LlavaProcessor` and `CLIPImageProcessor` of transformers.
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::{Ctx, Model, Result};
+use ocelli_engine::{Ctx, Model, Processor, Result};
 
 use crate::composed::Composed;
 use crate::connector::{Projector, ProjectorPlan};
 use crate::fields::Config;
+use crate::pixtral;
 use crate::processor::{SquareProcessor, added_token};
 use crate::registry::{Family, Source};
 use crate::text::{Decoder, TextPlan};
@@ -17,7 +18,7 @@ use crate::vision::{Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "llava",
     model_types: &["llava"],
-    processor: |files| Ok(Box::new(processor(files)?)),
+    processor,
     load,
     spare: &["vision_model.embeddings.position_ids"],
 };
@@ -37,6 +38,9 @@ fn keeps_class_row(config: &crate::fields::Fields<'_>) -> Result<bool> {
 
 fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     let config = source.config.root();
+    if pixtral::is_tower(&config)? {
+        return pixtral::load(source, cx);
+    }
     config.inert(&["image_token_index", "image_token_id", "ignore_index", "vocab_size"]);
     let vision = config.part("vision_config")?;
     vision.inert(&["vocab_size"]);
@@ -65,12 +69,15 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
 }
 
-fn processor(files: &ModelFiles) -> Result<SquareProcessor> {
+fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
     let config = Config::load(files, "config.json")?;
     let root = config.root();
+    if pixtral::is_tower(&root)? {
+        return Ok(Box::new(pixtral::Processor::load(files)?));
+    }
     let tower = VitPlan::clip(&root.part("vision_config")?)?;
     let id: u32 = root.any(&["image_token_index", "image_token_id"])?.unwrap_or(32_000);
     let extra = if keeps_class_row(&root)? { tower.extra_rows() } else { 0 };
     let token = added_token(files, id)?;
-    SquareProcessor::load(files, (tower.patch, extra), (token, id))
+    Ok(Box::new(SquareProcessor::load(files, (tower.patch, extra), (token, id))?))
 }

@@ -174,7 +174,7 @@ impl ocelli_engine::Processor for Processor {
         let (width, height) = self.resized(image.width(), image.height())?;
         let tile = resize(image, width, height, self.filter, threads)?.into();
         let normalize = self.fields.normalize(CLIP_MEAN, CLIP_STD)?;
-        Ok(PreparedImage { tiles: vec![tile], rows: 0, cols: 0, normalize })
+        Ok(PreparedImage { tiles: vec![tile], rows: 0, cols: 0, normalize, assembly: None })
     }
 
     fn image_mark(&self) -> &str {
@@ -223,6 +223,6 @@ impl ocelli_engine::Processor for Processor {
             places += 1;
         }
         let tile = Tile { pixels: Pixels::F32(own), ..*tile };
-        (places == values.len()).then(|| PreparedImage { tiles: vec![tile], ..*image })
+        (places == values.len()).then(|| PreparedImage { tiles: vec![tile], assembly: None, ..*image })
     }
 }

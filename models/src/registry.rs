@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::weights::{Checkpoint, Role};
+use ocelli_engine::weights::{Checkpoint, Role, Scope};
 use ocelli_engine::{Ctx, Error, Loaded, Model, Precision, Processor, Result};
 use serde::Deserialize;
 
 use crate::fields::Config;
-use crate::{gemma3, internvl, lfm2_vl, llava, qwen2_5_vl, smolvlm};
+use crate::{
+    cohere_vision, gemma3, internvl, lfm2_vl, llava, llava_next, paligemma, pixtral, qwen2_5_vl, smolvlm,
+    text_only,
+};
 
 /// A model family as a row of data.
 pub struct Family {
@@ -25,8 +28,19 @@ pub struct Family {
 }
 
 /// Every family.
-pub const FAMILIES: &[Family] =
-    &[smolvlm::FAMILY, llava::FAMILY, qwen2_5_vl::FAMILY, gemma3::FAMILY, internvl::FAMILY, lfm2_vl::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    smolvlm::FAMILY,
+    llava::FAMILY,
+    llava_next::FAMILY,
+    qwen2_5_vl::FAMILY,
+    gemma3::FAMILY,
+    internvl::FAMILY,
+    pixtral::FAMILY,
+    paligemma::FAMILY,
+    cohere_vision::FAMILY,
+    lfm2_vl::FAMILY,
+    text_only::FAMILY,
+];
 
 /// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed.
 const SPARE: &[&str] = &["rotary_emb.inv_freq", "position_ids"];
@@ -39,6 +53,36 @@ pub struct Source<'a> {
     pub checkpoint: &'a Checkpoint,
     /// `config.json`.
     pub config: Config,
+}
+
+/// Where the parts of a model lie in a file, as most families name them.
+pub struct Layout<'a> {
+    /// What is in no part.
+    pub root: Scope<'a>,
+    /// The tower.
+    pub tower: Scope<'a>,
+    /// The connector.
+    pub projector: Scope<'a>,
+    /// The decoder.
+    pub language: Scope<'a>,
+    /// Its head.
+    pub head: Scope<'a>,
+}
+
+impl<'a> Source<'a> {
+    /// The layout of transformers, with all parts below `model` or not, as its versions have it.
+    #[must_use]
+    pub fn layout(&self) -> Layout<'a> {
+        let root = self.checkpoint.root();
+        let root = if root.at("multi_modal_projector").exists() { root } else { root.at("model") };
+        Layout {
+            tower: root.at("vision_tower").at_any(&["vision_model", ""]),
+            projector: root.at("multi_modal_projector"),
+            language: root.at("language_model").at_any(&["model", ""]),
+            head: self.checkpoint.at_any(&["language_model.lm_head", "lm_head"]),
+            root,
+        }
+    }
 }
 
 /// What is done with fields of `config.json` that nobody reads, and with tensors that nobody uses.

@@ -1917,7 +1917,181 @@ def build_lfm2_vl(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 19. Driver
+# 19. Aya Vision and Cohere 2 Vision
+# --------------------------------------------------------------------------------------------------
+
+COHERE_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}{{ '<|START_OF_TURN_TOKEN|>' }}\
+{% if message['role'] == 'user' %}{{ '<|USER_TOKEN|>' }}{% elif message['role'] == 'assistant' %}{{ '<|CHATBOT_TOKEN|><|START_RESPONSE|>' }}\
+{% else %}{{ '<|SYSTEM_TOKEN|>' }}{% endif %}\
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for item in message['content'] %}\
+{% if item['type'] == 'image' %}{{ '<|IMG_PATCH|>' }}{% elif item['type'] == 'text' %}{{ item['text'] }}{% endif %}{% endfor %}{% endif %}\
+{% if message['role'] == 'assistant' %}{{ '<|END_RESPONSE|>' }}{% endif %}{{ '<|END_OF_TURN_TOKEN|>' }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>' }}{% endif %}"""
+
+
+def cohere_like(c, aya):
+    first = ("<PAD>", "<UNK>", "<CLS>", "<SEP>", "<MASK_TOKEN>", "<BOS_TOKEN>", "<EOS_TOKEN>", "<EOP_TOKEN>")
+    last = ("<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>")
+    last += ("<image>", "TILE", "TILE_GLOBAL") if aya else ()
+    base = with_bos(bytelevel_tokenizer(GPT2_SPLIT, first=first, last=last, digits=True, normalizer=normalizers.NFC()), "<BOS_TOKEN>")
+    tok = wrap(base, pad_token="<PAD>", unk_token="<UNK>", bos_token="<BOS_TOKEN>", eos_token="<|END_OF_TURN_TOKEN|>", padding_side="left",
+               image_token="<|IMG_PATCH|>", boi_token="<|START_OF_IMG|>", eoi_token="<|END_OF_IMG|>", img_line_break_token="<|IMG_LINE_BREAK|>")
+    vocab = pad_vocab(tok)
+    image_id, boi = ids(tok, "<|IMG_PATCH|>", "<|START_OF_IMG|>")
+    size, patch = c.pick((32, 4), (36, 6))
+    types = [{"s": "sliding_attention", "f": "full_attention"}[t] for t in c.pick("sfs", "ssf")]
+    text = dict(model_type="cohere2", vocab_size=vocab, layer_types=types, sliding_window=c.pick(20, 16), logit_scale=c.pick(0.75, 1.25),
+                layer_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 50000.0}, tie_word_embeddings=True, pad_token_id=0,
+                bos_token_id=5, eos_token_id=tok.eos_token_id, **text_dims(c, num_hidden_layers=len(types)))
+    vision = dict(model_type="siglip_vision_model", vision_use_head=False, **vit_dims(c, size, patch, num_hidden_layers=2))
+    if aya:
+        cfg = transformers.AyaVisionConfig(
+            text_config=text, vision_config=vision, image_token_index=image_id, downsample_factor=2, vision_feature_layer=-1,
+            vision_feature_select_strategy="full", alignment_intermediate_size=c.pick(112, 96), adapter_layer_norm_eps=1e-6, tie_word_embeddings=True)
+        model = make(transformers.AyaVisionForConditionalGeneration, cfg)
+        ip = transformers.GotOcr2ImageProcessor(size={"height": size, "width": size}, crop_to_patches=True, min_patches=1, max_patches=c.pick(6, 4),
+                                                image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
+        proc = transformers.AyaVisionProcessor(ip, tok, patch_size=patch, img_size=size, downsample_factor=2,
+                                               chat_template=COHERE_TEMPLATE.replace("<|IMG_PATCH|>", "<image>"))
+    else:
+        cfg = transformers.Cohere2VisionConfig(text_config=text, vision_config=vision, image_token_id=image_id, downsample_factor=2,
+                                               alignment_intermediate_size=c.pick(112, 96), tie_word_embeddings=True)
+        model = make(transformers.Cohere2VisionForConditionalGeneration, cfg)
+        # The processor takes the tokens of a tile to be patch_size squared; that is no patch size of anything here.
+        ip = transformers.Cohere2VisionImageProcessor(size={"height": size, "width": size}, patch_size=size // patch // 2, crop_to_patches=True,
+                                                      min_patches=1, max_patches=c.pick(6, 4))
+        proc = transformers.Cohere2VisionProcessor(ip, tok, chat_template=COHERE_TEMPLATE)
+    generation(model, tok)
+    c.sizes_for(size, c.pick(131, 127))
+    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.vision_tower"}, features="model",
+                layers="model.language_model.layers", vocab=vocab, embed_std=0.3, scales={"mlp.down_proj": 1.6, "o_proj": 0.8},
+                never=[image_id, 0, boi])
+
+
+@arch("cohere2_vision")
+def build_cohere2_vision(c):
+    return cohere_like(c, aya=False)
+
+
+@arch("aya_vision")
+def build_aya_vision(c):
+    return cohere_like(c, aya=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# 20. Decoders by themselves
+# --------------------------------------------------------------------------------------------------
+
+
+class TextProcessor:
+    """What run_generative needs of a processor, of a tokenizer alone."""
+
+    def __init__(self, tokenizer, template):
+        self.tokenizer = tokenizer
+        tokenizer.chat_template = template
+
+    def apply_chat_template(self, messages, processor_kwargs=None, **kw):
+        return self.tokenizer.apply_chat_template(messages, **kw)
+
+    def save_pretrained(self, target):
+        self.tokenizer.save_pretrained(target)
+
+
+def decoder(c, name, tok, template, vocab, text, **more):
+    """A causal language model of config class `name`Config, with one case."""
+    cfg = getattr(transformers, f"{name}Config")(vocab_size=vocab, **text)
+    model = make(getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM"), cfg)
+    generation(model, tok)
+    return Spec(model, TextProcessor(tok, template), [Case("text", [], c.chat_messages())], layers="model.layers",
+                vocab=vocab, **more)
+
+
+def plain_tokenizer():
+    base = with_bos(metaspace_bpe(("<unk>", "<s>", "</s>"), (), "llama"), "<s>")
+    return wrap(base, unk_token="<unk>", bos_token="<s>", eos_token="</s>", padding_side="left")
+
+
+def gemma_tokenizer():
+    last = ("<start_of_turn>", "<end_of_turn>")
+    base = with_bos(metaspace_bpe(GEMMA_SPECIALS, last, "gemma"), "<bos>")
+    return wrap(base, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", padding_side="left")
+
+
+@arch("llama")
+def build_llama(c):
+    tok = plain_tokenizer()
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}
+    return decoder(c, "Llama", tok, LLAVA_TEMPLATE, pad_vocab(tok), text_dims(
+        c, rope_parameters=rope, rms_norm_eps=1e-5, tie_word_embeddings=False, attention_bias=c.pick(False, True),
+        mlp_bias=c.pick(False, True)))
+
+
+@arch("mistral")
+def build_mistral(c):
+    tok = plain_tokenizer()
+    return decoder(c, "Mistral", tok, MISTRAL_TEMPLATE, pad_vocab(tok), text_dims(
+        c, sliding_window=c.pick(20, 33), head_dim=c.pick(24, 20), rms_norm_eps=1e-5, tie_word_embeddings=False))
+
+
+@arch("qwen2")
+def build_qwen2(c):
+    tok = qwen_tokenizer()
+    return decoder(c, "Qwen2", tok, ONEVISION_TEMPLATE, pad_vocab(tok), text_dims(
+        c, use_sliding_window=True, sliding_window=c.pick(17, 24), max_window_layers=1, tie_word_embeddings=c.pick(True, False)),
+        embed_std=c.pick(0.3, 1.0))
+
+
+@arch("qwen3")
+def build_qwen3(c):
+    tok = qwen_tokenizer()
+    return decoder(c, "Qwen3", tok, ONEVISION_TEMPLATE, pad_vocab(tok), text_dims(
+        c, head_dim=c.pick(24, 40), attention_bias=c.pick(False, True), tie_word_embeddings=False))
+
+
+@arch("gemma")
+def build_gemma(c):
+    tok = gemma_tokenizer()
+    return decoder(c, "Gemma", tok, GEMMA3_TEMPLATE, pad_vocab(tok), text_dims(
+        c, head_dim=c.pick(24, 20), num_key_value_heads=1, bos_token_id=2, eos_token_id=1, pad_token_id=0), embed_std=0.1,
+        norm_boost={"model.norm": 2.0}, scales={"self_attn.o_proj": 0.6, "mlp.down_proj": 1.6}, never=[0])
+
+
+@arch("gemma2")
+def build_gemma2(c):
+    tok = gemma_tokenizer()
+    return decoder(c, "Gemma2", tok, GEMMA3_TEMPLATE, pad_vocab(tok), text_dims(
+        c, head_dim=c.pick(24, 20), query_pre_attn_scalar=c.pick(32, 28), sliding_window=c.pick(12, 16),
+        attn_logit_softcapping=c.pick(4.0, 5.0), final_logit_softcapping=c.pick(6.0, 8.0), bos_token_id=2, eos_token_id=1,
+        pad_token_id=0), embed_std=0.1, norm_boost=GEMMA_BOOST, never=[0], gains=(1.2, 1.4, 1.6, 1.8))
+
+
+@arch("cohere2")
+def build_cohere2(c):
+    tok = plain_tokenizer()
+    layers = c.pick(3, 4)
+    return decoder(c, "Cohere2", tok, LLAVA_TEMPLATE, pad_vocab(tok), text_dims(
+        c, num_hidden_layers=layers, layer_types=["full_attention" if i % 3 == 1 else "sliding_attention" for i in range(layers)],
+        sliding_window=c.pick(20, 31), logit_scale=c.pick(0.25, 0.5), attention_bias=c.pick(False, True), bos_token_id=1,
+        eos_token_id=2, pad_token_id=0), embed_std=c.pick(0.3, 0.4))
+
+
+@arch("gemma3_text")
+def build_gemma3_text(c):
+    tok = gemma_tokenizer()
+    rope = {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0}}
+    layers = c.pick(2, 4)
+    return decoder(c, "Gemma3Text", tok, GEMMA3_TEMPLATE, pad_vocab(tok), text_dims(
+        c, num_hidden_layers=layers, layer_types=["sliding_attention"] * (layers - 1) + ["full_attention"], rope_parameters=rope,
+        head_dim=c.pick(24, 20), query_pre_attn_scalar=c.pick(32, 28), sliding_window=c.pick(20, 16), bos_token_id=2,
+        eos_token_id=1, pad_token_id=0), embed_std=0.1, norm_boost=GEMMA_BOOST, never=[0], gains=(1.4, 1.8, 2.2, 2.6, 3.2))
+
+
+# --------------------------------------------------------------------------------------------------
+# 21. Driver
 # --------------------------------------------------------------------------------------------------
 
 

@@ -18,8 +18,30 @@ use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::{Backend, DType, Device, DeviceOptions, ReferenceDevice};
 
-const FAMILIES: &[&str] =
-    &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "gemma3", "internvl", "internvl_qwen3", "lfm2_vl"];
+#[rustfmt::skip]
+const FAMILIES: &[&str] = &[
+    "smolvlm",
+    "idefics3",
+    "llava",
+    "qwen2_5_vl",
+    "gemma3",
+    "internvl",
+    "internvl_qwen3",
+    "lfm2_vl",
+    "llava_next",
+    "llava_onevision",
+    "pixtral",
+    "mistral3",
+    "paligemma",
+    "paligemma2",
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "aya_vision",
+    "cohere2_vision",
+];
 
 /// Those that together run every op: on slow devices, these alone.
 const SAMPLE: &[&str] =

@@ -19,7 +19,7 @@ mod webp;
 
 pub use decode::{Alpha, DecodeOptions, decode_bytes, decode_file};
 pub use error::ImageError;
-pub use prepared::{Normalize, Pixels, PreparedImage, Tile};
+pub use prepared::{Assembly, Normalize, Pixels, PreparedImage, Tile};
 pub use resize::{Filter, resize};
 
 /// Whether code compiled for AVX2 may run: the machine has it, and `OCELLI_ISA` does not forbid it.

@@ -58,6 +58,38 @@ impl Tile {
     }
 }
 
+/// A picture's rows of features as sums of rows that its tiles give, where they are not those as they come.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Assembly {
+    /// Rows that each is the sum of, at least 1.
+    pub taps: usize,
+    /// Numbers of those rows, `taps` for each: the first tap of all, then the second, ... The number after the tiles' last row
+    /// means the model's row for the end of a line.
+    pub rows: Vec<i32>,
+    /// Factors of those rows, likewise; empty: all 1.
+    pub weights: Vec<f32>,
+}
+
+impl Assembly {
+    /// Rows as they are, in this order.
+    #[must_use]
+    pub fn of_rows(rows: Vec<i32>) -> Self {
+        Self { taps: 1, rows, weights: Vec::new() }
+    }
+
+    /// Rows of features.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len() / self.taps.max(1)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+}
+
 /// What a model's image processor makes of one picture: the tiles that the vision tower sees, in the order of the
 /// prompt's image tokens, and the grid that the prompt describes.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +102,8 @@ pub struct PreparedImage {
     pub cols: usize,
     /// Normalization of [`Pixels::Rgb8`] tiles.
     pub normalize: Normalize,
+    /// What the tiles' features become; `None`: they are the picture's as they come.
+    pub assembly: Option<Assembly>,
 }
 
 impl PreparedImage {
@@ -93,6 +127,6 @@ impl PreparedImage {
             rest = after;
             tiles.push(Tile { pixels: Pixels::F32(own.to_vec()), ..*tile });
         }
-        rest.is_empty().then_some(Self { tiles, ..*self })
+        rest.is_empty().then(|| Self { tiles, assembly: self.assembly.clone(), ..*self })
     }
 }

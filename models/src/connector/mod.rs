@@ -4,11 +4,15 @@ mod merger;
 mod pooled;
 mod projector;
 mod shuffle;
+mod single;
+mod unfold;
 
 pub use merger::Merger;
 pub use pooled::Pooled;
 pub use projector::{Projector, ProjectorPlan};
 pub use shuffle::PixelShuffle;
+pub use single::Single;
+pub use unfold::Unfold;
 
 use ocelli_engine::{Error, Result};
 

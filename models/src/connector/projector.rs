@@ -53,6 +53,8 @@ pub struct Projector {
     norm: Option<Norm>,
     first: Linear,
     second: Linear,
+    /// Ends a line of features.
+    newline: Option<Tensor>,
 }
 
 impl Projector {
@@ -69,7 +71,15 @@ impl Projector {
             first: Linear::load(cx, &scope.at("linear_1"), between, k, bias)?,
             second: Linear::load(cx, &scope.at("linear_2"), d_text, halves, bias)?,
             plan,
+            newline: None,
         })
+    }
+
+    /// Takes the row `[d_text]` under `name` at `scope` for the end of a line of features.
+    pub fn with_newline(self, cx: &mut Ctx, scope: &Scope<'_>, name: &str) -> Result<Self> {
+        let row = scope.role(Role::Connector).take(name, &[self.plan.d_text])?;
+        let row = cx.stream().place_view(&row)?.reshape(&[1, self.plan.d_text])?;
+        Ok(Self { newline: Some(Tensor::owned(row)), ..self })
     }
 
     /// Rows of a tile that are kept before its patches, and those that are not.
@@ -104,6 +114,10 @@ impl Projector {
 impl Connect for Projector {
     fn rows(&self, grid: (usize, usize)) -> Result<usize> {
         Ok(self.kept().0 + super::blocks(grid, self.plan.block)?)
+    }
+
+    fn newline(&self) -> Option<&Tensor> {
+        self.newline.as_ref()
     }
 
     fn connect(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()> {

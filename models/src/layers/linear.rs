@@ -31,6 +31,25 @@ impl Linear {
         Ok(Self { path: scope.path(name), w: Weights::dense(w.view().clone(), None)? })
     }
 
+    /// Loads the layer at `scope`, `[n, k]` without a bias, whose column `i` is the file's column `from(i)`; it is turned once, in f32.
+    pub fn reordered(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        n: usize,
+        k: usize,
+        from: impl Fn(usize) -> usize,
+    ) -> Result<Self> {
+        scope.take("weight", &[n, k])?;
+        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        let columns: Vec<usize> = (0..k).map(from).collect();
+        let rows = stored.chunks_exact(k.max(1));
+        let turned: Vec<u8> =
+            rows.flat_map(|row| columns.iter().flat_map(|&at| row[at].to_le_bytes())).collect();
+        let w = cx.alloc_owned(&[n, k], DType::F32)?;
+        cx.stream().write(w.view(), &turned)?;
+        Ok(Self { path: scope.prefix().to_owned(), w: Weights::dense(w.view().clone(), None)? })
+    }
+
     /// A layer on weights that something else owns too: a tied head.
     #[must_use]
     pub fn tied(path: impl Into<String>, w: Weights) -> Self {

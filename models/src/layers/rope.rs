@@ -11,6 +11,8 @@ pub enum RopeKind {
     /// Frequencies as they are.
     #[default]
     Default,
+    /// Nothing is turned, wherever it is.
+    Still,
     /// Positions stretched by a factor.
     Linear(f32),
     /// Long waves stretched by a factor, short ones left alone.
@@ -87,6 +89,7 @@ impl RopeConfig {
         let plain = (0..pairs).map(|pair| 1.0 / theta.powf((2 * pair) as f32 / (2 * pairs) as f32));
         match self.kind {
             RopeKind::Default => plain.collect(),
+            RopeKind::Still => vec![0.0; pairs],
             RopeKind::Linear(factor) => plain.map(|freq| freq / factor).collect(),
             RopeKind::Llama3 { factor, low, high, original } => plain
                 .map(|freq| {

@@ -213,13 +213,13 @@ impl ocelli_engine::Processor for Processor {
         let normalize = self.fields.normalize(MEAN, MEAN)?;
         if cols * rows == 1 {
             let tiles = vec![to(width, height)?.into()];
-            return Ok(PreparedImage { tiles, rows: 0, cols: 0, normalize });
+            return Ok(PreparedImage { tiles, rows: 0, cols: 0, normalize, assembly: None });
         }
         let mut tiles = cut(&to(cols * self.tile, rows * self.tile)?, rows, cols, (self.tile, self.tile));
         if self.thumbnail {
             tiles.push(to(width, height)?.into());
         }
-        Ok(PreparedImage { tiles, rows, cols, normalize })
+        Ok(PreparedImage { tiles, rows, cols, normalize, assembly: None })
     }
 
     fn image_mark(&self) -> &str {
@@ -259,6 +259,6 @@ impl ocelli_engine::Processor for Processor {
             self.places(tile).zip(values).for_each(|(place, &value)| own[place] = value);
             tiles.push(Tile { pixels: Pixels::F32(own), ..*tile });
         }
-        (tiles.len() == image.tiles.len()).then_some(PreparedImage { tiles, ..*image })
+        (tiles.len() == image.tiles.len()).then_some(PreparedImage { tiles, assembly: None, ..*image })
     }
 }

@@ -6,7 +6,7 @@ use ocelli_engine::Result;
 use ocelli_engine::image::{Filter, PreparedImage, Rgb8Image, resize};
 use ocelli_engine::text::Tokenizer;
 
-use super::{CLIP_MEAN, CLIP_STD, Edge, ImageFields, cut, lay_out};
+use super::{Edge, ImageFields, cut, lay_out};
 
 /// Fields beside the common ones that these processors know.
 pub const CANVAS_KEYS: &[&str] = &["crop_to_patches", "min_patches", "max_patches", "image_seq_length"];
@@ -23,6 +23,10 @@ pub struct CanvasPlan {
     pub cuts: bool,
     /// The grid of a picture.
     pub grid: ChooseGrid,
+    /// Mean of each channel where the files say nothing.
+    pub mean: [f32; 3],
+    /// Standard deviation of each channel, likewise.
+    pub std: [f32; 3],
     /// Stands for a picture in the template's output.
     pub mark: String,
     /// The token that stands for one feature.
@@ -56,7 +60,7 @@ impl CanvasProcessor {
             Edge::Exact { height, width } => (width, height),
             Edge::Longest(side) | Edge::Shortest(side) => (side, side),
         };
-        fields.normalize(CLIP_MEAN, CLIP_STD)?;
+        fields.normalize(plan.mean, plan.std)?;
         Ok(Self {
             resize: fields.flag("do_resize", true)?,
             cuts: fields.flag("crop_to_patches", plan.cuts)?,
@@ -88,9 +92,9 @@ impl ocelli_engine::Processor for CanvasProcessor {
         }
         let whole = if self.resize || self.cuts { to(width, height)? } else { image.clone() };
         tiles.push(whole.into());
-        let normalize = self.fields.normalize(CLIP_MEAN, CLIP_STD)?;
+        let normalize = self.fields.normalize(self.plan.mean, self.plan.std)?;
         let (rows, cols) = if tiles.len() > 1 { (rows, cols) } else { (0, 0) };
-        Ok(PreparedImage { tiles, rows, cols, normalize })
+        Ok(PreparedImage { tiles, rows, cols, normalize, assembly: None })
     }
 
     fn image_mark(&self) -> &str {
@@ -136,6 +140,37 @@ pub fn nearest_aspect(
     best
 }
 
+/// The grid that enlarges a picture least; where all would make it smaller, the one that does so least.
+pub fn least_enlarged(
+    (width, height): (usize, usize),
+    (_, tile): (usize, usize),
+    (_, most): (usize, usize),
+) -> (usize, usize) {
+    let scale = |&(cols, rows): &(usize, usize)| {
+        ((cols * tile) as f64 / width as f64).min((rows * tile) as f64 / height as f64)
+    };
+    let all = grids((1, most));
+    let enlarges = all.iter().any(|grid| scale(grid) >= 1.0);
+    let (mut best, mut least) = ((1, 1), f64::INFINITY);
+    for grid in &all {
+        let cost = match scale(grid) {
+            // The others count as enlarging without end, and the first of equals wins.
+            scale if enlarges => {
+                if scale < 1.0 {
+                    10e9
+                } else {
+                    scale
+                }
+            }
+            scale => -scale,
+        };
+        if cost < least {
+            (best, least) = (*grid, cost);
+        }
+    }
+    best
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +180,15 @@ mod tests {
         let wanted = [(1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (1, 4), (2, 2), (4, 1)];
         assert_eq!(grids((1, 4)), wanted);
         assert_eq!(grids((3, 3)), [(1, 3), (3, 1)]);
+    }
+
+    #[test]
+    fn as_little_larger_as_can_be() {
+        let table = [((100, 100), (1, 1)), ((131, 87), (3, 2)), ((100, 30), (3, 1)), ((4000, 1000), (6, 1))];
+        for (size, grid) in table {
+            let tile = if size.0 > 1000 { 512 } else { 50 };
+            assert_eq!(least_enlarged(size, (tile, tile), (1, 6)), grid, "{size:?}");
+        }
     }
 
     #[test]

@@ -244,6 +244,11 @@ impl ImageFields {
         read().ok_or_else(|| self.bad(key, "a number or a list of three", value))
     }
 
+    /// Mean of each channel.
+    pub fn mean(&self, default: [f32; 3]) -> Result<[f32; 3]> {
+        self.channels("image_mean", default)
+    }
+
     /// Rescaling and normalization as one step on grey levels, folded as the reference folds them (in f32).
     pub fn normalize(&self, mean: [f32; 3], std: [f32; 3]) -> Result<Normalize> {
         let (mean, std) = (self.channels("image_mean", mean)?, self.channels("image_std", std)?);

@@ -1,12 +1,16 @@
 //! What image processors have in common: their fields, resizing and normalization, places of pictures in prompts.
 
+mod anyres;
 mod canvas;
 mod fields;
 mod prompt;
 mod square;
 mod tiles;
 
-pub use canvas::{CANVAS_KEYS, CanvasPlan, CanvasProcessor, ChooseGrid, grids, nearest_aspect};
+pub use anyres::{ANYRES_KEYS, AnyresPlan, AnyresProcessor};
+pub use canvas::{
+    CANVAS_KEYS, CanvasPlan, CanvasProcessor, ChooseGrid, grids, least_enlarged, nearest_aspect,
+};
 pub use fields::{Edge, ImageFields};
 pub use prompt::{added_token, lay_out, special_token, splice};
 pub use square::{CLIP_MEAN, CLIP_STD, SquareProcessor};

@@ -81,7 +81,7 @@ impl ocelli_engine::Processor for SquareProcessor {
             out = crop_or_pad(&out, rows, cols);
         }
         let normalize = self.fields.normalize(CLIP_MEAN, CLIP_STD)?;
-        Ok(PreparedImage { tiles: vec![out.into()], rows: 0, cols: 0, normalize })
+        Ok(PreparedImage { tiles: vec![out.into()], rows: 0, cols: 0, normalize, assembly: None })
     }
 
     fn image_mark(&self) -> &str {

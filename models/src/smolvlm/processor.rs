@@ -162,7 +162,7 @@ impl ocelli_engine::Processor for Processor {
         let mut tiles = cut(&canvas, layout.rows, layout.cols, (self.tile, self.tile));
         tiles.push(to(&canvas, (self.tile, self.tile))?.into());
         let normalize = self.fields.normalize([0.5; 3], [0.5; 3])?;
-        Ok(PreparedImage { tiles, rows: layout.rows, cols: layout.cols, normalize })
+        Ok(PreparedImage { tiles, rows: layout.rows, cols: layout.cols, normalize, assembly: None })
     }
 
     fn image_mark(&self) -> &str {

@@ -140,14 +140,25 @@ pub struct TextPlan {
 }
 
 /// Values of `text_config.model_type` that [`TextPlan::read`] knows.
-pub const TEXT_TYPES: &[&str] =
-    &["llama", "qwen2_5_vl_text", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "lfm2"];
+pub const TEXT_TYPES: &[&str] = &[
+    "llama",
+    "qwen2_5_vl_text",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "cohere2",
+    "lfm2",
+];
 
 impl TextPlan {
     /// Reads `text_config`. `tied` is what the outer configuration says of head and embedding. `types` are the `model_type`s that the
     /// family takes, the first of which holds where none is stated.
     pub fn read(text: &Fields<'_>, types: &[&'static str], tied: Option<bool>) -> Result<Self> {
         match text.model_type(types)? {
+            "cohere2" => Self::cohere2(text, tied),
             "gemma" => Self::gemma(text, tied),
             "gemma2" => Self::gemma2(text, tied),
             "gemma3_text" => Self::gemma3(text, tied),

@@ -2,12 +2,12 @@
 
 use ocelli_engine::Result;
 use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
-use ocelli_kernels::ops::Activation;
+use ocelli_kernels::ops::{Activation, NormKind, RopeStyle};
 
 use super::plan::{FULL, SLIDING, Sizes};
 use super::{LayerPlan, Norms, TextPlan};
 use crate::fields::Fields;
-use crate::layers::RopeConfig;
+use crate::layers::{RopeConfig, RopeKind};
 
 /// Which of `count` layers see a window alone: what `layer_types` says, or `default` by the layer's number.
 pub(super) fn layer_kinds(
@@ -125,7 +125,6 @@ impl TextPlan {
         plan.norm_offset = 1.0;
         plan.embed_scale = (plan.d as f32).sqrt();
         plan.ropes = vec![RopeConfig::read(text, 10_000.0)?];
-        text.unset("use_bidirectional_attention")?;
         Ok(plan)
     }
 
@@ -175,6 +174,35 @@ impl TextPlan {
         let slides = layer_kinds(text, plan.layers.len(), |i| i.is_multiple_of(2))?;
         text.inert(&["cache_implementation"]);
         plan.split(&slides, window, 0);
+        Ok(plan)
+    }
+
+    /// `Cohere2Config`: one norm for attention and MLP, scaled logits, windows in most layers, and in those alone a rotation that turns
+    /// neighbours together.
+    pub(super) fn cohere2(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
+        let sizes = Sizes {
+            vocab: 256_000,
+            d: 8192,
+            mlp: 22_528,
+            layers: 40,
+            heads: 64,
+            positions: 8192,
+            tied: true,
+            ..Sizes::default()
+        };
+        let mut plan = Self::common(text, &sizes, tied)?;
+        text.only("hidden_act", "silu")?;
+        text.unset("use_qk_norm")?;
+        let bias: bool = text.or("attention_bias", false)?;
+        (plan.qkv_bias, plan.out_bias) = (bias, bias);
+        (plan.norms, plan.norm, plan.rope_style) = (Norms::Shared, NormKind::Layer, RopeStyle::Interleaved);
+        plan.norm_eps = text.or("layer_norm_eps", 1e-5)?;
+        plan.logit_scale = text.or("logit_scale", 0.0625)?;
+        let pattern: usize = text.or("sliding_window_pattern", 4)?;
+        let slides = layer_kinds(text, plan.layers.len(), |i| !(i + 1).is_multiple_of(pattern.max(1)))?;
+        plan.split(&slides, text.size("sliding_window", 4096)?, 1);
+        let rope = RopeConfig::read(text, 10_000.0)?;
+        plan.ropes = vec![RopeConfig { kind: RopeKind::Still, ..rope.clone() }, rope];
         Ok(plan)
     }
 }

@@ -1,7 +1,10 @@
 //! Pictures through a tower: tiles of one size together, a tensor for each picture.
 
-use ocelli_engine::image::{Pixels as TilePixels, PreparedImage, Tile};
+use ocelli_engine::image::{Assembly, Pixels as TilePixels, PreparedImage, Tile};
 use ocelli_engine::{Ctx, Error, Features, Phase, Result, Stage, Tensor};
+
+use ocelli_kernels::Weights;
+use ocelli_kernels::ops::{GatherRows, Pointwise, ScatterRows};
 
 use super::{Layout, Pixels, Vit};
 
@@ -16,6 +19,11 @@ pub trait Connect {
 
     /// `x: [tiles * (extra + rows * cols), d_vision]  ->  out: [tiles * rows(grid), d_text]`.
     fn connect(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()>;
+
+    /// The row `[1, d_text]` that ends a line of features, of models that have one.
+    fn newline(&self) -> Option<&Tensor> {
+        None
+    }
 
     /// The order in which the tower's layers take the patches of a tile, and their windows; `None`: row by row.
     fn layout(&self, grid: (usize, usize)) -> Option<Layout> {
@@ -40,6 +48,7 @@ pub fn encode(
             rows += connector.rows(tower.grid(tile.height, tile.width)?)?;
             tiles.push((number, tile));
         }
+        rows += usize::from(image.assembly.is_some());
         outs.push((cx.alloc_owned(&[rows, d], cx.dtype())?, 0));
     }
     let mut rest = &tiles[..];
@@ -65,7 +74,9 @@ pub fn encode(
                 let part = out.narrow(0, *filled, same.len() * connector.rows(grid)?)?;
                 let x = hidden.narrow(0, row, same.len() * per_tile)?;
                 cx.measure(Phase::Connector, |cx| connector.connect(cx, &x, grid, &part))?;
-                cx.stage(Stage::FEATURES, &part)?;
+                if images[same[0].0].assembly.is_none() {
+                    cx.stage(Stage::FEATURES, &part)?;
+                }
                 *filled += part.size(0);
                 row += x.size(0);
             }
@@ -74,7 +85,58 @@ pub fn encode(
         cx.timings.tiles += count;
         rest = after;
     }
-    Ok(outs.into_iter().map(|(out, _)| Features::of_rows(out)).collect())
+    let mut all = Vec::with_capacity(outs.len());
+    for ((out, filled), image) in outs.into_iter().zip(images) {
+        all.push(Features::of_rows(match &image.assembly {
+            None => out,
+            Some(assembly) => assemble(cx, connector, &out, filled, assembly)?,
+        }));
+    }
+    Ok(all)
+}
+
+/// The rows that `assembly` makes of the first `filled` ones of `rows`, which has room for one more; on memory of their own.
+fn assemble(
+    cx: &mut Ctx,
+    connector: &dyn Connect,
+    rows: &Tensor,
+    filled: usize,
+    assembly: &Assembly,
+) -> Result<Tensor> {
+    const PATH: &str = "features";
+    let (count, d) = (assembly.len(), rows.size(1));
+    let out = cx.alloc_owned(&[count, d], cx.dtype())?;
+    cx.scope(|cx| {
+        if let Some(newline) = connector.newline() {
+            let last = cx.upload(&[1], &[filled as i32])?;
+            let op = ScatterRows { src: cx.view(newline)?, rows: cx.view(&last)?, out: cx.view(rows)? };
+            cx.exec(PATH, &op)?;
+        }
+        for tap in 0..assembly.taps {
+            let part = tap * count..(tap + 1) * count;
+            let weights = assembly.weights.get(part.clone());
+            let ids = cx.upload(&[count], assembly.rows.get(part).unwrap_or_default())?;
+            let picked = match weights {
+                Some(_) => cx.alloc(&[count, d], cx.dtype())?,
+                None => out.clone(),
+            };
+            let table = Weights::dense(cx.view(rows)?, None)?;
+            let op = GatherRows { table, ids: cx.view(&ids)?, scale: 1.0, out: cx.view(&picked)? };
+            cx.exec(PATH, &op)?;
+            if let Some(weights) = weights {
+                let weights = cx.upload(&[count], weights)?;
+                let out = cx.view(&out)?;
+                let op = Pointwise {
+                    row: Some(cx.view(&weights)?),
+                    add: (tap > 0).then(|| out.clone()),
+                    ..Pointwise::new(cx.view(&picked)?, out)
+                };
+                cx.exec(PATH, &op)?;
+            }
+        }
+        cx.stage(Stage::FEATURES, &out)
+    })?;
+    Ok(out)
 }
 
 /// One buffer with the pixels of all tiles, which are of one size.

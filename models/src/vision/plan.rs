@@ -6,16 +6,21 @@ use ocelli_kernels::ops::{Activation, NormKind};
 use crate::fields::Fields;
 
 /// How patches know where they are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Places {
     /// A table with a row for each patch of a picture of `image_size`; other sizes are refused.
     Table,
     /// A table for pictures of `image_size`; patches of smaller ones take the row of the bucket that they fall into.
     Buckets,
-    /// A rotation of queries and keys, half of the pairs by the row and half by the column.
+    /// A rotation of queries and keys, half of the pairs by the row and half by the column, with the same frequencies.
     Rotation,
     /// A table for pictures of `image_size`, resized to the grid of each picture, bilinear and antialiased.
     Resized,
+    /// The same with one row of frequencies, of which rows take every other one and columns those between.
+    Turns {
+        /// Base of the frequencies.
+        theta: f32,
+    },
 }
 
 /// Names and kinds of the projections of an MLP.
@@ -29,7 +34,10 @@ pub enum Mlp {
         down: &'static str,
     },
     /// `down(act(gate x) * up x)`, by the usual names.
-    Gated,
+    Gated {
+        /// Name of the module.
+        module: &'static str,
+    },
 }
 
 /// Names of modules in the file.
@@ -105,6 +113,10 @@ pub struct VitPlan {
     pub norm_eps: f32,
     /// Whether query, key and value projections have biases.
     pub qkv_bias: bool,
+    /// Whether the output projection of attention has one.
+    pub out_bias: bool,
+    /// Whether those of the MLP have.
+    pub mlp_bias: bool,
     /// Whether queries and keys are normalized, all heads of a patch together.
     pub qk_norm: bool,
     /// Names of the factors of what attention and MLP add, if there are any.
@@ -119,6 +131,8 @@ pub struct VitPlan {
     pub used: usize,
     /// Whether the norm after the last layer is part of the result.
     pub normed: bool,
+    /// Whether it is part of what observers see, if not.
+    pub shown_normed: bool,
     /// Names in the file.
     pub names: Names,
 }
@@ -224,11 +238,56 @@ impl VitPlan {
             patch_bias: false,
             class_row: true,
             normed: false,
+            shown_normed: false,
             names,
             norm_eps: 1e-5,
             ..Self::siglip_base()
         };
         Self::common(vision, default, "quick_gelu")
+    }
+
+    /// `PixtralVisionConfig`.
+    pub fn pixtral(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["pixtral"])?;
+        vision.only("num_channels", 3)?;
+        let rope = vision.at("rope_parameters");
+        rope.only("rope_type", "axial")?;
+        let theta = rope.get("rope_theta")?.or(vision.get("rope_theta")?).unwrap_or(10_000.0);
+        let names = Names {
+            patch: "patch_conv",
+            layers: "transformer.layers",
+            norm1: "attention_norm",
+            norm2: "ffn_norm",
+            qkv: &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+            out: "attention.o_proj",
+            pre_norm: Some("ln_pre"),
+            post_norm: None,
+            ..CLIP_NAMES
+        };
+        let layers = vision.or("num_hidden_layers", 24)?;
+        let plan = Self {
+            d: vision.size("hidden_size", 1024)?,
+            mlp: vision.size("intermediate_size", 4096)?,
+            layers,
+            used: layers,
+            heads: vision.size("num_attention_heads", 16)?,
+            image: side(vision, "image_size", 1024)?,
+            patch: side(vision, "patch_size", 16)?,
+            patch_bias: false,
+            places: Places::Turns { theta },
+            norm: NormKind::Rms,
+            norm_eps: 1e-5,
+            qkv_bias: false,
+            out_bias: false,
+            mlp_bias: false,
+            act: activation(vision, "hidden_act", "gelu")?,
+            mlp_kind: Mlp::Gated { module: "feed_forward" },
+            normed: false,
+            names,
+            ..Self::siglip_base()
+        };
+        vision.only("head_dim", plan.d / plan.heads)?;
+        plan.check(vision)
     }
 
     /// `InternVLVisionConfig`.
@@ -305,6 +364,8 @@ impl VitPlan {
             norm: NormKind::Layer,
             norm_eps: 1e-6,
             qkv_bias: true,
+            out_bias: true,
+            mlp_bias: true,
             qk_norm: false,
             scales: None,
             act: Activation::GeluTanh,
@@ -312,6 +373,7 @@ impl VitPlan {
             full: None,
             used: 12,
             normed: true,
+            shown_normed: true,
             names: CLIP_NAMES,
         }
     }
@@ -350,7 +412,7 @@ impl VitPlan {
             places: Places::Rotation,
             norm: NormKind::Rms,
             act: activation(vision, "hidden_act", "silu")?,
-            mlp_kind: Mlp::Gated,
+            mlp_kind: Mlp::Gated { module: "mlp" },
             full: Some(vision.or("fullatt_block_indexes", vec![7, 15, 23, 31])?),
             normed: false,
             names,

@@ -90,10 +90,11 @@ impl Vit {
         let norm = |cx: &mut Ctx, scope: Scope<'_>| Norm::load(cx, &scope, d, plan.norm_eps, plan.norm);
         let patch = Self::patch_weights(cx, &scope.at(names.patch), &plan)?;
         let (mut positions, mut class_row, mut resized) = (None, None, None);
+        let turns = matches!(plan.places, Places::Rotation | Places::Turns { .. });
         if plan.places == Places::Resized {
             resized =
                 Some(ResizedTable::load(cx, &scope.at("embeddings.position_embedding"), plan.side(), d)?);
-        } else if plan.places != Places::Rotation {
+        } else if !turns {
             let (patches, extra) = (plan.side() * plan.side(), plan.extra_rows());
             let shape = [1, extra + patches, d];
             let shape = if names.batched { &shape[..] } else { &shape[1..] };
@@ -104,7 +105,7 @@ impl Vit {
             let table = cx.stream().place_view(&table)?;
             positions = Some(table.narrow(0, extra, patches)?);
         }
-        let rope = if plan.places == Places::Rotation { Some(Self::rotation(cx, &plan)?) } else { None };
+        let rope = if turns { Some(Self::rotation(cx, &plan)?) } else { None };
         let optional =
             |cx: &mut Ctx, name: Option<&str>| name.map(|name| norm(cx, scope.at(name))).transpose();
         let pre_norm = optional(cx, names.pre_norm)?;
@@ -174,12 +175,21 @@ impl Vit {
         Ok(tensor)
     }
 
-    /// Half of the pairs are turned by the row, half by the column, with the same frequencies.
+    /// Half of the pairs are turned by the row, half by the column.
     fn rotation(cx: &mut Ctx, plan: &VitPlan) -> Result<RopeTable> {
-        let pairs = plan.head_dim() / 4;
-        let freq = RopeConfig { theta: 10_000.0, ..RopeConfig::default() }.inv_freq(pairs);
-        let axes: Vec<i32> = (0..2 * pairs).map(|pair| (pair / pairs.max(1)) as i32).collect();
-        RopeTable::new(cx, &[freq.clone(), freq].concat(), &axes)
+        let pairs = plan.head_dim() / 2;
+        let axes: Vec<i32> = (0..pairs).map(|pair| i32::from(pair >= pairs.div_ceil(2))).collect();
+        let frequencies = |theta: f32, count| {
+            RopeConfig { theta: f64::from(theta), ..RopeConfig::default() }.inv_freq(count)
+        };
+        let all = match plan.places {
+            Places::Turns { theta } => {
+                let all = frequencies(theta, pairs);
+                all.iter().step_by(2).chain(all.iter().skip(1).step_by(2)).copied().collect()
+            }
+            _ => frequencies(10_000.0, pairs / 2).repeat(2),
+        };
+        RopeTable::new(cx, &all, &axes)
     }
 
     /// The plan.
@@ -270,7 +280,13 @@ impl Vit {
         if let Some(norm) = self.post_norm.as_ref().filter(|_| plan.normed) {
             norm.write_to(cx, &h, &h)?;
         }
-        cx.stage(Stage::TOWER, &h)?;
+        match self.post_norm.as_ref().filter(|_| cx.is_observed() && plan.shown_normed && !plan.normed) {
+            Some(norm) => {
+                let shown = norm.forward(cx, &h)?;
+                cx.stage(Stage::TOWER, &shown)?;
+            }
+            None => cx.stage(Stage::TOWER, &h)?,
+        }
         Ok(result.unwrap_or(h))
     }
 
@@ -289,7 +305,7 @@ impl Vit {
             Places::Buckets => {
                 Some(cx.upload(&[tiles * patches], &self.buckets(grid.0, grid.1).repeat(tiles))?)
             }
-            Places::Table | Places::Rotation | Places::Resized => None,
+            Places::Table | Places::Rotation | Places::Turns { .. } | Places::Resized => None,
         };
         cx.scope(|cx| {
             let resized = self.resized.as_ref().map(|table| table.of(cx, grid)).transpose()?;
@@ -426,19 +442,19 @@ impl Layer {
             qkv: Stacked::load(cx, &path, &qkv, d, plan.qkv_bias)?,
             qk: if plan.qk_norm { Some((qk(cx, "q_norm")?, qk(cx, "k_norm")?)) } else { None },
             scales: [scale(cx, 0)?, scale(cx, 1)?],
-            out: Linear::load(cx, &scope.at(names.out), d, d, true)?,
+            out: Linear::load(cx, &scope.at(names.out), d, d, plan.out_bias)?,
             norm2: norm(cx, names.norm2)?,
             mlp: match plan.mlp_kind {
                 Mlp::Plain { up, down } => LayerMlp::Plain(Box::new([
-                    Linear::load(cx, &scope.at(up), mlp, d, true)?,
-                    Linear::load(cx, &scope.at(down), d, mlp, true)?,
+                    Linear::load(cx, &scope.at(up), mlp, d, plan.mlp_bias)?,
+                    Linear::load(cx, &scope.at(down), d, mlp, plan.mlp_bias)?,
                 ])),
-                Mlp::Gated => {
-                    let ffn = scope.at("mlp");
+                Mlp::Gated { module } => {
+                    let ffn = scope.at(module);
                     let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
                     LayerMlp::Gated(Box::new((
-                        Stacked::load(cx, ffn.prefix(), &gate_up, d, true)?,
-                        Linear::load(cx, &ffn.at("down_proj"), d, mlp, true)?,
+                        Stacked::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias)?,
+                        Linear::load(cx, &ffn.at("down_proj"), d, mlp, plan.mlp_bias)?,
                     )))
                 }
             },

@@ -56,7 +56,13 @@ impl Fake {
 /// A picture with `patches` patches; number 99 cannot be encoded.
 pub fn picture(number: usize, patches: usize) -> Arc<PreparedImage> {
     let tile = Tile { height: 16, width: 16 * patches, pixels: Pixels::Rgb8(Vec::new()) };
-    Arc::new(PreparedImage { tiles: vec![tile], rows: 1, cols: number, normalize: Normalize::IDENTITY })
+    Arc::new(PreparedImage {
+        tiles: vec![tile],
+        rows: 1,
+        cols: number,
+        normalize: Normalize::IDENTITY,
+        assembly: None,
+    })
 }
 
 fn mix(a: u64, b: u64) -> u64 {
