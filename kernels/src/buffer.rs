@@ -589,6 +589,48 @@ impl Weights {
         Ok(first)
     }
 
+    /// Rows `first..first + n` as a matrix of their own. Errors if there are not as many, or packed zero points would begin or end
+    /// inside a word.
+    pub fn rows(&self, first: usize, n: usize) -> Result<Self, ShapeError> {
+        let end = first.saturating_add(n);
+        if end > self.n {
+            return Err(ShapeError::mismatch("weight rows", format!("at most {}", self.n), end));
+        }
+        let mut parts = SmallVec::new();
+        let mut start = 0;
+        for part in &self.parts {
+            let (from, to) = (first.max(start), end.min(start + part.rows));
+            if from < to {
+                parts.push(self.rows_of(part, from - start, to - from)?);
+            }
+            start += part.rows;
+        }
+        Ok(Self { format: self.format, n, k: self.k, parts })
+    }
+
+    fn rows_of(&self, part: &WeightPart, first: usize, rows: usize) -> Result<WeightPart, ShapeError> {
+        if rows == part.rows {
+            return Ok(part.clone());
+        }
+        let mut planes = SmallVec::new();
+        for (plane, shape) in part.planes.iter().zip(self.format.planes(part.rows, self.k)) {
+            // Only zero points are packed along rows.
+            let held = self.format.grouped().filter(|_| shape.name == "zeros");
+            let held = held.map_or(1, |grouped| 32 / grouped.code.bits());
+            if !first.is_multiple_of(held) || !(rows.is_multiple_of(held) || first + rows == part.rows) {
+                let wanted = format!("multiples of {held}");
+                return Err(ShapeError::mismatch(
+                    "weight rows with zero points",
+                    wanted,
+                    format!("{first} and {rows}"),
+                ));
+            }
+            planes.push(plane.narrow(0, first / held, rows.div_ceil(held))?);
+        }
+        let bias = part.bias.as_ref().map(|bias| bias.narrow(0, first, rows)).transpose()?;
+        Ok(WeightPart { rows, planes, bias })
+    }
+
     /// Storage format.
     #[must_use]
     pub const fn format(&self) -> Format {
@@ -636,6 +678,23 @@ impl Weights {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_stacked_parts() -> Result<(), Box<dyn std::error::Error>> {
+        let by = StreamId::fresh();
+        let part = |rows: usize| {
+            let view = View::dense(Storage::host(4 * rows * 3, by)?, &[rows, 3], DType::F32)?;
+            Ok::<_, Box<dyn std::error::Error>>(Weights::dense(view, None)?)
+        };
+        let all = Weights::stack([part(4)?, part(2)?, part(5)?])?;
+        let rows =
+            |first, n| all.rows(first, n).map(|w| w.parts().iter().map(|p| p.rows).collect::<Vec<_>>());
+        assert_eq!(rows(0, 4)?, [4]);
+        assert_eq!(rows(3, 5)?, [1, 2, 2]);
+        assert_eq!(rows(11, 0)?, [0usize; 0]);
+        assert!(rows(7, 5).is_err() && rows(usize::MAX, 2).is_err());
+        Ok(())
+    }
 
     #[test]
     fn parts_of_fused_rows_do_not_overlap() -> Result<(), Box<dyn std::error::Error>> {

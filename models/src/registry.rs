@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    cohere_vision, gemma3, internvl, lfm2_vl, llava, llava_next, paligemma, pixtral, qwen2_5_vl, smolvlm,
-    text_only,
+    cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, paddleocr_vl, paligemma, pixtral,
+    qwen_vl, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -32,13 +32,20 @@ pub const FAMILIES: &[Family] = &[
     smolvlm::FAMILY,
     llava::FAMILY,
     llava_next::FAMILY,
-    qwen2_5_vl::FAMILY,
+    qwen_vl::QWEN2,
+    qwen_vl::QWEN2_5,
+    qwen_vl::QWEN3,
+    qwen_vl::QWEN3_MOE,
     gemma3::FAMILY,
+    glm4v::GLM4V,
+    glm4v::GLM46V,
+    glm4v::GLM_OCR,
     internvl::FAMILY,
     pixtral::FAMILY,
     paligemma::FAMILY,
     cohere_vision::FAMILY,
     lfm2_vl::FAMILY,
+    paddleocr_vl::FAMILY,
     text_only::FAMILY,
 ];
 

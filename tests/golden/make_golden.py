@@ -2091,7 +2091,173 @@ def build_gemma3_text(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 21. Driver
+# 21. GLM-4.1V, GLM-4.6V-Flash, GLM-OCR
+# --------------------------------------------------------------------------------------------------
+
+GLM_TEMPLATE = """\
+[gMASK]<sop>
+{%- for message in messages %}
+    {%- if message.role == 'system' %}
+        {{- '<|system|>\\n' }}
+        {%- if message.content is string %}{{- message.content }}{% else %}{%- for part in message.content %}{{- part.text }}{% endfor %}{% endif %}
+    {%- elif message.role == 'user' %}
+        {{- '<|user|>\\n' }}
+        {%- if message.content is string %}
+            {{- message.content }}
+        {%- else %}
+            {%- for part in message.content %}
+                {%- if part.type == 'text' %}
+                    {{- part.text }}
+                {%- elif part.type == 'image' or 'image' in part %}
+                    {{- '<|begin_of_image|><|image|><|end_of_image|>' }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+        {%- if NOTHINK and enable_thinking is defined and not enable_thinking %}{{- '/nothink' }}{% endif %}
+    {%- elif message.role == 'assistant' %}
+        {{- '<|assistant|>\\n' }}
+        {%- if message.content is string %}{% set text = message.content %}{% else %}{% set text = message.content[0].text %}{% endif %}
+        {%- if NOTHINK %}{{- '<think></think>\\n' }}{% endif %}
+        {{- text.split('</think>')[-1].strip() }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|assistant|>\\n' }}
+    {%- if NOTHINK and enable_thinking is defined and not enable_thinking %}{{- '<think></think>\\n' }}{% endif %}
+{%- endif %}
+"""
+
+
+def glm_like(c, kind):
+    last = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|begin_of_image|>", "<|end_of_image|>",
+            "<|begin_of_video|>", "<|end_of_video|>", "<|image|>", "<|video|>", "<think>", "</think>")
+    base = bytelevel_tokenizer(LLAMA3_SPLIT, last=last)
+    tok = wrap(base, eos_token="<|endoftext|>", pad_token="<|endoftext|>", padding_side="left", image_token="<|image|>", video_token="<|video|>")
+    vocab = pad_vocab(tok)
+    image_id, video_id, start, end, vstart, vend = ids(tok, "<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>",
+                                                       "<|end_of_video|>")
+    patch = c.pick(8, 10)
+    ocr = kind == "ocr"
+    rope = {"rope_type": "default", "rope_theta": 10000.0 if ocr else 500000.0}
+    layers = c.pick(2, 3)
+    text = dict(vocab_size=vocab, rms_norm_eps=1e-5, pad_token_id=tok.pad_token_id, eos_token_id=tok.eos_token_id,
+                **text_dims(c, num_hidden_layers=layers, intermediate_size=c.pick(112, 72) - (16 if kind == "4.6" else 0)))
+    if ocr:  # heads * head_dim differs from the hidden size; the whole head turns
+        text.update(head_dim=c.pick(24, 20))
+        rope.update(partial_rotary_factor=1.0, mrope_section=c.pick([2, 5, 5], [4, 3, 3]))
+    else:  # the first half of each head turns
+        rope.update(partial_rotary_factor=0.5, mrope_section=c.pick([2, 1, 1], [1, 2, 1]))
+    text["rope_parameters"] = rope
+    vision = dict(depth=c.pick(3, 1) if kind == "4.6" else 2, hidden_size=c.pick(48, 40), num_heads=c.pick(3, 2), intermediate_size=c.pick(72, 56), out_hidden_size=c.t_hidden,
+                  image_size=patch * c.pick(6, 5), patch_size=patch, attention_bias=ocr)
+    name = {"4.1": "Glm4v", "4.6": "Glm46V", "ocr": "GlmOcr"}[kind]
+    if kind == "4.6":
+        text["model_type"], vision["model_type"] = "glm4v_text", "glm4v_vision"
+    cfg = getattr(transformers, name + "Config")(
+        text_config=text, vision_config=vision, image_token_id=image_id, video_token_id=video_id, image_start_token_id=start,
+        image_end_token_id=end, video_start_token_id=vstart, video_end_token_id=vend, tie_word_embeddings=False)
+    model = make(getattr(transformers, name + "ForConditionalGeneration"), cfg)
+    generation(model, tok)
+    model.generation_config.eos_token_id = ids(tok, "<|endoftext|>", "<|user|>")
+    part = "Glm4v" if kind == "4.1" else "Glm46V"
+    # The two limits count both copies of a still picture.
+    ip_kw = dict(patch_size=patch, merge_size=2, temporal_patch_size=2, size={"shortest_edge": c.pick(2048, 3200), "longest_edge": c.pick(14336, 16000)})
+    proc = getattr(transformers, part + "Processor")(
+        getattr(transformers, part + "ImageProcessor")(**ip_kw), tok, getattr(transformers, part + "VideoProcessor")(**ip_kw),
+        chat_template=GLM_TEMPLATE.replace("NOTHINK", "true" if kind == "4.6" else "false"))
+    c.sizes_for(c.pick(64, 40), c.pick(131, 103))
+    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.visual"}, features="model",
+                layers="model.language_model.layers", positions="model.language_model", vocab=vocab, never=[image_id, video_id, start, vstart])
+
+
+@arch("glm4v")
+def build_glm4v(c):
+    return glm_like(c, "4.1")
+
+
+@arch("glm46v")
+def build_glm46v(c):
+    return glm_like(c, "4.6")
+
+
+@arch("glm_ocr")
+def build_glm_ocr(c):
+    return glm_like(c, "ocr")
+
+
+# --------------------------------------------------------------------------------------------------
+# 22. PaddleOCR-VL
+# --------------------------------------------------------------------------------------------------
+
+PADDLE_TEMPLATE = """\
+{%- if not add_generation_prompt is defined -%}
+    {%- set add_generation_prompt = true -%}
+{%- endif -%}
+{%- if not cls_token is defined -%}
+    {%- set cls_token = "<|begin_of_sentence|>" -%}
+{%- endif -%}
+{%- set picture = "<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>" -%}
+{{- cls_token -}}
+{%- for message in messages -%}
+    {%- if message["role"] == "user" -%}
+        {{- "User: " -}}
+        {%- for content in message["content"] -%}
+            {%- if content["type"] == "image" -%}{{- picture -}}{%- endif -%}
+        {%- endfor -%}
+        {%- for content in message["content"] -%}
+            {%- if content["type"] == "text" -%}{{- content["text"] -}}{%- endif -%}
+        {%- endfor -%}
+        {{- "\\n" -}}
+    {%- elif message["role"] == "assistant" -%}
+        {{- "Assistant:\\n" -}}
+        {%- for content in message["content"] -%}
+            {%- if content["type"] == "text" -%}{{- content["text"] -}}{%- endif -%}
+        {%- endfor -%}
+        {{- eos_token -}}
+    {%- elif message["role"] == "system" -%}
+        {%- for content in message["content"] -%}
+            {%- if content["type"] == "text" -%}{{- content["text"] + "\\n" -}}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- "Assistant:\\n" -}}
+{%- endif -%}
+"""
+
+
+@arch("paddleocr_vl")
+def build_paddleocr_vl(c):
+    last = ("<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|IMAGE_PLACEHOLDER|>", "<|video_pad|>")
+    base = metaspace_bpe(("<unk>", "<s>", "</s>"), last, "llama")
+    tok = wrap(base, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>", cls_token="<|begin_of_sentence|>",
+               image_token="<|IMAGE_PLACEHOLDER|>", padding_side="left")
+    vocab = pad_vocab(tok)
+    image_id, video_id, start_id, end_id = ids(tok, "<|IMAGE_PLACEHOLDER|>", "<|video_pad|>", "<|IMAGE_START|>", "<|IMAGE_END|>")
+    patch = c.pick(8, 6)
+    tied = c.is_second
+    text = dict(vocab_size=vocab, rms_norm_eps=1e-5, head_dim=c.pick(24, 20), use_bias=c.is_second, tie_word_embeddings=tied, pad_token_id=0,
+                bos_token_id=1, eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 500000.0,
+                                                                 "mrope_section": c.pick([4, 4, 4], [2, 4, 4])},
+                **text_dims(c, num_hidden_layers=c.pick(3, 2)))
+    vision = dict(hidden_size=c.pick(48, 40), intermediate_size=c.pick(80, 56), num_hidden_layers=c.pick(3, 2), num_attention_heads=c.pick(3, 2),
+                  image_size=patch * c.pick(6, 5), patch_size=patch, spatial_merge_size=2)
+    cfg = transformers.PaddleOCRVLConfig(
+        text_config=text, vision_config=vision, image_token_id=image_id, video_token_id=video_id, vision_start_token_id=start_id,
+        vision_end_token_id=end_id, tie_word_embeddings=tied)
+    model = make(transformers.PaddleOCRVLForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.PaddleOCRVLImageProcessor(patch_size=patch, merge_size=2, temporal_patch_size=1,
+                                                size={"shortest_edge": c.pick(1024, 1152), "longest_edge": c.pick(10240, 4320)})
+    proc = transformers.PaddleOCRVLProcessor(ip, tok, chat_template=PADDLE_TEMPLATE)
+    c.sizes_for(c.pick(64, 48), c.pick(131, 127))
+    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.visual"}, features="model",
+                layers="model.language_model.layers", positions="model.language_model", vocab=vocab, embed_std=0.3 if tied else 1.0,
+                scales={"down_proj": 1.6, "o_proj": 0.7} if tied else {}, never=[image_id, video_id, start_id])
+
+
+# --------------------------------------------------------------------------------------------------
+# 23. Driver
 # --------------------------------------------------------------------------------------------------
 
 

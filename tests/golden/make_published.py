@@ -184,6 +184,148 @@ def qwen2_5_vl():
     }
 
 
+def qwen2_vl():
+    new = read("qwen2_vl", "config.json")
+    text, vision = new["text_config"], new["vision_config"]
+    image = read("qwen2_vl", "processor_config.json")["image_processor"]
+    config = {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        **pick(text, "bos_token_id", "eos_token_id"),
+        **pick(new, "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id"),
+        "vision_token_id": new["vision_end_token_id"] + 1,
+        "hidden_act": "silu",
+        **pick(text, "hidden_size", "intermediate_size", "max_position_embeddings"),
+        "initializer_range": 0.02,
+        "max_window_layers": text["num_hidden_layers"],
+        "model_type": "qwen2_vl",
+        **pick(text, "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "vocab_size"),
+        "rope_theta": text["rope_parameters"]["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": text["rope_parameters"]["mrope_section"]},
+        "sliding_window": 32768,
+        "tie_word_embeddings": new["tie_word_embeddings"],
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.41.2",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": {
+            **pick(vision, "depth", "embed_dim", "mlp_ratio", "num_heads", "hidden_size", "patch_size", "spatial_merge_size",
+                   "temporal_patch_size", in_channels="in_chans", patch_size="spatial_patch_size"),
+        },
+    }
+    area = {"min_pixels": image["size"]["shortest_edge"], "max_pixels": image["size"]["longest_edge"]}
+    preprocessor = {
+        **area, "size": area, **pick(image, "patch_size", "temporal_patch_size", "merge_size"),
+        "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3, "rescale_factor": RESCALE,
+        "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor",
+    }
+    tokenizer = tokenizer_config(
+        "qwen2_vl", add_prefix_space=False, bos_token=None, unk_token=None, errors="replace", split_special_tokens=False,
+        tokenizer_class="Qwen2Tokenizer")
+    return {
+        "source": ["Qwen/Qwen2-VL-2B-Instruct", "MBZUAI/AIN"],
+        "files": {
+            "config.json": config, "preprocessor_config.json": preprocessor, "tokenizer_config.json": tokenizer,
+            "chat_template.json": template("qwen2_vl"),
+            "generation_config.json": generation_config("qwen2_vl", "4.41.2"),
+        },
+        "layouts": {
+            "hub": [],
+            "model": [["visual.", "model.visual."], ["model.", "model.language_model."]],
+        },
+    }
+
+
+def qwen3_vl():
+    new = read("qwen3_vl", "config.json")
+    text, vision = new["text_config"], new["vision_config"]
+    image = read("qwen3_vl", "processor_config.json")["image_processor"]
+    rope = text["rope_parameters"]
+    config = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": new["image_token_id"],
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "attention_bias": False, "attention_dropout": 0.0, "dtype": "bfloat16",
+            **pick(text, "bos_token_id", "eos_token_id", "head_dim", "hidden_act", "hidden_size", "initializer_range",
+                   "intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads", "num_hidden_layers",
+                   "num_key_value_heads", "rms_norm_eps", "use_cache", "vocab_size"),
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": rope["mrope_section"], "rope_type": "default"},
+            "rope_theta": rope["rope_theta"],
+        },
+        "tie_word_embeddings": False,
+        "transformers_version": "4.57.0.dev0",
+        **pick(new, "video_token_id", "vision_end_token_id", "vision_start_token_id"),
+        "vision_config": {
+            **pick(vision, "deepstack_visual_indexes", "depth", "hidden_act", "hidden_size", "in_channels", "initializer_range",
+                   "intermediate_size", "num_heads", "num_position_embeddings", "out_hidden_size", "patch_size",
+                   "spatial_merge_size", "temporal_patch_size"),
+            "model_type": "qwen3_vl",
+        },
+    }
+    preprocessor = {
+        **pick(image, "size", "patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std"),
+        "processor_class": "Qwen3VLProcessor", "image_processor_type": "Qwen2VLImageProcessorFast",
+    }
+    tokenizer = tokenizer_config(
+        "qwen3_vl", add_prefix_space=False, add_bos_token=False, bos_token=None, unk_token=None, errors="replace",
+        split_special_tokens=False, tokenizer_class="Qwen2Tokenizer")
+    return {
+        "source": ["Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"],
+        "files": {
+            "config.json": config, "preprocessor_config.json": preprocessor, "tokenizer_config.json": tokenizer,
+            "chat_template.json": template("qwen3_vl"),
+            "generation_config.json": generation_config("qwen3_vl", "4.57.0.dev0"),
+        },
+        "layouts": {"hub": []},
+    }
+
+
+def glm4v():
+    new = read("glm4v", "config.json")
+    text, vision = new["text_config"], new["vision_config"]
+    image = read("glm4v", "processor_config.json")["image_processor"]
+    rope = text["rope_parameters"]
+    config = {
+        "architectures": ["Glm4vForConditionalGeneration"],
+        "model_type": "glm4v",
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        **pick(text, "pad_token_id", "eos_token_id", "hidden_act", "hidden_size", "initializer_range", "intermediate_size",
+               "max_position_embeddings", "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps",
+               "use_cache", "vocab_size"),
+        **pick(new, "image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id", "image_token_id",
+               "video_token_id", "tie_word_embeddings"),
+        "rope_theta": rope["rope_theta"],
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.53.0dev",
+        "partial_rotary_factor": rope["partial_rotary_factor"],
+        "vision_config": {
+            **pick(vision, "hidden_size", "depth", "num_heads", "attention_bias", "intermediate_size", "hidden_act",
+                   "initializer_range", "image_size", "patch_size", "out_hidden_size", "rms_norm_eps", "spatial_merge_size",
+                   "temporal_patch_size"),
+            "hidden_dropout_prob": 0.0,
+        },
+        "rope_scaling": {"type": "default", "mrope_section": rope["mrope_section"]},
+    }
+    preprocessor = {
+        **pick(image, "size", "patch_size", "temporal_patch_size", "merge_size"),
+        "do_rescale": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+        "image_processor_type": "Glm4vImageProcessor", "processor_class": "Glm4vProcessor",
+    }
+    return {
+        "source": ["zai-org/GLM-4.1V-9B-Thinking"],
+        "files": {
+            "config.json": config, "preprocessor_config.json": preprocessor,
+            "tokenizer_config.json": tokenizer_config("glm4v", tokenizer_class="PreTrainedTokenizerFast"),
+            "chat_template.json": template("glm4v"),
+            "generation_config.json": generation_config("glm4v", "4.53.0dev"),
+        },
+        "layouts": {"hub": [["model.visual.", "visual."], ["model.language_model.", "model."]]},
+    }
+
+
 def gemma3():
     new = read("gemma3", "config.json")
     text, vision = new["text_config"], new["vision_config"]
@@ -382,7 +524,8 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--check", action="store_true", help="open everything with transformers and compare")
     args = ap.parse_args()
-    families = {"llava": llava(), "qwen2_5_vl": qwen2_5_vl(), "gemma3": gemma3(), "smolvlm": smolvlm()}
+    families = {"llava": llava(), "qwen2_vl": qwen2_vl(), "qwen2_5_vl": qwen2_5_vl(), "qwen3_vl": qwen3_vl(), "glm4v": glm4v(),
+                "gemma3": gemma3(), "smolvlm": smolvlm()}
     (HERE / "published.json").write_text(json.dumps(families, indent=1, ensure_ascii=False) + "\n")
     if args.check and not all([check(name, entry) for name, entry in families.items()]):
         sys.exit("error: transformers computes something else from the published spelling")

@@ -1,5 +1,7 @@
 //! What stands between towers and decoders.
 
+mod downsample;
+mod joined;
 mod merger;
 mod pooled;
 mod projector;
@@ -7,7 +9,9 @@ mod shuffle;
 mod single;
 mod unfold;
 
-pub use merger::Merger;
+pub use downsample::Downsample;
+pub use joined::Joined;
+pub use merger::{Merger, MergerPlan};
 pub use pooled::Pooled;
 pub use projector::{Projector, ProjectorPlan};
 pub use shuffle::PixelShuffle;

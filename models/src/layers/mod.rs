@@ -1,13 +1,17 @@
 //! The layers that families are made of: weights with the module path they came from, and one call to run each.
 
 mod embedding;
+mod experts;
 mod linear;
+mod mlp;
 mod norm;
 mod rope;
 mod scale;
 
 pub use embedding::Embedding;
+pub use experts::{Experts, ExpertsPlan, SharedPlan};
 pub use linear::{Linear, Stacked};
+pub use mlp::Mlp;
 pub use norm::Norm;
 pub use rope::{RopeConfig, RopeKind, RopeTable};
 pub use scale::LayerScale;

@@ -37,6 +37,10 @@ pub struct RopeConfig {
     pub kind: RopeKind,
     /// Pairs that each axis of positions turns, one axis after the other; empty: axis 0 turns all.
     pub sections: Vec<usize>,
+    /// Whether the axes take turns, pair by pair, for as many rounds as they have pairs; what is left over is axis 0's.
+    pub interleaved: bool,
+    /// Part of a head that is turned, from its first elements on; `None`: all of it.
+    pub part: Option<f64>,
 }
 
 impl RopeConfig {
@@ -77,9 +81,13 @@ impl RopeConfig {
                 return Err(fields.bad("rope_type", what));
             }
         };
-        fields.unset("mrope_interleaved")?;
-        fields.only("partial_rotary_factor", 1.0)?;
-        Ok(Self { theta, kind, sections: fields.or("mrope_section", Vec::new())? })
+        let part: Option<f64> = fields.get("partial_rotary_factor")?;
+        if let Some(part) = part.filter(|part| !(*part > 0.0 && *part <= 1.0)) {
+            let what = format!("expected more than 0, at most 1, found {part}");
+            return Err(fields.bad("partial_rotary_factor", what));
+        }
+        let interleaved = fields.or("mrope_interleaved", false)?;
+        Ok(Self { theta, kind, sections: fields.or("mrope_section", Vec::new())?, interleaved, part })
     }
 
     /// Inverse frequencies of each of `pairs` pairs of a head, in f32 as transformers computes them.
@@ -107,15 +115,25 @@ impl RopeConfig {
         }
     }
 
+    /// The axis of positions that turns each pair; empty: axis 0 turns all.
+    fn pair_axes(&self) -> Vec<i32> {
+        if self.interleaved {
+            let count = self.sections.iter().fold(0, |sum: usize, &pairs| sum.saturating_add(pairs));
+            let axes = self.sections.len().max(1);
+            let turn = |pair: usize| match self.sections.get(pair % axes) {
+                Some(pairs) if pair / axes < *pairs => pair % axes,
+                _ => 0,
+            };
+            return (0..count).map(|pair| turn(pair) as i32).collect();
+        }
+        let sections = self.sections.iter().enumerate();
+        sections.flat_map(|(axis, &n)| std::iter::repeat_n(axis as i32, n)).collect()
+    }
+
     /// The frequencies on the device for heads of `head_dim`; `path` names the configuration in errors.
     pub fn table(&self, cx: &mut Ctx, path: &str, head_dim: usize) -> Result<RopeTable> {
-        let pairs = head_dim / 2;
-        let axes: Vec<i32> = self
-            .sections
-            .iter()
-            .enumerate()
-            .flat_map(|(axis, &n)| std::iter::repeat_n(axis as i32, n))
-            .collect();
+        let pairs = (head_dim as f64 * self.part.unwrap_or(1.0)) as usize / 2;
+        let axes = self.pair_axes();
         if !axes.is_empty() && (axes.len() != pairs || self.sections.len() != 3) {
             let reason =
                 format!("mrope_section: expected 3 numbers of sum {pairs}, found {:?}", self.sections);
@@ -177,10 +195,20 @@ mod tests {
     }
 
     #[test]
+    fn axes_one_after_the_other_or_in_turns() {
+        let axes = |interleaved: bool| {
+            let rope = RopeConfig { sections: vec![4, 2, 1], interleaved, ..RopeConfig::default() };
+            rope.pair_axes()
+        };
+        assert_eq!(axes(false), [0, 0, 0, 0, 1, 1, 2]);
+        assert_eq!(axes(true), [0, 1, 2, 0, 1, 0, 0]);
+    }
+
+    #[test]
     fn spellings_of_the_kind() {
         let linear =
             |field: serde_json::Value| read(json!({"rope_scaling": field, "rope_theta": 5.0})).unwrap();
-        let wanted = RopeConfig { theta: 5.0, kind: RopeKind::Linear(2.0), sections: vec![] };
+        let wanted = RopeConfig { theta: 5.0, kind: RopeKind::Linear(2.0), ..RopeConfig::default() };
         assert_eq!(linear(json!({"type": "linear", "factor": 2.0})), wanted);
         assert_eq!(linear(json!({"rope_type": "linear", "factor": 2})), wanted);
         assert_eq!(linear(json!({"type": "linear", "rope_type": "linear", "factor": 2.0})), wanted);

@@ -106,7 +106,7 @@ impl ImageFields {
             "False" => Value::Bool(false),
             text => serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())),
         };
-        let (outer, inner) = key.split_once('.').map_or((key, None), |(outer, inner)| (outer, Some(inner)));
+        let outer = key.split_once('.').map_or(key, |(outer, _)| outer);
         if !self.keys().any(|known| known == outer) {
             let mut known: Vec<&str> = self.keys().collect();
             known.sort_unstable();
@@ -116,6 +116,12 @@ impl ImageFields {
             )));
         }
         self.file = String::from("--processor");
+        self.put(key, value);
+        Ok(())
+    }
+
+    fn put(&mut self, key: &str, value: Value) {
+        let (outer, inner) = key.split_once('.').map_or((key, None), |(outer, inner)| (outer, Some(inner)));
         match inner {
             None => drop(self.values.insert(outer.to_owned(), value)),
             Some(inner) => {
@@ -138,7 +144,13 @@ impl ImageFields {
                 }
             }
         }
-        Ok(())
+    }
+
+    /// Moves a field that is there and not null to another name, or a part of one, in place of what was there.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        if let Some(value) = self.values.remove(from).filter(|value| !value.is_null()) {
+            self.put(to, value);
+        }
     }
 
     /// An error about a field.

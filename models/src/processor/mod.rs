@@ -1,6 +1,8 @@
 //! What image processors have in common: their fields, resizing and normalization, places of pictures in prompts.
 
 mod anyres;
+mod area;
+mod axes;
 mod canvas;
 mod fields;
 mod prompt;
@@ -8,6 +10,8 @@ mod square;
 mod tiles;
 
 pub use anyres::{ANYRES_KEYS, AnyresPlan, AnyresProcessor};
+pub use area::{AreaDefaults, AreaProcessor, AreaRule};
+pub use axes::place_grids;
 pub use canvas::{
     CANVAS_KEYS, CanvasPlan, CanvasProcessor, ChooseGrid, grids, least_enlarged, nearest_aspect,
 };

@@ -11,7 +11,7 @@ use ocelli_kernels::{DType, Weights};
 
 use super::short_conv::GatedConv;
 use super::{LayerPlan, Mix, Norms, TextPlan};
-use crate::layers::{Embedding, Linear, Norm, RopeTable, Stacked};
+use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked};
 
 /// What mixes the tokens of a layer, between the norm before it and the output projection.
 enum Mixer {
@@ -53,8 +53,7 @@ struct Layer {
     after_attention: Option<Norm>,
     /// None where the norm before attention serves the MLP too.
     norm2: Option<Norm>,
-    gate_up: Stacked,
-    down: Linear,
+    mlp: Mlp,
     after_mlp: Option<Norm>,
 }
 
@@ -156,11 +155,11 @@ impl Decoder {
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.norm1);
             cx.scope(|cx| self.layer(cx, layer, &h, normed.as_ref(), next, batch, kv))?;
+            cx.stage(Stage::text_layer(i), &h)?;
             let added = self.add_deep(cx, i, &h, batch)?;
             if let Some(normed) = normed.as_ref().filter(|_| added) {
                 next.write_to(cx, &h, normed)?;
             }
-            cx.stage(Stage::text_layer(i), &h)?;
         }
         if batch.rows_wanted == 0 {
             return Ok(());
@@ -232,21 +231,18 @@ impl Decoder {
             None => layer.mixer.input().forward(cx, &layer.norm1, h)?,
         };
         let mixed = self.mix(cx, layer, &input, batch, kv)?;
-        let act = self.plan.act;
         match (normed, &layer.after_attention, &layer.after_mlp) {
             (Some(normed), Some(after_attention), Some(after_mlp)) => {
                 let out = layer.out.forward(cx, &mixed)?;
                 after_attention.write_to(cx, &out, &out)?;
                 norm2.add_to(cx, h, &out, normed)?;
-                let up = layer.gate_up.forward_gated_plain(cx, normed, act)?;
-                let out = layer.down.forward(cx, &up)?;
+                let out = layer.mlp.forward(cx, normed, batch.repeats())?;
                 after_mlp.write_to(cx, &out, &out)?;
                 next.add_to(cx, h, &out, normed)
             }
             _ => {
                 layer.out.add_to(cx, &mixed, h)?;
-                let up = layer.gate_up.forward_gated(cx, norm2, h, act)?;
-                layer.down.add_to(cx, &up, h)
+                layer.mlp.add_normalized(cx, norm2, h, batch.repeats())
             }
         }
     }
@@ -264,8 +260,7 @@ impl Decoder {
         let input = layer.mixer.input().forward_plain(cx, &x)?;
         let mixed = self.mix(cx, layer, &input, batch, kv)?;
         layer.out.add_to(cx, &mixed, h)?;
-        let up = layer.gate_up.forward_gated_plain(cx, &x, self.plan.act)?;
-        layer.down.add_to(cx, &up, h)
+        layer.mlp.add_to(cx, &x, h, batch.repeats())
     }
 
     /// What the tokens of a layer make of each other, from the projections of its input.
@@ -386,19 +381,17 @@ impl Heads {
 impl Layer {
     fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, of_layer: LayerPlan) -> Result<Self> {
         let (names, ffn) = (plan.names, scope.at(plan.names.mlp));
-        let (d, mlp) = (plan.d, plan.mlp);
+        let d = plan.d;
         let norm = |cx: &mut Ctx, scope: Scope<'_>| {
             Norm::unshifted(cx, &scope, d, plan.norm, (plan.norm_eps, plan.norm_offset))
         };
-        let [gate, up, down] = names.projections;
-        let gate_up = [(ffn.at(gate), mlp), (ffn.at(up), mlp)];
         let (before_mlp, after_attention, after_mlp) = match plan.norms {
             Norms::Before => (names.norm2, None, None),
             Norms::Shared => ("", None, None),
             Norms::Around => (
-                "pre_feedforward_layernorm",
-                Some(norm(cx, scope.at("post_attention_layernorm"))?),
-                Some(norm(cx, scope.at("post_feedforward_layernorm"))?),
+                names.around[1],
+                Some(norm(cx, scope.at(names.around[0]))?),
+                Some(norm(cx, scope.at(names.around[2]))?),
             ),
         };
         let (mixing, width, bias) = match (of_layer.mix, plan.conv) {
@@ -414,8 +407,10 @@ impl Layer {
             out: Linear::load(cx, &mixing.at(out), d, width, bias)?,
             after_attention,
             norm2: if before_mlp.is_empty() { None } else { Some(norm(cx, scope.at(before_mlp))?) },
-            gate_up: Stacked::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias)?,
-            down: Linear::load(cx, &ffn.at(down), d, mlp, plan.mlp_bias)?,
+            mlp: match plan.experts.as_ref().filter(|_| of_layer.experts) {
+                Some(experts) => Mlp::experts(cx, &ffn, experts)?,
+                None => Mlp::gated(cx, &ffn, names.projections, (d, plan.mlp), plan.act, plan.mlp_bias)?,
+            },
             after_mlp,
         })
     }

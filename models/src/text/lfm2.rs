@@ -3,7 +3,7 @@
 use ocelli_engine::Result;
 use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
 
-use super::plan::{ConvPlan, FULL, LayerPlan, Mix, Names, Sizes, TextPlan};
+use super::plan::{ConvPlan, FULL, LLAMA_NAMES, LayerPlan, Mix, Names, Sizes, TextPlan};
 use crate::fields::Fields;
 use crate::layers::RopeConfig;
 
@@ -17,6 +17,7 @@ const NAMES: Names = Names {
     projections: ["w1", "w3", "w2"],
     qk_norms: ["q_layernorm", "k_layernorm"],
     out: "out_proj",
+    ..LLAMA_NAMES
 };
 
 impl TextPlan {
@@ -79,7 +80,7 @@ impl TextPlan {
                     return Err(text.bad("layer_types", what));
                 }
             };
-            *layer = LayerPlan { mix, rope: 0, kv: (group, layers[of]) };
+            *layer = LayerPlan { mix, kv: (group, layers[of]), ..*layer };
             layers[of] += 1;
         }
         let (heads, head_dim) = (plan.heads_kv, plan.head_dim);

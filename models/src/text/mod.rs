@@ -1,8 +1,10 @@
 //! Text decoders: one, driven by plans.
 
 mod decoder;
+mod glm;
 mod lfm2;
 mod plan;
+mod qwen3;
 mod read;
 mod short_conv;
 

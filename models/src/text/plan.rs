@@ -6,7 +6,7 @@ use ocelli_kernels::ops::{Activation, NormKind, RopeStyle};
 
 use super::read::layer_kinds;
 use crate::fields::Fields;
-use crate::layers::RopeConfig;
+use crate::layers::{ExpertsPlan, RopeConfig};
 
 /// Where the norms of a layer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub struct LayerPlan {
     pub rope: usize,
     /// Group of the KV cache, and the layer's number in it; of a convolution those of its state.
     pub kv: (usize, usize),
+    /// Whether its MLP is that of [`TextPlan::experts`].
+    pub experts: bool,
 }
 
 /// Short convolutions of a decoder.
@@ -57,6 +59,8 @@ pub struct Names {
     pub norm1: &'static str,
     /// Norm before the MLP, where norms are [`Norms::Before`].
     pub norm2: &'static str,
+    /// Norms after attention, before the MLP and after it, where norms are [`Norms::Around`].
+    pub around: [&'static str; 3],
     /// The MLP.
     pub mlp: &'static str,
     /// Its gate, up and down projections.
@@ -72,6 +76,7 @@ pub const LLAMA_NAMES: Names = Names {
     norm: "norm",
     norm1: "input_layernorm",
     norm2: "post_attention_layernorm",
+    around: ["post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"],
     mlp: "mlp",
     projections: ["gate_proj", "up_proj", "down_proj"],
     qk_norms: ["q_norm", "k_norm"],
@@ -127,6 +132,8 @@ pub struct TextPlan {
     pub embed_scale: f32,
     /// Whether the head is the embedding where the file has none; if it need not, an absent head is an error.
     pub tied: bool,
+    /// Experts of the layers that have them.
+    pub experts: Option<ExpertsPlan>,
     /// Rotations.
     pub ropes: Vec<RopeConfig>,
     /// Short convolutions, where layers have them.
@@ -142,15 +149,21 @@ pub struct TextPlan {
 /// Values of `text_config.model_type` that [`TextPlan::read`] knows.
 pub const TEXT_TYPES: &[&str] = &[
     "llama",
+    "qwen2_vl_text",
     "qwen2_5_vl_text",
     "qwen2",
     "qwen3",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
     "mistral",
     "gemma",
     "gemma2",
     "gemma3_text",
     "cohere2",
+    "glm4v_text",
+    "glm_ocr_text",
     "lfm2",
+    "paddleocr_vl_text",
 ];
 
 impl TextPlan {
@@ -162,10 +175,15 @@ impl TextPlan {
             "gemma" => Self::gemma(text, tied),
             "gemma2" => Self::gemma2(text, tied),
             "gemma3_text" => Self::gemma3(text, tied),
+            "glm4v_text" | "glm4v" => Self::glm4v(text, tied),
+            "glm_ocr_text" | "glm_ocr" => Self::glm_ocr(text, tied),
             "lfm2" => Self::lfm2(text, tied),
             "mistral" => Self::mistral(text, tied),
             "qwen2" | "qwen3" => Self::qwen(text, tied),
-            "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),
+            "qwen2_vl_text" | "qwen2_vl" | "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),
+            "qwen3_vl_text" => Self::qwen3_vl(text, tied),
+            "qwen3_vl_moe_text" => Self::qwen3_vl_moe(text, tied),
+            "paddleocr_vl_text" | "paddleocr_vl" => Self::paddle_ocr(text, tied),
             _ => Self::llama(text, tied),
         }
     }
@@ -219,11 +237,12 @@ impl TextPlan {
             logit_softcap: 0.0,
             embed_scale: 1.0,
             tied: tied.or(own).unwrap_or(sizes.tied),
+            experts: None,
             ropes: Vec::new(),
             conv: None,
             names: LLAMA_NAMES,
             layers: (0..count)
-                .map(|layer| LayerPlan { mix: Mix::Attention, rope: 0, kv: (0, layer) })
+                .map(|layer| LayerPlan { mix: Mix::Attention, rope: 0, kv: (0, layer), experts: false })
                 .collect(),
             kv: KvLayout(vec![group]),
         })
@@ -254,7 +273,7 @@ impl TextPlan {
         Ok(plan)
     }
 
-    /// The text part of `Qwen2_5_VLConfig`, whose rotation has three axes.
+    /// The text parts of `Qwen2VLConfig` and `Qwen2_5_VLConfig`, whose rotation has three axes.
     fn qwen2(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
         let sizes = Sizes {
             vocab: 152_064,
@@ -330,7 +349,7 @@ pub(super) const FULL: &str = "full_attention";
 pub(super) const SLIDING: &str = "sliding_attention";
 
 /// Errors where `layer_types` names other layers than ones that see everything.
-fn full_layers_only(text: &Fields<'_>) -> Result<()> {
+pub(super) fn full_layers_only(text: &Fields<'_>) -> Result<()> {
     let kinds: Vec<String> = text.or("layer_types", Vec::new())?;
     match kinds.iter().find(|kind| *kind != FULL) {
         Some(kind) => Err(text.bad("layer_types", format!("expected {FULL}, found {kind}"))),

@@ -30,6 +30,31 @@ pub trait Connect {
         let _ = grid;
         None
     }
+
+    /// Layers of the tower, ascending, whose results give features for the first layers of the decoder.
+    fn deep(&self) -> &[usize] {
+        &[]
+    }
+
+    /// As [`connect`](Self::connect), from the result of the deep layer `number` in that list.
+    fn connect_deep(
+        &self,
+        cx: &mut Ctx,
+        number: usize,
+        x: &Tensor,
+        grid: (usize, usize),
+        out: &Tensor,
+    ) -> Result<()> {
+        let _ = number;
+        self.connect(cx, x, grid, out)
+    }
+}
+
+/// Features of a picture, and the rows that are there.
+struct Filled {
+    rows: Tensor,
+    deep: Vec<Tensor>,
+    filled: usize,
 }
 
 /// Features of each picture, `[image_tokens, d]` with `d` features a token, on memory of their own.
@@ -49,7 +74,9 @@ pub fn encode(
             tiles.push((number, tile));
         }
         rows += usize::from(image.assembly.is_some());
-        outs.push((cx.alloc_owned(&[rows, d], cx.dtype())?, 0));
+        let deep = connector.deep().iter().map(|_| cx.alloc_owned(&[rows, d], cx.dtype()));
+        let deep = deep.collect::<Result<_>>()?;
+        outs.push(Filled { rows: cx.alloc_owned(&[rows, d], cx.dtype())?, deep, filled: 0 });
     }
     let mut rest = &tiles[..];
     while let Some(&(number, first)) = rest.first() {
@@ -65,20 +92,30 @@ pub fn encode(
             let values = upload(cx, images, batch)?;
             let pixels = Pixels { values, mean: normalize.mean, std: normalize.std };
             let layout = connector.layout(grid);
-            let hidden = cx
-                .measure(Phase::Tower, |cx| tower.forward(cx, &pixels, batch.len(), grid, layout.as_ref()))?;
+            let (hidden, deep) = cx.measure(Phase::Tower, |cx| {
+                tower.forward_deep(cx, &pixels, batch.len(), grid, layout.as_ref(), connector.deep())
+            })?;
             let per_tile = hidden.size(0) / batch.len();
             let mut row = 0;
             for same in batch.chunk_by(|a, b| a.0 == b.0) {
-                let (out, filled) = &mut outs[same[0].0];
-                let part = out.narrow(0, *filled, same.len() * connector.rows(grid)?)?;
-                let x = hidden.narrow(0, row, same.len() * per_tile)?;
-                cx.measure(Phase::Connector, |cx| connector.connect(cx, &x, grid, &part))?;
-                if images[same[0].0].assembly.is_none() {
-                    cx.stage(Stage::FEATURES, &part)?;
+                let assembled = images[same[0].0].assembly.is_some();
+                let out = &mut outs[same[0].0];
+                let (first, rows) = (out.filled, same.len() * connector.rows(grid)?);
+                let part = |x: &Tensor| x.narrow(0, row, same.len() * per_tile);
+                let to = out.rows.narrow(0, first, rows)?;
+                cx.measure(Phase::Connector, |cx| connector.connect(cx, &part(&hidden)?, grid, &to))?;
+                if !assembled {
+                    cx.stage(Stage::FEATURES, &to)?;
                 }
-                *filled += part.size(0);
-                row += x.size(0);
+                for (number, (x, out)) in deep.iter().zip(&out.deep).enumerate() {
+                    let to = out.narrow(0, first, rows)?;
+                    cx.measure(Phase::Connector, |cx| {
+                        connector.connect_deep(cx, number, &part(x)?, grid, &to)
+                    })?;
+                    cx.stage(Stage::layer("deepstack_features", number), &to)?;
+                }
+                out.filled += rows;
+                row += same.len() * per_tile;
             }
             Ok(())
         })?;
@@ -86,11 +123,12 @@ pub fn encode(
         rest = after;
     }
     let mut all = Vec::with_capacity(outs.len());
-    for ((out, filled), image) in outs.into_iter().zip(images) {
-        all.push(Features::of_rows(match &image.assembly {
-            None => out,
-            Some(assembly) => assemble(cx, connector, &out, filled, assembly)?,
-        }));
+    for (Filled { rows, deep, filled }, image) in outs.into_iter().zip(images) {
+        let rows = match &image.assembly {
+            None => rows,
+            Some(assembly) => assemble(cx, connector, &rows, filled, assembly)?,
+        };
+        all.push(Features { deep, ..Features::of_rows(rows) });
     }
     Ok(all)
 }

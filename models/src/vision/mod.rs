@@ -3,8 +3,10 @@
 mod encode;
 mod plan;
 mod positions;
+mod taps;
 mod vit;
 
 pub use encode::{Connect, encode};
-pub use plan::{Mlp, Names, Places, VitPlan, activation};
+pub use plan::{Mlp, Names, Places, Together, VitPlan, activation};
+pub use taps::Between;
 pub use vit::{Layout, Pixels, Vit};

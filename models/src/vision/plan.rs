@@ -3,6 +3,7 @@
 use ocelli_engine::Result;
 use ocelli_kernels::ops::{Activation, NormKind};
 
+use super::Between;
 use crate::fields::Fields;
 
 /// How patches know where they are.
@@ -21,6 +22,25 @@ pub enum Places {
         /// Base of the frequencies.
         theta: f32,
     },
+    /// The rotation, and a table for pictures of `image_size` that is interpolated for others.
+    RotationAndTable(Between),
+}
+
+impl Places {
+    /// Whether queries and keys are turned.
+    #[must_use]
+    pub const fn rotate(&self) -> bool {
+        matches!(self, Self::Rotation | Self::RotationAndTable(_) | Self::Turns { .. })
+    }
+}
+
+/// What a norm of queries and keys runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Together {
+    /// All heads of a patch.
+    Rows,
+    /// Each head alone, where it is turned.
+    Heads,
 }
 
 /// Names and kinds of the projections of an MLP.
@@ -117,8 +137,8 @@ pub struct VitPlan {
     pub out_bias: bool,
     /// Whether those of the MLP have.
     pub mlp_bias: bool,
-    /// Whether queries and keys are normalized, all heads of a patch together.
-    pub qk_norm: bool,
+    /// Which queries and keys are normalized together, if any.
+    pub qk_norm: Option<Together>,
     /// Names of the factors of what attention and MLP add, if there are any.
     pub scales: Option<[&'static str; 2]>,
     /// Activation of the MLP.
@@ -133,6 +153,10 @@ pub struct VitPlan {
     pub normed: bool,
     /// Whether it is part of what observers see, if not.
     pub shown_normed: bool,
+    /// Whether patches get their places after the norm before the first layer.
+    pub norm_first: bool,
+    /// Whether the result is what the reference calls the tower's, and not what a connector makes of it.
+    pub whole: bool,
     /// Names in the file.
     pub names: Names,
 }
@@ -338,7 +362,7 @@ impl VitPlan {
             norm,
             norm_eps: vision.or("layer_norm_eps", 1e-6)?,
             qkv_bias: vision.or("attention_bias", false)?,
-            qk_norm: vision.or("use_qk_norm", false)?,
+            qk_norm: vision.or("use_qk_norm", false)?.then_some(Together::Rows),
             scales: Some(["lambda_1", "lambda_2"]),
             act: activation(vision, "hidden_act", "gelu")?,
             normed: false,
@@ -366,7 +390,7 @@ impl VitPlan {
             qkv_bias: true,
             out_bias: true,
             mlp_bias: true,
-            qk_norm: false,
+            qk_norm: None,
             scales: None,
             act: Activation::GeluTanh,
             mlp_kind: Mlp::Plain { up: "mlp.fc1", down: "mlp.fc2" },
@@ -374,22 +398,36 @@ impl VitPlan {
             used: 12,
             normed: true,
             shown_normed: true,
+            norm_first: false,
+            whole: true,
             names: CLIP_NAMES,
         }
     }
 
-    /// `Qwen2_5_VLVisionConfig`.
-    pub fn qwen2_5(vision: &Fields<'_>) -> Result<Self> {
-        vision.model_type(&["qwen2_5_vl_vision", "qwen2_5_vl"])?;
+    /// What the towers of Qwen2-VL and its successors share; `default` has what the reference class takes where the file says nothing.
+    fn qwen(vision: &Fields<'_>, default: Self, act: &str) -> Result<Self> {
         for key in ["in_channels", "in_chans", "num_channels"] {
             vision.only(key, 3)?;
         }
         vision.at("rope_parameters").only("rope_theta", 10_000.0)?;
         vision.at("rope_parameters").only("rope_type", "axial")?;
-        vision.inert(&["image_size", "num_position_embeddings"]);
-        let layers = vision.or("depth", 32)?;
+        let layers = vision.any(&["depth", "num_hidden_layers"])?.unwrap_or(default.layers);
+        Self {
+            layers,
+            used: layers,
+            heads: vision.any(&["num_heads", "num_attention_heads"])?.unwrap_or(default.heads),
+            patch: vision.any(&["patch_size", "spatial_patch_size"])?.unwrap_or(default.patch),
+            frames: vision.size("temporal_patch_size", 2)?,
+            act: activation(vision, "hidden_act", act)?,
+            ..default
+        }
+        .check(vision)
+    }
+
+    fn qwen_base() -> Self {
         let names = Names {
             patch: "patch_embed.proj",
+            positions: "pos_embed.weight",
             layers: "blocks",
             norm1: "norm1",
             norm2: "norm2",
@@ -400,25 +438,131 @@ impl VitPlan {
             ..CLIP_NAMES
         };
         Self {
-            d: vision.size("hidden_size", 3584)?,
-            mlp: vision.size("intermediate_size", 3420)?,
-            layers,
-            used: layers,
-            heads: vision.any(&["num_heads", "num_attention_heads"])?.unwrap_or(16),
-            patch: vision.any(&["patch_size", "spatial_patch_size"])?.unwrap_or(14),
-            frames: vision.size("temporal_patch_size", 2)?,
+            layers: 32,
+            heads: 16,
+            patch: 14,
             image: usize::MAX,
             patch_bias: false,
             places: Places::Rotation,
-            norm: NormKind::Rms,
-            act: activation(vision, "hidden_act", "silu")?,
-            mlp_kind: Mlp::Gated { module: "mlp" },
-            full: Some(vision.or("fullatt_block_indexes", vec![7, 15, 23, 31])?),
             normed: false,
             names,
             ..Self::siglip_base()
         }
-        .check(vision)
+    }
+
+    /// `PaddleOCRVisionConfig`.
+    pub fn paddle_ocr(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["paddleocr_vl_vision", "paddleocr_vl", "siglip_vision_model"])?;
+        vision.at("rope_parameters").only("rope_theta", 10_000.0)?;
+        vision.at("rope_parameters").only("rope_type", "axial")?;
+        vision.only("temporal_patch_size", 1)?;
+        vision.inert(&["tokens_per_second", "pad_token_id"]);
+        let default = Self {
+            d: 1152,
+            mlp: 4304,
+            layers: 27,
+            heads: 16,
+            image: 384,
+            patch: 14,
+            places: Places::RotationAndTable(Between::Linear),
+            ..Self::siglip_base()
+        };
+        Self::common(vision, default, "gelu_pytorch_tanh")
+    }
+
+    /// `Glm4vVisionConfig`, or `GlmOcrVisionConfig` if `ocr`.
+    pub fn glm(vision: &Fields<'_>, ocr: bool) -> Result<Self> {
+        vision.model_type(if ocr { &["glm_ocr_vision", "glm_ocr"] } else { &["glm4v_vision", "glm4v"] })?;
+        vision.inert(&["hidden_dropout_prob"]);
+        let bias = vision.or("attention_bias", ocr)?;
+        let base = Self::qwen_base();
+        let default = Self {
+            d: vision.size("hidden_size", if ocr { 1024 } else { 1536 })?,
+            layers: 24,
+            heads: if ocr { 16 } else { 12 },
+            image: vision.size("image_size", 336)?,
+            patch_bias: true,
+            norm: NormKind::Rms,
+            norm_eps: vision.or("rms_norm_eps", 1e-5)?,
+            qkv_bias: bias,
+            out_bias: ocr && bias,
+            mlp_bias: ocr && bias,
+            mlp_kind: Mlp::Gated { module: "mlp" },
+            normed: true,
+            whole: false,
+            names: Names { post_norm: Some("post_layernorm"), ..base.names.clone() },
+            ..base
+        };
+        if ocr {
+            let mlp = vision.size("intermediate_size", 4096)?;
+            let default = Self { mlp, image: usize::MAX, qk_norm: Some(Together::Heads), ..default };
+            return Self::qwen(vision, default, "silu");
+        }
+        let names = Names {
+            pre_norm: Some("post_conv_layernorm"),
+            positions: "embeddings.position_embedding.weight",
+            ..default.names.clone()
+        };
+        let default = Self {
+            // The widths of tower and merger are stored under each other's names.
+            mlp: vision.size("out_hidden_size", 4096)?,
+            places: Places::RotationAndTable(Between::Cubic),
+            norm_first: true,
+            names,
+            ..default
+        };
+        Self::qwen(vision, default, "silu")
+    }
+
+    /// `Qwen2VLVisionConfig`, whose `hidden_size` is the decoder's.
+    pub fn qwen2(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["qwen2_vl_vision", "qwen2_vl"])?;
+        let d = vision.size("embed_dim", 1280)?;
+        let default = Self {
+            d,
+            mlp: d.saturating_mul(vision.size("mlp_ratio", 4)?),
+            norm: NormKind::Layer,
+            ..Self::qwen_base()
+        };
+        Self::qwen(vision, default, "quick_gelu")
+    }
+
+    /// `Qwen2_5_VLVisionConfig`.
+    pub fn qwen2_5(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["qwen2_5_vl_vision", "qwen2_5_vl"])?;
+        vision.inert(&["image_size", "num_position_embeddings"]);
+        let default = Self {
+            d: vision.size("hidden_size", 3584)?,
+            mlp: vision.size("intermediate_size", 3420)?,
+            norm: NormKind::Rms,
+            mlp_kind: Mlp::Gated { module: "mlp" },
+            full: Some(vision.or("fullatt_block_indexes", vec![7, 15, 23, 31])?),
+            ..Self::qwen_base()
+        };
+        Self::qwen(vision, default, "silu")
+    }
+
+    /// `Qwen3VLVisionConfig` and `Qwen3VLMoeVisionConfig`; `types` are the `model_type`s of the family.
+    pub fn qwen3(vision: &Fields<'_>, types: &[&'static str]) -> Result<Self> {
+        vision.model_type(types)?;
+        let default = Self {
+            d: vision.size("hidden_size", 1152)?,
+            mlp: vision.size("intermediate_size", 4304)?,
+            layers: 27,
+            patch: 16,
+            patch_bias: true,
+            places: Places::RotationAndTable(Between::LinearCorners),
+            mlp_kind: Mlp::Plain { up: "mlp.linear_fc1", down: "mlp.linear_fc2" },
+            ..Self::qwen_base()
+        };
+        let mut plan = Self::qwen(vision, default, "gelu_pytorch_tanh")?;
+        let table = vision.size("num_position_embeddings", 2304)?;
+        let side = table.isqrt();
+        if side * side != table {
+            return Err(vision.bad("num_position_embeddings", format!("expected a square, found {table}")));
+        }
+        plan.image = side.saturating_mul(plan.patch);
+        plan.check(vision)
     }
 
     fn check(self, vision: &Fields<'_>) -> Result<Self> {

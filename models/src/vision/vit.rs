@@ -3,11 +3,11 @@
 use ocelli_engine::weights::{Role, Scope};
 use ocelli_engine::{Ctx, Error, Result, Stage, Tensor};
 use ocelli_kernels::ops::{
-    Attention, AttentionKv, GatherRows, PatchEmbed, Rope, RopeStyle, ScatterRows, Seen,
+    Attention, AttentionKv, GatherRows, MixRows, PatchEmbed, QkNorm, Rope, RopeStyle, ScatterRows, Seen,
 };
 use ocelli_kernels::{DType, View, Weights};
 
-use super::plan::{Mlp, Places, VitPlan};
+use super::plan::{Mlp, Places, Together, VitPlan};
 use super::positions::ResizedTable;
 use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked};
 
@@ -90,11 +90,11 @@ impl Vit {
         let norm = |cx: &mut Ctx, scope: Scope<'_>| Norm::load(cx, &scope, d, plan.norm_eps, plan.norm);
         let patch = Self::patch_weights(cx, &scope.at(names.patch), &plan)?;
         let (mut positions, mut class_row, mut resized) = (None, None, None);
-        let turns = matches!(plan.places, Places::Rotation | Places::Turns { .. });
+        let only_turns = matches!(plan.places, Places::Rotation | Places::Turns { .. });
         if plan.places == Places::Resized {
             resized =
                 Some(ResizedTable::load(cx, &scope.at("embeddings.position_embedding"), plan.side(), d)?);
-        } else if !turns {
+        } else if !only_turns {
             let (patches, extra) = (plan.side() * plan.side(), plan.extra_rows());
             let shape = [1, extra + patches, d];
             let shape = if names.batched { &shape[..] } else { &shape[1..] };
@@ -105,7 +105,7 @@ impl Vit {
             let table = cx.stream().place_view(&table)?;
             positions = Some(table.narrow(0, extra, patches)?);
         }
-        let rope = if turns { Some(Self::rotation(cx, &plan)?) } else { None };
+        let rope = if plan.places.rotate() { Some(Self::rotation(cx, &plan)?) } else { None };
         let optional =
             |cx: &mut Ctx, name: Option<&str>| name.map(|name| norm(cx, scope.at(name))).transpose();
         let pre_norm = optional(cx, names.pre_norm)?;
@@ -153,7 +153,9 @@ impl Vit {
         }
         let filters = cx.alloc_owned(&[d, 3 * area], DType::F32)?;
         cx.stream().write(filters.view(), bytes_of(&sums).as_slice())?;
-        Ok(Weights::dense(filters.view().clone(), None)?)
+        let bias = w.parts().first().and_then(|part| part.bias.as_ref());
+        let bias = bias.map(|bias| cx.stream().place_view(bias)).transpose()?;
+        Ok(Weights::dense(filters.view().clone(), bias)?)
     }
 
     /// The class embedding with its position, which is row 0 of the table.
@@ -202,11 +204,12 @@ impl Vit {
     pub fn grid(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         let patch = self.plan.patch;
         let (rows, cols, side) = (height / patch, width / patch, self.plan.side());
-        if self.plan.places == Places::Resized && rows > 0 && cols > 0 {
-            return Ok((rows, cols));
-        }
-        let exact = self.plan.places == Places::Table && (rows, cols) != (side, side);
-        if rows == 0 || cols == 0 || rows > side || cols > side || exact {
+        let fits = match self.plan.places {
+            Places::Table => (rows, cols) == (side, side),
+            Places::Buckets => rows <= side && cols <= side,
+            Places::Rotation | Places::Turns { .. } | Places::RotationAndTable(_) | Places::Resized => true,
+        };
+        if rows == 0 || cols == 0 || !fits {
             let least = if self.plan.places == Places::Table { self.plan.image } else { patch };
             return Err(Error::Request(format!(
                 "tile: expected {least} to {} pixels a side, found {width} x {height}",
@@ -239,12 +242,25 @@ impl Vit {
         grid: (usize, usize),
         layout: Option<&Layout>,
     ) -> Result<Tensor> {
+        Ok(self.forward_deep(cx, pixels, tiles, grid, layout, &[])?.0)
+    }
+
+    /// As [`forward`](Self::forward), and the results of the layers `deep`, which ascend.
+    pub fn forward_deep(
+        &self,
+        cx: &mut Ctx,
+        pixels: &Pixels,
+        tiles: usize,
+        grid: (usize, usize),
+        layout: Option<&Layout>,
+        deep: &[usize],
+    ) -> Result<(Tensor, Vec<Tensor>)> {
         let plan = &self.plan;
         let per_tile = plan.extra_rows() + grid.0 * grid.1;
         let rows = tiles * per_tile;
         let h = cx.alloc(&[rows, plan.d], cx.dtype())?;
         self.embed(cx, pixels, tiles, grid, layout, &h)?;
-        if let Some(norm) = &self.pre_norm {
+        if let Some(norm) = self.pre_norm.as_ref().filter(|_| !plan.norm_first) {
             norm.write_to(cx, &h, &h)?;
         }
         let whole: Vec<usize> = (0..=tiles).map(|tile| tile * per_tile).collect();
@@ -263,12 +279,16 @@ impl Vit {
             None => None,
         };
         let result = if plan.used < plan.layers { Some(cx.alloc(h.shape(), cx.dtype())?) } else { None };
+        let mut taken = Vec::with_capacity(deep.len());
+        for _ in deep {
+            taken.push(cx.alloc(h.shape(), cx.dtype())?);
+        }
         for (i, layer) in self.layers.iter().enumerate() {
             if i == plan.used {
-                if !cx.is_observed() {
-                    return Ok(h);
+                if !cx.is_observed() && deep.iter().all(|&layer| layer < i) {
+                    return Ok((h, taken));
                 }
-                // The rest is for those who look.
+                // The rest is for those who look, or goes deeper.
                 if let Some(result) = &result {
                     copy(cx, &self.path, &h, result)?;
                 }
@@ -276,18 +296,23 @@ impl Vit {
             let full = plan.full.as_ref().is_none_or(|full| full.contains(&i));
             let segments = windows.as_ref().filter(|_| !full).unwrap_or(&whole);
             cx.scope(|cx| self.layer(cx, layer, &h, segments, positions.as_ref()))?;
+            for (_, to) in deep.iter().zip(&taken).filter(|(layer, _)| **layer == i) {
+                copy(cx, &self.path, &h, to)?;
+            }
         }
         if let Some(norm) = self.post_norm.as_ref().filter(|_| plan.normed) {
             norm.write_to(cx, &h, &h)?;
         }
-        match self.post_norm.as_ref().filter(|_| cx.is_observed() && plan.shown_normed && !plan.normed) {
+        let normed = self.post_norm.as_ref().filter(|_| plan.shown_normed && !plan.normed);
+        match normed.filter(|_| cx.is_observed()) {
+            _ if !plan.whole => {}
             Some(norm) => {
                 let shown = norm.forward(cx, &h)?;
                 cx.stage(Stage::TOWER, &shown)?;
             }
             None => cx.stage(Stage::TOWER, &h)?,
         }
-        Ok(result.unwrap_or(h))
+        Ok((result.unwrap_or(h), taken))
     }
 
     /// Embeddings of patches and class rows, to `h`.
@@ -305,7 +330,11 @@ impl Vit {
             Places::Buckets => {
                 Some(cx.upload(&[tiles * patches], &self.buckets(grid.0, grid.1).repeat(tiles))?)
             }
-            Places::Table | Places::Rotation | Places::Turns { .. } | Places::Resized => None,
+            Places::Table
+            | Places::Rotation
+            | Places::Turns { .. }
+            | Places::RotationAndTable(_)
+            | Places::Resized => None,
         };
         cx.scope(|cx| {
             let resized = self.resized.as_ref().map(|table| table.of(cx, grid)).transpose()?;
@@ -315,7 +344,7 @@ impl Vit {
             let embed = PatchEmbed {
                 pixels: cx.view(&pixels.values)?,
                 w: self.patch.clone(),
-                pos: positions.or_else(|| self.positions.clone()),
+                pos: positions.or_else(|| self.positions.clone().filter(|_| !self.plan.places.rotate())),
                 pos_ids: pos_ids.as_ref().map(|ids| cx.view(ids)).transpose()?,
                 mean: pixels.mean,
                 std: pixels.std,
@@ -323,6 +352,22 @@ impl Vit {
                 out: cx.view(&out)?,
             };
             cx.exec(&self.path, &embed)?;
+            if let Some(norm) = self.pre_norm.as_ref().filter(|_| self.plan.norm_first) {
+                norm.write_to(cx, &out, &out)?;
+            }
+            if let (Places::RotationAndTable(between), Some(table)) = (&self.plan.places, &self.positions) {
+                let (ids, factors, taps) = between.taps(grid, self.plan.side());
+                let ids = cx.upload(&[tiles * patches, taps], &ids.repeat(tiles))?;
+                let factors = cx.upload(&[tiles * patches, taps], &factors.repeat(tiles))?;
+                let op = MixRows {
+                    src: table.clone(),
+                    ids: Some(cx.view(&ids)?),
+                    weights: cx.view(&factors)?,
+                    add: true,
+                    out: cx.view(&out)?,
+                };
+                cx.exec(&self.path, &op)?;
+            }
             if let Some(layout) = layout {
                 let ids: Vec<i32> = (0..tiles)
                     .flat_map(|tile| layout.order.iter().map(move |patch| (tile * patches + patch) as i32))
@@ -355,12 +400,13 @@ impl Vit {
         segments: &Segments,
         positions: Option<&Tensor>,
     ) -> Result<()> {
-        let (d, heads, head_dim) = (self.plan.d, self.plan.heads, self.plan.head_dim());
+        let plan = &self.plan;
+        let (d, heads, head_dim) = (plan.d, plan.heads, plan.head_dim());
         let rows = h.size(0);
         let qkv = layer.qkv.forward(cx, &layer.norm1, h)?;
         let part = |i: usize| qkv.narrow(1, i * d, d)?.reshape(&[rows, heads, head_dim]);
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        if let Some((q_norm, k_norm)) = &layer.qk {
+        if let Some((q_norm, k_norm)) = layer.qk.as_ref().filter(|_| plan.qk_norm == Some(Together::Rows)) {
             for (norm, i) in [(q_norm, 0), (k_norm, 1)] {
                 let part = qkv.narrow(1, i * d, d)?;
                 norm.write_to(cx, &part, &part)?;
@@ -375,7 +421,10 @@ impl Vit {
                 pair_axis: table.pair_axis.as_ref().map(|axes| cx.view(axes)).transpose()?,
                 style: RopeStyle::Half,
                 attention_scaling: table.attention_scaling,
-                norm: None,
+                norm: layer.qk.as_ref().filter(|_| plan.qk_norm == Some(Together::Heads)).map(|(q, k)| {
+                    let (scale, weight_offset, eps) = q.scale();
+                    QkNorm { q: scale.clone(), k: k.scale().0.clone(), weight_offset, eps }
+                }),
                 kv: None,
             };
             cx.exec(&self.path, &rope)?;
@@ -436,11 +485,18 @@ impl Layer {
         let scale = |cx: &mut Ctx, i: usize| {
             plan.scales.map(|names| LayerScale::load(cx, scope, names[i], d)).transpose()
         };
-        let qk = |cx: &mut Ctx, name| Norm::rms(cx, &scope.at("attention").at(name), d, QK_EPS);
+        let qk = |cx: &mut Ctx, together: Together| {
+            let (parent, width, eps) = match together {
+                Together::Rows => ("attention", d, QK_EPS),
+                Together::Heads => ("attn", plan.head_dim(), plan.norm_eps),
+            };
+            let norm = |cx: &mut Ctx, name| Norm::rms(cx, &scope.at(parent).at(name), width, eps);
+            Ok::<_, Error>((norm(cx, "q_norm")?, norm(cx, "k_norm")?))
+        };
         Ok(Self {
             norm1: norm(cx, names.norm1)?,
             qkv: Stacked::load(cx, &path, &qkv, d, plan.qkv_bias)?,
-            qk: if plan.qk_norm { Some((qk(cx, "q_norm")?, qk(cx, "k_norm")?)) } else { None },
+            qk: plan.qk_norm.map(|together| qk(cx, together)).transpose()?,
             scales: [scale(cx, 0)?, scale(cx, 1)?],
             out: Linear::load(cx, &scope.at(names.out), d, d, plan.out_bias)?,
             norm2: norm(cx, names.norm2)?,

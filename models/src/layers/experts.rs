@@ -1,0 +1,378 @@
+//! Experts: MLPs of which each row takes a few, chosen by a router, and one that every row takes.
+
+use ocelli_engine::weights::Scope;
+use ocelli_engine::{Ctx, Error, Result, Tensor};
+use ocelli_kernels::ops::{Activation, ExpertMatmul, GatherRows, Matmul, MixRows, Pointwise, Route, Scores};
+use ocelli_kernels::{DType, View, Weights};
+
+use super::{Linear, Stacked};
+
+/// What differs between mixtures of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsPlan {
+    /// Experts.
+    pub experts: usize,
+    /// Experts that a row takes.
+    pub top: usize,
+    /// Features of a row.
+    pub d: usize,
+    /// Features between the layers of an expert.
+    pub inner: usize,
+    /// Activation of the gate.
+    pub act: Activation,
+    /// What the router's logits become.
+    pub scores: Scores,
+    /// Whether the weights of a row are divided by their sum.
+    pub normalize: bool,
+    /// Factor of all weights.
+    pub scale: f32,
+    /// Whether weights are factors of what experts take, not of what they give; for one expert a row.
+    pub scale_input: bool,
+    /// Whether stacked matrices are stored with columns and rows exchanged; `None`: their shape tells.
+    pub transposed: Option<bool>,
+    /// Name of the router's matrix.
+    pub router: &'static str,
+    /// Name of what is added to scores for the choice, if there is such.
+    pub bias: Option<&'static str>,
+    /// Name of the factors of each expert's weights, if there are such.
+    pub factors: Option<&'static str>,
+    /// Names of gate, up and down projections of experts that are stored one by one.
+    pub names: [&'static str; 3],
+    /// The expert that every row takes, if there is one.
+    pub shared: Option<SharedPlan>,
+}
+
+impl ExpertsPlan {
+    /// Experts by the softmax over all of them, whose weights sum to 1; two for each row.
+    #[must_use]
+    pub const fn softmax(experts: usize, d: usize, inner: usize) -> Self {
+        Self {
+            experts,
+            top: 2,
+            d,
+            inner,
+            act: Activation::Silu,
+            scores: Scores::Softmax,
+            normalize: true,
+            scale: 1.0,
+            scale_input: false,
+            transposed: None,
+            router: "gate",
+            bias: None,
+            factors: None,
+            names: ["gate_proj", "up_proj", "down_proj"],
+            shared: None,
+        }
+    }
+}
+
+/// The expert that every row takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedPlan {
+    /// Its name.
+    pub name: &'static str,
+    /// Features between its layers.
+    pub inner: usize,
+    /// Name of the layer whose sigmoid is the factor of its result, if there is one.
+    pub gate: Option<&'static str>,
+}
+
+struct Shared {
+    gate_up: Stacked,
+    down: Linear,
+    gate: Option<Linear>,
+}
+
+/// A mixture of experts.
+pub struct Experts {
+    plan: ExpertsPlan,
+    path: String,
+    router: Linear,
+    bias: Option<Tensor>,
+    factors: Option<Tensor>,
+    /// Gate and up of each expert, `[experts * 2 inner, d]`.
+    gate_up: Weights,
+    /// `[experts * d, inner]`.
+    down: Weights,
+    shared: Option<Shared>,
+}
+
+/// Rows of x and choices that one launch serves on a device that works beside the host; more are sorted by expert there.
+const FEW_CHOICES: usize = 64;
+
+impl Experts {
+    /// Loads router and experts below `scope`: stacked, `experts.gate_up_proj` and `experts.down_proj`, or one by one.
+    pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Self> {
+        let &ExpertsPlan { experts, top, d, inner, .. } = plan;
+        if top == 0 || top > experts || plan.scale_input && top != 1 {
+            let reason = format!("experts: expected 1 to {experts} of {experts} for a row, found {top}");
+            return Err(Error::Config { path: scope.prefix().to_owned(), reason });
+        }
+        let all = scope.at("experts");
+        let (gate_up, down) = if all.has("gate_up_proj") {
+            (
+                stacked(cx, &all, "gate_up_proj", [experts, 2 * inner, d], plan.transposed)?,
+                stacked(cx, &all, "down_proj", [experts, d, inner], plan.transposed)?,
+            )
+        } else {
+            let [gate, up, down] = plan.names;
+            let (mut ins, mut outs) = (Vec::with_capacity(2 * experts), Vec::with_capacity(experts));
+            for expert in 0..experts {
+                let one = all.at(expert);
+                ins.push(one.at(gate).linear(inner, d, false)?);
+                ins.push(one.at(up).linear(inner, d, false)?);
+                outs.push(one.at(down).linear(d, inner, false)?);
+            }
+            (cx.stream().place(&Weights::stack(ins)?)?, cx.stream().place(&Weights::stack(outs)?)?)
+        };
+        let mut table = |name: Option<&str>| name.map(|name| floats(cx, scope, name, experts)).transpose();
+        let (bias, factors) = (table(plan.bias)?, table(plan.factors)?);
+        let shared = match &plan.shared {
+            Some(shared) => Some(Shared::load(cx, scope, shared, d)?),
+            None => None,
+        };
+        Ok(Self {
+            path: scope.prefix().to_owned(),
+            router: Linear::load(cx, &scope.at(plan.router), experts, d, false)?,
+            bias,
+            factors,
+            gate_up,
+            down,
+            shared,
+            plan: plan.clone(),
+        })
+    }
+
+    /// `out = experts(x)`, or `out += experts(x)`; the router sees `routed`, which has as many rows. `steps`: the launches must not
+    /// depend on what the host reads.
+    pub fn write_to(
+        &self,
+        cx: &mut Ctx,
+        routed: &Tensor,
+        x: &Tensor,
+        out: &Tensor,
+        add: bool,
+        steps: bool,
+    ) -> Result<()> {
+        cx.scope(|cx| {
+            let (rows, top) = (x.size(0), self.plan.top);
+            let (ids, weights) = self.route(cx, routed)?;
+            let x = if self.plan.scale_input { &self.mixed(cx, x, None, &weights)? } else { x };
+            let choices = rows * top;
+            let (results, order) = if cx.overlaps() && (steps || choices <= FEW_CHOICES) {
+                (self.at_once(cx, x, &ids.reshape(&[choices])?)?, None)
+            } else {
+                let (results, order) = self.one_by_one(cx, x, &ids)?;
+                (results, Some(order))
+            };
+            if self.plan.scale_input {
+                let rows = match &order {
+                    Some(order) => gather(cx, &self.path, &results, &order.reshape(&[rows])?)?,
+                    None => results,
+                };
+                let out = cx.view(out)?;
+                let op = Pointwise { add: add.then(|| out.clone()), ..Pointwise::new(cx.view(&rows)?, out) };
+                cx.exec(&self.path, &op)?;
+            } else {
+                self.mix(cx, &results, order.as_ref(), &weights, add, out)?;
+            }
+            match &self.shared {
+                Some(shared) => self.add_shared(cx, shared, x, out),
+                None => Ok(()),
+            }
+        })
+    }
+
+    /// Experts i32 `[rows, top]` and their weights f32 `[rows, top]`.
+    fn route(&self, cx: &mut Ctx, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (rows, plan) = (x.size(0), &self.plan);
+        let logits = cx.alloc(&[rows, plan.experts], DType::F32)?;
+        self.router.write_to(cx, x, &logits)?;
+        let ids = cx.alloc(&[rows, plan.top], DType::I32)?;
+        let weights = cx.alloc(&[rows, plan.top], DType::F32)?;
+        let table = |cx: &Ctx, table: &Option<Tensor>| table.as_ref().map(|table| cx.view(table)).transpose();
+        let op = Route {
+            logits: cx.view(&logits)?,
+            bias: table(cx, &self.bias)?,
+            factors: table(cx, &self.factors)?,
+            scores: plan.scores,
+            normalize: plan.normalize,
+            scale: plan.scale,
+            ids: cx.view(&ids)?,
+            weights: cx.view(&weights)?,
+        };
+        cx.exec(&self.path, &op)?;
+        Ok((ids, weights))
+    }
+
+    /// Results of all choices `[choices, d]` in their order, by launches that serve all of them.
+    fn at_once(&self, cx: &mut Ctx, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let (plan, choices) = (&self.plan, ids.size(0));
+        let mut product = |x: &Tensor, w: &Weights, share: usize, gated: bool| {
+            let n = w.n() / plan.experts / if gated { 2 } else { 1 };
+            let out = cx.alloc(&[choices, n], cx.dtype())?;
+            let op = ExpertMatmul {
+                x: cx.view(x)?,
+                w: w.clone(),
+                experts: plan.experts,
+                ids: cx.view(ids)?,
+                share,
+                act: if gated { plan.act } else { Activation::None },
+                gated,
+                out: cx.view(&out)?,
+            };
+            cx.exec(&self.path, &op)?;
+            Ok::<_, Error>(out)
+        };
+        let up = product(x, &self.gate_up, plan.top, true)?;
+        product(&up, &self.down, 1, false)
+    }
+
+    /// Results of all choices `[choices, d]` in the order of their experts, by products for each expert that some row chose, and the
+    /// place of each choice in it, i32 `[rows, top]`.
+    fn one_by_one(&self, cx: &mut Ctx, x: &Tensor, ids: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (plan, choices) = (&self.plan, ids.size(0) * ids.size(1));
+        let chosen: Vec<usize> = cx.download(ids)?.into_iter().map(|id| id as usize).collect();
+        let mut order: Vec<usize> = (0..choices).collect();
+        order.sort_by_key(|&choice| chosen[choice]);
+        let mut places = vec![0i32; choices];
+        order.iter().zip(0..).for_each(|(&choice, place)| places[choice] = place);
+        let rows: Vec<i32> = order.iter().map(|choice| (choice / plan.top) as i32).collect();
+        let rows = cx.upload(&[choices], &rows)?;
+        let places = cx.upload(&[choices / plan.top, plan.top], &places)?;
+        let x = gather(cx, &self.path, x, &rows)?;
+        let up = cx.alloc(&[choices, plan.inner], cx.dtype())?;
+        let out = cx.alloc(&[choices, plan.d], cx.dtype())?;
+        let mut first = 0;
+        for same in order.chunk_by(|&a, &b| chosen[a] == chosen[b]) {
+            let expert = chosen[same[0]].min(plan.experts - 1);
+            let part = |x: &Tensor| x.narrow(0, first, same.len());
+            let w = self.gate_up.rows(expert * 2 * plan.inner, 2 * plan.inner)?;
+            self.product(cx, &part(&x)?, w, &part(&up)?, true)?;
+            let w = self.down.rows(expert * plan.d, plan.d)?;
+            self.product(cx, &part(&up)?, w, &part(&out)?, false)?;
+            first += same.len();
+        }
+        Ok((out, places))
+    }
+
+    fn product(&self, cx: &mut Ctx, x: &Tensor, w: Weights, out: &Tensor, gated: bool) -> Result<()> {
+        let math = cx.math(&w);
+        let mut op = Matmul::new(cx.view(x)?, w, cx.view(out)?);
+        op.math = math;
+        if gated {
+            (op.act, op.gated) = (self.plan.act, true);
+        }
+        cx.exec(&self.path, &op)
+    }
+
+    /// `out (+)= sum of weights[i, t] * src[ids[i, t]]`.
+    fn mix(
+        &self,
+        cx: &mut Ctx,
+        src: &Tensor,
+        ids: Option<&Tensor>,
+        weights: &Tensor,
+        add: bool,
+        out: &Tensor,
+    ) -> Result<()> {
+        let ids = ids.map(|ids| cx.view(ids)).transpose()?;
+        let op = MixRows { src: cx.view(src)?, ids, weights: cx.view(weights)?, add, out: cx.view(out)? };
+        cx.exec(&self.path, &op)
+    }
+
+    fn mixed(&self, cx: &mut Ctx, src: &Tensor, ids: Option<&Tensor>, weights: &Tensor) -> Result<Tensor> {
+        let out = cx.alloc(&[weights.size(0), src.size(1)], cx.dtype())?;
+        self.mix(cx, src, ids, weights, false, &out)?;
+        Ok(out)
+    }
+
+    fn add_shared(&self, cx: &mut Ctx, shared: &Shared, x: &Tensor, out: &Tensor) -> Result<()> {
+        let up = shared.gate_up.forward_gated_plain(cx, x, self.plan.act)?;
+        let Some(gate) = &shared.gate else { return shared.down.add_to(cx, &up, out) };
+        let result = shared.down.forward(cx, &up)?;
+        let rows = x.size(0);
+        let logits = cx.alloc(&[rows, 1], DType::F32)?;
+        gate.write_to(cx, x, &logits)?;
+        // The sigmoid of each row's own logit: a router of one expert.
+        let ids = cx.alloc(&[rows, 1], DType::I32)?;
+        let weights = cx.alloc(&[rows, 1], DType::F32)?;
+        let op = Route {
+            logits: cx.view(&logits)?,
+            bias: None,
+            factors: None,
+            scores: Scores::Sigmoid,
+            normalize: false,
+            scale: 1.0,
+            ids: cx.view(&ids)?,
+            weights: cx.view(&weights)?,
+        };
+        cx.exec(&self.path, &op)?;
+        self.mix(cx, &result, None, &weights, true, out)
+    }
+}
+
+impl Shared {
+    fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &SharedPlan, d: usize) -> Result<Self> {
+        let own = scope.at(plan.name);
+        let gate_up = [(own.at("gate_proj"), plan.inner), (own.at("up_proj"), plan.inner)];
+        let gate = plan.gate.map(|gate| Linear::load(cx, &scope.at(gate), 1, d, false)).transpose()?;
+        Ok(Self {
+            gate_up: Stacked::load(cx, own.prefix(), &gate_up, d, false)?,
+            down: Linear::load(cx, &own.at("down_proj"), d, plan.inner, false)?,
+            gate,
+        })
+    }
+}
+
+/// The matrices of all experts, stored as `[experts, n, k]` or `[experts, k, n]`; the latter are turned once, in their own type.
+fn stacked(
+    cx: &mut Ctx,
+    scope: &Scope<'_>,
+    name: &str,
+    [experts, n, k]: [usize; 3],
+    transposed: Option<bool>,
+) -> Result<Weights> {
+    let found = scope.info(name).map(|info| info.shape.to_vec());
+    let turned = transposed.unwrap_or_else(|| n != k && found.as_deref() == Some(&[experts, k, n]));
+    if !turned {
+        let view = scope.take(name, &[experts, n, k])?.reshape(&[experts * n, k])?;
+        return Ok(cx.stream().place(&Weights::dense(view, None)?)?);
+    }
+    let stored = scope.take(name, &[experts, k, n])?;
+    let (size, bytes) = (stored.dtype().size(), scope.checkpoint().raw(&scope.path(name))?);
+    let w = cx.alloc_owned(&[experts * n, k], stored.dtype())?;
+    let mut one = vec![0u8; n * k * size];
+    for (expert, from) in bytes.chunks_exact(one.len().max(1)).take(experts).enumerate() {
+        for (at, to) in one.chunks_exact_mut(size).enumerate() {
+            let place = (at % k * n + at / k) * size;
+            to.copy_from_slice(&from[place..place + size]);
+        }
+        cx.stream().write(&w.view().narrow(0, expert * n, n)?, &one)?;
+    }
+    Ok(Weights::dense(w.view().clone(), None)?)
+}
+
+/// A table of floats `[len]` as f32.
+fn floats(cx: &mut Ctx, scope: &Scope<'_>, name: &str, len: usize) -> Result<Tensor> {
+    scope.take(name, &[len])?;
+    let values = scope.checkpoint().floats(&scope.path(name))?;
+    let table = cx.alloc_owned(&[len], DType::F32)?;
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    cx.stream().write(table.view(), &bytes)?;
+    Ok(table)
+}
+
+/// Rows of `x` in the order of `ids`.
+fn gather(cx: &mut Ctx, path: &str, x: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    let out = cx.alloc(&[ids.size(0), x.size(1)], cx.dtype())?;
+    let table: View = cx.view(x)?;
+    let op = GatherRows {
+        table: Weights::dense(table, None)?,
+        ids: cx.view(ids)?,
+        scale: 1.0,
+        out: cx.view(&out)?,
+    };
+    cx.exec(path, &op)?;
+    Ok(out)
+}
