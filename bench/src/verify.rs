@@ -210,7 +210,7 @@ fn verify_case(
     let mut prepared = pipeline.prepare(&mut cx, &pictures)?;
     let processor = &*pipeline.processor;
     if golden.has(&case.name, "pixel_values") {
-        let stored = golden.floats(&case.name, "pixel_values")?;
+        let stored = golden.pixels(&case.name)?;
         let stored = without_padding(processor, &prepared, &golden.shape(&case.name, "pixel_values"), stored);
         stages.push(compare_pixels(processor, &prepared, &stored));
         prepared = with_stored_pixels(processor, prepared, &stored)?;
@@ -319,6 +319,25 @@ impl Golden {
             keys.filter_map(|key| stage_of(key, layers).map(|stage| (stage, key.to_owned()))).collect();
         stages.sort();
         stages.into_iter().map(|((_, part, layer), key)| (key, part, layer)).collect()
+    }
+
+    /// `pixel_values`; patches of all tiles side by side, `[1, 3, patch, patches * patch]` where there are `target_sizes`, one
+    /// after the other.
+    fn pixels(&self, case: &str) -> Result<Vec<f32>> {
+        let (values, key) = (self.floats(case, "pixel_values")?, format!("{case}.pixel_values"));
+        let shape = self.0.info(&key).map(|info| info.shape);
+        match shape {
+            Some([1, channels, patch, width]) if self.has(case, "target_sizes") && *patch > 0 => {
+                let (channels, patch, width) = (*channels, *patch, *width);
+                let of_patch = |first: usize| {
+                    let lines = (0..channels * patch).map(move |line| line * width + first);
+                    lines.flat_map(move |start| start..start + patch)
+                };
+                let places = (0..width / patch).flat_map(|number| of_patch(number * patch));
+                Ok(places.map(|place| values[place]).collect())
+            }
+            _ => Ok(values),
+        }
     }
 
     /// A tensor; of a tower's result without the patches that the reference fills tiles up with, `pixel_attention_mask [tiles,

@@ -12,6 +12,7 @@ pub mod layers;
 pub mod lfm2_vl;
 pub mod llava;
 pub mod llava_next;
+pub mod minicpmv;
 pub mod paddleocr_vl;
 pub mod paligemma;
 pub mod pixtral;

@@ -1,4 +1,4 @@
-//! Qwen2-VL, Qwen2.5-VL and Qwen3-VL: towers with rotations on pictures of any size, a merger, and decoders with positions of three
+//! Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5: towers with rotations on pictures of any size, a merger, and decoders with positions of three
 //! axes. Qwen2.5's tower has windows; Qwen3's has a table of positions too, and gives features for the first layers of the decoder.
 //!
 //! After `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration`, `Qwen3VLForConditionalGeneration` and
@@ -51,6 +51,15 @@ pub const QWEN3_MOE: Family = Family {
     spare: &[],
 };
 
+/// Qwen3.5's row in the registry.
+pub const QWEN3_5: Family = Family {
+    name: "qwen3_5",
+    model_types: &["qwen3_5"],
+    processor,
+    load: |source, cx| load(QWEN3_5.name, source, cx, qwen3_5, &["qwen3_5_text"]),
+    spare: &["mtp."],
+};
+
 fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
     let defaults = AreaDefaults {
         image_token: 151_655,
@@ -92,6 +101,8 @@ fn qwen2_5(vision: &Fields<'_>, d_text: usize) -> Result<(VitPlan, MergerPlan)> 
 
 const QWEN3_TOWERS: &[&str] = &["qwen3_vl_vision", "qwen3_vl", "qwen3_vl_moe_vision", "qwen3_vl_moe"];
 
+const QWEN3_5_TOWERS: &[&str] = &["qwen3_5_vision", "qwen3_5"];
+
 fn qwen3(vision: &Fields<'_>, d_text: usize) -> Result<(VitPlan, MergerPlan)> {
     let tower = VitPlan::qwen3(vision, QWEN3_TOWERS)?;
     vision.only("out_hidden_size", d_text)?;
@@ -102,6 +113,15 @@ fn qwen3(vision: &Fields<'_>, d_text: usize) -> Result<(VitPlan, MergerPlan)> {
         let what = format!("expected ascending layers below {}, found {:?}", tower.layers, merger.deep);
         return Err(vision.bad("deepstack_visual_indexes", what));
     }
+    Ok((tower, merger))
+}
+
+/// As Qwen3's, without deep features.
+fn qwen3_5(vision: &Fields<'_>, d_text: usize) -> Result<(VitPlan, MergerPlan)> {
+    let tower = VitPlan::qwen3(vision, QWEN3_5_TOWERS)?;
+    vision.only("out_hidden_size", d_text)?;
+    vision.unset("deepstack_visual_indexes")?;
+    let merger = merger(vision, &tower, ["norm", "linear_fc1", "linear_fc2"])?;
     Ok((tower, merger))
 }
 

@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, paddleocr_vl, paligemma, pixtral,
-    qwen_vl, smolvlm, text_only,
+    cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv, paddleocr_vl, paligemma,
+    pixtral, qwen_vl, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -36,6 +36,7 @@ pub const FAMILIES: &[Family] = &[
     qwen_vl::QWEN2_5,
     qwen_vl::QWEN3,
     qwen_vl::QWEN3_MOE,
+    qwen_vl::QWEN3_5,
     gemma3::FAMILY,
     glm4v::GLM4V,
     glm4v::GLM46V,
@@ -46,6 +47,7 @@ pub const FAMILIES: &[Family] = &[
     cohere_vision::FAMILY,
     lfm2_vl::FAMILY,
     paddleocr_vl::FAMILY,
+    minicpmv::FAMILY,
     text_only::FAMILY,
 ];
 

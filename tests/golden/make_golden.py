@@ -2257,7 +2257,189 @@ def build_paddleocr_vl(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 23. Driver
+# 23. Qwen 3.5 / 3.6: gated DeltaNet layers and gated attention, dense and mixture of experts
+# --------------------------------------------------------------------------------------------------
+
+QWEN35_SPLIT = QWEN2_SPLIT.replace(r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+").replace(
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*")
+
+QWEN35_TEMPLATE = """\
+{%- set image_count = namespace(value=0) %}
+{%- macro render_content(content, do_vision_count, is_system_content=false) %}
+    {%- if content is string %}
+        {{- content }}
+    {%- elif content is iterable and content is not mapping %}
+        {%- for item in content %}
+            {%- if 'image' in item or 'image_url' in item or item.type == 'image' %}
+                {%- if is_system_content %}
+                    {{- raise_exception('System message cannot contain images.') }}
+                {%- endif %}
+                {%- if do_vision_count %}
+                    {%- set image_count.value = image_count.value + 1 %}
+                {%- endif %}
+                {%- if add_vision_id %}
+                    {{- 'Picture ' ~ image_count.value ~ ': ' }}
+                {%- endif %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif 'text' in item %}
+                {{- item.text }}
+            {%- else %}
+                {{- raise_exception('Unexpected item type in content.') }}
+            {%- endif %}
+        {%- endfor %}
+    {%- elif content is none or content is undefined %}
+        {{- '' }}
+    {%- else %}
+        {{- raise_exception('Unexpected content type.') }}
+    {%- endif %}
+{%- endmacro %}
+{%- if not messages %}
+    {{- raise_exception('No messages provided.') }}
+{%- endif %}
+{%- if messages[0].role == 'system' %}
+    {%- set content = render_content(messages[0].content, false, true)|trim %}
+    {{- '<|im_start|>system\\n' + content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if message.role == 'user' and ns.last_query_index == messages|length - 1 %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = render_content(message.content, true)|trim %}
+    {%- if message.role == 'system' %}
+        {%- if not loop.first %}
+            {{- raise_exception('System message must be at the beginning.') }}
+        {%- endif %}
+    {%- elif message.role == 'user' %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- if '</think>' in content %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n\\n</think>\\n\\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- else %}
+        {{- raise_exception('Unexpected message role.') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- else %}
+        {{- '<think>\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+
+
+def qwen35_like(c, moe):
+    base = bytelevel_tokenizer(QWEN35_SPLIT, last=QWEN_SPECIALS + ("<think>", "</think>"), normalizer=normalizers.NFC())
+    tok = wrap(base, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left")
+    vocab = pad_vocab(tok)
+    image_id, video_id, start_id, end_id = ids(tok, "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    patch = c.pick(8, 10)
+    tied = c.is_second and not moe
+    ip_kw = dict(patch_size=patch, merge_size=2, temporal_patch_size=2, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5],
+                 size={"shortest_edge": c.pick(1024, 1600), "longest_edge": c.pick(5120, 8000)})
+    layers = c.pick(4, 4 if moe else 5)
+    interval = c.pick(4, 3)
+    # Key heads differ from value heads in number and size, so that no two axes of a state can be mixed up unnoticed.
+    text = dict(
+        vocab_size=vocab, rms_norm_eps=1e-6, bos_token_id=ids(tok, "<|endoftext|>")[0], eos_token_id=tok.eos_token_id, head_dim=c.pick(32, 24),
+        layer_types=["full_attention" if (i + 1) % interval == 0 else "linear_attention" for i in range(layers)],
+        linear_conv_kernel_dim=c.pick(4, 3), linear_key_head_dim=c.pick(16, 12), linear_value_head_dim=c.pick(24, 20),
+        linear_num_key_heads=c.pick(2, 1), linear_num_value_heads=c.pick(4, 3), tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_interleaved": True,
+                         "mrope_section": c.pick([2, 1, 1], [1, 1, 1])},
+        **text_dims(c, num_hidden_layers=layers, intermediate_size=c.pick(96, 72)),
+    )
+    if moe:
+        del text["intermediate_size"]
+        text.update(num_experts=c.pick(6, 5), num_experts_per_tok=c.pick(2, 3), moe_intermediate_size=16,
+                    shared_expert_intermediate_size=c.pick(40, 28))
+    vision = dict(depth=2, hidden_size=c.pick(32, 36), intermediate_size=c.pick(80, 56), num_heads=c.pick(2, 3), patch_size=patch,
+                  out_hidden_size=c.t_hidden, num_position_embeddings=c.pick(36, 64))
+    name = "Qwen3_5Moe" if moe else "Qwen3_5"
+    cfg = getattr(transformers, name + "Config")(
+        text_config=text, vision_config=vision, tie_word_embeddings=tied, image_token_id=image_id, video_token_id=video_id,
+        vision_start_token_id=start_id, vision_end_token_id=end_id)
+    model = make(getattr(transformers, name + "ForConditionalGeneration"), cfg)
+    generation(model, tok)
+    proc = transformers.Qwen3VLProcessor(transformers.Qwen2VLImageProcessor(**ip_kw), tok, transformers.Qwen3VLVideoProcessor(**ip_kw),
+                                         chat_template=QWEN35_TEMPLATE)
+    c.sizes_for(c.pick(64, 40), c.pick(131, 103))
+    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.visual"}, features="model",
+                layers="model.language_model.layers", positions="model.language_model", vocab=vocab, 
+                norm_offset={name + "RMSNorm": 0.0}, values=(("A_log", -2.0, 1.0), ("dt_bias", 0.3, 0.5)),
+                embed_std=0.3 if tied else 1.0, scales={"down_proj": 1.6, "o_proj": 0.7} if tied else {},
+                never=[image_id, video_id, start_id])
+
+
+@arch("qwen3_5")
+def build_qwen3_5(c):
+    return qwen35_like(c, moe=False)
+
+
+@arch("qwen3_5_moe")
+def build_qwen3_5_moe(c):
+    return qwen35_like(c, moe=True)
+
+
+# --------------------------------------------------------------------------------------------------
+# 24. MiniCPM-V 4.6: Qwen 3.5's decoder, slices
+# --------------------------------------------------------------------------------------------------
+
+@arch("minicpmv4_6")
+def build_minicpmv4_6(c):
+    last = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>", "<|image_pad|>",
+            "<|video_pad|>", "<think>", "</think>")
+    base = bytelevel_tokenizer(QWEN35_SPLIT, last=last, normalizer=normalizers.NFC())
+    tok = wrap(base, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left", image_token="<|image_pad|>",
+               video_token="<|video_pad|>", image_start_token="<image>", image_end_token="</image>", slice_start_token="<slice>",
+               slice_end_token="</slice>", image_id_start_token="<image_id>", image_id_end_token="</image_id>")
+    vocab = pad_vocab(tok)
+    image_id, video_id, start_id, slice_id = ids(tok, "<|image_pad|>", "<|video_pad|>", "<image>", "<slice>")
+    patch, scale = c.pick(4, 5), c.pick(48, 40)
+    tied = not c.is_second
+    types = [{"l": "linear_attention", "f": "full_attention"}[t] for t in c.pick("llf", "lfl")]
+    text = dict(
+        model_type="qwen3_5_text", vocab_size=vocab, rms_norm_eps=1e-6, bos_token_id=ids(tok, "<|endoftext|>")[0], eos_token_id=tok.eos_token_id,
+        head_dim=c.pick(32, 24), layer_types=types, linear_conv_kernel_dim=4, linear_key_head_dim=c.pick(16, 12),
+        linear_value_head_dim=c.pick(24, 20), linear_num_key_heads=c.pick(2, 1), linear_num_value_heads=c.pick(4, 3), tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25, "mrope_interleaved": True,
+                         "mrope_section": c.pick([2, 1, 1], [1, 1, 1])},
+        **text_dims(c, num_hidden_layers=len(types), intermediate_size=c.pick(96, 72)),
+    )
+    vision = dict(hidden_size=c.pick(32, 40), intermediate_size=c.pick(48, 36), num_hidden_layers=3, num_attention_heads=c.pick(4, 2),
+                  image_size=patch * c.pick(10, 7), patch_size=patch)
+    cfg = transformers.MiniCPMV4_6Config(
+        text_config=text, vision_config=vision, insert_layer_id=c.pick(1, 0), image_size=scale, image_token_id=image_id, video_token_id=video_id,
+        tie_word_embeddings=tied)
+    model = make(transformers.MiniCPMV4_6ForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip_kw = dict(max_slice_nums=c.pick(9, 4), scale_resolution=scale, patch_size=patch)
+    proc = transformers.MiniCPMV4_6Processor(
+        transformers.MiniCPMV4_6ImageProcessor(**ip_kw), transformers.MiniCPMV4_6VideoProcessor(**ip_kw), tok,
+        chat_template=QWEN35_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>\\n"))
+    c.sizes_for(scale, c.pick(131, 103))
+    cases = c.standard_cases()
+    cases.insert(2, Case("wide_unsplit", ["wide"], c.q_wide, max_slice_nums=1))
+    return Spec(model, proc, cases, taps={"vision_last_hidden": "model.vision_tower"}, features="model", layers="model.language_model.layers",
+                vocab=vocab, norm_offset={"Qwen3_5RMSNorm": 0.0}, values=(("A_log", -2.0, 1.0), ("dt_bias", 0.3, 0.5)),
+                embed_std=0.3 if tied else 1.0, scales={"language_model.layers.0.mlp.down_proj": 1.6, "o_proj": 0.7} if tied else {},
+                never=[image_id, video_id, start_id, slice_id])
+
+
+# --------------------------------------------------------------------------------------------------
+# 25. Driver
 # --------------------------------------------------------------------------------------------------
 
 

@@ -202,6 +202,11 @@ fn a_crowd_with_convolutions() {
     crowd_with_states("lfm2_vl");
 }
 
+#[test]
+fn a_crowd_with_delta_rules() {
+    crowd_with_states("qwen3_5");
+}
+
 /// Gemma 3's pictures, whose tokens see each other, in passes that are shorter than a picture: what one pass for all gives.
 #[test]
 fn a_block_longer_than_its_chunk_is_not_cut() {

@@ -27,6 +27,7 @@ const FAMILIES: &[&str] = &[
     "qwen2_5_vl",
     "qwen3_vl",
     "qwen3_vl_moe",
+    "qwen3_5",
     "gemma3",
     "glm4v",
     "glm46v",
@@ -48,11 +49,21 @@ const FAMILIES: &[&str] = &[
     "gemma",
     "aya_vision",
     "cohere2_vision",
+    "minicpmv4_6",
 ];
 
 /// Those that together run every op: on slow devices, these alone.
-const SAMPLE: &[&str] =
-    &["smolvlm", "idefics3", "llava", "qwen2_5_vl", "qwen3_vl_moe", "gemma3", "internvl_qwen3", "lfm2_vl"];
+const SAMPLE: &[&str] = &[
+    "smolvlm",
+    "idefics3",
+    "llava",
+    "qwen2_5_vl",
+    "qwen3_vl_moe",
+    "gemma3",
+    "internvl_qwen3",
+    "lfm2_vl",
+    "qwen3_5",
+];
 
 fn golden(family: &str) -> PathBuf {
     ocelli_tests::root().join("tests/golden").join(family)

@@ -25,7 +25,7 @@ mod short_conv;
 
 pub use attention::{Attention, AttentionKv, AttentionSpec, Seen};
 pub use expert_matmul::{ExpertMatmul, ExpertMatmulSpec};
-pub use gate::{Gate, GateAct, GateSpec};
+pub use gate::{Gate, GateSpec};
 pub use gated_delta::{GatedDelta, GatedDeltaSpec};
 pub use gather_rows::{GatherRows, GatherRowsSpec};
 pub use list::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};

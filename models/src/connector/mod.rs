@@ -1,6 +1,7 @@
 //! What stands between towers and decoders.
 
 mod downsample;
+mod halved;
 mod joined;
 mod merger;
 mod pooled;
@@ -10,6 +11,7 @@ mod single;
 mod unfold;
 
 pub use downsample::Downsample;
+pub use halved::Halved;
 pub use joined::Joined;
 pub use merger::{Merger, MergerPlan};
 pub use pooled::Pooled;

@@ -9,6 +9,7 @@ use ocelli_kernels::ops::{
 };
 use ocelli_kernels::{DType, Weights};
 
+use super::gated_delta::DeltaRule;
 use super::short_conv::GatedConv;
 use super::{LayerPlan, Mix, Norms, TextPlan};
 use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked};
@@ -17,13 +18,19 @@ use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked};
 enum Mixer {
     Attention(Box<Heads>),
     ShortConv(Box<GatedConv>),
+    /// With the place of its state.
+    Delta(Box<DeltaRule>, (usize, usize)),
 }
 
 impl Mixer {
     fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, mix: Mix) -> Result<Self> {
-        Ok(match (mix, plan.conv) {
-            (Mix::ShortConv, Some(conv)) => {
+        Ok(match (mix, plan.conv, plan.delta) {
+            (Mix::ShortConv, Some(conv), _) => {
                 Self::ShortConv(Box::new(GatedConv::load(cx, &scope.at("conv"), plan, conv)?))
+            }
+            (Mix::Delta { state }, _, Some(delta)) => {
+                let rule = DeltaRule::load(cx, &scope.at("linear_attn"), plan, delta)?;
+                Self::Delta(Box::new(rule), state)
             }
             _ => Self::Attention(Box::new(Heads::load(cx, &scope.at("self_attn"), plan)?)),
         })
@@ -34,6 +41,7 @@ impl Mixer {
         match self {
             Self::Attention(heads) => &heads.qkv,
             Self::ShortConv(conv) => &conv.input,
+            Self::Delta(rule, _) => &rule.input,
         }
     }
 }
@@ -275,6 +283,7 @@ impl Decoder {
         match &layer.mixer {
             Mixer::Attention(heads) => self.attention(cx, layer, heads, input, batch, kv),
             Mixer::ShortConv(conv) => conv.forward(cx, input, layer.plan.kv, batch, kv),
+            Mixer::Delta(rule, state) => rule.forward(cx, input, layer.plan, *state, batch, kv),
         }
     }
 
@@ -290,10 +299,18 @@ impl Decoder {
     ) -> Result<Tensor> {
         let TextPlan { heads_q, heads_kv, head_dim, .. } = self.plan;
         let tokens = batch.tokens;
+        // Queries may have gates beside them, head by head.
+        let wide = if self.plan.output_gate { 2 * heads_q } else { heads_q };
         let part = |first: usize, heads: usize| {
             qkv.narrow(1, first * head_dim, heads * head_dim)?.reshape(&[tokens, heads, head_dim])
         };
-        let (q, k, v) = (part(0, heads_q)?, part(heads_q, heads_kv)?, part(heads_q + heads_kv, heads_kv)?);
+        let (k, v) = (part(wide, heads_kv)?, part(wide + heads_kv, heads_kv)?);
+        let (q, gate) = if self.plan.output_gate {
+            let both = qkv.narrow(1, 0, wide * head_dim)?.reshape(&[tokens, heads_q, 2 * head_dim])?;
+            (both.narrow(2, 0, head_dim)?, Some(both.narrow(2, head_dim, head_dim)?))
+        } else {
+            (part(0, heads_q)?, None)
+        };
         let (group, index) = layer.plan.kv;
         let (Some((k_pages, v_pages)), Some(placed)) = (kv.layer(group, index), batch.kv.get(group)) else {
             return Err(Error::Request(format!("KV cache: expected pages for {}, found none", layer.path)));
@@ -345,6 +362,10 @@ impl Decoder {
             };
             cx.exec(&layer.path, &op)?;
         }
+        if let Some(gate) = gate {
+            let result = cx.view(&out)?;
+            cx.exec(&layer.path, &ops::Gate { x: result.clone(), gate: cx.view(&gate)?, out: result })?;
+        }
         out.reshape(&[tokens, heads_q * head_dim])
     }
 }
@@ -367,7 +388,8 @@ fn gather(cx: &mut Ctx, path: &str, x: &Tensor, ids: &Tensor) -> Result<Tensor> 
 
 impl Heads {
     fn load(cx: &mut Ctx, attn: &Scope<'_>, plan: &TextPlan) -> Result<Self> {
-        let (q_rows, kv_rows) = (plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
+        let gates = if plan.output_gate { 2 } else { 1 };
+        let (q_rows, kv_rows) = (gates * plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
         let qkv = [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
         let norm = |cx: &mut Ctx, name: &str| {
             Norm::unshifted(cx, &attn.at(name), plan.head_dim, plan.norm, (plan.norm_eps, plan.norm_offset))
@@ -394,11 +416,13 @@ impl Layer {
                 Some(norm(cx, scope.at(names.around[2]))?),
             ),
         };
-        let (mixing, width, bias) = match (of_layer.mix, plan.conv) {
-            (Mix::ShortConv, Some(conv)) => (scope.at("conv"), d, conv.bias),
-            _ => (scope.at("self_attn"), plan.heads_q * plan.head_dim, plan.out_bias),
+        let (mixing, out, width, bias) = match (of_layer.mix, plan.conv, plan.delta) {
+            (Mix::ShortConv, Some(conv), _) => (scope.at("conv"), "out_proj", d, conv.bias),
+            (Mix::Delta { .. }, _, Some(delta)) => {
+                (scope.at("linear_attn"), "out_proj", delta.width(), false)
+            }
+            _ => (scope.at("self_attn"), names.out, plan.heads_q * plan.head_dim, plan.out_bias),
         };
-        let out = if of_layer.mix == Mix::Attention { names.out } else { "out_proj" };
         Ok(Self {
             plan: of_layer,
             path: mixing.prefix().to_owned(),

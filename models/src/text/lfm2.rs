@@ -107,3 +107,41 @@ fn mlp(text: &Fields<'_>, size: usize) -> Result<usize> {
         found => Err(text.bad("block_ffn_dim_multiplier", format!("an MLP of {found} features"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::{Mix, TextPlan};
+    use crate::fields::Config;
+
+    /// LFM2 1.2B as it is published: sizes under two names, the MLP's rounded up.
+    #[test]
+    fn published_fields() {
+        let kinds = ["conv", "conv", "full_attention", "conv"];
+        let text = json!({"model_type": "lfm2", "block_auto_adjust_ff_dim": true, "block_dim": 2048, "block_ff_dim": 12288,
+            "block_ffn_dim_multiplier": 1.0, "block_mlp_init_scale": 1.0, "block_multiple_of": 256, "block_norm_eps": 1e-5,
+            "block_out_init_scale": 1.0, "block_use_swiglu": true, "block_use_xavier_init": true, "conv_L_cache": 3,
+            "conv_bias": false, "conv_dim": 2048, "conv_dim_out": 2048, "conv_use_xavier_init": true, "hidden_size": 2048,
+            "intermediate_size": 12288, "layer_types": kinds, "max_position_embeddings": 128_000, "norm_eps": 1e-5,
+            "num_attention_heads": 32, "num_heads": 32, "num_hidden_layers": 4, "num_key_value_heads": 8,
+            "rope_parameters": {"rope_theta": 1_000_000.0, "rope_type": "default"}, "use_pos_enc": true, "vocab_size": 65536});
+        let config = Config::new("config.json".into(), text);
+        let plan = TextPlan::read(&config.root(), &["lfm2"], Some(true)).unwrap();
+        assert_eq!(config.unread(), Vec::<String>::new());
+        assert_eq!((plan.mlp, plan.head_dim), (8192, 64));
+        assert_eq!((plan.layers[3].mix, plan.layers[3].kv), (Mix::ShortConv, (1, 2)));
+        assert_eq!((plan.kv.0[1].heads, plan.kv.0[1].head_dim, plan.kv.0[1].layers), (2, 2048, 3));
+    }
+
+    #[test]
+    fn convolutions_alone_keep_no_keys() {
+        let text = json!({"num_hidden_layers": 2, "full_attn_idxs": [], "conv_L_cache": 4});
+        let plan = TextPlan::read(&Config::new("config.json".into(), text).root(), &["lfm2"], None).unwrap();
+        assert_eq!(plan.kv.0.len(), 1);
+        assert_eq!((plan.layers[1].kv, plan.kv.0[0].heads), ((0, 1), 3));
+        let text = json!({"num_hidden_layers": 1, "conv_L_cache": 1});
+        let read = TextPlan::read(&Config::new("config.json".into(), text).root(), &["lfm2"], None);
+        assert!(read.unwrap_err().to_string().contains("conv_L_cache: expected 2 to 8, found 1"));
+    }
+}

@@ -26,6 +26,11 @@ pub enum Mix {
     Attention,
     /// A short convolution between gates, of [`TextPlan::conv`].
     ShortConv,
+    /// The gated delta rule after a short convolution, of [`TextPlan::delta`].
+    Delta {
+        /// Group of the KV cache that has the rule's state, and the layer's number in it.
+        state: (usize, usize),
+    },
 }
 
 /// What differs from layer to layer.
@@ -48,6 +53,35 @@ pub struct ConvPlan {
     pub taps: usize,
     /// Whether convolution and projections have biases.
     pub bias: bool,
+}
+
+/// Layers of a decoder that follow the gated delta rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaPlan {
+    /// Heads of queries and keys.
+    pub heads_k: usize,
+    /// Heads of values, a multiple of those.
+    pub heads_v: usize,
+    /// Elements of a query or key.
+    pub d_k: usize,
+    /// Elements of a value.
+    pub d_v: usize,
+    /// Tokens that the convolution before spans.
+    pub taps: usize,
+}
+
+impl DeltaPlan {
+    /// Columns of queries, keys and values.
+    #[must_use]
+    pub const fn channels(&self) -> usize {
+        2 * self.heads_k * self.d_k + self.width()
+    }
+
+    /// Columns of values.
+    #[must_use]
+    pub const fn width(&self) -> usize {
+        self.heads_v * self.d_v
+    }
 }
 
 /// Names of modules in the file.
@@ -138,6 +172,10 @@ pub struct TextPlan {
     pub ropes: Vec<RopeConfig>,
     /// Short convolutions, where layers have them.
     pub conv: Option<ConvPlan>,
+    /// The gated delta rule, where layers follow it.
+    pub delta: Option<DeltaPlan>,
+    /// Whether each query head has a gate of its result beside it.
+    pub output_gate: bool,
     /// Names in the file.
     pub names: Names,
     /// The layers.
@@ -164,6 +202,7 @@ pub const TEXT_TYPES: &[&str] = &[
     "glm_ocr_text",
     "lfm2",
     "paddleocr_vl_text",
+    "qwen3_5_text",
 ];
 
 impl TextPlan {
@@ -178,6 +217,7 @@ impl TextPlan {
             "glm4v_text" | "glm4v" => Self::glm4v(text, tied),
             "glm_ocr_text" | "glm_ocr" => Self::glm_ocr(text, tied),
             "lfm2" => Self::lfm2(text, tied),
+            "qwen3_5_text" => Self::qwen3_5(text, tied),
             "mistral" => Self::mistral(text, tied),
             "qwen2" | "qwen3" => Self::qwen(text, tied),
             "qwen2_vl_text" | "qwen2_vl" | "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),
@@ -240,6 +280,8 @@ impl TextPlan {
             experts: None,
             ropes: Vec::new(),
             conv: None,
+            delta: None,
+            output_gate: false,
             names: LLAMA_NAMES,
             layers: (0..count)
                 .map(|layer| LayerPlan { mix: Mix::Attention, rope: 0, kv: (0, layer), experts: false })

@@ -1,6 +1,7 @@
 //! Vision towers: one, driven by plans, and how pictures go through it.
 
 mod encode;
+mod inner;
 mod plan;
 mod positions;
 mod taps;

@@ -145,6 +145,8 @@ pub struct VitPlan {
     pub act: Activation,
     /// Kind of the MLP.
     pub mlp_kind: Mlp,
+    /// Layer after which windows of 2 x 2 patches become one row, if there is one; patches come in the order of windows then.
+    pub merges: Option<usize>,
     /// Layers that see the whole picture; the others see windows. `None`: all do.
     pub full: Option<Vec<usize>>,
     /// Layers that what follows needs: the result is that of the last of them, the rest runs for observers alone.
@@ -251,6 +253,22 @@ impl VitPlan {
         let default = Self { places: Places::Resized, channels_last: true, ..Self::siglip_base() };
         let plan = Self::common(vision, default, "gelu_pytorch_tanh")?;
         Self { image: side * plan.patch, ..plan }.check(vision)
+    }
+
+    /// `MiniCPMV4_6VisionConfig`; `merges` is the layer that the merger follows.
+    pub fn minicpmv(vision: &Fields<'_>, merges: usize) -> Result<Self> {
+        vision.model_type(&["minicpmv4_6_vision"])?;
+        vision.inert(&["insert_layer_id"]);
+        vision.only("window_kernel_size", vec![2, 2])?;
+        let default = Self { places: Places::Buckets, merges: Some(merges), ..Self::siglip_base() };
+        let plan = Self::common(vision, default, "gelu_pytorch_tanh")?;
+        if merges >= plan.layers {
+            return Err(vision.bad(
+                "num_hidden_layers",
+                format!("expected more than insert_layer_id {merges}, found {}", plan.layers),
+            ));
+        }
+        Ok(plan)
     }
 
     /// `CLIPVisionConfig`.
@@ -394,6 +412,7 @@ impl VitPlan {
             scales: None,
             act: Activation::GeluTanh,
             mlp_kind: Mlp::Plain { up: "mlp.fc1", down: "mlp.fc2" },
+            merges: None,
             full: None,
             used: 12,
             normed: true,

@@ -7,6 +7,7 @@ use ocelli_kernels::ops::{
 };
 use ocelli_kernels::{DType, View, Weights};
 
+use super::inner::WindowMerger;
 use super::plan::{Mlp, Places, Together, VitPlan};
 use super::positions::ResizedTable;
 use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked};
@@ -41,6 +42,7 @@ pub struct Vit {
     rope: Option<RopeTable>,
     pre_norm: Option<Norm>,
     layers: Vec<Layer>,
+    merger: Option<WindowMerger>,
     post_norm: Option<Norm>,
 }
 
@@ -64,14 +66,14 @@ pub struct Layout {
 }
 
 /// Rows that see each other: first row of each segment, the most rows of one, and the pairs.
-struct Segments {
-    starts: Tensor,
-    max: usize,
-    pairs: u64,
+pub(super) struct Segments {
+    pub starts: Tensor,
+    pub max: usize,
+    pub pairs: u64,
 }
 
 impl Segments {
-    fn of(cx: &mut Ctx, starts: &[usize]) -> Result<Self> {
+    pub fn of(cx: &mut Ctx, starts: &[usize]) -> Result<Self> {
         let sizes = || starts.windows(2).map(|pair| pair[1] - pair[0]);
         let list: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
         Ok(Self {
@@ -114,6 +116,10 @@ impl Vit {
             layers.push(Layer::load(cx, &scope.at(names.layers).at(i), &plan)?);
         }
         let post_norm = optional(cx, names.post_norm)?;
+        let merger = match plan.merges {
+            Some(_) => Some(WindowMerger::load(cx, &scope.at("vit_merger"), &plan)?),
+            None => None,
+        };
         Ok(Self {
             path: scope.prefix().to_owned(),
             patch,
@@ -123,6 +129,7 @@ impl Vit {
             rope,
             pre_norm,
             layers,
+            merger,
             post_norm,
             plan,
         })
@@ -206,7 +213,7 @@ impl Vit {
         let (rows, cols, side) = (height / patch, width / patch, self.plan.side());
         let fits = match self.plan.places {
             Places::Table => (rows, cols) == (side, side),
-            Places::Buckets => rows <= side && cols <= side,
+            Places::Buckets => self.plan.merges.is_some() || (rows <= side && cols <= side),
             Places::Rotation | Places::Turns { .. } | Places::RotationAndTable(_) | Places::Resized => true,
         };
         if rows == 0 || cols == 0 || !fits {
@@ -258,13 +265,13 @@ impl Vit {
         let plan = &self.plan;
         let per_tile = plan.extra_rows() + grid.0 * grid.1;
         let rows = tiles * per_tile;
-        let h = cx.alloc(&[rows, plan.d], cx.dtype())?;
+        let mut h = cx.alloc(&[rows, plan.d], cx.dtype())?;
         self.embed(cx, pixels, tiles, grid, layout, &h)?;
         if let Some(norm) = self.pre_norm.as_ref().filter(|_| !plan.norm_first) {
             norm.write_to(cx, &h, &h)?;
         }
         let whole: Vec<usize> = (0..=tiles).map(|tile| tile * per_tile).collect();
-        let whole = Segments::of(cx, &whole)?;
+        let mut whole = Segments::of(cx, &whole)?;
         let windows = match layout.filter(|_| plan.full.is_some()) {
             Some(layout) => {
                 let of_tile =
@@ -296,6 +303,11 @@ impl Vit {
             let full = plan.full.as_ref().is_none_or(|full| full.contains(&i));
             let segments = windows.as_ref().filter(|_| !full).unwrap_or(&whole);
             cx.scope(|cx| self.layer(cx, layer, &h, segments, positions.as_ref()))?;
+            if let Some(merger) = self.merger.as_ref().filter(|_| plan.merges == Some(i)) {
+                h = merger.forward(cx, &h)?;
+                let starts: Vec<usize> = (0..=tiles).map(|tile| tile * (per_tile / 4)).collect();
+                whole = Segments::of(cx, &starts)?;
+            }
             for (_, to) in deep.iter().zip(&taken).filter(|(layer, _)| **layer == i) {
                 copy(cx, &self.path, &h, to)?;
             }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Gate, GateAct};
+use super::Gate;
 use crate::buffer::View;
 use crate::cpu::CpuCx;
 use crate::cpu::rows::{InRows, OutRows, grain};
@@ -25,12 +25,12 @@ fn launch(op: &Gate, cx: &CpuCx) -> Result<(), KernelError> {
     let whole: Result<Vec<View>, ShapeError> =
         all.iter().map(|view| view.reshape(&[rows, heads * d])).collect();
     if let Ok(whole) = whole {
-        return of_rows(op.act, &whole, cx);
+        return of_rows(&whole, cx);
     }
     (0..heads).try_for_each(|head| {
         let of_head = |view: &&View| view.narrow(1, head, 1)?.reshape(&[rows, d]);
         let of_head = all.iter().map(of_head).collect::<Result<Vec<View>, ShapeError>>()?;
-        of_rows(op.act, &of_head, cx)
+        of_rows(&of_head, cx)
     })
 }
 
@@ -38,14 +38,13 @@ struct Rows<'a> {
     x: InRows<'a>,
     gate: InRows<'a>,
     out: OutRows<'a>,
-    act: GateAct,
 }
 
 /// Factors, gates and results, `[rows, d]` each.
-fn of_rows(act: GateAct, views: &[View], cx: &CpuCx) -> Result<(), KernelError> {
+fn of_rows(views: &[View], cx: &CpuCx) -> Result<(), KernelError> {
     let [x, gate, out] = views else { return Ok(()) };
     let (rows, d) = (x.size(0), x.size(1));
-    let all = Rows { x: InRows::new(cx, x)?, gate: InRows::new(cx, gate)?, out: OutRows::new(cx, out)?, act };
+    let all = Rows { x: InRows::new(cx, x)?, gate: InRows::new(cx, gate)?, out: OutRows::new(cx, out)? };
     cx.pool.run_ranges(rows, grain(rows, d, cx.pool.threads()), |range, _| gate_rows(cx.isa, &all, range, d));
     Ok(())
 }
@@ -59,12 +58,7 @@ crate::simd_fn! {
                 let (x, gate, out) = (p.x.row(row), p.gate.row(row), p.out.row(row));
                 for at in (0..d).step_by(S::LANES) {
                     let n = S::LANES.min(d - at);
-                    let g = gate.load(s, at, n);
-                    let factor = match p.act {
-                        GateAct::Sigmoid => math::sigmoid(s, g),
-                        GateAct::Silu => math::silu(s, g),
-                        GateAct::GeluTanh => math::gelu_tanh(s, g),
-                    };
+                    let factor = math::sigmoid(s, gate.load(s, at, n));
                     out.store(s, at, s.mul(x.load(s, at, n), factor), n);
                 }
             }

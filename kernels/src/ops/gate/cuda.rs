@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Gate, GateAct};
+use super::Gate;
 use crate::cuda::CudaCx;
 use crate::cuda::{CudaOp, CudaRows};
 use crate::select::Variant;
@@ -30,7 +30,7 @@ struct Params {
     rows: u32,
     heads: u32,
     d: u32,
-    act: u32,
+    padding: u32,
 }
 
 fn launch(op: &Gate, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -55,11 +55,7 @@ fn launch(op: &Gate, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         rows: rows as u32,
         heads: heads as u32,
         d: d as u32,
-        act: match op.act {
-            GateAct::Sigmoid => 0,
-            GateAct::Silu => 1,
-            GateAct::GeluTanh => 2,
-        },
+        padding: 0,
     };
     let blocks = (rows * heads * (d / vec)).div_ceil(128);
     kernel.launch([blocks as u32, 1, 1], 128, &params)

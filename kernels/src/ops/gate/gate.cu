@@ -1,12 +1,10 @@
-// out = x * act(gate)
+// out = x * sigmoid(gate)
 //
 // x: [rows, heads, d] of type X   gate: [rows, heads, d] of type GATE   out: [rows, heads, d] of type OUT; may be x itself
 //
 // A thread makes VEC neighbouring elements of a head: 8 where all heads begin at 16 bytes and d is a multiple of 8, else 1.
 #include "cuda/include/math.cuh"
 #include "cuda/include/vec.cuh"
-
-enum Act : u32 { SIGMOID, SILU, GELU_TANH };
 
 struct Params {
     const X* x;
@@ -21,17 +19,10 @@ struct Params {
     u32 rows;
     u32 heads;
     u32 d;
-    Act act;
+    u32 padding;
 };
 
 DEVICE f32 sigmoid(f32 x) { return 1.0f / (1.0f + exp_f32(-x)); }
-
-DEVICE f32 factor(Act act, f32 g) {
-    if (act == SILU) return g * sigmoid(g);
-    // 0.5 (1 + tanh y) = sigmoid(2 y), y = sqrt(2 / pi) (x + 0.044715 x^3)
-    if (act == GELU_TANH) return g * sigmoid(g * fmaf(0.0713548163f, g * g, 1.5957691216f));
-    return sigmoid(g);
-}
 
 KERNEL(128, 8)(const __grid_constant__ Params p) {
     grid_wait();
@@ -47,6 +38,6 @@ KERNEL(128, 8)(const __grid_constant__ Params p) {
     load_vec(x, p.x + row * p.x_row + head * p.x_head + col);
     load_vec(g, p.gate + row * p.gate_row + head * p.gate_head + col);
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) x[i] *= factor(p.act, g[i]);
+    for (int i = 0; i < VEC; ++i) x[i] *= sigmoid(g[i]);
     store_vec(p.out + row * p.out_row + head * p.out_head + col, x);
 }

@@ -1,4 +1,4 @@
-// out = x * act(gate)
+// out = x * sigmoid(gate)
 //
 // x: [rows, heads, d] of type X   gate: [rows, heads, d] of type GATE   out: [rows, heads, d] of type OUT
 //
@@ -29,17 +29,6 @@ ${PARAMS} p: Params;
 
 const WG: u32 = 128u;
 
-fn factor(g: f32) -> f32 {
-#if ACT == silu
-    return g * sigmoid(g);
-#elif ACT == gelu_tanh
-    // 0.5 (1 + tanh y) = sigmoid(2 y), y = sqrt(2 / pi) (x + 0.044715 x^3)
-    return g * sigmoid(1.5957691216 * g * (1.0 + 0.044715 * g * g));
-#else
-    return sigmoid(g);
-#endif
-}
-
 fn value(at: u32) -> f32 {
 #if IN_PLACE
     return out_at(at);
@@ -65,9 +54,9 @@ fn main(
     let x_first = p.x + row * p.x_row + head * p.x_head + col;
     let gate_first = p.gate + row * p.gate_row + head * p.gate_head + col;
     let to = p.out + row * p.out_row + head * p.out_head + col;
-    let first = value(x_first) * factor(gate_at(gate_first));
+    let first = value(x_first) * sigmoid(gate_at(gate_first));
     if col + 1u < p.d {
-        out_set2(to, vec2<f32>(first, value(x_first + 1u) * factor(gate_at(gate_first + 1u))));
+        out_set2(to, vec2<f32>(first, value(x_first + 1u) * sigmoid(gate_at(gate_first + 1u))));
     } else {
         out_set(to, first);
     }

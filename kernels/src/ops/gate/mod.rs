@@ -1,6 +1,6 @@
-//! Products with gates, element by element.
+//! Heads times the sigmoid of gates, element by element.
 //!
-//! `out = x * act(gate)`.
+//! `out = x / (1 + exp(-gate))`. Gates may lie beside other parts of each head.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -21,19 +21,6 @@ use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 
-/// A function applied to each gate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GateAct {
-    /// `1 / (1 + exp(-x))`.
-    #[default]
-    Sigmoid,
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// GELU by its tanh approximation.
-    GeluTanh,
-}
-
 /// `x: [rows, heads, d]  gate: [rows, heads, d]  ->  out: [rows, heads, d]`.
 #[derive(Clone, Debug)]
 pub struct Gate {
@@ -41,8 +28,6 @@ pub struct Gate {
     pub x: View,
     /// Gates `[rows, heads, d]`.
     pub gate: View,
-    /// What is done to the gates.
-    pub act: GateAct,
     /// Result `[rows, heads, d]`; may be the very elements of `x`.
     pub out: View,
 }
@@ -57,8 +42,6 @@ pub struct GateSpec {
     pub heads: u32,
     /// Elements of a head.
     pub d: u32,
-    /// What is done to the gates.
-    pub act: GateAct,
     /// Type of the factors.
     pub x: DType,
     /// Type of the gates.
@@ -72,7 +55,7 @@ impl Op for Gate {
     type Spec = GateSpec;
 
     fn spec(&self) -> Result<GateSpec, ShapeError> {
-        let Self { x, gate, act, out } = self;
+        let Self { x, gate, out } = self;
         check::rank("x", x, 3)?;
         for (name, view) in [("x", x), ("gate", gate), ("out", out)] {
             check::float(name, view)?;
@@ -84,7 +67,6 @@ impl Op for Gate {
             rows: bucket(x.size(0)),
             heads: x.size(1) as u32,
             d: x.size(2) as u32,
-            act: *act,
             x: x.dtype(),
             gate: gate.dtype(),
             out: out.dtype(),
@@ -93,7 +75,7 @@ impl Op for Gate {
 
     fn cost(&self) -> Cost {
         Cost {
-            flops: 8 * self.x.len() as u64,
+            flops: 6 * self.x.len() as u64,
             read: self.x.bytes() + self.gate.bytes(),
             written: self.out.bytes(),
         }
@@ -110,7 +92,6 @@ impl Op for Gate {
         Ok(Gate {
             x: operands.activations(&shape, spec.x)?,
             gate: operands.activations(&shape, spec.gate)?,
-            act: spec.act,
             out: operands.output(&shape, spec.out)?,
         })
     }

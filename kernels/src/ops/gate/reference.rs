@@ -1,7 +1,6 @@
 //! Gates in f64.
 
-use super::{Gate, GateAct};
-use crate::ops::Activation;
+use super::Gate;
 use crate::oracle::Oracle;
 use crate::spec::{DType, KernelError, tolerance};
 
@@ -9,16 +8,10 @@ pub(super) fn reference(op: &Gate, io: &mut Oracle) -> Result<(), KernelError> {
     let (x, gate) = (io.read(&op.x)?, io.read(&op.gate)?);
     let (mut values, mut errors) = (Vec::with_capacity(x.len()), Vec::with_capacity(x.len()));
     for (x, gate) in x.into_iter().zip(gate) {
-        let (factor, error) = match op.act {
-            GateAct::Sigmoid => {
-                let value = 1.0 / (1.0 + (-gate).exp());
-                // The argument of the exponential is rounded on the way to one of base 2.
-                let inner = DType::F32.roundoff() * gate.abs();
-                (value, tolerance::pointwise(inner, value * (1.0 - value), value))
-            }
-            GateAct::Silu => Activation::Silu.with_error(gate, 0.0),
-            GateAct::GeluTanh => Activation::GeluTanh.with_error(gate, 0.0),
-        };
+        let factor = 1.0 / (1.0 + (-gate).exp());
+        // The argument of the exponential is rounded on the way to one of base 2.
+        let inner = DType::F32.roundoff() * gate.abs();
+        let error = tolerance::pointwise(inner, factor * (1.0 - factor), factor);
         values.push(x * factor);
         errors.push(x.abs() * error + 2.0 * DType::F32.roundoff() * (x * factor).abs());
     }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Gate, GateAct};
+use super::Gate;
 use crate::select::Variant;
 use crate::spec::KernelError;
 use crate::wgpu::WgpuCx;
@@ -41,14 +41,9 @@ fn launch(op: &Gate, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
         return Ok(());
     }
     let mut kernel = cx.kernel("ops/gate/gate.wgsl");
-    let act = match op.act {
-        GateAct::Sigmoid => "sigmoid",
-        GateAct::Silu => "silu",
-        GateAct::GeluTanh => "gelu_tanh",
-    };
     let in_place = op.out.same_elements(&op.x);
     kernel.define("X", op.x.dtype()).define("GATE", op.gate.dtype()).define("OUT", op.out.dtype());
-    kernel.define("ACT", act).define("IN_PLACE", in_place);
+    kernel.define("IN_PLACE", in_place);
     let out = kernel.bind(2, &op.out)?;
     let params = Params {
         rows: rows as u32,
