@@ -196,9 +196,13 @@ impl Step {
         // Rounded activations have bounds of their own, in the conformance tests.
         let got = logits(Ctx::new(device, Precision::default())?)?;
         let want = logits(Ctx::on(Box::<ReferenceStream>::default(), Precision::default()))?;
-        let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).max_by(f32::total_cmp).unwrap_or(0.0);
         let tolerance = tolerance(device.caps().backend);
-        if got.len() != want.len() || !(worst <= tolerance) || got.iter().any(|v| !v.is_finite()) {
+        if got.len() != want.len()
+            || worst.is_nan()
+            || worst > tolerance
+            || got.iter().any(|v| !v.is_finite())
+        {
             return Ok(Err(BenchError::Wrong {
                 what: format!("step of one layer, {spec}"),
                 detail: format!("expected every logit within {tolerance:e}, found one {worst:e} off"),
