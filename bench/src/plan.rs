@@ -8,7 +8,7 @@ use ocelli_engine::prompt::{Positions, Prompt};
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Event, Limits, Media, Scheduler};
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Error, Loaded, Pipeline, Result};
+use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Gives, Loaded, Pipeline, Result};
 use ocelli_kernels::{NullLog, NullRecord};
 use serde::Serialize;
 
@@ -43,9 +43,9 @@ pub struct Request {
     pub tiles: usize,
     /// Tokens that stand for pictures.
     pub image_tokens: usize,
-    /// Tokens of the whole prompt.
+    /// Tokens of the whole prompt, or of the text of a model that gives vectors.
     pub prompt_tokens: usize,
-    /// Most tokens of the answer.
+    /// Most tokens of the answer; 0 of a model that gives vectors.
     pub max_tokens: usize,
 }
 
@@ -69,7 +69,7 @@ pub struct Memory {
 /// A stage of the request.
 #[derive(Debug, Serialize)]
 pub struct Phase {
-    /// `vision` (tower and connector), `prefill`, or `decode` (one token after the prompt).
+    /// `vision` (tower and connector), `prefill`, or `decode` (one token after the prompt); `text` of a model that gives vectors.
     pub name: &'static str,
     /// Arithmetic.
     pub flops: u64,
@@ -113,6 +113,15 @@ impl Plan {
         weights: u64,
     ) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if loaded.model.gives() == Gives::Vectors {
+            return Self::of_vectors(
+                wanted,
+                EmbeddingPipeline::new(files, loaded, threads)?,
+                cx,
+                log,
+                weights,
+            );
+        }
         let pipeline = Pipeline::new(files, loaded, threads)?;
         let Wanted { images: sizes, prompt_tokens: text_tokens, max_tokens } = wanted.clone();
         let images = sizes.iter().map(|&(width, height)| blank(width, height)).collect::<Result<Vec<_>>>()?;
@@ -173,6 +182,51 @@ impl Plan {
                 image_features,
                 activations,
                 total: weights + kv_cache + image_features + activations,
+            },
+            phases,
+        })
+    }
+
+    /// The same of a model that gives vectors: the pictures, and one text of so many tokens or as many as it takes.
+    fn of_vectors(
+        wanted: &Wanted,
+        pipeline: EmbeddingPipeline,
+        cx: &mut Ctx,
+        log: &NullLog,
+        weights: u64,
+    ) -> Result<Self> {
+        let info = pipeline.model.info().clone();
+        let mut prepared = Vec::with_capacity(wanted.images.len());
+        for &(width, height) in &wanted.images {
+            prepared.push(pipeline.prepare(cx, &blank(width, height)?)?);
+        }
+        let _ = log.take();
+        let mut phases = Vec::new();
+        if !prepared.is_empty() {
+            let images: Vec<_> = prepared.iter().collect();
+            cx.scope(|cx| pipeline.model.images(cx, &images).map(drop))?;
+            phases.push(Phase::of("vision", &log.take()));
+        }
+        let tokens = wanted.prompt_tokens.clamp(1, info.max_positions);
+        cx.scope(|cx| pipeline.model.texts(cx, &[vec![0; tokens]]).map(drop))?;
+        phases.push(Phase::of("text", &log.take()));
+        let image_features = (prepared.len() * info.d_model * 4) as u64;
+        let activations = cx.peak_activations() as u64;
+        Ok(Self {
+            request: Request {
+                images: wanted.images.clone(),
+                tiles: cx.timings.tiles,
+                image_tokens: 0,
+                prompt_tokens: tokens,
+                max_tokens: 0,
+            },
+            memory: Memory {
+                weights,
+                kv_cache: 0,
+                kv_per_token: 0,
+                image_features,
+                activations,
+                total: weights + image_features + activations,
             },
             phases,
         })

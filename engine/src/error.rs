@@ -2,11 +2,12 @@
 
 use ocelli_kernels::{KernelError, ShapeError};
 
-use crate::files::FileError;
+use crate::files::{FileError, ModelFiles};
 use crate::hub::HubError;
 use crate::image::ImageError;
 use crate::sample::ParamError;
 use crate::text::TextError;
+use crate::vlm::{Gives, Model};
 use crate::weights::WeightError;
 
 /// Why a request failed.
@@ -50,6 +51,20 @@ pub enum Error {
         /// What is wrong or missing.
         reason: String,
     },
+    /// A model of another kind than the one that is asked for.
+    #[error(
+        "{path}: expected a model that gives {expected}, found one of family {family}, which gives {found}"
+    )]
+    OtherKind {
+        /// The file that says so.
+        path: String,
+        /// The model's family.
+        family: &'static str,
+        /// What is asked for.
+        expected: Gives,
+        /// What the model gives.
+        found: Gives,
+    },
     /// A request that the model cannot take.
     #[error("{0}")]
     Request(String),
@@ -61,8 +76,8 @@ pub enum Error {
         /// Tokens of this one.
         found: usize,
     },
-    /// The model gave logits that are no numbers, or infinite: no token can be chosen.
-    #[error("logits: expected finite numbers, found NaN or infinity")]
+    /// The model gave logits or vectors that are no numbers, or infinite: no token can be chosen.
+    #[error("result of the model: expected finite numbers, found NaN or infinity")]
     NotNumbers,
     /// The thread that answers requests is gone.
     #[error("the thread that answers requests has ended: {0}")]
@@ -79,6 +94,13 @@ impl From<ShapeError> for Error {
 }
 
 impl Error {
+    /// That `model`, whose files these are, does not give what is asked for.
+    #[must_use]
+    pub fn other_kind(files: &ModelFiles, model: &Model, expected: Gives) -> Self {
+        let (family, found) = (model.info().family, model.gives());
+        Self::OtherKind { path: files.describe("config.json"), family, expected, found }
+    }
+
     /// What the user can do about it, in one line.
     #[must_use]
     pub fn hint(&self) -> Option<String> {

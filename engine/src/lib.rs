@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod choices;
 mod ctx;
+mod embedding;
 mod error;
 pub mod files;
 pub mod hub;
@@ -24,10 +25,11 @@ pub mod vlm;
 pub mod weights;
 
 pub use ctx::{Ctx, Observer, Precision, ReplayKey, Stage};
+pub use embedding::EmbeddingPipeline;
 pub use error::{Error, Result};
 pub use pipeline::Pipeline;
 pub use prompt::{Features, Prompt};
 pub use tensor::Tensor;
 pub use timing::{Phase, Timings};
 pub use trace::{OpTime, Trace};
-pub use vlm::{Loaded, Model, Processor, Vlm};
+pub use vlm::{Embedder, Gives, Loaded, Model, Processor, Vlm};

@@ -12,7 +12,7 @@ use crate::sample::SamplingParams;
 use crate::scheduler::{Media, Request, generate};
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use crate::timing::Phase;
-use crate::vlm::{Loaded, Model, Processor, Vlm};
+use crate::vlm::{Gives, Loaded, Model, Processor, Vlm};
 
 /// A model with its processor, tokenizer and chat template.
 pub struct Pipeline {
@@ -32,10 +32,7 @@ impl Pipeline {
     /// Loads tokenizer and template of a model. Errors if the model gives no answers.
     pub fn new(files: &ModelFiles, loaded: Loaded, threads: usize) -> Result<Self> {
         let Model::Vlm(model) = loaded.model else {
-            return Err(Error::Config {
-                path: files.describe("config.json"),
-                reason: format!("{} gives vectors and no answers", loaded.model.info().family),
-            });
+            return Err(Error::other_kind(files, &loaded.model, Gives::Answers));
         };
         let tokenizer = Tokenizer::load(files)?;
         let vocab = model.info().vocab;

@@ -98,22 +98,83 @@ pub trait Vlm: Send + Sync {
     fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor>;
 }
 
-/// A model that gives pictures and texts vectors of one space.
+/// How logits of a picture become probabilities of texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chance {
+    /// One of all the texts fits: softmax.
+    OneOf,
+    /// Each fits or not by itself: sigmoid.
+    Each,
+}
+
+/// What products of vectors mean: a logit is `scale * product + bias`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scoring {
+    /// Factor of a product.
+    pub scale: f32,
+    /// Added to it.
+    pub bias: f32,
+    /// How logits become probabilities.
+    pub chance: Chance,
+}
+
+impl Scoring {
+    /// The logit of two unit vectors.
+    #[must_use]
+    pub fn logit(&self, a: &[f32], b: &[f32]) -> f32 {
+        let product: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+        (f64::from(self.scale) * product + f64::from(self.bias)) as f32
+    }
+
+    /// Probabilities of the texts that a picture has these logits with.
+    #[must_use]
+    pub fn probabilities(&self, logits: &[f32]) -> Vec<f64> {
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        match self.chance {
+            Chance::Each => logits.iter().map(|&logit| 1.0 / (1.0 + f64::from(-logit).exp())).collect(),
+            Chance::OneOf => {
+                let parts: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - most).exp()).collect();
+                let sum: f64 = parts.iter().sum();
+                parts.iter().map(|part| part / sum).collect()
+            }
+        }
+    }
+}
+
+/// A model that gives pictures and texts vectors of one space. Its processor lays out texts without pictures.
 pub trait Embedder: Send + Sync {
-    /// Facts about the model; `kv` is empty.
+    /// Facts about the model: `d_model` is the length of its vectors, `max_positions` the most tokens of a text; `kv` is empty.
     fn info(&self) -> &ModelInfo;
 
     /// Parameters and formats of each part.
     fn parts(&self) -> Vec<PartInfo>;
 
-    /// Unit vectors of pictures, f32 `[images, d]`.
+    /// Unit vectors of pictures, f32 `[images, d_model]`, in the caller's scope of `cx`.
     fn images(&self, cx: &mut Ctx, images: &[&PreparedImage]) -> Result<Tensor>;
 
-    /// Unit vectors of texts, f32 `[texts, d]`.
+    /// Unit vectors of texts, f32 `[texts, d_model]`, in the caller's scope of `cx`.
     fn texts(&self, cx: &mut Ctx, texts: &[Vec<u32>]) -> Result<Tensor>;
 
-    /// What products of vectors are multiplied with, and what is added, to give logits.
-    fn scale(&self) -> (f32, f32);
+    /// What products of vectors mean.
+    fn scoring(&self) -> Scoring;
+}
+
+/// What models give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gives {
+    /// Answers to messages with pictures.
+    Answers,
+    /// Vectors of pictures and of texts.
+    Vectors,
+}
+
+impl std::fmt::Display for Gives {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Answers => "answers",
+            Self::Vectors => "vectors",
+        })
+    }
 }
 
 /// What a checkpoint turned out to be.
@@ -143,6 +204,15 @@ impl Model {
             Self::Embedder(model) => model.parts(),
         }
     }
+
+    /// What it gives.
+    #[must_use]
+    pub fn gives(&self) -> Gives {
+        match self {
+            Self::Vlm(_) => Gives::Answers,
+            Self::Embedder(_) => Gives::Vectors,
+        }
+    }
 }
 
 /// A loaded checkpoint.
@@ -151,4 +221,19 @@ pub struct Loaded {
     pub model: Model,
     /// Its processor.
     pub processor: Box<dyn Processor>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_become_probabilities() {
+        let of = |chance| Scoring { scale: 2.0, bias: -1.0, chance };
+        assert_eq!(of(Chance::Each).logit(&[0.5, 0.75], &[1.0, 0.0]), 0.0);
+        let one = of(Chance::OneOf).probabilities(&[1000.0, 1000.0, 0.0]);
+        assert_eq!(one, [0.5, 0.5, 0.0]);
+        let each = of(Chance::Each).probabilities(&[0.0, 1000.0, -1000.0]);
+        assert_eq!(each, [0.5, 1.0, 0.0]);
+    }
 }

@@ -1,9 +1,11 @@
 //! Vision language model families: compositions of towers, connectors and decoders. A family knows no backend.
 
+pub mod clip;
 pub mod cohere_vision;
 mod composed;
 pub mod connector;
 pub mod demo;
+pub mod dual;
 pub mod fields;
 pub mod gemma3;
 pub mod glm4v;
@@ -19,6 +21,7 @@ pub mod pixtral;
 pub mod processor;
 pub mod qwen_vl;
 pub mod registry;
+pub mod siglip;
 pub mod smolvlm;
 pub mod text;
 pub mod text_only;

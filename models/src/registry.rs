@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv, paddleocr_vl, paligemma,
-    pixtral, qwen_vl, smolvlm, text_only,
+    clip, cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv, paddleocr_vl,
+    paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -49,6 +49,8 @@ pub const FAMILIES: &[Family] = &[
     paddleocr_vl::FAMILY,
     minicpmv::FAMILY,
     text_only::FAMILY,
+    clip::FAMILY,
+    siglip::FAMILY,
 ];
 
 /// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed.

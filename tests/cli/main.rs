@@ -14,6 +14,7 @@ mod text;
 mod tools;
 mod tune;
 mod usage;
+mod vectors;
 mod verify;
 mod wgpu;
 

@@ -39,6 +39,14 @@ fn wrong_arguments() {
         (&["inspect", "a", "--model", "b"], "--model"),
         (&["quantize", "a", "--model", "b", "--out", "x", "--format", "int4"], "--model"),
         (&["quantize", "--out", "x", "--format", "int4", "--group", "-1"], "--group"),
+        (&["embed", "a.png"], "--model"),
+        (&["embed", "--model", "x"], "PICTURE"),
+        (&["embed", "--model", "x", "--batch", "0", "a.png"], "--batch"),
+        (&["embed", "--model", "x", "--format", "csv", "a.png"], "csv"),
+        (&["classify", "--model", "x", "a.png"], "--labels"),
+        (&["classify", "--model", "x", "--labels", "a"], "PICTURE"),
+        (&["classify", "--model", "x", "--labels", "a,,b", "a.png"], "--labels"),
+        (&["classify", "--model", "x", "--labels", "a", "--template", "a photo", "a.png"], "{}"),
         (&["run", "--stop", "", "x"], "stop"),
         (&["run", "--image"], "--image"),
         (&["run", ""], "prompt is empty"),
@@ -127,9 +135,19 @@ fn wrong_processor_fields() {
 #[test]
 fn help_and_version() {
     let help = ocelli(&["--help"]).well();
-    for command in
-        ["run", "verify", "inspect", "bench", "quantize", "devices", "kernels", "completions", "man"]
-    {
+    for command in [
+        "run",
+        "embed",
+        "classify",
+        "verify",
+        "inspect",
+        "bench",
+        "quantize",
+        "devices",
+        "kernels",
+        "completions",
+        "man",
+    ] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {help}");
         let own = ocelli(&[command, "--help"]).well();
         assert!(own.contains("Usage: ocelli"), "{own}");

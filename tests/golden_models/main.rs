@@ -50,6 +50,9 @@ const FAMILIES: &[&str] = &[
     "aya_vision",
     "cohere2_vision",
     "minicpmv4_6",
+    "clip",
+    "siglip",
+    "siglip2",
 ];
 
 /// Those that together run every op: on slow devices, these alone.

@@ -47,7 +47,7 @@ fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
     for (name, info) in original.infos() {
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let bits = match role(module) {
-            Some(Role::Decoder) => Some(options.bits),
+            Some(Role::Decoder | Role::Text) => Some(options.bits),
             Some(Role::Head | Role::Embedding) => options.head.then_some(8),
             Some(Role::Tower) => options.tower.then_some(options.bits),
             Some(Role::Connector) => options.connector.then_some(options.bits),

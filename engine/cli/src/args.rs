@@ -29,6 +29,10 @@ pub struct Cli {
 pub enum Command {
     /// Answer a prompt about pictures.
     Run(RunArgs),
+    /// Make vectors of pictures and texts, which are alike where those are; by a model such as CLIP or SigLIP.
+    Embed(EmbedArgs),
+    /// Say how well labels fit pictures; by a model such as CLIP or SigLIP.
+    Classify(ClassifyArgs),
     /// Compare a model stage by stage with a reference made by transformers.
     Verify(VerifyArgs),
     /// Show what a model is, how it would run and with how much memory, without reading its weights.
@@ -285,6 +289,81 @@ pub struct RunArgs {
     /// Print one JSON object in place of the text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which model that gives vectors, and what it reads.
+#[derive(Debug, Args)]
+pub struct VectorArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub, of a model that gives vectors.
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// Override a field of the image processor, such as max_num_patches=512; may be given several times.
+    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub processor: Vec<(String, String)>,
+    /// Refuse a model with fields in config.json that nothing here reads, or tensors that nothing uses, instead of warning.
+    #[arg(long)]
+    pub strict: bool,
+    /// Most pixels of a picture, checked before it is decoded.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100_000_000, value_parser = whole::<u64>)]
+    pub max_pixels: u64,
+    /// Pictures that are computed together.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    pub batch: usize,
+}
+
+/// `ocelli embed`.
+#[derive(Debug, Args)]
+pub struct EmbedArgs {
+    #[command(flatten)]
+    pub vectors: VectorArgs,
+    /// Pictures (PNG, JPEG, WebP, GIF or BMP), or folders, which stand for all pictures in them and below, in order of their names.
+    #[arg(value_name = "PICTURE", required_unless_present = "texts")]
+    pub pictures: Vec<PathBuf>,
+    /// A text; may be given several times. Texts come after pictures.
+    #[arg(long = "text", id = "texts", value_name = "TEXT")]
+    pub texts: Vec<String>,
+    /// How vectors are written.
+    #[arg(long, value_enum, default_value_t = VectorFormat::Jsonl)]
+    pub format: VectorFormat,
+    /// File to write, which appears when all is done; without it standard output.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+/// `--format` of `embed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VectorFormat {
+    /// A line with a JSON object each: `picture` or `text`, and `vector`, or `error` in its place.
+    Jsonl,
+    /// One NumPy array of 32-bit floats with a row each; those of pictures that cannot be read are NaN.
+    Npy,
+}
+
+/// `ocelli classify`.
+#[derive(Debug, Args)]
+pub struct ClassifyArgs {
+    #[command(flatten)]
+    pub vectors: VectorArgs,
+    /// Pictures (PNG, JPEG, WebP, GIF or BMP), or folders, which stand for all pictures in them and below, in order of their names.
+    #[arg(value_name = "PICTURE", required = true)]
+    pub pictures: Vec<PathBuf>,
+    /// The labels, with commas between; may be given several times.
+    #[arg(long, value_name = "LABEL", value_delimiter = ',', required = true)]
+    pub labels: Vec<String>,
+    /// The text that is made of a label, which takes the place of `{}`.
+    #[arg(long, value_name = "TEXT", default_value = "a photo of a {}.", value_parser = template)]
+    pub template: String,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object in place of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn template(text: &str) -> Result<String, String> {
+    if text.contains("{}") { Ok(text.to_owned()) } else { Err("expected a text with {} in it".into()) }
 }
 
 /// `ocelli verify`.

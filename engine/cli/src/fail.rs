@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::ErrorKind;
-use ocelli_engine::Error;
 use ocelli_engine::files::FileError;
 use ocelli_engine::text::TextError;
 use ocelli_engine::weights::WeightError;
+use ocelli_engine::{Error, Gives};
 
 use crate::args::TIP;
 use crate::interrupt;
@@ -60,6 +60,11 @@ impl Failure {
     /// The error line without its `error: `.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Prints it alone: something that does not end the command.
+    pub fn tell(&self) {
+        say(&self.message, self.hint.as_deref());
     }
 
     /// Prints it and gives the exit code.
@@ -152,6 +157,12 @@ fn way_out(error: &Error) -> Option<&'static str> {
             Some("config.json and the weights may belong to different models")
         }
         Error::Config { .. } => Some(LOOK),
+        Error::OtherKind { found: Gives::Vectors, .. } => {
+            Some("`ocelli embed` and `ocelli classify` take models that give vectors")
+        }
+        Error::OtherKind { .. } => {
+            Some("`ocelli run` takes models that give answers; CLIP, SigLIP and SigLIP 2 give vectors")
+        }
         Error::Text(TextError::File(error)) => of_file(error),
         Error::Text(_) => {
             Some("tokenizer and chat template have to be those of the model; get its files again")

@@ -2,8 +2,10 @@
 
 mod args;
 mod bench;
+mod classify;
 mod compile;
 mod devices;
+mod embed;
 mod fail;
 mod inspect;
 mod interrupt;
@@ -15,6 +17,7 @@ mod quantize;
 mod run;
 mod tune;
 mod units;
+mod vectors;
 mod verify;
 
 use std::process::ExitCode;
@@ -39,6 +42,8 @@ fn main() -> ExitCode {
 fn execute(command: &Command) -> fail::Outcome {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Embed(args) => embed::embed(args),
+        Command::Classify(args) => classify::classify(args),
         Command::Verify(args) => verify::verify(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),

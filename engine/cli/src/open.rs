@@ -9,11 +9,11 @@ use ocelli_engine::hub::{HubConfig, ModelRef};
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Error, Pipeline, Precision, Processor};
+use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Pipeline, Precision, Processor};
 use ocelli_kernels::{Backend, BackendOp, Caps, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 use ocelli_models::Leftovers;
 
-use crate::args::{BackendArg, DeviceArgs, ModelArgs};
+use crate::args::{BackendArg, DeviceArgs, ModelArgs, VectorArgs};
 use crate::fail::Failure;
 use crate::progress::Download;
 
@@ -137,6 +137,18 @@ fn pipeline_of(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(Pipeline, Ctx), Failure> {
+    let (model, threads, cx) = loaded(files, processor, leftovers, device, precision)?;
+    Ok((Pipeline::new(files, model, threads)?, cx))
+}
+
+/// A model, the threads that prepare pictures for it, and a context to run it in.
+fn loaded(
+    files: &ModelFiles,
+    processor: &[(String, String)],
+    leftovers: Leftovers,
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(ocelli_engine::Loaded, usize, Ctx), Failure> {
     let mut cx = Ctx::new(device, precision)?;
     let mut model = ocelli_models::load_with(files, &mut cx, leftovers)?;
     set_processor(&mut *model.processor, processor)?;
@@ -145,7 +157,19 @@ fn pipeline_of(
         Backend::Cpu => caps.units,
         _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
-    Ok((Pipeline::new(files, model, threads)?, cx))
+    Ok((model, threads, cx))
+}
+
+/// A model that gives vectors, with its tokenizer, and a context to run it in.
+pub fn vectors(
+    args: &VectorArgs,
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(EmbeddingPipeline, Ctx), Failure> {
+    let files = files(Some(&args.model))?;
+    let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
+    let (model, threads, cx) = loaded(&files, &args.processor, leftovers, device, precision)?;
+    Ok((EmbeddingPipeline::new(&files, model, threads)?, cx))
 }
 
 /// What will be asked of a model.

@@ -126,3 +126,39 @@ impl Drop for Bytes {
         }
     }
 }
+
+/// A bar of things that are done one after the other.
+pub struct Steps(Option<ProgressBar>);
+
+impl Steps {
+    /// A bar of `all` things of a kind. Nothing where stderr is no terminal.
+    pub fn new(what: &str, all: usize) -> Self {
+        let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {per_sec} {eta}");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = || ProgressBar::new(all as u64).with_style(style).with_message(what.to_owned());
+        Self(visible().then(bar))
+    }
+
+    /// So many more are done.
+    pub fn advance(&self, count: usize) {
+        if let Some(bar) = &self.0 {
+            bar.inc(count as u64);
+        }
+    }
+
+    /// Writes to stdout or stderr while the bar is out of the way.
+    pub fn pause<R>(&self, write: impl FnOnce() -> R) -> R {
+        match &self.0 {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+}
+
+impl Drop for Steps {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

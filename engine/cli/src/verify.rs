@@ -45,7 +45,9 @@ fn table(report: &Report) -> String {
         let same = case.greedy.expected.iter().zip(&case.greedy.got).take_while(|(a, b)| a == b).count();
         let (all, counted) = (case.greedy.expected.len(), case.greedy.counted);
         let some = if counted < all { format!(", {counted} have to be") } else { String::new() };
-        let _ = writeln!(text, "  {:<18} {same} of {all} tokens equal{some}", "greedy");
+        if all > 0 {
+            let _ = writeln!(text, "  {:<18} {same} of {all} tokens equal{some}", "greedy");
+        }
         let _ = writeln!(text, "  {:<18} {} compared", "stages", case.compared);
         for stage in &case.not_shown {
             let _ = writeln!(text, "  {stage:<18} not compared: the model does not show it");

@@ -51,6 +51,7 @@ impl Role {
             Self::Tower => "tower",
             Self::Connector => "connector",
             Self::Decoder => "decoder",
+            Self::Text => "text tower",
             Self::Head | Self::Embedding => "embedding and head",
         }
     }

@@ -21,6 +21,12 @@ impl Embedding {
         Ok(Self { path: scope.prefix().to_owned(), table, scale })
     }
 
+    /// A table that is on the device; `path` names it in errors.
+    #[must_use]
+    pub fn of(path: impl Into<String>, table: Weights) -> Self {
+        Self { path: path.into(), table, scale: 1.0 }
+    }
+
     /// The table.
     #[must_use]
     pub fn weights(&self) -> &Weights {

@@ -6,6 +6,7 @@ mod linear;
 mod mlp;
 mod norm;
 mod rope;
+mod rows;
 mod scale;
 
 pub use embedding::Embedding;
@@ -14,4 +15,5 @@ pub use linear::{Linear, Stacked};
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub use rope::{RopeConfig, RopeKind, RopeTable};
+pub use rows::{Unit, add_rows, constant, copy_rows, gather_rows};
 pub use scale::LayerScale;

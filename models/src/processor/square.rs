@@ -15,9 +15,26 @@ pub const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// See [`CLIP_MEAN`].
 pub const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
+/// What a class of image processors takes where the fields say nothing.
+#[derive(Clone, Copy, Debug)]
+struct Class {
+    size: Edge,
+    crop: bool,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+/// `CLIPImageProcessor`.
+const CLIP: Class = Class { size: Edge::Shortest(224), crop: true, mean: CLIP_MEAN, std: CLIP_STD };
+
+/// `SiglipImageProcessor`.
+const SIGLIP: Class =
+    Class { size: Edge::Exact { height: 224, width: 224 }, crop: false, mean: [0.5; 3], std: [0.5; 3] };
+
 /// A processor of one checkpoint.
 #[derive(Clone, Debug)]
 pub struct SquareProcessor {
+    class: Class,
     fields: ImageFields,
     resize: Option<Edge>,
     crop: Option<(usize, usize)>,
@@ -31,19 +48,25 @@ pub struct SquareProcessor {
 impl SquareProcessor {
     /// Reads the processor of a model whose tower has patches of `patch.0` pixels and gives `patch.1` rows beside them.
     pub fn load(files: &ModelFiles, patch: (usize, usize), token: (String, u32)) -> Result<Self> {
-        Self::new(ImageFields::load(files, KEYS)?, patch, token)
+        Self::new(CLIP, ImageFields::load(files, KEYS)?, patch, token)
     }
 
-    fn new(fields: ImageFields, patch: (usize, usize), token: (String, u32)) -> Result<Self> {
-        let size = fields.edge("size", Edge::Shortest(224))?;
+    /// The same of `SiglipImageProcessor`, which squeezes pictures.
+    pub fn siglip(files: &ModelFiles, patch: (usize, usize), token: (String, u32)) -> Result<Self> {
+        Self::new(SIGLIP, ImageFields::load(files, KEYS)?, patch, token)
+    }
+
+    fn new(class: Class, fields: ImageFields, patch: (usize, usize), token: (String, u32)) -> Result<Self> {
+        let size = fields.edge("size", class.size)?;
         let crop = match fields.edge("crop_size", Edge::Exact { height: 224, width: 224 })? {
             Edge::Exact { height, width } => (height, width),
             Edge::Longest(side) | Edge::Shortest(side) => (side, side),
         };
-        fields.normalize(CLIP_MEAN, CLIP_STD)?;
+        fields.normalize(class.mean, class.std)?;
         Ok(Self {
+            class,
             resize: fields.flag("do_resize", true)?.then_some(size),
-            crop: fields.flag("do_center_crop", true)?.then_some(crop),
+            crop: fields.flag("do_center_crop", class.crop)?.then_some(crop),
             filter: fields.resample(Filter::Bicubic)?,
             fields,
             patch,
@@ -70,7 +93,7 @@ impl ocelli_engine::Processor for SquareProcessor {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let mut fields = self.fields.clone();
         fields.set(key, value)?;
-        *self = Self::new(fields, self.patch, self.token.clone())?;
+        *self = Self::new(self.class, fields, self.patch, self.token.clone())?;
         Ok(())
     }
 
@@ -80,7 +103,7 @@ impl ocelli_engine::Processor for SquareProcessor {
         if let Some((rows, cols)) = self.crop {
             out = crop_or_pad(&out, rows, cols);
         }
-        let normalize = self.fields.normalize(CLIP_MEAN, CLIP_STD)?;
+        let normalize = self.fields.normalize(self.class.mean, self.class.std)?;
         Ok(PreparedImage { tiles: vec![out.into()], rows: 0, cols: 0, normalize, assembly: None })
     }
 

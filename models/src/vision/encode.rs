@@ -2,9 +2,8 @@
 
 use ocelli_engine::image::{Assembly, Pixels as TilePixels, PreparedImage, Tile};
 use ocelli_engine::{Ctx, Error, Features, Phase, Result, Stage, Tensor};
-
-use ocelli_kernels::Weights;
 use ocelli_kernels::ops::{GatherRows, Pointwise, ScatterRows};
+use ocelli_kernels::{DType, Weights};
 
 use super::{Layout, Pixels, Vit};
 
@@ -23,6 +22,11 @@ pub trait Connect {
     /// The row `[1, d_text]` that ends a line of features, of models that have one.
     fn newline(&self) -> Option<&Tensor> {
         None
+    }
+
+    /// Type of the features.
+    fn dtype(&self, cx: &Ctx) -> DType {
+        cx.dtype()
     }
 
     /// The order in which the tower's layers take the patches of a tile, and their windows; `None`: row by row.
@@ -76,7 +80,7 @@ pub fn encode(
         rows += usize::from(image.assembly.is_some());
         let deep = connector.deep().iter().map(|_| cx.alloc_owned(&[rows, d], cx.dtype()));
         let deep = deep.collect::<Result<_>>()?;
-        outs.push(Filled { rows: cx.alloc_owned(&[rows, d], cx.dtype())?, deep, filled: 0 });
+        outs.push(Filled { rows: cx.alloc_owned(&[rows, d], connector.dtype(cx))?, deep, filled: 0 });
     }
     let mut rest = &tiles[..];
     while let Some(&(number, first)) = rest.first() {

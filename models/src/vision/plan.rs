@@ -241,10 +241,27 @@ impl VitPlan {
         Self::common(vision, Self::siglip_base(), "gelu_pytorch_tanh")
     }
 
+    /// `SiglipVisionConfig`, for models that take the pooled head.
+    pub fn siglip_pooled(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["siglip_vision_model"])?;
+        vision.only("vision_use_head", true)?;
+        Self::common(vision, Self::siglip_base(), "gelu_pytorch_tanh")
+    }
+
     /// `Siglip2VisionConfig`, for models that take the patches of pictures of any size.
     pub fn siglip2(vision: &Fields<'_>) -> Result<Self> {
-        vision.model_type(&["siglip2_vision_model"])?;
         vision.unset("vision_use_head")?;
+        Self::siglip2_any(vision)
+    }
+
+    /// The same for models that take the pooled head.
+    pub fn siglip2_pooled(vision: &Fields<'_>) -> Result<Self> {
+        vision.only("vision_use_head", true)?;
+        Self::siglip2_any(vision)
+    }
+
+    fn siglip2_any(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["siglip2_vision_model"])?;
         let patches = vision.size("num_patches", 256)?;
         let side = patches.isqrt();
         if side * side != patches {
@@ -269,6 +286,25 @@ impl VitPlan {
             ));
         }
         Ok(plan)
+    }
+
+    /// The layers of `CLIPTextConfig`, `SiglipTextConfig` and their like, which are those of a tower without pictures; `default` has
+    /// what the reference class takes where the configuration says nothing.
+    pub fn text(text: &Fields<'_>, default: Self, act: &str) -> Result<Self> {
+        let names = Names { post_norm: Some("final_layer_norm"), ..CLIP_NAMES };
+        let layers = text.or("num_hidden_layers", default.layers)?;
+        let plan = Self {
+            d: text.size("hidden_size", default.d)?,
+            mlp: text.size("intermediate_size", default.mlp)?,
+            layers,
+            used: layers,
+            heads: text.size("num_attention_heads", default.heads)?,
+            norm_eps: text.or("layer_norm_eps", default.norm_eps)?,
+            act: activation(text, "hidden_act", act)?,
+            names,
+            ..default
+        };
+        plan.check(text)
     }
 
     /// `CLIPVisionConfig`.
@@ -390,7 +426,9 @@ impl VitPlan {
         .check(vision)
     }
 
-    fn siglip_base() -> Self {
+    /// What `SiglipVisionConfig` takes where the configuration says nothing.
+    #[must_use]
+    pub fn siglip_base() -> Self {
         Self {
             d: 768,
             mlp: 3072,

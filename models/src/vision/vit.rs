@@ -3,14 +3,14 @@
 use ocelli_engine::weights::{Role, Scope};
 use ocelli_engine::{Ctx, Error, Result, Stage, Tensor};
 use ocelli_kernels::ops::{
-    Attention, AttentionKv, GatherRows, MixRows, PatchEmbed, QkNorm, Rope, RopeStyle, ScatterRows, Seen,
+    Attention, AttentionKv, GatherRows, MixRows, PatchEmbed, QkNorm, Rope, RopeStyle, Seen,
 };
 use ocelli_kernels::{DType, View, Weights};
 
 use super::inner::WindowMerger;
 use super::plan::{Mlp, Places, Together, VitPlan};
 use super::positions::ResizedTable;
-use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked};
+use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked, constant, copy_rows};
 
 enum LayerMlp {
     Plain(Box<[Linear; 2]>),
@@ -32,7 +32,8 @@ struct Layer {
 pub struct Vit {
     plan: VitPlan,
     path: String,
-    patch: Weights,
+    /// The patch embedding, unless something else embeds rows.
+    patch: Option<Weights>,
     /// Position embeddings of the patches `[side * side, d]`.
     positions: Option<View>,
     /// The same table for pictures of other sizes.
@@ -65,11 +66,12 @@ pub struct Layout {
     pub windows: Vec<usize>,
 }
 
-/// Rows that see each other: first row of each segment, the most rows of one, and the pairs.
+/// Rows that see each other: first row of each segment, the most rows of one, the pairs, and which rows of its segment one sees.
 pub(super) struct Segments {
     pub starts: Tensor,
     pub max: usize,
     pub pairs: u64,
+    pub seen: Seen,
 }
 
 impl Segments {
@@ -80,6 +82,7 @@ impl Segments {
             starts: cx.upload(&[list.len()], &list)?,
             max: sizes().max().unwrap_or(0),
             pairs: sizes().map(|size| (size * size) as u64).sum(),
+            seen: Seen::All,
         })
     }
 }
@@ -89,8 +92,7 @@ impl Vit {
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: VitPlan) -> Result<Self> {
         let scope = scope.role(Role::Tower);
         let (d, names) = (plan.d, &plan.names);
-        let norm = |cx: &mut Ctx, scope: Scope<'_>| Norm::load(cx, &scope, d, plan.norm_eps, plan.norm);
-        let patch = Self::patch_weights(cx, &scope.at(names.patch), &plan)?;
+        let patch = Some(Self::patch_weights(cx, &scope.at(names.patch), &plan)?);
         let (mut positions, mut class_row, mut resized) = (None, None, None);
         let only_turns = matches!(plan.places, Places::Rotation | Places::Turns { .. });
         if plan.places == Places::Resized {
@@ -108,6 +110,13 @@ impl Vit {
             positions = Some(table.narrow(0, extra, patches)?);
         }
         let rope = if plan.places.rotate() { Some(Self::rotation(cx, &plan)?) } else { None };
+        Ok(Self { patch, positions, resized, class_row, rope, ..Self::layers(cx, &scope, plan)? })
+    }
+
+    /// Loads the layers and norms below `scope` alone, for rows that something else embeds.
+    pub fn layers(cx: &mut Ctx, scope: &Scope<'_>, plan: VitPlan) -> Result<Self> {
+        let (d, names) = (plan.d, &plan.names);
+        let norm = |cx: &mut Ctx, scope: Scope<'_>| Norm::load(cx, &scope, d, plan.norm_eps, plan.norm);
         let optional =
             |cx: &mut Ctx, name: Option<&str>| name.map(|name| norm(cx, scope.at(name))).transpose();
         let pre_norm = optional(cx, names.pre_norm)?;
@@ -122,11 +131,11 @@ impl Vit {
         };
         Ok(Self {
             path: scope.prefix().to_owned(),
-            patch,
-            positions,
-            resized,
-            class_row,
-            rope,
+            patch: None,
+            positions: None,
+            resized: None,
+            class_row: None,
+            rope: None,
             pre_norm,
             layers,
             merger,
@@ -174,14 +183,7 @@ impl Vit {
         let mut row = checkpoint.floats(&scope.path(names.class))?;
         let positions = checkpoint.floats(&scope.path(names.positions))?;
         row.iter_mut().zip(&positions).for_each(|(value, position)| *value += position);
-        let tensor = cx.alloc_owned(&[1, d], cx.dtype())?;
-        let bytes: Vec<u8> = match cx.dtype() {
-            DType::BF16 => row.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
-            DType::F16 => row.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
-            _ => bytes_of(&row),
-        };
-        cx.stream().write(tensor.view(), &bytes)?;
-        Ok(tensor)
+        constant(cx, &[1, d], &row)
     }
 
     /// Half of the pairs are turned by the row, half by the column.
@@ -199,6 +201,19 @@ impl Vit {
             _ => frequencies(10_000.0, pairs / 2).repeat(2),
         };
         RopeTable::new(cx, &all, &axes)
+    }
+
+    /// Runs rows that something else embedded through the layers and the norm after them, in place: `h: [rows, d]`, the rows from
+    /// one of `starts` to the next being one sequence.
+    pub fn through(&self, cx: &mut Ctx, h: &Tensor, starts: &[usize], seen: Seen) -> Result<()> {
+        let segments = Segments { seen, ..Segments::of(cx, starts)? };
+        for layer in &self.layers {
+            cx.scope(|cx| self.layer(cx, layer, h, &segments, None))?;
+        }
+        match &self.post_norm {
+            Some(norm) => norm.write_to(cx, h, h),
+            None => Ok(()),
+        }
     }
 
     /// The plan.
@@ -297,7 +312,7 @@ impl Vit {
                 }
                 // The rest is for those who look, or goes deeper.
                 if let Some(result) = &result {
-                    copy(cx, &self.path, &h, result)?;
+                    copy_rows(cx, &self.path, &h, result)?;
                 }
             }
             let full = plan.full.as_ref().is_none_or(|full| full.contains(&i));
@@ -309,7 +324,7 @@ impl Vit {
                 whole = Segments::of(cx, &starts)?;
             }
             for (_, to) in deep.iter().zip(&taken).filter(|(layer, _)| **layer == i) {
-                copy(cx, &self.path, &h, to)?;
+                copy_rows(cx, &self.path, &h, to)?;
             }
         }
         if let Some(norm) = self.post_norm.as_ref().filter(|_| plan.normed) {
@@ -348,6 +363,9 @@ impl Vit {
             | Places::RotationAndTable(_)
             | Places::Resized => None,
         };
+        let Some(patch) = &self.patch else {
+            return Err(Error::Request(format!("{}: no patch embedding", self.path)));
+        };
         cx.scope(|cx| {
             let resized = self.resized.as_ref().map(|table| table.of(cx, grid)).transpose()?;
             let positions = resized.as_ref().map(|table| cx.view(table)).transpose()?;
@@ -355,7 +373,7 @@ impl Vit {
             let out = if direct { h.clone() } else { cx.alloc(&[tiles * patches, self.plan.d], cx.dtype())? };
             let embed = PatchEmbed {
                 pixels: cx.view(&pixels.values)?,
-                w: self.patch.clone(),
+                w: patch.clone(),
                 pos: positions.or_else(|| self.positions.clone().filter(|_| !self.plan.places.rotate())),
                 pos_ids: pos_ids.as_ref().map(|ids| cx.view(ids)).transpose()?,
                 mean: pixels.mean,
@@ -391,8 +409,8 @@ impl Vit {
             } else if let Some(class) = &self.class_row {
                 for tile in 0..tiles {
                     let first = tile * (patches + 1);
-                    copy(cx, &self.path, class, &h.narrow(0, first, 1)?)?;
-                    copy(
+                    copy_rows(cx, &self.path, class, &h.narrow(0, first, 1)?)?;
+                    copy_rows(
                         cx,
                         &self.path,
                         &out.narrow(0, tile * patches, patches)?,
@@ -447,7 +465,7 @@ impl Vit {
             q: cx.view(&q)?,
             kv: AttentionKv::Packed { k: cx.view(&k)?, v: cx.view(&v)?, kv_starts: starts.clone() },
             q_starts: starts,
-            seen: Seen::All,
+            seen: segments.seen.clone(),
             scale: 1.0 / (head_dim as f32).sqrt(),
             softcap: 0.0,
             out: cx.view(&out)?,
@@ -543,11 +561,4 @@ fn places(cx: &mut Ctx, tiles: usize, grid: (usize, usize), layout: Option<&Layo
     };
     let values: Vec<i32> = axis(|patch, cols| patch / cols).chain(axis(|patch, cols| patch % cols)).collect();
     cx.upload(&[2, tiles * order.len()], &values)
-}
-
-/// Copies the rows of `from` to `to`.
-fn copy(cx: &mut Ctx, path: &str, from: &Tensor, to: &Tensor) -> Result<()> {
-    let rows: Vec<i32> = (0..from.size(0) as i32).collect();
-    let rows = cx.upload(&[rows.len()], &rows)?;
-    cx.exec(path, &ScatterRows { src: cx.view(from)?, rows: cx.view(&rows)?, out: cx.view(to)? })
 }

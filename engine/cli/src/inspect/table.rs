@@ -93,23 +93,25 @@ fn write_plan(plan: &Plan, text: &mut String) {
         [one] => format!("one picture of {one}"),
         all => format!("{} pictures of {}", all.len(), all.join(", ")),
     };
+    let tiles = format!("{} tile{}", request.tiles, if request.tiles == 1 { "" } else { "s" });
+    let (tokens, memory) = (request.prompt_tokens, &plan.memory);
+    let kept = if request.max_tokens == 0 {
+        let _ = writeln!(text, "\nplan for vectors of {pictures} and a text: {tiles}, {tokens} tokens");
+        String::new()
+    } else {
+        let _ = writeln!(
+            text,
+            "\nplan for {pictures}: {tiles}, {} image tokens in a prompt of {tokens}, an answer of at most {}",
+            request.image_tokens, request.max_tokens
+        );
+        let each = bytes(memory.kv_per_token);
+        format!(", keys and values {} ({each} a token)", bytes(memory.kv_cache))
+    };
     let _ = writeln!(
         text,
-        "\nplan for {pictures}: {} tile{}, {} image tokens in a prompt of {}, an answer of at most {}",
-        request.tiles,
-        if request.tiles == 1 { "" } else { "s" },
-        request.image_tokens,
-        request.prompt_tokens,
-        request.max_tokens
-    );
-    let memory = &plan.memory;
-    let _ = writeln!(
-        text,
-        "memory {}: weights {}, keys and values {} ({} a token), image features {}, activations {}",
+        "memory {}: weights {}{kept}, image features {}, activations {}",
         bytes(memory.total),
         bytes(memory.weights),
-        bytes(memory.kv_cache),
-        bytes(memory.kv_per_token),
         bytes(memory.image_features),
         bytes(memory.activations)
     );

@@ -55,6 +55,8 @@ const COPIED: &[&str] = &[
 pub enum Role {
     /// A linear layer of the text decoder.
     Decoder,
+    /// A linear layer of a dual encoder's text tower.
+    Text,
     /// The output layer.
     Head,
     /// The table of token embeddings.
@@ -124,7 +126,7 @@ impl QuantizeOptions {
     /// Format of a matrix of this role with rows of `k` weights stored as `dtype`; `None` keeps it as it is.
     fn format(&self, role: Role, k: usize, dtype: DType) -> Option<Format> {
         let bits = match role {
-            Role::Decoder => self.bits,
+            Role::Decoder | Role::Text => self.bits,
             Role::Tower => self.tower.then_some(self.bits)?,
             Role::Connector => self.connector.then_some(self.bits)?,
             Role::Head | Role::Embedding => self.head.then_some(8)?,
