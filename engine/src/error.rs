@@ -77,7 +77,7 @@ pub enum Error {
         found: usize,
     },
     /// The model gave logits or vectors that are no numbers, or infinite: no token can be chosen.
-    #[error("result of the model: expected finite numbers, found NaN or infinity")]
+    #[error("logits or vectors: expected finite numbers, found NaN or infinity")]
     NotNumbers,
     /// The thread that answers requests is gone.
     #[error("the thread that answers requests has ended: {0}")]

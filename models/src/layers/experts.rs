@@ -159,7 +159,8 @@ impl Experts {
             let (ids, weights) = self.route(cx, routed)?;
             let x = if self.plan.scale_input { &self.mixed(cx, x, None, &weights)? } else { x };
             let choices = rows * top;
-            let (results, order) = if cx.overlaps() && (steps || choices <= FEW_CHOICES) {
+            let beside = cx.overlaps() || cx.records();
+            let (results, order) = if beside && (steps || choices <= FEW_CHOICES) {
                 (self.at_once(cx, x, &ids.reshape(&[choices])?)?, None)
             } else {
                 let (results, order) = self.one_by_one(cx, x, &ids)?;
