@@ -82,6 +82,7 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("nvidia", include_str!("../shapes/nvidia.toml")),
     ("smolvlm-256m", include_str!("../shapes/smolvlm-256m.toml")),
     ("hybrid", include_str!("../shapes/hybrid.toml")),
+    ("qwen3-vl-30b-a3b", include_str!("../shapes/qwen3-vl-30b-a3b.toml")),
     ("square", include_str!("../shapes/square.toml")),
     ("decoders", include_str!("../shapes/decoders.toml")),
 ];

@@ -142,8 +142,11 @@ fn tolerance(backend: Backend) -> f64 {
 /// other places: the means of many thousand values agree closely, the largest of them less so.
 const DRIFT: (f64, f64) = (2.0, 1.25);
 
-/// Values from which on their mean difference is the closer measure: that of few of them varies as their largest does.
-const MANY: usize = 1000;
+/// [`DRIFT`] of the mean of `count` values. A mean of few varies: differences are about normal, so their sizes vary by 0.76 of their mean, and
+/// the ratio of two means of `count` of them by `1.07 / sqrt(count)`, three times which is allowed, up to what the largest may be.
+fn mean_drift(count: usize) -> f64 {
+    (1.0 + 3.2 / (count.max(1) as f64).sqrt()).clamp(DRIFT.1, DRIFT.0)
+}
 
 /// Runs every case of `reference` through the model in `files`.
 ///
@@ -403,8 +406,7 @@ impl Golden {
                 [max, average] => {
                     // A stage that the reference's run does not change, as the embeddings of 16-bit weights, is held to f32's bound.
                     limit += f64::from(max) * DRIFT.0;
-                    let most =
-                        tolerance + f64::from(average) * if got.len() < MANY { DRIFT.0 } else { DRIFT.1 };
+                    let most = tolerance + f64::from(average) * mean_drift(got.len());
                     mean = Some((average_of(got, expected), most));
                 }
                 _ => {

@@ -265,7 +265,16 @@ impl Cx {
         if !rows.iter().any(|row| row.picked) {
             return Ok((vec![], vec![format!("{what}: no kernel runs it")]));
         }
-        let op = O::of_spec(&spec, &mut self.operands).map_err(failed)?;
+        let op = match O::of_spec(&spec, &mut self.operands) {
+            Ok(op) => op,
+            Err(KernelError::OutOfMemory { bytes, .. }) => {
+                return Ok((
+                    vec![],
+                    vec![format!("{what}: operands of {bytes} bytes are too much for a benchmark")],
+                ));
+            }
+            Err(error) => return Err(failed(error)),
+        };
         if op.spec().map_err(|e| failed(e.into()))? != spec {
             return Err(BenchError::Shapes(format!("{what}: the op that was made has another spec")));
         }

@@ -36,9 +36,10 @@ impl OpVisitor for Made<'_> {
 
 #[test]
 fn every_op_has_a_shape_and_every_shape_becomes_its_op() {
-    // Those of one backend are too large for the memory of a small machine.
+    // Those of one backend, and those that are asked for, are too large for the memory of a small machine.
     let lists = Shapes::embedded().unwrap();
-    let shapes = lists.iter().filter(|list| list.backend.is_none()).flat_map(|list| &list.shapes).collect();
+    let small = lists.iter().filter(|list| list.backend.is_none() && !list.on_demand);
+    let shapes = small.flat_map(|list| &list.shapes).collect();
     for_each_op(&mut Made { operands: Operands::new(), shapes });
 }
 
