@@ -35,6 +35,30 @@ pub fn root() -> PathBuf {
     tests.parent().map_or(tests.clone(), PathBuf::from)
 }
 
+/// Rewrites the tables of READMEs instead of comparing them.
+const UPDATE: &str = "OCELLI_UPDATE_README";
+
+/// Compares what stands between the lines `begin` and `end` of a file of the repository with `table`; with `OCELLI_UPDATE_README` set,
+/// writes it there.
+///
+/// # Panics
+///
+/// When it differs, or the file or the lines are absent.
+pub fn holds_table(file: &str, begin: &str, end: &str, table: &str) {
+    let path = root().join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let parts = text.split_once(&format!("{begin}\n"));
+    let parts = parts.and_then(|(before, rest)| Some((before, rest.split_once(end)?)));
+    let Some((before, (found, after))) = parts else {
+        panic!("{file}: expected a line `{begin}` and later `{end}`")
+    };
+    if env::var_os(UPDATE).is_some() {
+        let text = [before, begin, "\n", table, end, after].concat();
+        return std::fs::write(&path, text).unwrap_or_else(|error| panic!("{file}: {error}"));
+    }
+    assert_eq!(found, table, "{file}: run this test with {UPDATE}=1 to write the table anew");
+}
+
 #[cfg(test)]
 mod tests {
     use super::requires;

@@ -17,6 +17,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "clip",
     model_types: &["clip"],
+    models: "CLIP (`embed`, `classify`)",
+    pictures: "one square",
+    file: file!(),
     processor: |files| Ok(Box::new(processor(files)?)),
     load,
     spare: &[],

@@ -22,6 +22,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "cohere_vision",
     model_types: &["aya_vision", "cohere2_vision"],
+    models: "Aya Vision, Command A Vision",
+    pictures: "tiles and the whole picture",
+    file: file!(),
     processor: |files| Ok(Box::new(processor(files)?)),
     load,
     spare: &["vision_model.head.", "vision_tower.head."],

@@ -20,6 +20,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "gemma3",
     model_types: &["gemma3"],
+    models: "Gemma 3",
+    pictures: "one square, pan and scan",
+    file: file!(),
     processor: |files| Ok(Box::new(Processor::load(files)?)),
     load,
     spare: &["vision_tower.vision_model.head."],

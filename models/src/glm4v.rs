@@ -18,6 +18,9 @@ use crate::vision::{Vit, VitPlan};
 pub const GLM4V: Family = Family {
     name: "glm4v",
     model_types: &["glm4v"],
+    models: "GLM-4.1V",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor: |files| processor(files, 151_343),
     load: |source, cx| load(GLM4V.name, source, cx),
     spare: &[],
@@ -27,6 +30,9 @@ pub const GLM4V: Family = Family {
 pub const GLM46V: Family = Family {
     name: "glm46v",
     model_types: &["glm46v"],
+    models: "GLM-4.6V",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor: |files| processor(files, 151_343),
     load: |source, cx| load(GLM46V.name, source, cx),
     spare: &[],
@@ -36,6 +42,9 @@ pub const GLM46V: Family = Family {
 pub const GLM_OCR: Family = Family {
     name: "glm_ocr",
     model_types: &["glm_ocr"],
+    models: "GLM-OCR",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor: |files| processor(files, 59_280),
     load: |source, cx| load(GLM_OCR.name, source, cx),
     spare: &["language_model.layers.16."],

@@ -22,6 +22,9 @@ use crate::vision::{Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "internvl",
     model_types: &["internvl"],
+    models: "InternVL 2.5, 3, 3.5 (as transformers has them)",
+    pictures: "tiles and the whole picture",
+    file: file!(),
     processor: |files| Ok(Box::new(processor(files)?)),
     load,
     spare: &["embeddings.mask_token"],

@@ -18,6 +18,9 @@ use crate::vision::{Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "llava",
     model_types: &["llava"],
+    models: "LLaVA 1.5 (CLIP towers); Pixtral as `llava`",
+    pictures: "one square; any size, lines that end",
+    file: file!(),
     processor,
     load,
     spare: &["vision_model.embeddings.position_ids"],

@@ -17,6 +17,9 @@ use crate::vision::{Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "llava_next",
     model_types: &["llava_next", "llava_onevision"],
+    models: "LLaVA-NeXT, LLaVA-OneVision",
+    pictures: "the whole picture, and fitted into the best of several resolutions",
+    file: file!(),
     processor: |files| Ok(Box::new(processor(files)?)),
     load,
     spare: &["vision_model.embeddings.position_ids", "vision_model.head."],

@@ -17,6 +17,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "paddleocr_vl",
     model_types: &["paddleocr_vl"],
+    models: "PaddleOCR-VL",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor,
     load,
     spare: &["packing_position_embedding", "vision_model.head."],

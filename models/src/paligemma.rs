@@ -21,6 +21,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "paligemma",
     model_types: &["paligemma"],
+    models: "PaliGemma 1 and 2",
+    pictures: "one square, a prompt that sees itself",
+    file: file!(),
     processor: |files| Ok(Box::new(Processor::load(files)?)),
     load,
     spare: &["vision_tower.vision_model.head."],

@@ -21,6 +21,9 @@ use crate::vision::{Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "pixtral",
     model_types: &["mistral3"],
+    models: "Mistral 3",
+    pictures: "any size, lines that end",
+    file: file!(),
     processor: |files| Ok(Box::new(Processor::load(files)?)),
     load,
     spare: &[],

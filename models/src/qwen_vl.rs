@@ -19,6 +19,9 @@ use crate::vision::{Vit, VitPlan};
 pub const QWEN2: Family = Family {
     name: "qwen2_vl",
     model_types: &["qwen2_vl"],
+    models: "Qwen2-VL",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor,
     load: |source, cx| load(QWEN2.name, source, cx, qwen2, &["qwen2_vl_text", "qwen2_vl"]),
     spare: &[],
@@ -28,6 +31,9 @@ pub const QWEN2: Family = Family {
 pub const QWEN2_5: Family = Family {
     name: "qwen2_5_vl",
     model_types: &["qwen2_5_vl"],
+    models: "Qwen2.5-VL",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor,
     load: |source, cx| load(QWEN2_5.name, source, cx, qwen2_5, &["qwen2_5_vl_text", "qwen2_5_vl"]),
     spare: &[],
@@ -37,6 +43,9 @@ pub const QWEN2_5: Family = Family {
 pub const QWEN3: Family = Family {
     name: "qwen3_vl",
     model_types: &["qwen3_vl"],
+    models: "Qwen3-VL",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor,
     load: |source, cx| load(QWEN3.name, source, cx, qwen3, &["qwen3_vl_text"]),
     spare: &[],
@@ -46,6 +55,9 @@ pub const QWEN3: Family = Family {
 pub const QWEN3_MOE: Family = Family {
     name: "qwen3_vl_moe",
     model_types: &["qwen3_vl_moe"],
+    models: "Qwen3-VL with experts",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor,
     load: |source, cx| load(QWEN3_MOE.name, source, cx, qwen3, &["qwen3_vl_moe_text"]),
     spare: &[],
@@ -55,6 +67,9 @@ pub const QWEN3_MOE: Family = Family {
 pub const QWEN3_5: Family = Family {
     name: "qwen3_5",
     model_types: &["qwen3_5"],
+    models: "Qwen3.5",
+    pictures: "any size, three axes of positions",
+    file: file!(),
     processor,
     load: |source, cx| load(QWEN3_5.name, source, cx, qwen3_5, &["qwen3_5_text"]),
     spare: &["mtp."],

@@ -19,6 +19,12 @@ pub struct Family {
     pub name: &'static str,
     /// `model_type` of the configurations that it runs.
     pub model_types: &'static [&'static str],
+    /// The published models that these are, for readers of `README.md`.
+    pub models: &'static str,
+    /// What becomes of a picture, for readers of `models/README.md`.
+    pub pictures: &'static str,
+    /// Where the family lies: `file!()`.
+    pub file: &'static str,
     /// Makes the processor of a model; reads no weights.
     pub processor: fn(&ModelFiles) -> Result<Box<dyn Processor>>,
     /// Loads a checkpoint.

@@ -19,6 +19,9 @@ use crate::vision::{Places, Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "siglip",
     model_types: &["siglip", "siglip2"],
+    models: "SigLIP, SigLIP 2 (`embed`, `classify`)",
+    pictures: "one square; any size",
+    file: file!(),
     processor: |files| Ok(Box::new(processor(files)?)),
     load,
     spare: &[],

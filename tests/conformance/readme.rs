@@ -4,11 +4,6 @@ use std::fmt::Write;
 
 use ocelli_kernels::{Backend, BackendOp, OpVisitor, for_each_op};
 
-/// Rewrites the table instead of comparing it.
-const UPDATE: &str = "OCELLI_UPDATE_README";
-const BEGIN: &str = "<!-- ops: made from ops/list.rs -->\n";
-const END: &str = "<!-- end of ops -->";
-
 /// The table of ops and backends.
 struct Table(String);
 
@@ -26,13 +21,6 @@ fn the_table_of_ops_is_that_of_the_list() {
     let names = Backend::ALL.map(|backend| backend.name().to_owned());
     let mut table = Table(format!("| op | {} |\n|{}\n", names.join(" | "), " --- |".repeat(names.len() + 1)));
     for_each_op(&mut table);
-    let path = ocelli_tests::root().join("kernels/README.md");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let (before, rest) = text.split_once(BEGIN).unwrap_or_else(|| panic!("no line `{}`", BEGIN.trim_end()));
-    let (found, after) = rest.split_once(END).unwrap_or_else(|| panic!("no line `{END}`"));
-    if std::env::var_os(UPDATE).is_some() {
-        std::fs::write(&path, [before, BEGIN, &table.0, END, after].concat()).unwrap();
-        return;
-    }
-    assert_eq!(found, table.0, "{}: run this test with {UPDATE}=1 to write the table anew", path.display());
+    let (begin, end) = ("<!-- ops: made from ops/list.rs -->", "<!-- end of ops -->");
+    ocelli_tests::holds_table("kernels/README.md", begin, end, &table.0);
 }

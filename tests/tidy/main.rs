@@ -1,5 +1,6 @@
 //! The rules of the repository that no compiler checks.
 
+mod families;
 mod rules;
 mod source;
 mod tree;

@@ -16,6 +16,9 @@ use crate::vision::{Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "lfm2_vl",
     model_types: &["lfm2_vl"],
+    models: "LFM2-VL, LFM2.5-VL",
+    pictures: "tiles and the whole picture, any size",
+    file: file!(),
     processor: |files| Ok(Box::new(processor::Processor::load(files)?)),
     load,
     spare: &["vision_tower.vision_model.head.", "vision_tower.head."],

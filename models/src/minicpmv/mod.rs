@@ -17,6 +17,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "minicpmv4_6",
     model_types: &["minicpmv4_6"],
+    models: "MiniCPM-V 4.6 (`16x`)",
+    pictures: "the whole picture and slices, any size",
+    file: file!(),
     processor: |files| Ok(Box::new(processor::Processor::load(files)?)),
     load,
     spare: &["mtp."],

@@ -17,6 +17,9 @@ use crate::vision::{Vit, VitPlan};
 pub const FAMILY: Family = Family {
     name: "smolvlm",
     model_types: &["smolvlm", "idefics3"],
+    models: "SmolVLM, SmolVLM2, Idefics3",
+    pictures: "tiles and the whole picture",
+    file: file!(),
     processor: |files| Ok(Box::new(processor::Processor::load(files)?)),
     load,
     spare: &[],
