@@ -13,6 +13,7 @@ pub mod hub;
 pub mod image;
 pub mod json;
 pub mod kv;
+pub mod parallel;
 mod pipeline;
 pub mod prompt;
 pub mod sample;

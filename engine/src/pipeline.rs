@@ -26,6 +26,8 @@ pub struct Pipeline {
     pub template: Option<ChatTemplate>,
     /// Threads that prepare pictures.
     pub threads: usize,
+    /// How the chat template is rendered.
+    pub options: RenderOptions,
 }
 
 impl Pipeline {
@@ -44,14 +46,15 @@ impl Pipeline {
             );
         }
         let template = ChatTemplate::load(files, &tokenizer)?;
-        Ok(Self { model, processor: loaded.processor, tokenizer, template, threads })
+        let options = RenderOptions::default();
+        Ok(Self { model, processor: loaded.processor, tokenizer, template, threads, options })
     }
 
     /// The prompt of a conversation, pictures still marked by one token each. A model without a chat template gets the
     /// texts of the messages as they are.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
         match &self.template {
-            Some(template) => Ok(template.render(messages, &RenderOptions::default())?),
+            Some(template) => Ok(template.render(messages, &self.options)?),
             None => {
                 let mark = self.processor.image_mark();
                 Ok(messages.iter().map(|message| message.content.plain(mark)).collect())

@@ -7,6 +7,7 @@ use crate::ctx::Ctx;
 use crate::error::Result;
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::kv::{KvCache, KvLayout};
+use crate::parallel::try_map;
 use crate::prompt::{Features, Prompt};
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -60,9 +61,9 @@ pub trait Processor: Send + Sync {
     /// Resizes and tiles a picture for the tower, with at most `threads` threads.
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage>;
 
-    /// The pictures of one request, where that is not each by itself.
+    /// The pictures of one request, several at once on `threads` threads; overridden where a picture is not prepared by itself.
     fn prepare_all(&self, images: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
-        images.iter().map(|image| self.prepare(image, threads)).collect()
+        try_map(images, threads, |image, threads| self.prepare(image, threads))
     }
 
     /// What stands for a picture in a rendered conversation.

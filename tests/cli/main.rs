@@ -6,6 +6,7 @@ mod binary;
 mod broken;
 mod cuda;
 mod interrupt;
+mod messages;
 mod numbers;
 mod plan;
 mod quantize;

@@ -6,7 +6,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::prompt::Span;
 use ocelli_engine::sample::SamplingParams;
-use ocelli_engine::scheduler::{Answer, Event, FinishReason, Limits, Request, Scheduler, generate};
+use ocelli_engine::scheduler::{Answer, Event, FinishReason, Limits, Piece, Request, Scheduler, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision, Prompt};
 use ocelli_kernels::{Backend, Device, DeviceOptions};
@@ -64,7 +64,7 @@ fn together_as_apart() {
     let (pipeline, mut cx) = demo();
     for count in [1, 3, 17] {
         let requests = requests(&pipeline, &mut cx, count);
-        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
         let model = &pipeline.model;
         let together =
             generate(&mut cx, model, &pipeline.tokenizer, requests.clone(), go_on).expect("answers");
@@ -89,7 +89,7 @@ fn scarce_cache_and_long_prompts() {
     all.push(Request { prompt: Prompt::text(long), media: Vec::new(), params });
     let mut apart = Vec::new();
     for request in all.clone() {
-        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
         apart.extend(
             generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
         );
@@ -134,7 +134,7 @@ fn crowd_of(pipeline: &Pipeline, cx: &mut Ctx, count: usize, longest: usize, lon
     }
     let mut apart = Vec::new();
     for request in all.clone() {
-        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
         apart.extend(
             generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer"),
         );
@@ -153,7 +153,7 @@ fn crowd_of(pipeline: &Pipeline, cx: &mut Ctx, count: usize, longest: usize, lon
         }
         for event in scheduler.step(cx) {
             match event {
-                Event::Text { request, text } => texts[request] += &text,
+                Event::Text { request, text, .. } => texts[request] += &text,
                 Event::Done { request, answer } => answers[request] = Some(answer),
                 Event::Failed { error, .. } => panic!("{error}"),
             }

@@ -273,12 +273,23 @@ pub struct RunArgs {
     /// A picture: PNG, JPEG, WebP, GIF or BMP; may be given several times.
     #[arg(long = "image", value_name = "FILE")]
     pub images: Vec<PathBuf>,
-    /// The prompt; `-` reads it from standard input.
-    #[arg(value_name = "PROMPT")]
-    pub prompt: String,
+    /// The prompt; `-` reads it from standard input. Behind messages it is the user's next one.
+    #[arg(value_name = "PROMPT", required_unless_present = "messages")]
+    pub prompt: Option<String>,
     /// A system message before the prompt.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with = "messages")]
     pub system: Option<String>,
+    /// A conversation as JSON, in the layout of OpenAI's chat completions: messages with `role` and `content`, pictures as `image_url`
+    /// with a path, from the file's folder on, or `data:` address. `-` reads it from standard input.
+    #[arg(long, value_name = "FILE")]
+    pub messages: Option<PathBuf>,
+    /// Set a variable of the model's chat template, such as enable_thinking=false; the value is JSON or a text. May be given several
+    /// times.
+    #[arg(long = "chat-template-arg", value_name = "KEY=VALUE")]
+    pub template_args: Vec<String>,
+    /// Show on stderr what a model thinks before it answers; --json always has it.
+    #[arg(long)]
+    pub show_thinking: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod chat;
 mod classify;
 mod compile;
 mod devices;

@@ -1,12 +1,13 @@
 //! From arguments to devices and models.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use ocelli_engine::choices::{Loaded, Table, cache_dir};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
-use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
+use ocelli_engine::image::{DecodeOptions, ImageError, PictureSource, Rgb8Image};
+use ocelli_engine::parallel::try_map;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Pipeline, Precision, Processor};
@@ -14,6 +15,7 @@ use ocelli_kernels::{Backend, BackendOp, Caps, Device, DeviceOptions, OpVisitor,
 use ocelli_models::Leftovers;
 
 use crate::args::{BackendArg, DeviceArgs, ModelArgs, VectorArgs};
+use crate::chat::Chat;
 use crate::fail::Failure;
 use crate::progress::Download;
 
@@ -175,10 +177,8 @@ pub fn vectors(
 /// What will be asked of a model.
 pub struct Question {
     /// The conversation.
-    pub messages: Vec<Message>,
-    /// Its pictures, in order.
-    pub images: Vec<PathBuf>,
-    /// How they are read.
+    pub chat: Chat,
+    /// How pictures are read.
     pub decode: DecodeOptions,
     /// How the answer is drawn.
     pub params: SamplingParams,
@@ -195,10 +195,12 @@ pub fn pipeline_for(
     let (theirs, processor) = (files.clone(), args.processor.clone());
     device.warm_up(Box::new(move |device| {
         let rehearse = || -> Result<(), Failure> {
-            let Question { messages, images, decode, params } = question;
-            let images: Result<Vec<_>, _> = images.iter().map(|path| decode_file(path, &decode)).collect();
-            let (pipeline, mut cx) = pipeline_of(&theirs, &processor, Leftovers::Warn, device, precision)?;
-            Ok(pipeline.rehearse(&mut cx, &messages, &images?, &[params])?)
+            let Question { chat, decode, params } = question;
+            let images = read_pictures(&chat.pictures, &decode)?;
+            let (mut pipeline, mut cx) =
+                pipeline_of(&theirs, &processor, Leftovers::Warn, device, precision)?;
+            pipeline.options = chat.render;
+            Ok(pipeline.rehearse(&mut cx, &chat.messages, &images, &[params])?)
         };
         // Whatever is wrong, the question itself meets it too.
         if let Err(failure) = rehearse() {
@@ -206,6 +208,30 @@ pub fn pipeline_for(
         }
     }));
     pipeline_of(&files, &args.processor, args.leftovers(), device, precision)
+}
+
+/// Reads pictures, several at once.
+pub fn read_pictures(
+    pictures: &[PictureSource],
+    options: &DecodeOptions,
+) -> Result<Vec<Rgb8Image>, ImageError> {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    try_map(pictures, threads, |picture, _| picture.decode(options))
+}
+
+/// Errors where a picture of messages is an address that nothing here reads.
+pub fn is_picture_name(file: &str, address: &str, path: &Path) -> Result<(), Failure> {
+    let scheme = address.split_once("://").map(|(scheme, _)| scheme);
+    match scheme.filter(|scheme| *scheme != "file" && !path.exists()) {
+        None => Ok(()),
+        Some(_) => {
+            let shown: String = address.chars().take(200).collect();
+            Err(Failure::new(format!(
+                "{file}: image_url: expected a path or a data: address, found `{shown}`"
+            ))
+            .hint("nothing is downloaded; save the picture to a file and give its path"))
+        }
+    }
 }
 
 /// Errors where what stands for a picture is no file's name: an address, or `-`.

@@ -1,25 +1,22 @@
 //! `ocelli run`: answers a prompt.
 
-use std::io::Read;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ocelli_engine::image::{DecodeOptions, decode_file};
+use ocelli_engine::image::DecodeOptions;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{FinishReason, generate};
-use ocelli_engine::text::Message;
 use ocelli_engine::{Phase, Timings};
 use serde::Serialize;
 
 use crate::args::{RunArgs, SamplingArgs};
+use crate::chat::Chat;
 use crate::fail::{Failure, Outcome, note, print, print_json};
 use crate::interrupt::{self, Gentle};
 use crate::open;
 use crate::progress::Spinner;
-
-/// Most bytes of a prompt from standard input.
-const MAX_PROMPT: u64 = 16 << 20;
 
 /// What is to be known of the model that is inside the binary.
 const DEMO: &str = "this is the demo model, which knows drawn shapes and numbers alone, and questions about a picture; \
@@ -30,6 +27,8 @@ struct Output<'a> {
     schema: &'static str,
     model: String,
     text: &'a str,
+    /// What the model thought before, where it marks that.
+    reasoning: Option<&'a str>,
     token_ids: &'a [u32],
     prompt_tokens: usize,
     finish_reason: FinishReason,
@@ -77,34 +76,16 @@ pub fn run(args: &RunArgs) -> Outcome {
     let start = Instant::now();
     let mut params = args.sampling.params();
     params.validate().map_err(ocelli_engine::Error::from)?;
-    let prompt = read_prompt(&args.prompt)?;
-    if prompt.trim().is_empty() && args.images.is_empty() {
-        return Err(Failure::usage("the prompt is empty and there is no picture")
-            .hint("say something, or give --image FILE"));
-    }
-
-    args.images.iter().try_for_each(|path| open::is_file_name(path))?;
+    let chat = Chat::read(args)?;
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
     let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
-    let system = args.system.iter().map(|text| Message::text("system", text.clone()));
-    let messages: Vec<Message> = system.chain([Message::user(args.images.len(), prompt.clone())]).collect();
-    let question = open::Question {
-        messages: messages.clone(),
-        images: args.images.clone(),
-        decode: options,
-        params: params.clone(),
-    };
+    let question = open::Question { chat: chat.clone(), decode: options, params: params.clone() };
     let (mut pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;
     params.max_tokens = params.max_tokens.min(pipeline.model.info().max_positions);
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    let token = pipeline.processor.image_mark();
-    if !token.is_empty() && args.system.iter().chain([&prompt]).any(|text| text.contains(token)) {
-        return Err(Failure::usage(format!(
-            "the prompt contains `{token}`, which stands for a picture in this model"
-        ))
-        .hint("give pictures with --image FILE; they come before the prompt, in the order given"));
-    }
+    chat.check(&pipeline)?;
+    pipeline.options = chat.render.clone();
 
     for stop in &params.stop {
         if let Some(token) = pipeline.tokenizer.hidden_in(stop) {
@@ -115,14 +96,12 @@ pub fn run(args: &RunArgs) -> Outcome {
     }
 
     spinner.say("reading pictures");
-    let mut pictures = Vec::with_capacity(args.images.len());
-    for path in &args.images {
-        pictures.push(cx.timings.measure(Phase::DecodeImage, || decode_file(path, &options))?);
-    }
+    let pictures =
+        cx.timings.measure(Phase::DecodeImage, || open::read_pictures(&chat.pictures, &options))?;
     spinner.say("looking at pictures");
     let request = pipeline
-        .request(&mut cx, &messages, &pictures, params)
-        .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &messages, &pictures))?;
+        .request(&mut cx, &chat.messages, &pictures, params)
+        .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &chat.messages, &pictures))?;
     drop(pictures);
     if args.model.model.is_none() && !args.json {
         spinner.pause(|| note(DEMO));
@@ -133,16 +112,27 @@ pub fn run(args: &RunArgs) -> Outcome {
     let mut written = Ok(());
     // From the first token on there is something to keep.
     let mut gentle: Option<Gentle> = None;
-    let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, text| {
+    let mut thoughts = Thoughts { shown: args.show_thinking && !args.json, open: false };
+    let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, piece| {
         let gentle = gentle.get_or_insert_with(Gentle::begin);
-        if !text.is_empty() {
-            spinner = None;
-            if !args.json {
-                written = print(text);
+        match (piece.text.is_empty(), piece.thought) {
+            (true, _) => {}
+            (false, true) if thoughts.shown => {
+                spinner = None;
+                thoughts.show(piece.text);
+            }
+            (false, true) => spinner.iter().for_each(|spinner| spinner.say("thinking")),
+            (false, false) => {
+                spinner = None;
+                thoughts.end();
+                if !args.json {
+                    written = print(piece.text);
+                }
             }
         }
         if gentle.asked() || written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
+    thoughts.end();
     drop(spinner);
     written?;
     let interrupted = gentle.is_some_and(|gentle| gentle.asked());
@@ -163,6 +153,7 @@ pub fn run(args: &RunArgs) -> Outcome {
             schema: "ocelli.run.v1",
             model: args.model.model.clone().unwrap_or_else(|| "demo".into()),
             text: &answer.text,
+            reasoning: answer.reasoning.as_deref(),
             token_ids: &answer.token_ids,
             prompt_tokens: answer.prompt_tokens,
             finish_reason: answer.finish_reason,
@@ -179,22 +170,41 @@ pub fn run(args: &RunArgs) -> Outcome {
             print("\n")?;
         }
         if answer.text.is_empty() && !interrupted {
-            note("the answer has no text: the model ended it at once, or gave special tokens alone");
+            note(match answer.reasoning {
+                Some(_) => {
+                    "the model was still thinking; --max-tokens N lets it go on, --show-thinking shows what it thinks"
+                }
+                None => "the answer has no text: the model ended it at once, or gave special tokens alone",
+            });
         }
     }
     Ok(if interrupted { ExitCode::from(interrupt::code()) } else { ExitCode::SUCCESS })
 }
 
-fn read_prompt(text: &str) -> Result<String, Failure> {
-    if text != "-" {
-        return Ok(text.to_owned());
+/// Thoughts on stderr: stdout has the answer alone.
+struct Thoughts {
+    shown: bool,
+    /// Some were written, and their end was not.
+    open: bool,
+}
+
+impl Thoughts {
+    fn show(&mut self, text: &str) {
+        let mut err = std::io::stderr().lock();
+        // A stderr that is closed is no failure.
+        if !std::mem::replace(&mut self.open, true) && err.is_terminal() {
+            let _ = err.write_all(b"\x1b[2m");
+        }
+        let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
     }
-    let mut prompt = String::new();
-    std::io::stdin()
-        .take(MAX_PROMPT)
-        .read_to_string(&mut prompt)
-        .map_err(|error| Failure::new(format!("standard input: {error}")))?;
-    Ok(prompt.trim_end_matches(['\n', '\r']).to_owned())
+
+    fn end(&mut self) {
+        let mut err = std::io::stderr().lock();
+        if std::mem::take(&mut self.open) {
+            let end: &[u8] = if err.is_terminal() { b"\x1b[0m\n\n" } else { b"\n\n" };
+            let _ = err.write_all(end);
+        }
+    }
 }
 
 /// Most memory that the process held at once, in bytes.

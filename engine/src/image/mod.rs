@@ -15,12 +15,14 @@ mod png;
 mod prepared;
 mod resize;
 mod sniff;
+mod source;
 mod webp;
 
 pub use decode::{Alpha, DecodeOptions, decode_bytes, decode_file};
 pub use error::ImageError;
 pub use prepared::{Assembly, Normalize, Pixels, PreparedImage, Tile};
 pub use resize::{Filter, resize};
+pub use source::PictureSource;
 
 /// Whether code compiled for AVX2 may run: the machine has it, and `OCELLI_ISA` does not forbid it.
 /// The arithmetic of this module is exact, so the results are the same without it.

@@ -260,8 +260,8 @@ impl Scheduler {
             }
         };
         match step {
-            Ok(Step { text, ends }) => {
-                events.push(Event::Text { request, text });
+            Ok(Step { text, thought, ends }) => {
+                events.push(Event::Text { request, text, thought });
                 if let Some(reason) = ends
                     && let Some(live) = self.take(request)
                 {
@@ -563,6 +563,15 @@ fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Live], out: &Tensor) -> R
     cx.exec("sample", &op)
 }
 
+/// A new piece of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// The text; may be empty.
+    pub text: &'a str,
+    /// Whether it is what the model thinks, which is no part of the answer.
+    pub thought: bool,
+}
+
 /// Answers all requests, telling `on_text` of each new piece of text; it may end everything early. The first request that fails
 /// ends everything too.
 pub fn generate(
@@ -570,7 +579,7 @@ pub fn generate(
     model: &Arc<dyn Vlm>,
     tokenizer: &Tokenizer,
     requests: Vec<Request>,
-    mut on_text: impl FnMut(usize, &str) -> ControlFlow<()>,
+    mut on_text: impl FnMut(usize, Piece<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Answer>> {
     let limits = Limits::of(model.info(), &requests);
     let mut answers: Vec<Option<Answer>> = vec![None; requests.len()];
@@ -581,8 +590,8 @@ pub fn generate(
     while !scheduler.is_idle() {
         for event in scheduler.step(cx) {
             match event {
-                Event::Text { request, text } => {
-                    if on_text(request, &text).is_break() {
+                Event::Text { request, text, thought } => {
+                    if on_text(request, Piece { text: &text, thought }).is_break() {
                         for (number, slot) in answers.iter_mut().enumerate() {
                             *slot = scheduler.cancel(number).or(slot.take());
                         }

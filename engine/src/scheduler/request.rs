@@ -12,7 +12,7 @@ use crate::image::PreparedImage;
 use crate::kv::{Extent, Keep, KvGroup, PAGE, SeqId};
 use crate::prompt::{Features, Prompt};
 use crate::sample::SamplingParams;
-use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+use crate::text::{Detokenizer, StopMatcher, Thinking, Tokenizer};
 use crate::vlm::ModelInfo;
 
 /// A picture of a request.
@@ -144,6 +144,8 @@ pub enum FinishReason {
 pub struct Answer {
     /// The text, without white space before it, stop texts and special tokens.
     pub text: String,
+    /// What the model thought before, where it marks that: see [`Thinking`].
+    pub reasoning: Option<String>,
     /// Token ids, the stop token included.
     pub token_ids: Vec<u32>,
     /// Tokens of the prompt.
@@ -161,6 +163,8 @@ pub enum Event {
         request: usize,
         /// The text.
         text: String,
+        /// Whether it is what the model thinks, which is no part of the answer.
+        thought: bool,
     },
     /// A request is done.
     Done {
@@ -210,6 +214,8 @@ pub(super) struct Live {
     /// Was part of a pass that failed.
     pub alone: bool,
     text: String,
+    thoughts: String,
+    thinking: Thinking,
     detokenizer: Detokenizer,
     stops: StopMatcher,
 }
@@ -217,6 +223,7 @@ pub(super) struct Live {
 /// What a token does to an answer.
 pub(super) struct Step {
     pub text: String,
+    pub thought: bool,
     pub ends: Option<FinishReason>,
 }
 
@@ -224,6 +231,7 @@ impl Live {
     pub fn new(number: usize, mut request: Request, tokenizer: &Tokenizer, info: &ModelInfo) -> Self {
         // A stop text that is one token of the model is never met in the text.
         request.params.stop_token_ids.extend(tokenizer.stop_ids(&request.params.stop));
+        let thinking = Thinking::after(&request.prompt.tokens, tokenizer);
         Self {
             number,
             seq: None,
@@ -231,6 +239,8 @@ impl Live {
             longest: request.longest(info.max_positions),
             prompt: request.prompt,
             media: request.media,
+            thinking,
+            thoughts: String::new(),
             detokenizer: tokenizer.detokenizer(true),
             stops: StopMatcher::new(&request.params.stop),
             params: request.params,
@@ -292,7 +302,9 @@ impl Live {
             || self.prompt.len() + self.answer.len() >= max_positions;
         let mut text = String::new();
         let mut stopped = ends;
-        if !ends {
+        let thought = self.thinking.inside();
+        let turns = !ends && self.thinking.turns(token);
+        if !ends && !turns {
             // Vocabularies are padded: a model can choose an id that the tokenizer has no text for.
             let known = (token as usize) < tokenizer.vocab_size();
             let piece = if known { self.detokenizer.push(token)? } else { String::new() };
@@ -300,23 +312,36 @@ impl Live {
             text.push_str(&matched.text);
             stopped = matched.stopped.is_some();
         }
-        if ends || (length && !stopped) {
+        // Stop texts lie in the answer or in the thoughts, not across.
+        if ends || turns || (length && !stopped) {
             let matched = self.stops.push(&self.detokenizer.finish()?);
             text.push_str(&matched.text);
             text.push_str(&self.stops.finish());
             stopped |= matched.stopped.is_some();
+            self.stops = StopMatcher::new(&self.params.stop);
         }
-        if self.text.is_empty() {
+        if thought {
+            self.thinking.unnamed(&mut text);
+        }
+        let all = if thought { &mut self.thoughts } else { &mut self.text };
+        if all.is_empty() {
             // Templates end before the space that the model begins with.
             text.drain(..text.len() - text.trim_start().len());
         }
-        self.text.push_str(&text);
+        all.push_str(&text);
         let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
-        Ok(Step { text, ends: (stopped || length).then_some(reason) })
+        Ok(Step { text, thought, ends: (stopped || length).then_some(reason) })
     }
 
     pub fn into_answer(self, finish_reason: FinishReason) -> Answer {
-        Answer { text: self.text, token_ids: self.answer, prompt_tokens: self.prompt.len(), finish_reason }
+        let thoughts = self.thoughts.trim_end();
+        Answer {
+            text: self.text,
+            reasoning: (!thoughts.is_empty()).then(|| thoughts.to_owned()),
+            token_ids: self.answer,
+            prompt_tokens: self.prompt.len(),
+            finish_reason,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 mod fake;
+mod thoughts;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -82,7 +83,7 @@ fn alone(cx: &mut Ctx, kv: &KvLayout, requests: &[Request]) -> Vec<Answer> {
     let model: Arc<dyn Vlm> = Fake::new(kv.clone());
     let tokenizer = tokenizer();
     let one = |request: &Request| {
-        let go_on = |_: usize, _: &str| ControlFlow::Continue(());
+        let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
         generate(cx, &model, &tokenizer, vec![request.clone()], go_on).unwrap().remove(0)
     };
     requests.iter().map(one).collect()
@@ -94,7 +95,7 @@ fn run(scheduler: &mut Scheduler, cx: &mut Ctx, count: usize) -> Vec<(String, Re
     while !scheduler.is_idle() {
         for event in scheduler.step(cx) {
             match event {
-                Event::Text { request, text } => all[request].0 += &text,
+                Event::Text { request, text, .. } => all[request].0 += &text,
                 Event::Done { request, answer } => all[request].1 = Ok(answer),
                 Event::Failed { request, error } => all[request].1 = Err(error.to_string()),
             }
@@ -147,7 +148,7 @@ fn crowd(kv: &KvLayout, kv_tokens: usize) {
         let before: Vec<usize> = scheduler.running.iter().map(|live| live.number).collect();
         for event in scheduler.step(&mut cx) {
             match event {
-                Event::Text { request, text } => all[request].0 += &text,
+                Event::Text { request, text, .. } => all[request].0 += &text,
                 Event::Done { request, answer } => all[request].1 = Some(answer),
                 Event::Failed { error, .. } => panic!("{error}"),
             }
@@ -196,7 +197,7 @@ fn running_ahead_with_rows_of_padding() {
         fails.store(steps == 5 || steps == 30, Ordering::Relaxed);
         for event in scheduler.step(&mut cx) {
             match event {
-                Event::Text { request, text } => all[request].0 += &text,
+                Event::Text { request, text, .. } => all[request].0 += &text,
                 Event::Done { request, answer } => all[request].1 = Ok(answer),
                 Event::Failed { request, error } => all[request].1 = Err(error.to_string()),
             }
@@ -232,7 +233,7 @@ fn a_lost_pass(kv: &KvLayout) {
         fails.store(true, Ordering::Relaxed);
         let mut all = run(&mut scheduler, &mut cx, 3);
         for event in begun.into_iter().rev() {
-            if let Event::Text { request, text } = event {
+            if let Event::Text { request, text, .. } = event {
                 all[request].0.insert_str(0, &text);
             }
         }

@@ -4,6 +4,7 @@
 //! `apply_chat_template`.
 
 mod added;
+mod conversation;
 mod detokenizer;
 mod forms;
 mod methods;
@@ -11,11 +12,14 @@ mod python;
 mod source;
 mod stop;
 mod template;
+mod thinking;
 mod tokenizer;
 
+pub use conversation::Conversation;
 pub use detokenizer::Detokenizer;
 pub use stop::{StopMatch, StopMatcher};
 pub use template::{ChatTemplate, Content, Message, Part, RenderOptions};
+pub use thinking::Thinking;
 pub use tokenizer::Tokenizer;
 
 use crate::files::FileError;
@@ -63,6 +67,14 @@ pub enum TextError {
         path: String,
         /// Where else a template was looked for, and what the family does about images.
         hint: Option<String>,
+    },
+    /// A conversation is not written as one.
+    #[error("{name}: {reason}")]
+    Conversation {
+        /// Its file, as the caller gave it.
+        name: String,
+        /// What is wrong with it, and where.
+        reason: String,
     },
     /// A template's variable is not written as one.
     #[error("template variable: expected NAME=VALUE, found {found:?}")]

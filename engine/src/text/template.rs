@@ -7,7 +7,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use super::python::{Dumps, repr};
 use super::source::{Source, Sources, hint_about_pictures};
@@ -24,6 +24,9 @@ pub struct Message {
     pub role: String,
     /// What was said.
     pub content: Content,
+    /// Further fields for the template, such as `tool_calls` or `reasoning_content`.
+    #[serde(flatten)]
+    pub more: Map<String, Json>,
 }
 
 /// The content of a message.
@@ -65,17 +68,28 @@ pub enum Part {
     },
 }
 
+impl Part {
+    /// The text, if it is one.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Image => None,
+            Self::Text { text } => Some(text),
+        }
+    }
+}
+
 impl Message {
     /// A message of text alone.
     pub fn text(role: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { role: role.into(), content: Content::Parts(vec![Part::Text { text: text.into() }]) }
+        let content = Content::Parts(vec![Part::Text { text: text.into() }]);
+        Self { role: role.into(), content, more: Map::new() }
     }
 
     /// A user's message: `images` images, then the text.
     pub fn user(images: usize, text: impl Into<String>) -> Self {
         let mut parts = vec![Part::Image; images];
         parts.push(Part::Text { text: text.into() });
-        Self { role: "user".into(), content: Content::Parts(parts) }
+        Self { role: "user".into(), content: Content::Parts(parts), more: Map::new() }
     }
 
     /// How many images the message places.
@@ -215,6 +229,12 @@ impl ChatTemplate {
         inner.render(pair(messages, contents), options).result.map_err(|e| inner.error(&e))
     }
 
+    /// Whether the template reads a variable of this name.
+    pub fn reads(&self, name: &str) -> bool {
+        let template = self.inner.env.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(name))
+    }
+
     /// Whether the template takes a user's message with an image. True as well if it fails for other reasons.
     pub fn accepts_images(&self) -> bool {
         let message = Message::user(1, "text");
@@ -234,7 +254,12 @@ fn special(tokenizer: &Tokenizer) -> Map<String, Json> {
 /// Messages as the template gets them.
 pub(super) fn pair(messages: &[Message], contents: Vec<Json>) -> Vec<Json> {
     let pairs = messages.iter().zip(contents);
-    pairs.map(|(message, content)| json!({"role": message.role, "content": content})).collect()
+    let fields = |(message, content): (&Message, Json)| {
+        let mut fields = message.more.clone();
+        fields.extend([("role".into(), Json::from(message.role.as_str())), ("content".into(), content)]);
+        Json::Object(fields)
+    };
+    pairs.map(fields).collect()
 }
 
 /// What came of rendering a template.

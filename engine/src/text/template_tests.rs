@@ -81,7 +81,7 @@ fn content_goes_in_the_form_that_the_template_reads() {
         "{% for m in messages %}{% if m.content is string %}S{{ m.content }}{% else %}{% for p in m.content %}{{ p.text or '<image>' }}{% endfor %}{% endif %}{% endfor %}",
     );
     let options = RenderOptions::default();
-    let string = Message { role: "user".into(), content: Content::Text("hi".into()) };
+    let string = Message { role: "user".into(), content: Content::Text("hi".into()), more: Map::new() };
     let listed = Message::user(0, "hi");
     assert_eq!(parts.render(std::slice::from_ref(&string), &options).unwrap(), "hi");
     assert_eq!(parts.render(&[Message::user(2, "hi")], &options).unwrap(), "<image><image>hi");
@@ -169,7 +169,8 @@ fn text_is_seen_however_it_is_shown() {
     assert!(after.accepts_images());
     let dumped = template("{% for m in messages %}{{ m | tojson }}{% endfor %}");
     let json = r#"{"role": "user", "content": "hi there"}"#;
-    let string = [Message { role: "user".into(), content: Content::Text("hi there".into()) }];
+    let string =
+        [Message { role: "user".into(), content: Content::Text("hi there".into()), more: Map::new() }];
     assert_eq!(dumped.render(&plain, &options).unwrap(), json);
     assert_eq!(dumped.render(&string, &options).unwrap(), json);
     // A message that the template leaves out goes as it was given.
@@ -190,7 +191,7 @@ fn every_role_gets_its_form() {
         Message::user(1, "a"),
         Message::text("assistant", "b"),
         Message::user(0, "c"),
-        Message { role: "user".into(), content: Content::Text("d".into()) },
+        Message { role: "user".into(), content: Content::Text("d".into()), more: Map::new() },
     ];
     assert_eq!(t.render(&turns, &options).unwrap(), "[s]<i>a[b]cd");
     assert!(t.accepts_images());
