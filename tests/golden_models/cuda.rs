@@ -12,7 +12,7 @@ use std::sync::Arc;
 use ocelli_bench::eval::{Report, evaluate};
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
-use ocelli_engine::scheduler::generate;
+use ocelli_engine::scheduler::{Piece, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::Arch;
@@ -110,7 +110,7 @@ fn a_step_has_few_launches() {
         let pipeline = Pipeline::new(files, model, 2).expect("its tokenizer");
         let params = SamplingParams { max_tokens, ignore_eos: true, ..Default::default() };
         let request = pipeline.request(&mut cx, &messages, &picture, params).expect("a request");
-        let step = |_, _: &_| ControlFlow::Continue(());
+        let step = |_, _: Piece<'_>| ControlFlow::Continue(());
         generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], step).expect("an answer");
         driver.launches()
     };

@@ -2,6 +2,7 @@
 
 mod alloc;
 mod build;
+mod checkpoints;
 mod fuzz;
 mod hostile;
 mod json;

@@ -27,6 +27,37 @@ fn options(row: &Value) -> RenderOptions {
     options
 }
 
+/// Whether a template does with a conversation what transformers does: renders this prompt, or refuses it too. `expected` is compared
+/// with what `shown` makes of the prompt.
+fn agrees(
+    template: &ChatTemplate,
+    row: &Value,
+    conversations: &Value,
+    shown: fn(&str) -> String,
+) -> Result<bool, String> {
+    let messages = &conversations[row["conversation"].as_str().unwrap()][row["given"].as_str().unwrap()];
+    let messages: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
+    match (row["text"].as_str(), template.render(&messages, &options(row))) {
+        (Some(expected), Ok(text)) if shown(&text) == expected => Ok(true),
+        // A list was added to a string or printed: the template takes text alone.
+        (None, Err(TextError::NoImages { .. }))
+            if ["\"list\"", "not shown"].iter().any(|e| row["error"].as_str().unwrap().contains(e)) =>
+        {
+            Ok(false)
+        }
+        // What the template raised itself.
+        (None, Err(TextError::Refused { reason, .. }))
+            if reason.starts_with(row["error"].as_str().unwrap()) =>
+        {
+            Ok(false)
+        }
+        (expected, found) => Err(format!(
+            "{} {} {}: expected {expected:?} {:?}, found {found:?}",
+            row["conversation"], row["given"], row["options"], row["error"]
+        )),
+    }
+}
+
 #[test]
 fn published_templates_render_as_in_python() {
     let data = read("templates/published.json");
@@ -38,34 +69,54 @@ fn published_templates_render_as_in_python() {
         let source =
             std::fs::read_to_string(golden("templates/published").join(format!("{name}.jinja"))).unwrap();
         let template = ChatTemplate::new(&source, name, &tokenizer).unwrap();
-        let conversation = &data["conversations"][row["conversation"].as_str().unwrap()];
-        let messages = conversation[row["given"].as_str().unwrap()].clone();
-        let messages: Vec<Message> = serde_json::from_value(messages).unwrap();
-        let what = format!("{name} {} {} {}", row["conversation"], row["given"], row["options"]);
-        match (row["text"].as_str(), template.render(&messages, &options(row))) {
-            (Some(expected), Ok(text)) => {
-                for (ours, theirs) in text.lines().zip(expected.lines()) {
-                    assert_eq!(ours, theirs, "{what}");
-                }
-                assert_eq!(text, expected, "{what}");
-                rendered += 1;
-            }
-            // A list was added to a string or printed: the template takes text alone.
-            (None, Err(TextError::NoImages { .. }))
-                if ["\"list\"", "not shown"].iter().any(|e| row["error"].as_str().unwrap().contains(e)) =>
-            {
-                refused += 1;
-            }
-            // What the template raised itself.
-            (None, Err(TextError::Refused { reason, .. }))
-                if reason.starts_with(row["error"].as_str().unwrap()) =>
-            {
-                refused += 1;
-            }
-            (expected, found) => panic!("{what}: {expected:?} {:?} {found:?}", row["error"]),
+        match agrees(&template, row, &data["conversations"], str::to_owned) {
+            Ok(true) => rendered += 1,
+            Ok(false) => refused += 1,
+            Err(why) => panic!("{name} {why}"),
         }
     }
     assert!(rendered >= 10 && refused >= 1, "{rendered} {refused}");
+}
+
+fn sha256(text: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Templates of published checkpoints from the folder that `OCELLI_PUBLISHED` names, against hashes of transformers' renderings
+/// (`golden/templates/checkpoints.py`).
+#[test]
+fn templates_of_checkpoints_render_as_in_python() {
+    let data = read("templates/checkpoints.json");
+    let Some(folder) = std::env::var_os("OCELLI_PUBLISHED") else {
+        return ocelli_tests::skip("published", "OCELLI_PUBLISHED names no folder of published checkpoints");
+    };
+    let tokenizer = tokenizer(&golden("text/llava"));
+    let (mut rows, mut wrong) = (0, Vec::new());
+    for (hash, entry) in data["templates"].as_object().unwrap() {
+        let file = entry["files"][0].as_str().unwrap();
+        let text =
+            std::fs::read_to_string(Path::new(&folder).join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let text = match file.ends_with(".json") {
+            true => {
+                serde_json::from_str::<Value>(&text).unwrap()["chat_template"].as_str().unwrap().to_owned()
+            }
+            false => text,
+        };
+        assert_eq!(sha256(&text), *hash, "{file}");
+        match ChatTemplate::new(&text, file, &tokenizer) {
+            Err(error) => wrong.push(format!("{file}: {error}")),
+            Ok(template) => {
+                for row in entry["rows"].as_array().unwrap() {
+                    rows += 1;
+                    let agrees = agrees(&template, row, &data["conversations"], sha256);
+                    wrong.extend(agrees.err().map(|why| format!("{file}: {why}")));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {rows}:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(rows >= 100, "{rows}");
 }
 
 #[test]

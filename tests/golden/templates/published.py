@@ -84,24 +84,34 @@ def right(template, conversation, given, options):
     return {"text": None, "error": errors[0]}
 
 
-def main():
+def renderings(template):
+    """Each conversation in each form, with the options that change what comes of it."""
     rows = []
-    for path in sorted(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "published").glob("*.jinja")):
-        template = path.read_text(encoding="utf-8")
-        for (name, conversation), given in itertools.product(CONVERSATIONS.items(), ("string", "parts")):
-            plain = None
-            for options in OPTIONS if name in ("system", "image") else [{}]:
-                result = right(template, conversation, given, options)
-                # Most templates have no switches: what they do not change is not worth a row.
-                if plain is None or result != plain:
-                    rows.append({"template": path.stem, "conversation": name, "given": given, "options": options} | result)
-                plain = plain or result
+    for (name, conversation), given in itertools.product(CONVERSATIONS.items(), ("string", "parts")):
+        plain = None
+        for options in OPTIONS if name in ("system", "image") else [{}]:
+            result = right(template, conversation, given, options)
+            # Most templates have no switches: what they do not change is not worth a row.
+            if plain is None or result != plain:
+                rows.append({"conversation": name, "given": given, "options": options} | result)
+            plain = plain or result
+    return rows
+
+
+def conversations():
     roles = {role for conversation in CONVERSATIONS.values() for role, _ in conversation}
-    conversations = {
+    return {
         name: {given: written(conversation, dict.fromkeys(roles, given)) for given in ("string", "parts")}
         for name, conversation in CONVERSATIONS.items()
     }
-    print(json.dumps({"tokens": TOKENS, "conversations": conversations, "rows": rows}, ensure_ascii=False, indent=1))
 
 
-main()
+def main():
+    rows = []
+    for path in sorted(Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "published").glob("*.jinja")):
+        rows += [{"template": path.stem} | row for row in renderings(path.read_text(encoding="utf-8"))]
+    print(json.dumps({"tokens": TOKENS, "conversations": conversations(), "rows": rows}, ensure_ascii=False, indent=1))
+
+
+if __name__ == "__main__":
+    main()
