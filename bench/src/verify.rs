@@ -77,7 +77,7 @@ impl CaseReport {
 /// One stage of a case.
 #[derive(Clone, Debug, Serialize)]
 pub struct StageReport {
-    /// `pixels` (in grey levels), `token_ids` and `position_ids` (numbers of differing ones), or the name of the reference's tensor:
+    /// `pixels` (in grey levels), `token_ids`, `source_ids` and `position_ids` (numbers of differing ones), or the name of the reference's tensor:
     /// `vision_last_hidden`, `image_features`, `text_layer_first`, `logits_last8`, ...
     pub name: String,
     /// Largest absolute difference.
@@ -125,12 +125,20 @@ struct Case {
     images: Vec<String>,
     /// Absent: `prompt` goes to the processor as it is.
     messages: Option<Vec<Message>>,
-    #[serde(default)]
-    prompt: String,
+    prompt: Option<String>,
     #[serde(default)]
     processor_kwargs: BTreeMap<String, serde_json::Value>,
-    input_ids: Vec<u32>,
+    input_ids: Option<Vec<u32>>,
+    /// What the decoder begins with, where that is not `input_ids`; those are what an encoder reads then, if the model has one.
+    decoder_input_ids: Option<Vec<u32>>,
     greedy_ids: Vec<u32>,
+}
+
+impl Case {
+    /// Tokens of the decoder.
+    fn tokens(&self) -> &[u32] {
+        self.decoder_input_ids.as_ref().or(self.input_ids.as_ref()).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// Largest difference allowed to float stages in f32: 2e-4 on the CPU and 1e-3 on a GPU (design, section 6).
@@ -238,9 +246,16 @@ fn verify_case(
     let images: Vec<&PreparedImage> = prepared.iter().collect();
     let laid_out = match &case.messages {
         Some(messages) => pipeline.lay_out(messages, &images)?,
-        None => processor.lay_out(&case.prompt, &images, &pipeline.tokenizer)?,
+        None => {
+            let text = case.prompt.as_deref().unwrap_or_default();
+            processor.lay_out(text, &images, &pipeline.tokenizer)?
+        }
     };
-    stages.push(compare_ids("token_ids", &laid_out.tokens, &case.input_ids));
+    stages.push(compare_ids("token_ids", &laid_out.tokens, case.tokens()));
+    if !laid_out.source.tokens.is_empty() {
+        let expected = case.input_ids.as_deref().unwrap_or_default();
+        stages.push(compare_ids("source_ids", &laid_out.source.tokens, expected));
+    }
     if golden.has(&case.name, "position_ids") {
         stages.push(compare_positions(&laid_out, &golden.ints(&case.name, "position_ids")?));
     }
@@ -254,8 +269,8 @@ fn verify_case(
     })));
     let features = pipeline.encode(&mut cx, &prepared)?;
     // The stages are compared on the reference's tokens; where they are no others, so are the places of features.
-    let same = laid_out.tokens.len() == case.input_ids.len();
-    let prompt = if same { Prompt { tokens: case.input_ids.clone(), ..laid_out } } else { laid_out };
+    let same = laid_out.tokens.len() == case.tokens().len();
+    let prompt = if same { Prompt { tokens: case.tokens().to_vec(), ..laid_out } } else { laid_out };
     let info = pipeline.model.info();
     let mut kv = KvCache::for_one(&mut cx, &info.kv, prompt.extent(), prompt.len())?;
     let given: Vec<Option<Features>> = features.iter().cloned().map(Some).collect();
@@ -322,12 +337,14 @@ fn stage_of(key: &str, layers: usize) -> Option<(usize, &'static str, Option<usi
     let last = layers.saturating_sub(1);
     Some(match key {
         "vision_last_hidden" => (0, Stage::TOWER.part, None),
-        "image_features" => (1, Stage::FEATURES.part, None),
-        "inputs_embeds" => (3, Stage::EMBEDDINGS.part, None),
-        "text_layer_first" => (4, Stage::text_layer(0).part, Some(0)),
-        "text_layer_last" => (5, Stage::text_layer(0).part, Some(last)),
-        "logits_last8" => (6, Stage::LOGITS.part, None),
-        _ => (2, "deepstack_features", Some(key.strip_prefix("deepstack_features_")?.parse().ok()?)),
+        "qformer_last_hidden" => (1, "qformer_last_hidden", None),
+        "image_features" => (2, Stage::FEATURES.part, None),
+        "question_hidden" => (3, "question_hidden", None),
+        "inputs_embeds" => (4, Stage::EMBEDDINGS.part, None),
+        "text_layer_first" => (5, Stage::text_layer(0).part, Some(0)),
+        "text_layer_last" => (6, Stage::text_layer(0).part, Some(last)),
+        "logits_last8" => (7, Stage::LOGITS.part, None),
+        _ => (3, "deepstack_features", Some(key.strip_prefix("deepstack_features_")?.parse().ok()?)),
     })
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::ctx::{Ctx, ReplayKey};
 use crate::error::{Error, Result};
 use crate::kv::{Keep, KvCache, PAGE, SeqId};
-use crate::prompt::{Features, Prompt};
+use crate::prompt::{Features, Prompt, Source};
 use crate::tensor::Tensor;
 
 /// New tokens of one sequence.
@@ -90,6 +90,17 @@ pub struct PackedKv {
     pub kv_lens: Tensor,
 }
 
+/// What an encoder reads for a sequence whose first tokens are in a batch.
+#[derive(Clone, Debug)]
+pub struct PackedSource {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Features that replace the embeddings of neighbouring tokens, with the first of those.
+    pub features: Vec<(Tensor, usize)>,
+    /// Features that the encoder attends to, in the order of the media.
+    pub memory: Vec<Tensor>,
+}
+
 /// A batch as the device sees it: everything that changes from step to step is in these buffers.
 #[derive(Clone, Debug)]
 pub struct Packed {
@@ -109,6 +120,11 @@ pub struct Packed {
     pub deep: Vec<Vec<(Tensor, Tensor)>>,
     /// Features that become memory, in the order of the slots: those of sequences whose first tokens are here.
     pub memory: Vec<Tensor>,
+    /// What an encoder makes memory of, likewise, where a model has one.
+    pub sources: Vec<PackedSource>,
+    /// f32 `[tokens]`: 1 of tokens that attend to the memory of pictures before them, 0 of those that have none before them; absent
+    /// without a memory.
+    pub reached: Option<Tensor>,
     /// Rows of the batch.
     pub tokens: usize,
     /// Rows whose logits are wanted, those of padding included.
@@ -124,13 +140,14 @@ impl Packed {
             && self.features.is_empty()
             && self.deep.is_empty()
             && self.memory.is_empty()
+            && self.sources.is_empty()
     }
 
     /// What launches on this batch depend on.
     #[must_use]
     pub fn replay_key(&self) -> ReplayKey {
         let mut key = ReplayKey::default();
-        for tensor in [&self.ids, &self.positions].into_iter().chain(&self.wanted) {
+        for tensor in [&self.ids, &self.positions].into_iter().chain(&self.wanted).chain(&self.reached) {
             key.view(tensor.view());
         }
         for kv in &self.kv {
@@ -329,6 +346,7 @@ impl Batch<'_> {
             }
             packed_runs.push(Run { rows, seqs, q_starts, max_q, keys });
         }
+        let reached = if remembers { Some(self.reached(cx, before, tokens)?) } else { None };
         let gathered = self.features(cx, before, remembers)?;
         Ok(Packed {
             ids: match &self.ids {
@@ -342,6 +360,8 @@ impl Batch<'_> {
             features: gathered.replaced,
             deep: gathered.deep,
             memory: gathered.memory,
+            sources: gathered.sources,
+            reached,
             tokens,
             rows_wanted: lists.wanted.len(),
         })
@@ -375,6 +395,19 @@ impl Batch<'_> {
                 None => first..token + 1,
             }
         })
+    }
+
+    /// Whether each of `rows` rows attends to memory that is before it, [`Packed::reached`].
+    fn reached(&self, cx: &mut Ctx, before: &[usize], rows: usize) -> Result<Tensor> {
+        let of_chunk = |(chunk, &past): (&Chunk<'_>, &usize)| {
+            let prompt = chunk.prompt;
+            let first = prompt.reaches.first().map_or(0, |reach| reach.from);
+            let some = prompt.memory_rows() > 0;
+            (past..past + chunk.tokens.len()).map(move |token| f32::from(u8::from(some && token >= first)))
+        };
+        let mut values: Vec<f32> = self.chunks.iter().zip(before).flat_map(of_chunk).collect();
+        values.resize(rows, 0.0);
+        cx.upload(&[rows], &values)
     }
 
     /// Features of the new tokens with the rows of the batch that they belong to.
@@ -415,6 +448,7 @@ impl Batch<'_> {
                     layer.push((values.narrow(0, from, end - start)?, rows.clone()));
                 }
             }
+            let mut memories = Vec::new();
             for (media, &rows) in chunk.prompt.memory.iter().enumerate() {
                 if !remembers || past > 0 || rows == 0 {
                     continue;
@@ -422,12 +456,32 @@ impl Batch<'_> {
                 let memory = of(media)?.memory.clone();
                 let found = memory.as_ref().map_or(0, |memory| memory.size(0));
                 match memory {
-                    Some(memory) if found == rows => gathered.memory.push(memory),
+                    Some(memory) if found == rows => memories.push(memory),
                     _ => {
                         let what = format!("expected {rows} rows of memory, found {found}");
                         return Err(bad(format!("picture {}: {what}", media + 1)));
                     }
                 }
+            }
+            let Source { tokens, spans } = &chunk.prompt.source;
+            if tokens.is_empty() {
+                gathered.memory.append(&mut memories);
+            } else if remembers && past == 0 {
+                let mut features = Vec::with_capacity(spans.len());
+                for span in spans {
+                    let rows = of(span.media)?.rows.as_ref();
+                    let rows = rows.filter(|rows| rows.size(0) >= span.rows.end);
+                    let rows = rows.ok_or_else(|| {
+                        let what = format!("expected at least {} rows of features", span.rows.end);
+                        bad(format!(
+                            "picture {}: {what}, found {}",
+                            span.media + 1,
+                            rows.map_or(0, |rows| rows.size(0))
+                        ))
+                    })?;
+                    features.push((rows.narrow(0, span.rows.start, span.rows.len())?, span.at));
+                }
+                gathered.sources.push(PackedSource { tokens: tokens.clone(), features, memory: memories });
             }
             first += chunk.tokens.len();
         }
@@ -441,6 +495,7 @@ struct Gathered {
     replaced: Vec<(Tensor, Tensor)>,
     deep: Vec<Vec<(Tensor, Tensor)>>,
     memory: Vec<Tensor>,
+    sources: Vec<PackedSource>,
 }
 
 /// Keys that the rows of a run see in a group, before they are uploaded.

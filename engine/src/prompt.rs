@@ -50,6 +50,15 @@ pub struct Reach {
     pub media: Range<usize>,
 }
 
+/// What an encoder reads for the decoder to attend to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Source {
+    /// Token ids; each becomes a row of memory.
+    pub tokens: Vec<u32>,
+    /// Places of features among them, ascending.
+    pub spans: Vec<Span>,
+}
+
 /// A prompt that is ready for the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompt {
@@ -63,7 +72,11 @@ pub struct Prompt {
     pub blocks: Vec<Range<usize>>,
     /// Rows of memory that each medium has, [`Features::memory`]; none of those that are not listed.
     pub memory: Vec<usize>,
-    /// Which of it tokens attend to, ascending; all of it where nothing is listed, none before the first reach.
+    /// What an encoder reads, of models that have one: its rows are then the memory, and those of media are for the encoder alone.
+    pub source: Source,
+    /// Tokens that end the answer beside those of the tokenizer.
+    pub stop: Vec<u32>,
+    /// Which of the memory tokens attend to, ascending; all of it where nothing is listed, none before the first reach.
     pub reaches: Vec<Reach>,
 }
 
@@ -128,13 +141,14 @@ impl Prompt {
     /// Rows of features that each of `media` media gives.
     #[must_use]
     pub fn rows_of(&self, media: usize) -> usize {
-        self.spans.iter().filter(|span| span.media == media).map(|span| span.rows.end).max().unwrap_or(0)
+        let spans = self.spans.iter().chain(&self.source.spans);
+        spans.filter(|span| span.media == media).map(|span| span.rows.end).max().unwrap_or(0)
     }
 
-    /// Rows of memory of all media.
+    /// Rows of memory: those that an encoder makes, or those of all media.
     #[must_use]
     pub fn memory_rows(&self) -> usize {
-        self.memory.iter().sum()
+        if self.source.tokens.is_empty() { self.memory.iter().sum() } else { self.source.tokens.len() }
     }
 
     /// How much of it there is.
@@ -199,20 +213,23 @@ impl Prompt {
     /// What is wrong with the prompt.
     pub fn check(&self, media: usize, vocab: usize) -> Result<()> {
         let bad = |what: String| Err(Error::Request(format!("prompt: {what}")));
-        if let Some(id) = self.tokens.iter().find(|&&id| id as usize >= vocab) {
+        let Source { tokens, spans } = &self.source;
+        if let Some(id) = self.tokens.iter().chain(tokens).find(|&&id| id as usize >= vocab) {
             return bad(format!("token id: expected below {vocab}, found {id}"));
         }
-        let mut end = 0;
-        for span in &self.spans {
-            if span.media >= media {
-                return bad(format!("features of picture {} of {media}", span.media + 1));
+        for (spans, len) in [(&self.spans, self.len()), (spans, tokens.len())] {
+            let mut end = 0;
+            for span in spans {
+                if span.media >= media {
+                    return bad(format!("features of picture {} of {media}", span.media + 1));
+                }
+                if span.at < end || span.tokens().end > len {
+                    return bad(format!("features for tokens {:?} of {len}", span.tokens()));
+                }
+                end = span.tokens().end;
             }
-            if span.at < end || span.tokens().end > self.len() {
-                return bad(format!("features for tokens {:?} of {}", span.tokens(), self.len()));
-            }
-            end = span.tokens().end;
         }
-        end = 0;
+        let mut end = 0;
         for block in &self.blocks {
             if block.start < end || block.is_empty() || block.end > self.len() {
                 return bad(format!("tokens {block:?} of {} that see each other", self.len()));
@@ -332,6 +349,17 @@ mod tests {
         assert!(prompt.check(2, 1).unwrap_err().to_string().contains("memory of 3 pictures of 2"));
         prompt.reaches[1].media = 1..4;
         assert!(prompt.check(3, 1).unwrap_err().to_string().contains("attend to pictures 1..4 of 3"));
+    }
+
+    #[test]
+    fn what_an_encoder_reads_is_the_memory() {
+        let source = Source { tokens: vec![3; 6], spans: vec![Span { media: 0, rows: 0..4, at: 0 }] };
+        let mut prompt = Prompt { tokens: vec![1], memory: vec![9], source, ..Prompt::default() };
+        assert_eq!((prompt.memory_rows(), prompt.reach(0), prompt.rows_of(0)), (6, 0..6, 4));
+        prompt.check(1, 4).unwrap();
+        assert!(prompt.check(1, 3).unwrap_err().to_string().contains("below 3, found 3"));
+        prompt.source.spans[0].at = 3;
+        assert!(prompt.check(1, 4).unwrap_err().to_string().contains("tokens 3..7 of 6"));
     }
 
     #[test]

@@ -44,16 +44,7 @@ impl Composed {
         eye: Option<(Vit, Box<dyn Connect + Send + Sync>)>,
         decoder: Decoder,
     ) -> Model {
-        let plan = decoder.plan();
-        let info = ModelInfo {
-            family,
-            vocab: plan.vocab,
-            max_positions: plan.max_positions,
-            d_model: plan.d,
-            layers: plan.layers.len(),
-            kv: plan.kv.clone(),
-            axes: plan.axes(),
-        };
+        let info = decoder.plan().info(family);
         let parts = source.checkpoint.parts();
         Model::Vlm(std::sync::Arc::new(Self { info, parts, eye, decoder }))
     }

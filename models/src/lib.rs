@@ -1,5 +1,7 @@
 //! Vision language model families: compositions of towers, connectors and decoders. A family knows no backend.
 
+pub mod blip;
+pub mod blip2;
 pub mod clip;
 pub mod cohere_vision;
 mod composed;

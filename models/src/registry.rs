@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    clip, cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv, paddleocr_vl,
-    paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
+    blip, blip2, clip, cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv,
+    paddleocr_vl, paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -55,6 +55,8 @@ pub const FAMILIES: &[Family] = &[
     paddleocr_vl::FAMILY,
     minicpmv::FAMILY,
     text_only::FAMILY,
+    blip::FAMILY,
+    blip2::FAMILY,
     clip::FAMILY,
     siglip::FAMILY,
 ];

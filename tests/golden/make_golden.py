@@ -1428,6 +1428,37 @@ def build_internvl_qwen3(c):
 # --------------------------------------------------------------------------------------------------
 
 
+def blip_stages(model, memory, start, tokens):
+    """Stages of the decoder on its start and on so many tokens after it, and what it was fed with."""
+    fed = torch.cat([start, tokens[None]], dim=1)
+    dec = dict(input_ids=fed, attention_mask=torch.ones_like(fed), encoder_hidden_states=memory,
+               encoder_attention_mask=torch.ones(memory.shape[:2], dtype=torch.long))
+    with Taps(model.text_decoder, Spec(None, None, [], layers="bert.encoder.layer")) as taps:
+        logits = model.text_decoder(**dec).logits
+    return {k: drop_batch(k, v) for k, v in taps.found.items()} | {"logits_last8": logits[0]}, dec
+
+
+def drift_blip(model, _taps, inputs, start, stages, tokens, steps):
+    """How far a bfloat16 run of one case is from the float32 run. A prompt of one token says little of the decoder's: its greedy
+    tokens are fed to it too."""
+    memory = model.vision_model(pixel_values=inputs["pixel_values"].bfloat16()).last_hidden_state
+    found = {"vision_last_hidden": memory}
+    if "question_hidden" in stages:
+        memory = model.text_encoder(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], encoder_hidden_states=memory,
+            encoder_attention_mask=torch.ones(memory.shape[:2], dtype=torch.long)).last_hidden_state
+        found["question_hidden"] = memory
+    found |= blip_stages(model, memory, start, tokens)[0]
+    out = {}
+    for key, want in stages.items():
+        gap = (found[key].float().reshape(want.shape) - want.float()).abs()
+        out[f"{key}.bf16_drift"] = torch.stack([gap.max(), gap.mean()])
+    dec = blip_stages(model, memory, start, tokens[:0])[1]
+    forced = greedy(model.text_decoder, dec, len(tokens), forced=tokens)[2]
+    out["greedy_drift"] = (forced - steps).abs().amax(-1)
+    return out
+
+
 def run_blip(spec, ctx):
     """Caption: the decoder reads the picture.  VQA: the decoder reads the encoded question."""
     model, proc, golden, cases = spec.model, spec.processor, {}, []
@@ -1457,7 +1488,10 @@ def run_blip(spec, ctx):
         sub = Spec(None, None, [], layers="bert.encoder.layer")
         with Taps(model.text_decoder, sub) as taps:
             logits = model.text_decoder(**dec).logits
-        new, margins, _ = greedy(model.text_decoder, dec, NEW_TOKENS)
+        new, margins, steps = greedy(model.text_decoder, dec, NEW_TOKENS)
+        stages = blip_stages(model, memory, start, new)[0] | {"vision_last_hidden": image}
+        stages |= {"question_hidden": memory} if vqa else {}
+        spec.drifts[case.name] = (inputs, start, stages, new, steps)
         # The public generate() must agree up to its stop token.
         public = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1)[0]
         tail = public[start.shape[1]:]
@@ -1492,7 +1526,7 @@ def blip_like(c, cls):
                sep_token="[SEP]", mask_token="[MASK]", model_max_length=64)
     dec = tok.convert_tokens_to_ids("[DEC]")
     vqa = cls is transformers.BlipForQuestionAnswering
-    width = c.pick(64, 72) if vqa else c.t_hidden
+    width = c.pick(48, 72 if vqa else c.t_hidden)
     size, patch = c.pick(64, 60), c.pick(16, 12)
     cfg = transformers.BlipConfig(
         text_config=dict(vocab_size=len(tok), hidden_size=width, intermediate_size=c.t_mlp,
@@ -1500,7 +1534,7 @@ def blip_like(c, cls):
                          num_attention_heads=c.t_heads, max_position_embeddings=64, bos_token_id=dec, eos_token_id=tok.sep_token_id,
                          sep_token_id=tok.sep_token_id, pad_token_id=tok.pad_token_id),
         # the question answering decoder reads question states through a layer sized for pictures: equal widths
-        vision_config=dict(hidden_size=width if vqa else c.v_hidden, intermediate_size=c.v_mlp, image_size=size, patch_size=patch,
+        vision_config=dict(hidden_size=width if vqa else c.pick(56, c.v_hidden), intermediate_size=c.v_mlp, image_size=size, patch_size=patch,
                            num_hidden_layers=2 if vqa else c.v_layers, num_attention_heads=c.t_heads if vqa else c.v_heads),
     )
     model = make(cls, cfg)
@@ -1773,13 +1807,14 @@ def build_blip2(c):
     vocab = pad_vocab(tok)
     image_id = tok.convert_tokens_to_ids("<image>")
     size, patch, queries = c.pick(64, 60), c.pick(16, 12), c.pick(6, 8)
+    width = c.pick(48, c.t_hidden)
     cfg = transformers.Blip2Config(
-        vision_config=dict(hidden_size=c.v_hidden, intermediate_size=c.v_mlp, num_hidden_layers=2, num_attention_heads=c.v_heads,
+        vision_config=dict(hidden_size=c.pick(48, c.v_hidden), intermediate_size=c.v_mlp, num_hidden_layers=2, num_attention_heads=c.v_heads,
                            image_size=size, patch_size=patch),
-        qformer_config=dict(vocab_size=vocab, hidden_size=c.pick(48, 56), num_hidden_layers=c.pick(2, 3), num_attention_heads=4,
+        qformer_config=dict(vocab_size=vocab, hidden_size=c.pick(40, 56), num_hidden_layers=c.pick(2, 3), num_attention_heads=4,
                             intermediate_size=80, max_position_embeddings=32, cross_attention_frequency=2,
                             hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-        text_config=dict(model_type="opt", vocab_size=vocab, hidden_size=c.t_hidden, word_embed_proj_dim=c.t_hidden, ffn_dim=c.t_mlp,
+        text_config=dict(model_type="opt", vocab_size=vocab, hidden_size=width, word_embed_proj_dim=width, ffn_dim=c.t_mlp,
                          num_hidden_layers=c.t_layers, num_attention_heads=c.t_heads, max_position_embeddings=128, dropout=0.0,
                          bos_token_id=2, eos_token_id=2, pad_token_id=1),
         num_query_tokens=queries, image_token_index=image_id,
@@ -2520,7 +2555,7 @@ def produce(name, ctx, out, lean):
     if spec.drifts:
         model = type(spec.model).from_pretrained(target, dtype=torch.bfloat16, attn_implementation="eager").eval()
         for case, run in spec.drifts.items():
-            measure = drift_dual if spec.run is run_dual else drift
+            measure = {run_dual: drift_dual, run_blip: drift_blip}.get(spec.run, drift)
             golden |= {f"{case}.{k}": v for k, v in measure(model, Taps(model, spec), *run).items()}
     if lean:
         # Texts of dual encoders are of several lengths: their mask is told by nothing else.

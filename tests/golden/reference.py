@@ -5,7 +5,7 @@ import transformers
 LAST = 8  # logits of this many prompt positions are kept
 
 # Stages whose drift is stored, as are those of `deepstack_features_0`, `deepstack_features_1` and so on.
-STAGES = ("vision_last_hidden", "image_features", "inputs_embeds", "text_layer_first", "text_layer_last", f"logits_last{LAST}")
+STAGES = ("vision_last_hidden", "qformer_last_hidden", "image_features", "inputs_embeds", "text_layer_first", "text_layer_last", f"logits_last{LAST}")
 
 # Tensors that inputs.json and the length of the prompt say too; a reference may go without them.
 SPARE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "greedy_ids")

@@ -132,6 +132,12 @@ fn crowd_of(pipeline: &Pipeline, cx: &mut Ctx, count: usize, longest: usize, lon
         request.prompt = Prompt::text(words.iter().copied().cycle().take(len).collect());
         request.media = Vec::new();
     }
+    crowd_through(pipeline, cx, all)
+}
+
+/// These requests, together as apart; how many were pre-empted.
+fn crowd_through(pipeline: &Pipeline, cx: &mut Ctx, all: Vec<Request>) -> usize {
+    let count = all.len();
     let mut apart = Vec::new();
     for request in all.clone() {
         let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
@@ -205,6 +211,35 @@ fn a_crowd_with_convolutions() {
 #[test]
 fn a_crowd_with_delta_rules() {
     crowd_with_states("qwen3_5");
+}
+
+/// Answers that attend to a memory beside their tokens: the rows of a picture, or what an encoder makes of a question about it.
+fn crowd_with_memory(family: &str) {
+    let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+    let mut cx = Ctx::new(&*device, Precision::default()).expect("a stream");
+    let files = ModelFiles::dir(golden(family));
+    let model = ocelli_models::load(&files, &mut cx).expect("the model");
+    let pipeline = Pipeline::new(&files, model, 2).expect("its tokenizer");
+    let request = |i: usize| {
+        let params =
+            SamplingParams { max_tokens: 20 + 5 * i % 29, ignore_eos: true, ..SamplingParams::default() };
+        let messages = [Message::user(1, "What is in this image? ".repeat(1 + i % 4))];
+        pipeline.request(&mut cx, &messages, &[picture(i)], params).expect("a request")
+    };
+    let all: Vec<Request> = (0..48).map(request).collect();
+    assert!(all.iter().all(|request| request.prompt.memory_rows() > 0));
+    let preempted = crowd_through(&pipeline, &mut cx, all);
+    assert!(preempted > 0, "nothing was pre-empted");
+}
+
+#[test]
+fn a_crowd_with_pictures_for_memory() {
+    crowd_with_memory("blip");
+}
+
+#[test]
+fn a_crowd_with_encoded_questions() {
+    crowd_with_memory("blip_vqa");
 }
 
 /// Gemma 3's pictures, whose tokens see each other, in passes that are shorter than a picture: what one pass for all gives.

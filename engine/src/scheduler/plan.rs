@@ -59,7 +59,9 @@ impl Ask<'_> {
     }
 
     fn remembers(&self, media: usize) -> bool {
-        self.done == 0 && self.prompt.memory.get(media).is_some_and(|&rows| rows > 0)
+        let Prompt { memory, source, .. } = self.prompt;
+        let encoded = || source.spans.iter().any(|span| span.media == media);
+        self.done == 0 && (memory.get(media).is_some_and(|&rows| rows > 0) || encoded())
     }
 
     /// First token to come whose features are neither there nor among the `coming` media.

@@ -296,8 +296,8 @@ impl Live {
     /// Adds a token to the answer.
     pub fn accept(&mut self, token: u32, tokenizer: &Tokenizer, max_positions: usize) -> Result<Step> {
         self.answer.push(token);
-        let ends = self.params.stop_token_ids.contains(&token)
-            || (!self.params.ignore_eos && tokenizer.eos_ids().contains(&token));
+        let eos = tokenizer.eos_ids().contains(&token) || self.prompt.stop.contains(&token);
+        let ends = self.params.stop_token_ids.contains(&token) || (!self.params.ignore_eos && eos);
         let length = self.answer.len() >= self.params.max_tokens
             || self.prompt.len() + self.answer.len() >= max_positions;
         let mut text = String::new();

@@ -46,13 +46,17 @@ impl<'a> Scope<'a> {
         &self.prefix
     }
 
-    /// The full name of something below.
+    /// The full name of something below; that of this place for an empty name.
     #[must_use]
     pub fn path(&self, name: impl fmt::Display) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+        match (&*self.prefix, name.to_string()) {
+            ("", name) => name,
+            (prefix, name) if name.is_empty() => prefix.to_owned(),
+            (prefix, name) => format!("{prefix}.{name}"),
+        }
     }
 
-    /// A place below: `layers.at(3)`, `layer.at("self_attn.q_proj")`.
+    /// A place below: `layers.at(3)`, `layer.at("self_attn.q_proj")`; this one for an empty name.
     #[must_use]
     pub fn at(&self, name: impl fmt::Display) -> Self {
         let prefix = self.path(name);
@@ -63,9 +67,8 @@ impl<'a> Scope<'a> {
     /// place itself.
     #[must_use]
     pub fn at_any(&self, names: &[&str]) -> Self {
-        let place = |name: &str| if name.is_empty() { self.clone() } else { self.at(name) };
-        let found = names.iter().map(|name| place(name)).find(Self::exists);
-        found.unwrap_or_else(|| names.first().map_or_else(|| self.clone(), |name| place(name)))
+        let found = names.iter().map(|name| self.at(name)).find(Self::exists);
+        found.unwrap_or_else(|| names.first().map_or_else(|| self.clone(), |name| self.at(name)))
     }
 
     /// Whether any tensor lies below.

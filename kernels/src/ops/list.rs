@@ -38,6 +38,7 @@ macro_rules! for_each_op {
             short_conv ShortConv [whole],
             gated_delta GatedDelta [whole],
             gate Gate [whole],
+            depth_conv DepthConv [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

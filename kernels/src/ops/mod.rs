@@ -3,6 +3,7 @@
 
 mod attention;
 mod check;
+mod depth_conv;
 mod expert_matmul;
 mod gate;
 mod gated_delta;
@@ -24,6 +25,7 @@ mod sequences;
 mod short_conv;
 
 pub use attention::{Attention, AttentionKv, AttentionSpec, Seen};
+pub use depth_conv::{DepthConv, DepthConvSpec, Filter};
 pub use expert_matmul::{ExpertMatmul, ExpertMatmulSpec};
 pub use gate::{Gate, GateSpec};
 pub use gated_delta::{GatedDelta, GatedDeltaSpec};

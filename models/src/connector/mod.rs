@@ -6,9 +6,11 @@ mod joined;
 mod merger;
 mod pooled;
 mod projector;
+mod qformer;
 mod shuffle;
 mod single;
 mod unfold;
+mod whole;
 
 pub use downsample::Downsample;
 pub use halved::Halved;
@@ -16,9 +18,11 @@ pub use joined::Joined;
 pub use merger::{Merger, MergerPlan};
 pub use pooled::Pooled;
 pub use projector::{Projector, ProjectorPlan};
+pub use qformer::QFormer;
 pub use shuffle::PixelShuffle;
 pub use single::Single;
 pub use unfold::Unfold;
+pub use whole::Whole;
 
 use ocelli_engine::{Error, Result};
 

@@ -21,6 +21,18 @@ impl Embedding {
         Ok(Self { path: scope.prefix().to_owned(), table, scale })
     }
 
+    /// Loads a table of position embeddings at `scope`, `[first + positions, d]`, whose row `first` is that of position 0.
+    pub fn positions(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        (first, positions): (usize, usize),
+        d: usize,
+    ) -> Result<Self> {
+        let table = scope.take("weight", &[first + positions, d])?.narrow(0, first, positions)?;
+        let table = Weights::dense(cx.stream().place_view(&table)?, None)?;
+        Ok(Self::of(scope.prefix(), table))
+    }
+
     /// A table that is on the device; `path` names it in errors.
     #[must_use]
     pub fn of(path: impl Into<String>, table: Weights) -> Self {

@@ -17,6 +17,13 @@ pub enum Mlp {
         /// Activation of the gate.
         act: Activation,
     },
+    /// `down(act(up x))`.
+    Plain {
+        /// The up and down projections.
+        layers: Box<[Linear; 2]>,
+        /// The activation.
+        act: Activation,
+    },
     /// MLPs of which each row takes a few.
     Experts(Box<Experts>),
 }
@@ -44,6 +51,19 @@ impl Mlp {
         })
     }
 
+    /// Loads up and down projections by their names at `scope`.
+    pub fn plain(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        [up, down]: [&str; 2],
+        (d, inner): (usize, usize),
+        act: Activation,
+        bias: bool,
+    ) -> Result<Self> {
+        let up = Linear::load(cx, &scope.at(up), inner, d, bias)?;
+        Ok(Self::Plain { layers: Box::new([up, Linear::load(cx, &scope.at(down), d, inner, bias)?]), act })
+    }
+
     /// Loads experts at `scope`.
     pub fn experts(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Self> {
         Ok(Self::Experts(Box::new(Experts::load(cx, scope, plan)?)))
@@ -56,6 +76,10 @@ impl Mlp {
                 let up = gate_up.forward_gated(cx, norm, h, *act)?;
                 down.add_to(cx, &up, h)
             }
+            Self::Plain { .. } => {
+                let x = norm.forward(cx, h)?;
+                self.add_to(cx, &x, h, steps)
+            }
             Self::Experts(experts) => {
                 let x = norm.forward(cx, h)?;
                 experts.write_to(cx, &x, &x, h, true, steps)
@@ -63,12 +87,16 @@ impl Mlp {
         }
     }
 
-    /// `h += mlp(x)`.
+    /// `h += mlp(x)`; `x` may be `h`, unless there are experts.
     pub fn add_to(&self, cx: &mut Ctx, x: &Tensor, h: &Tensor, steps: bool) -> Result<()> {
         match self {
             Self::Gated { gate_up, down, act } => {
                 let up = gate_up.forward_gated_plain(cx, x, *act)?;
                 down.add_to(cx, &up, h)
+            }
+            Self::Plain { layers, act } => {
+                let up = layers[0].forward_act(cx, x, *act)?;
+                layers[1].add_to(cx, &up, h)
             }
             Self::Experts(experts) => experts.write_to(cx, x, x, h, true, steps),
         }
@@ -80,6 +108,10 @@ impl Mlp {
             Self::Gated { gate_up, down, act } => {
                 let up = gate_up.forward_gated_plain(cx, x, *act)?;
                 down.forward(cx, &up)
+            }
+            Self::Plain { layers, act } => {
+                let up = layers[0].forward_act(cx, x, *act)?;
+                layers[1].forward(cx, &up)
             }
             Self::Experts(experts) => {
                 let out = cx.alloc(x.shape(), cx.dtype())?;

@@ -31,6 +31,10 @@ const CLIP: Class = Class { size: Edge::Shortest(224), crop: true, mean: CLIP_ME
 const SIGLIP: Class =
     Class { size: Edge::Exact { height: 224, width: 224 }, crop: false, mean: [0.5; 3], std: [0.5; 3] };
 
+/// `BlipImageProcessor`.
+const BLIP: Class =
+    Class { size: Edge::Exact { height: 384, width: 384 }, crop: false, mean: CLIP_MEAN, std: CLIP_STD };
+
 /// A processor of one checkpoint.
 #[derive(Clone, Debug)]
 pub struct SquareProcessor {
@@ -54,6 +58,11 @@ impl SquareProcessor {
     /// The same of `SiglipImageProcessor`, which squeezes pictures.
     pub fn siglip(files: &ModelFiles, patch: (usize, usize), token: (String, u32)) -> Result<Self> {
         Self::new(SIGLIP, ImageFields::load(files, KEYS)?, patch, token)
+    }
+
+    /// The same of `BlipImageProcessor`, which squeezes pictures.
+    pub fn blip(files: &ModelFiles, patch: (usize, usize), token: (String, u32)) -> Result<Self> {
+        Self::new(BLIP, ImageFields::load(files, KEYS)?, patch, token)
     }
 
     fn new(class: Class, fields: ImageFields, patch: (usize, usize), token: (String, u32)) -> Result<Self> {

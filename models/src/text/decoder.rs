@@ -1,30 +1,42 @@
 //! The decoder that every plan of [`TextPlan`] describes: token embeddings, layers of attention and gated MLP, a head.
 
-use ocelli_engine::batch::{Packed, Sees};
+use ocelli_engine::batch::Packed;
 use ocelli_engine::kv::KvCache;
 use ocelli_engine::weights::{Role, Scope};
 use ocelli_engine::{Ctx, Error, ReplayKey, Result, Stage, Tensor};
-use ocelli_kernels::ops::{
-    self, Attention, AttentionKv, GatherRows, KvWrite, NormKind, Pointwise, QkNorm, Rope, ScatterRows, Seen,
-};
+use ocelli_kernels::ops::{self, GatherRows, KvWrite, NormKind, Pointwise, QkNorm, Rope, ScatterRows};
 use ocelli_kernels::{DType, Weights};
 
+use super::cross::{Cross, together};
 use super::gated_delta::DeltaRule;
+use super::head::Head;
+use super::paged::paged;
 use super::short_conv::GatedConv;
 use super::{LayerPlan, Mix, Norms, TextPlan};
-use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked};
+use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked, add_rows};
 
 /// What mixes the tokens of a layer, between the norm before it and the output projection.
 enum Mixer {
     Attention(Box<Heads>),
+    /// With the factors of what attention and MLP add.
+    Cross(Box<Cross>, [f32; 2]),
     ShortConv(Box<GatedConv>),
     /// With the place of its state.
     Delta(Box<DeltaRule>, (usize, usize)),
 }
 
 impl Mixer {
-    fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, mix: Mix) -> Result<Self> {
-        Ok(match (mix, plan.conv, plan.delta) {
+    fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, of_layer: LayerPlan) -> Result<Self> {
+        if let (Mix::Cross, Some(cross)) = (of_layer.mix, &plan.cross) {
+            let mut gates = [0.0; 2];
+            for (gate, name) in gates.iter_mut().zip(cross.gates) {
+                scope.take(name, &[1])?;
+                *gate = scope.checkpoint().floats(&scope.path(name))?.first().map_or(0.0, |gate| gate.tanh());
+            }
+            let attention = Cross::load(cx, &scope.at(cross.module), plan, cross, of_layer.kv)?;
+            return Ok(Self::Cross(Box::new(attention), gates));
+        }
+        Ok(match (of_layer.mix, plan.conv, plan.delta) {
             (Mix::ShortConv, Some(conv), _) => {
                 Self::ShortConv(Box::new(GatedConv::load(cx, &scope.at("conv"), plan, conv)?))
             }
@@ -32,7 +44,7 @@ impl Mixer {
                 let rule = DeltaRule::load(cx, &scope.at("linear_attn"), plan, delta)?;
                 Self::Delta(Box::new(rule), state)
             }
-            _ => Self::Attention(Box::new(Heads::load(cx, &scope.at("self_attn"), plan)?)),
+            _ => Self::Attention(Box::new(Heads::load(cx, &scope.at(plan.names.attention), plan)?)),
         })
     }
 
@@ -40,6 +52,7 @@ impl Mixer {
     fn input(&self) -> &Stacked {
         match self {
             Self::Attention(heads) => &heads.qkv,
+            Self::Cross(cross, _) => &cross.q,
             Self::ShortConv(conv) => &conv.input,
             Self::Delta(rule, _) => &rule.input,
         }
@@ -63,6 +76,8 @@ struct Layer {
     norm2: Option<Norm>,
     mlp: Mlp,
     after_mlp: Option<Norm>,
+    /// Attention to memory after that to tokens, its output projection and its norm.
+    cross: Option<Box<(Cross, Linear, Norm)>>,
 }
 
 /// The decoder with its head.
@@ -70,9 +85,12 @@ pub struct Decoder {
     plan: TextPlan,
     path: String,
     embedding: Embedding,
+    learned: Option<Embedding>,
+    embed_norm: Option<Norm>,
     layers: Vec<Layer>,
-    norm: Norm,
-    head: Linear,
+    /// None where the last layer's rows are normalized.
+    norm: Option<Norm>,
+    head: Head,
     ropes: Vec<RopeTable>,
     /// Tells this decoder's launches from those of others.
     id: usize,
@@ -91,18 +109,24 @@ impl Decoder {
         let outer = scope.role(Role::Embedding);
         let scope = scope.role(Role::Decoder);
         let (d, vocab) = (plan.d, plan.vocab);
-        let embedding = Embedding::load(cx, &outer.at("embed_tokens"), vocab, d, plan.embed_scale)?;
-        let norm = |cx: &mut Ctx, scope: Scope<'_>| {
-            Norm::unshifted(cx, &scope, d, plan.norm, (plan.norm_eps, plan.norm_offset))
+        let rows = vocab + plan.embed_more;
+        let embedding = Embedding::load(cx, &outer.at(plan.names.embed), rows, d, plan.embed_scale)?;
+        let learned = match plan.learned {
+            Some(learned) => {
+                let rows = (learned.first, plan.max_positions);
+                Some(Embedding::positions(cx, &outer.at(learned.name), rows, d)?)
+            }
+            None => None,
         };
+        let embed_norm = plan.embed_norm.map(|name| norm_of(cx, &outer.at(name), &plan)).transpose()?;
         let mut layers = Vec::new();
         for (i, &of_layer) in plan.layers.iter().enumerate() {
-            layers.push(Layer::load(cx, &scope.at(format_args!("layers.{i}")), &plan, of_layer)?);
+            layers.push(Layer::load(cx, &scope.at(plan.names.layers).at(i), &plan, of_layer)?);
         }
-        let head = if head.exists() || !plan.tied {
-            Linear::load(cx, &head.role(Role::Head), vocab, d, false)?
-        } else {
-            Linear::tied(head.prefix(), embedding.weights().clone())
+        let head = Head::load(cx, head, &plan, &embedding)?;
+        let norm = match plan.norms {
+            Norms::After => None,
+            _ => Some(norm_of(cx, &scope.at(plan.names.norm), &plan)?),
         };
         let mut ropes = Vec::with_capacity(plan.ropes.len());
         for rope in &plan.ropes {
@@ -111,8 +135,10 @@ impl Decoder {
         Ok(Self {
             path: scope.prefix().to_owned(),
             embedding,
+            learned,
+            embed_norm,
             layers,
-            norm: norm(cx, scope.at(plan.names.norm))?,
+            norm,
             head,
             ropes,
             plan,
@@ -128,8 +154,19 @@ impl Decoder {
 
     /// `batch: [tokens]  ->  f32 [rows_wanted, vocab]`; features replace embeddings, keys and values go to `kv`.
     pub fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor> {
+        self.forward_with(cx, batch, &batch.memory, kv)
+    }
+
+    /// As [`forward`](Self::forward) with another memory of the sequences whose first tokens are in the batch, `[rows, d]` each.
+    pub fn forward_with(
+        &self,
+        cx: &mut Ctx,
+        batch: &Packed,
+        memory: &[Tensor],
+        kv: &KvCache,
+    ) -> Result<Tensor> {
         let logits = cx.alloc(&[batch.rows_wanted, self.plan.vocab], DType::F32)?;
-        let work = |cx: &mut Ctx| self.pass(cx, batch, kv, &logits);
+        let work = |cx: &mut Ctx| self.pass(cx, batch, memory, kv, &logits);
         // A step of one token a sequence is the same launches each time.
         if batch.repeats() {
             let mut key = batch.replay_key();
@@ -145,27 +182,47 @@ impl Decoder {
         Ok(logits)
     }
 
-    fn pass(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache, logits: &Tensor) -> Result<()> {
+    fn pass(
+        &self,
+        cx: &mut Ctx,
+        batch: &Packed,
+        memory: &[Tensor],
+        kv: &KvCache,
+        logits: &Tensor,
+    ) -> Result<()> {
+        let memory = together(cx, &self.path, memory)?;
+        if let Some(memory) = &memory {
+            for cross in self.layers.iter().filter_map(Layer::memory) {
+                cx.scope(|cx| cross.keep(cx, memory, batch, kv))?;
+            }
+        }
         let h = self.embedding.forward(cx, &batch.ids)?;
         for (features, rows) in &batch.features {
             let op = ScatterRows { src: cx.view(features)?, rows: cx.view(rows)?, out: cx.view(&h)? };
             cx.exec(&self.path, &op)?;
         }
+        if let Some(learned) = &self.learned {
+            let places = learned.forward(cx, &batch.positions.narrow(0, 0, 1)?.reshape(&[batch.tokens])?)?;
+            add_rows(cx, &self.path, &h, &places)?;
+        }
+        if let Some(norm) = &self.embed_norm {
+            norm.write_to(cx, &h, &h)?;
+        }
         cx.stage(Stage::EMBEDDINGS, &h)?;
         // Where norms follow a sum, the sum of one layer is taken on the way into the norm of the next.
         let normed = match self.plan.norms {
-            Norms::Before | Norms::Shared => None,
+            Norms::Before | Norms::Shared | Norms::After => None,
             Norms::Around => Some(cx.alloc(h.shape(), cx.dtype())?),
         };
         if let (Some(normed), Some(first)) = (&normed, self.layers.first()) {
             first.norm1.write_to(cx, &h, normed)?;
         }
         for (i, layer) in self.layers.iter().enumerate() {
-            let next = self.layers.get(i + 1).map_or(&self.norm, |next| &next.norm1);
-            cx.scope(|cx| self.layer(cx, layer, &h, normed.as_ref(), next, batch, kv))?;
+            let next = self.layers.get(i + 1).map_or(self.norm.as_ref(), |next| Some(&next.norm1));
+            cx.scope(|cx| self.layer(cx, layer, &h, normed.as_ref().zip(next), batch, kv))?;
             cx.stage(Stage::text_layer(i), &h)?;
             let added = self.add_deep(cx, i, &h, batch)?;
-            if let Some(normed) = normed.as_ref().filter(|_| added) {
+            if let Some((normed, next)) = normed.as_ref().zip(next).filter(|_| added) {
                 next.write_to(cx, &h, normed)?;
             }
         }
@@ -177,10 +234,8 @@ impl Decoder {
             None => rows.clone(),
             Some(wanted) => gather(cx, &self.path, rows, wanted)?,
         };
-        match normed {
-            Some(_) => self.head.write_to(cx, &rows, logits),
-            None => self.head.write_normalized(cx, &self.norm, &rows, logits),
-        }?;
+        let norm = self.norm.as_ref().filter(|_| normed.is_none());
+        self.head.write_to(cx, &self.plan, norm, &rows, logits)?;
         self.finish(cx, logits)
     }
 
@@ -222,25 +277,45 @@ impl Decoder {
         Ok(true)
     }
 
-    /// `normed` is `norm1(h)` on the way in and `next(h)` on the way out, where norms are around.
+    /// `around` has rows which are `norm1(h)` on the way in and `next(h)` on the way out, and `next`, where norms are around.
     fn layer(
         &self,
         cx: &mut Ctx,
         layer: &Layer,
         h: &Tensor,
-        normed: Option<&Tensor>,
-        next: &Norm,
+        around: Option<(&Tensor, &Norm)>,
         batch: &Packed,
         kv: &KvCache,
     ) -> Result<()> {
         let Some(norm2) = &layer.norm2 else { return self.shared_layer(cx, layer, h, batch, kv) };
-        let input = match normed {
-            Some(x) => layer.mixer.input().forward_plain(cx, x)?,
+        let input = match around {
+            _ if self.plan.norms == Norms::After => layer.mixer.input().forward_plain(cx, h)?,
+            Some((x, _)) => layer.mixer.input().forward_plain(cx, x)?,
             None => layer.mixer.input().forward(cx, &layer.norm1, h)?,
         };
         let mixed = self.mix(cx, layer, &input, batch, kv)?;
-        match (normed, &layer.after_attention, &layer.after_mlp) {
-            (Some(normed), Some(after_attention), Some(after_mlp)) => {
+        if self.plan.norms == Norms::After {
+            layer.out.add_to(cx, &mixed, h)?;
+            layer.norm1.write_to(cx, h, h)?;
+            if let Some((cross, out, norm)) = layer.cross.as_deref() {
+                let q = cross.q.forward_plain(cx, h)?;
+                let mixed = cross.attend(cx, &self.plan, &q, batch, kv)?;
+                out.add_to(cx, &mixed, h)?;
+                norm.write_to(cx, h, h)?;
+            }
+            layer.mlp.add_to(cx, h, h, batch.repeats())?;
+            return norm2.write_to(cx, h, h);
+        }
+        if let Mixer::Cross(_, [of_attention, of_mlp]) = layer.mixer {
+            let out = layer.out.forward(cx, &mixed)?;
+            self.add_scaled(cx, layer, &out, of_attention, None, h)?;
+            let x = norm2.forward(cx, h)?;
+            let out = layer.mlp.forward(cx, &x, batch.repeats())?;
+            // Tokens that have no picture before them keep what they have.
+            return self.add_scaled(cx, layer, &out, of_mlp, batch.reached.as_ref(), h);
+        }
+        match (around, &layer.after_attention, &layer.after_mlp) {
+            (Some((normed, next)), Some(after_attention), Some(after_mlp)) => {
                 let out = layer.out.forward(cx, &mixed)?;
                 after_attention.write_to(cx, &out, &out)?;
                 norm2.add_to(cx, h, &out, normed)?;
@@ -253,6 +328,21 @@ impl Decoder {
                 layer.mlp.add_normalized(cx, norm2, h, batch.repeats())
             }
         }
+    }
+
+    /// `h += scale * rows * x`.
+    fn add_scaled(
+        &self,
+        cx: &mut Ctx,
+        layer: &Layer,
+        x: &Tensor,
+        scale: f32,
+        rows: Option<&Tensor>,
+        h: &Tensor,
+    ) -> Result<()> {
+        let (x, h) = (cx.view(x)?, cx.view(h)?);
+        let row = rows.map(|rows| cx.view(rows)).transpose()?;
+        cx.exec(&layer.path, &Pointwise { scale, row, add: Some(h.clone()), ..Pointwise::new(x, h) })
     }
 
     /// Attention and MLP on the same normalized rows.
@@ -282,6 +372,7 @@ impl Decoder {
     ) -> Result<Tensor> {
         match &layer.mixer {
             Mixer::Attention(heads) => self.attention(cx, layer, heads, input, batch, kv),
+            Mixer::Cross(cross, _) => cross.attend(cx, &self.plan, input, batch, kv),
             Mixer::ShortConv(conv) => conv.forward(cx, input, layer.plan.kv, batch, kv),
             Mixer::Delta(rule, state) => rule.forward(cx, input, layer.plan, *state, batch, kv),
         }
@@ -339,43 +430,14 @@ impl Decoder {
             }),
         };
         cx.exec(&layer.path, &rope)?;
-        let out = cx.alloc(&[tokens, heads_q, head_dim], cx.dtype())?;
-        for run in &batch.runs {
-            let (rows, seqs) = (&run.rows, &run.seqs);
-            let Some(keys) = run.keys.get(group) else { continue };
-            let op = Attention {
-                q: cx.view(&q.narrow(0, rows.start, rows.len())?)?,
-                kv: AttentionKv::Paged {
-                    k: k_pages.clone(),
-                    v: v_pages.clone(),
-                    block_table: cx.view(&placed.block_table.narrow(0, seqs.start, seqs.len())?)?,
-                    kv_lens: cx.view(&placed.kv_lens.narrow(0, seqs.start, seqs.len())?)?,
-                },
-                q_starts: cx.view(&run.q_starts)?,
-                seen: seen(cx, &keys.sees)?,
-                scale: self.plan.scale,
-                softcap: self.plan.softcap,
-                out: cx.view(&out.narrow(0, rows.start, rows.len())?)?,
-                max_q: run.max_q,
-                max_kv: keys.most,
-                pairs: keys.pairs,
-            };
-            cx.exec(&layer.path, &op)?;
-        }
+        let scores = (self.plan.scale, self.plan.softcap);
+        let out = paged(cx, &layer.path, &q, layer.plan.kv, batch, kv, scores)?;
         if let Some(gate) = gate {
             let result = cx.view(&out)?;
             cx.exec(&layer.path, &ops::Gate { x: result.clone(), gate: cx.view(&gate)?, out: result })?;
         }
         out.reshape(&[tokens, heads_q * head_dim])
     }
-}
-
-fn seen(cx: &Ctx, sees: &Sees) -> Result<Seen> {
-    Ok(match sees {
-        Sees::All => Seen::All,
-        Sees::Causal { window } => Seen::Causal { window: *window },
-        Sees::Ranges { from, to } => Seen::Ranges { from: Some(cx.view(from)?), to: cx.view(to)? },
-    })
 }
 
 /// Rows of `x` in the order of `ids`.
@@ -390,7 +452,8 @@ impl Heads {
     fn load(cx: &mut Ctx, attn: &Scope<'_>, plan: &TextPlan) -> Result<Self> {
         let gates = if plan.output_gate { 2 } else { 1 };
         let (q_rows, kv_rows) = (gates * plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
-        let qkv = [(attn.at("q_proj"), q_rows), (attn.at("k_proj"), kv_rows), (attn.at("v_proj"), kv_rows)];
+        let [q, k, v] = plan.names.qkv.map(|name| attn.at(name));
+        let qkv = [(q, q_rows), (k, kv_rows), (v, kv_rows)];
         let norm = |cx: &mut Ctx, name: &str| {
             Norm::unshifted(cx, &attn.at(name), plan.head_dim, plan.norm, (plan.norm_eps, plan.norm_offset))
         };
@@ -400,15 +463,29 @@ impl Heads {
     }
 }
 
+/// A norm of the plan's kind.
+fn norm_of(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan) -> Result<Norm> {
+    match plan.norm_bias {
+        true => Norm::load(cx, scope, plan.d, plan.norm_eps, plan.norm),
+        false => Norm::unshifted(cx, scope, plan.d, plan.norm, (plan.norm_eps, plan.norm_offset)),
+    }
+}
+
 impl Layer {
+    /// What attends to memory in it.
+    fn memory(&self) -> Option<&Cross> {
+        match &self.mixer {
+            Mixer::Cross(cross, _) => Some(cross),
+            _ => self.cross.as_deref().map(|(cross, ..)| cross),
+        }
+    }
+
     fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &TextPlan, of_layer: LayerPlan) -> Result<Self> {
         let (names, ffn) = (plan.names, scope.at(plan.names.mlp));
         let d = plan.d;
-        let norm = |cx: &mut Ctx, scope: Scope<'_>| {
-            Norm::unshifted(cx, &scope, d, plan.norm, (plan.norm_eps, plan.norm_offset))
-        };
+        let norm = |cx: &mut Ctx, scope: Scope<'_>| norm_of(cx, &scope, plan);
         let (before_mlp, after_attention, after_mlp) = match plan.norms {
-            Norms::Before => (names.norm2, None, None),
+            Norms::Before | Norms::After => (names.norm2, None, None),
             Norms::Shared => ("", None, None),
             Norms::Around => (
                 names.around[1],
@@ -421,21 +498,42 @@ impl Layer {
             (Mix::Delta { .. }, _, Some(delta)) => {
                 (scope.at("linear_attn"), "out_proj", delta.width(), false)
             }
-            _ => (scope.at("self_attn"), names.out, plan.heads_q * plan.head_dim, plan.out_bias),
+            _ => (scope.at(names.attention), names.out, plan.heads_q * plan.head_dim, plan.out_bias),
+        };
+        let (mixing, out) = match plan.cross.filter(|_| of_layer.mix == Mix::Cross) {
+            Some(cross) => (scope.at(cross.module), cross.out),
+            None => (mixing, out),
+        };
+        let cross = match (&plan.cross, of_layer.cross) {
+            (Some(cross), Some(place)) => {
+                let at = scope.at(cross.module);
+                let width = plan.heads_q * plan.head_dim;
+                Some(Box::new((
+                    Cross::load(cx, &at, plan, cross, place)?,
+                    Linear::load(cx, &at.at(cross.out), d, width, plan.out_bias)?,
+                    norm(cx, scope.at(cross.norm))?,
+                )))
+            }
+            _ => None,
         };
         Ok(Self {
             plan: of_layer,
             path: mixing.prefix().to_owned(),
             norm1: norm(cx, scope.at(names.norm1))?,
-            mixer: Mixer::load(cx, scope, plan, of_layer.mix)?,
+            mixer: Mixer::load(cx, scope, plan, of_layer)?,
             out: Linear::load(cx, &mixing.at(out), d, width, bias)?,
             after_attention,
             norm2: if before_mlp.is_empty() { None } else { Some(norm(cx, scope.at(before_mlp))?) },
             mlp: match plan.experts.as_ref().filter(|_| of_layer.experts) {
                 Some(experts) => Mlp::experts(cx, &ffn, experts)?,
+                None if !plan.mlp_gated => {
+                    let [_, up, down] = names.projections;
+                    Mlp::plain(cx, &ffn, [up, down], (d, plan.mlp), plan.act, plan.mlp_bias)?
+                }
                 None => Mlp::gated(cx, &ffn, names.projections, (d, plan.mlp), plan.act, plan.mlp_bias)?,
             },
             after_mlp,
+            cross,
         })
     }
 }

@@ -1,14 +1,24 @@
 //! Text decoders: one, driven by plans.
 
+mod cross;
 mod decoder;
+mod encoder;
 mod gated_delta;
 mod glm;
+mod head;
 mod lfm2;
+mod older;
+mod paged;
 mod plan;
 mod qwen3;
 mod qwen3_5;
 mod read;
 mod short_conv;
 
+pub use cross::CrossPlan;
 pub use decoder::Decoder;
-pub use plan::{ConvPlan, DeltaPlan, LLAMA_NAMES, LayerPlan, Mix, Names, Norms, TEXT_TYPES, TextPlan};
+pub use encoder::{BERT_NAMES, Encoder, EncoderCross, EncoderNames, EncoderPlan};
+pub use head::HeadPlan;
+pub use plan::{
+    ConvPlan, DeltaPlan, LLAMA_NAMES, LayerPlan, Learned, Mix, Names, Norms, TEXT_TYPES, TextPlan,
+};

@@ -2,9 +2,11 @@
 
 use ocelli_engine::Result;
 use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
+use ocelli_engine::vlm::ModelInfo;
 use ocelli_kernels::ops::{Activation, NormKind, RopeStyle};
 
 use super::read::layer_kinds;
+use super::{CrossPlan, HeadPlan};
 use crate::fields::Fields;
 use crate::layers::{ExpertsPlan, RopeConfig};
 
@@ -17,6 +19,8 @@ pub enum Norms {
     Around,
     /// One before both: attention and MLP take the same rows, and their results are added together.
     Shared,
+    /// After each, of the sum; none after the last layer.
+    After,
 }
 
 /// How the tokens of a layer mix.
@@ -24,6 +28,8 @@ pub enum Norms {
 pub enum Mix {
     /// Each sees those before it.
     Attention,
+    /// Each sees the memory that it reaches, of [`TextPlan::cross`]; what it adds has factors.
+    Cross,
     /// A short convolution between gates, of [`TextPlan::conv`].
     ShortConv,
     /// The gated delta rule after a short convolution, of [`TextPlan::delta`].
@@ -42,6 +48,8 @@ pub struct LayerPlan {
     pub rope: usize,
     /// Group of the KV cache, and the layer's number in it; of a convolution those of its state.
     pub kv: (usize, usize),
+    /// The same of the memory that its tokens see after those before them, if they do.
+    pub cross: Option<(usize, usize)>,
     /// Whether its MLP is that of [`TextPlan::experts`].
     pub experts: bool,
 }
@@ -87,6 +95,10 @@ impl DeltaPlan {
 /// Names of modules in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
+    /// Token embeddings.
+    pub embed: &'static str,
+    /// The layers, without their numbers.
+    pub layers: &'static str,
     /// Norm after the last layer.
     pub norm: &'static str,
     /// Norm of a layer's input.
@@ -101,12 +113,18 @@ pub struct Names {
     pub projections: [&'static str; 3],
     /// Norms of queries and keys.
     pub qk_norms: [&'static str; 2],
-    /// Output projection of attention.
+    /// Attention in a layer.
+    pub attention: &'static str,
+    /// Its query, key and value projections.
+    pub qkv: [&'static str; 3],
+    /// Its output projection.
     pub out: &'static str,
 }
 
 /// Names as Llama and most others have them.
 pub const LLAMA_NAMES: Names = Names {
+    embed: "embed_tokens",
+    layers: "layers",
     norm: "norm",
     norm1: "input_layernorm",
     norm2: "post_attention_layernorm",
@@ -114,8 +132,19 @@ pub const LLAMA_NAMES: Names = Names {
     mlp: "mlp",
     projections: ["gate_proj", "up_proj", "down_proj"],
     qk_norms: ["q_norm", "k_norm"],
+    attention: "self_attn",
+    qkv: ["q_proj", "k_proj", "v_proj"],
     out: "o_proj",
 };
+
+/// A table of position embeddings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learned {
+    /// Its name.
+    pub name: &'static str,
+    /// Row of position 0; as many rows as positions follow.
+    pub first: usize,
+}
 
 /// A decoder.
 #[derive(Clone, Debug)]
@@ -138,8 +167,10 @@ pub struct TextPlan {
     pub act: Activation,
     /// Where norms are.
     pub norms: Norms,
-    /// Kind of the norms; none has a shift.
+    /// Kind of the norms.
     pub norm: NormKind,
+    /// Whether they have a shift.
+    pub norm_bias: bool,
     /// Added to the stored weights of norms.
     pub norm_offset: f32,
     /// Added to mean squares.
@@ -152,6 +183,18 @@ pub struct TextPlan {
     pub out_bias: bool,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
+    /// Whether the MLP has a gate; if not, [`Names::projections`] has no name for it.
+    pub mlp_gated: bool,
+    /// Attention to memory, where layers have it.
+    pub cross: Option<CrossPlan>,
+    /// Whether its queries and keys are normalized.
+    pub cross_qk_norm: bool,
+    /// Embeddings of positions, of decoders that add such.
+    pub learned: Option<Learned>,
+    /// Norm of the embeddings, if there is one.
+    pub embed_norm: Option<&'static str>,
+    /// What makes logits.
+    pub head: HeadPlan,
     /// Factor of attention scores.
     pub scale: f32,
     /// Bounds attention scores smoothly; 0: not at all.
@@ -164,6 +207,8 @@ pub struct TextPlan {
     pub logit_softcap: f32,
     /// Factor of token embeddings.
     pub embed_scale: f32,
+    /// Rows of the embedding beyond those that logits are given for.
+    pub embed_more: usize,
     /// Whether the head is the embedding where the file has none; if it need not, an absent head is an error.
     pub tied: bool,
     /// Experts of the layers that have them.
@@ -203,6 +248,7 @@ pub const TEXT_TYPES: &[&str] = &[
     "lfm2",
     "paddleocr_vl_text",
     "qwen3_5_text",
+    "opt",
 ];
 
 impl TextPlan {
@@ -219,6 +265,7 @@ impl TextPlan {
             "lfm2" => Self::lfm2(text, tied),
             "qwen3_5_text" => Self::qwen3_5(text, tied),
             "mistral" => Self::mistral(text, tied),
+            "opt" => Self::opt(text, tied),
             "qwen2" | "qwen3" => Self::qwen(text, tied),
             "qwen2_vl_text" | "qwen2_vl" | "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),
             "qwen3_vl_text" => Self::qwen3_vl(text, tied),
@@ -264,18 +311,26 @@ impl TextPlan {
             act: Activation::Silu,
             norms: Norms::Before,
             norm: NormKind::Rms,
+            norm_bias: false,
             norm_offset: 0.0,
             norm_eps: text.or("rms_norm_eps", 1e-6)?,
             qk_norm: false,
             qkv_bias: false,
             out_bias: false,
             mlp_bias: false,
+            mlp_gated: true,
+            cross: None,
+            cross_qk_norm: false,
+            learned: None,
+            embed_norm: None,
+            head: HeadPlan::Plain,
             scale: 1.0 / (head_dim as f32).sqrt(),
             softcap: 0.0,
             rope_style: RopeStyle::Half,
             logit_scale: 1.0,
             logit_softcap: 0.0,
             embed_scale: 1.0,
+            embed_more: 0,
             tied: tied.or(own).unwrap_or(sizes.tied),
             experts: None,
             ropes: Vec::new(),
@@ -284,7 +339,13 @@ impl TextPlan {
             output_gate: false,
             names: LLAMA_NAMES,
             layers: (0..count)
-                .map(|layer| LayerPlan { mix: Mix::Attention, rope: 0, kv: (0, layer), experts: false })
+                .map(|layer| LayerPlan {
+                    mix: Mix::Attention,
+                    rope: 0,
+                    kv: (0, layer),
+                    cross: None,
+                    experts: false,
+                })
                 .collect(),
             kv: KvLayout(vec![group]),
         })
@@ -378,6 +439,20 @@ impl TextPlan {
         };
         text.inert(&["rope_theta", "rope_local_base_freq", "rope_scaling"]);
         Ok(plan)
+    }
+
+    /// Facts about a model of `family` with this decoder.
+    #[must_use]
+    pub fn info(&self, family: &'static str) -> ModelInfo {
+        ModelInfo {
+            family,
+            vocab: self.vocab,
+            max_positions: self.max_positions,
+            d_model: self.d,
+            layers: self.layers.len(),
+            kv: self.kv.clone(),
+            axes: self.axes(),
+        }
     }
 
     /// Axes of positions.

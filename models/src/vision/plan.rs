@@ -171,10 +171,9 @@ pub fn activation(fields: &Fields<'_>, key: &str, default: &str) -> Result<Activ
         "gelu_pytorch_tanh" | "gelu_new" | "gelu_fast" => Ok(Activation::GeluTanh),
         "quick_gelu" => Ok(Activation::QuickGelu),
         "silu" | "swish" => Ok(Activation::Silu),
-        other => {
-            Err(fields
-                .bad(key, format!("expected gelu, gelu_pytorch_tanh, quick_gelu or silu, found {other}")))
-        }
+        "relu" => Ok(Activation::Relu),
+        other => Err(fields
+            .bad(key, format!("expected gelu, gelu_pytorch_tanh, quick_gelu, silu or relu, found {other}"))),
     }
 }
 
@@ -322,6 +321,31 @@ impl VitPlan {
             ..Self::siglip_base()
         };
         Self::common(vision, default, "quick_gelu")
+    }
+
+    /// `BlipVisionConfig`.
+    pub fn blip(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["blip_vision_model"])?;
+        Self::blips(vision, Self { image: 384, norm_eps: 1e-5, ..Self::siglip_base() })
+    }
+
+    /// `Blip2VisionConfig`.
+    pub fn blip2(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["blip_2_vision_model"])?;
+        vision.only("qkv_bias", true)?;
+        let default = Self { d: 1408, mlp: 6144, layers: 39, heads: 16, patch: 14, ..Self::siglip_base() };
+        Self::blips(vision, default)
+    }
+
+    fn blips(vision: &Fields<'_>, default: Self) -> Result<Self> {
+        let names = Names {
+            qkv: &["self_attn.qkv"],
+            out: "self_attn.projection",
+            positions: "embeddings.position_embedding",
+            batched: true,
+            ..CLIP_NAMES
+        };
+        Self::common(vision, Self { class_row: true, names, ..default }, "gelu")
     }
 
     /// `PixtralVisionConfig`.

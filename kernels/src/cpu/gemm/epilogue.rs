@@ -16,6 +16,7 @@ pub fn activate<S: Simd>(s: S, act: Activation, v: S::V) -> S::V {
         Activation::GeluErf => math::gelu_erf(s, v),
         Activation::QuickGelu => math::quick_gelu(s, v),
         Activation::Silu => math::silu(s, v),
+        Activation::Relu => s.max(v, s.zero()),
     }
 }
 

@@ -102,6 +102,7 @@ fn activation(act: Activation, x: f64) -> f64 {
             x / 2.0 * (1.0 + erf.copysign(x))
         }
         Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Relu => x.max(0.0),
         Activation::Silu => x / (1.0 + (-x).exp()),
     }
 }
@@ -218,6 +219,7 @@ fn types_parts_gates_and_epilogues() {
         Activation::GeluErf,
         Activation::QuickGelu,
         Activation::Silu,
+        Activation::Relu,
     ];
     let mut i = 0;
     for parts in [vec![70], vec![48, 16, 16], vec![5, 3, 24], vec![33, 33]] {

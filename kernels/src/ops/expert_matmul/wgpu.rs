@@ -82,6 +82,7 @@ fn epilogue(kernel: &mut Kernel<'_, '_>, op: &ExpertMatmul) {
         Activation::GeluTanh => "gelu_tanh",
         Activation::GeluErf => "gelu_erf",
         Activation::QuickGelu => "quick_gelu",
+        Activation::Relu => "relu",
         Activation::Silu => "silu",
     };
     kernel.define("OUT", op.out.dtype()).define("ACT", act).define("GATED", u8::from(op.gated));

@@ -5,8 +5,14 @@ use crate::buffer::Weights;
 use crate::conformance::{Case, CaseCx, Fill};
 use crate::spec::{DType, Format};
 
-const ACTS: [Activation; 5] =
-    [Activation::None, Activation::GeluTanh, Activation::GeluErf, Activation::QuickGelu, Activation::Silu];
+const ACTS: [Activation; 6] = [
+    Activation::None,
+    Activation::GeluTanh,
+    Activation::GeluErf,
+    Activation::QuickGelu,
+    Activation::Silu,
+    Activation::Relu,
+];
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 const MATHS: [Math; 3] = [Math::Exact, Math::Bf16, Math::Int8];
 
@@ -214,7 +220,7 @@ fn halves(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
                 out: FLOATS[(i + j) % 3],
                 math: if i < 2 { Math::Exact } else { MATHS[1 + (i + j) % 2] },
                 gated: (i + j) % 2 == 1,
-                act: ACTS[(i + j) % 5],
+                act: ACTS[(i + j) % ACTS.len()],
                 bias: j == 1,
                 gaps: [8 * j, 0, 0],
                 ..Shape::plain(m, 90, [264, 129, 640][(i + j) % 3])

@@ -10,7 +10,7 @@
 #include "cuda/include/values.cuh"
 
 // Activations, in the order of the enum of the op.
-enum Act : u32 { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF, ACT_QUICK_GELU, ACT_SILU };
+enum Act : u32 { ACT_NONE, ACT_GELU_TANH, ACT_GELU_ERF, ACT_QUICK_GELU, ACT_SILU, ACT_RELU };
 
 #ifndef ACT
 #define ACT e.act
@@ -46,6 +46,7 @@ DEVICE f32 activate(f32 x, u32 act) {
     case ACT_GELU_ERF: return 0.5f * x * (1.0f + erff(0.7071067812f * x));
     case ACT_QUICK_GELU: return x * sigmoid(1.702f * x);
     case ACT_SILU: return x * sigmoid(x);
+    case ACT_RELU: return fmaxf(x, 0.0f);
     default: return x;
     }
 }
@@ -61,6 +62,7 @@ template <int N> DEVICE void activate_all(f32 (&v)[N], u32 act) {
         ACTIVATE_ALL(ACT_GELU_ERF)
         ACTIVATE_ALL(ACT_QUICK_GELU)
         ACTIVATE_ALL(ACT_SILU)
+        ACTIVATE_ALL(ACT_RELU)
 #undef ACTIVATE_ALL
     }
 }

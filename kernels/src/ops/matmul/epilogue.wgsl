@@ -1,6 +1,6 @@
 // What follows a product: out = act(product + bias) + residual, gated: act(product + bias) * (up + bias) + residual.
 //
-// BIAS: none, or its type; ACT: none, gelu_tanh, gelu_erf, quick_gelu or silu; GATED; RESIDUAL: none, its type, or
+// BIAS: none, or its type; ACT: none, gelu_tanh, gelu_erf, quick_gelu, silu or relu; GATED; RESIDUAL: none, its type, or
 // `inplace` where it is the very elements of out; OUT: type of out; PARTIAL: whether sums go to working memory instead,
 // f32 [slices, m, row of out_stride], for `finish.wgsl` to end. The bias is part of the first slice then.
 // Gives `emit2(row, col, product, up)`: columns `col` and `col + 1` of the result, those that there are;
@@ -24,6 +24,8 @@ fn activate(x: f32) -> f32 {
     return x * sigmoid(1.702 * x);
 #elif ACT == silu
     return x * sigmoid(x);
+#elif ACT == relu
+    return max(x, 0.0);
 #else
     return x;
 #endif

@@ -40,6 +40,8 @@ pub enum Activation {
     QuickGelu,
     /// `x * sigmoid(x)`.
     Silu,
+    /// `max(x, 0)`.
+    Relu,
 }
 
 /// What the arithmetic may round.

@@ -16,6 +16,7 @@ impl Activation {
             }
             Self::GeluErf => 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2),
             Self::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+            Self::Relu => x.max(0.0),
             Self::Silu => x / (1.0 + (-x).exp()),
         }
     }
@@ -32,7 +33,7 @@ impl Activation {
     pub(in crate::ops) fn with_error(self, x: f64, inner: f64) -> (f64, f64) {
         let value = self.eval(x);
         match self {
-            Self::None => (value, inner),
+            Self::None | Self::Relu => (value, inner),
             _ => (value, tolerance::pointwise(inner, self.slope(), x)),
         }
     }

@@ -56,7 +56,9 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Pointwise>> {
         push(format!("capped at {softcap}"), Pointwise { softcap, ..plain(cx, shape) });
         push(format!("capped at {softcap}, and the rest"), Pointwise { softcap, ..full(cx, shape, F32) });
     }
-    for act in [Activation::GeluTanh, Activation::GeluErf, Activation::QuickGelu, Activation::Silu] {
+    for act in
+        [Activation::GeluTanh, Activation::GeluErf, Activation::QuickGelu, Activation::Silu, Activation::Relu]
+    {
         push(format!("{act:?}"), Pointwise { act, ..plain(cx, shape) });
         let by = Some(cx.random(&[5, 97], F32, Fill::Normal(1.0)));
         push(format!("{act:?} as a gate"), Pointwise { act, by, ..plain(cx, shape) });

@@ -68,6 +68,8 @@ fn activate(x: f32) -> f32 {
     return x * sigmoid(1.702 * x);
 #elif ACT == silu
     return x * sigmoid(x);
+#elif ACT == relu
+    return max(x, 0.0);
 #else
     return x;
 #endif

@@ -63,6 +63,7 @@ fn launch(op: &Pointwise, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
             Activation::GeluTanh => "gelu_tanh",
             Activation::GeluErf => "gelu_erf",
             Activation::QuickGelu => "quick_gelu",
+            Activation::Relu => "relu",
             Activation::Silu => "silu",
         },
     );

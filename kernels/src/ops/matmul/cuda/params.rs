@@ -172,6 +172,7 @@ impl Segment<'_> {
                 Activation::GeluErf => 2,
                 Activation::QuickGelu => 3,
                 Activation::Silu => 4,
+                Activation::Relu => 5,
             },
             aligned: u32::from(aligned),
         })

@@ -327,6 +327,7 @@ fn act(act: Activation) -> &'static str {
         Activation::GeluTanh => "ACT_GELU_TANH",
         Activation::GeluErf => "ACT_GELU_ERF",
         Activation::QuickGelu => "ACT_QUICK_GELU",
+        Activation::Relu => "ACT_RELU",
         Activation::Silu => "ACT_SILU",
     }
 }

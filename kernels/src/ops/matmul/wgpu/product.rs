@@ -279,6 +279,7 @@ fn result(kernel: &mut Kernel<'_, '_>, op: &Matmul) -> Result<Bound, KernelError
         Activation::GeluTanh => "gelu_tanh",
         Activation::GeluErf => "gelu_erf",
         Activation::QuickGelu => "quick_gelu",
+        Activation::Relu => "relu",
         Activation::Silu => "silu",
     };
     bound.out = kernel.bind(6, &op.out)?;
