@@ -4,7 +4,7 @@
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
 # Needs Rust and a C compiler (a C++ compiler for CUDA kernels on the host); uses cargo-nextest where it is installed; fetches software
-# Vulkan drivers and NVIDIA's run-time compiler, see vulkan.sh and nvrtc.sh. What cannot run here is printed as
+# Vulkan drivers, NVIDIA's run-time compiler and tokenizers of published models, see vulkan.sh, nvrtc.sh and tokenizers.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last lines are the slowest tests and `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
@@ -149,6 +149,21 @@ with_nvrtc() { # COMMAND...
     )
 }
 
+# Runs a command with tokenizers of published models where they can be had; else what needs them skips.
+with_tokenizers() { # COMMAND...
+    local env
+    if ! env=$(tests/tokenizers.sh 2>"$logs/tokenizers.why"); then
+        echo "tokenizers: $(cat "$logs/tokenizers.why")"
+        "$@"
+        return
+    fi
+    (
+        eval "$env"
+        export OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}tokenizers"
+        "$@"
+    )
+}
+
 # Always the whole workspace and one profile, so that every stream shares its artefacts.
 tests() { # CARGO SELECTION...
     if [ $nextest = yes ]; then
@@ -194,6 +209,7 @@ stream() {
             grep -hoE '^ *(compiled for|refused on) .*' "$logs/cuda.log" | sed -E 's/^ +//' | sort -u
             not_run "$logs/cuda.log"
             printf 'emulated: %s rows\n' "$(sed -nE 's/^ *([a-z_]+ [a-z0-9-]+ at emulated [a-z0-9_]+): [0-9]+ cases$/\1/p' "$logs/cuda.log" | sort -u | wc -l)" ;;
+        text) counted text with_tokenizers tests --test text ;;
         *)
             if [ "$1" = cli ] && ! cargo build --release --locked --workspace --bins >"$logs/cli-build.log" 2>&1; then
                 tail -n 40 "$logs/cli-build.log"

@@ -4,6 +4,7 @@ mod added;
 mod golden;
 mod lookup;
 mod published;
+mod real;
 mod streaming;
 
 use std::path::{Path, PathBuf};

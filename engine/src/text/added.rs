@@ -128,14 +128,22 @@ pub(super) fn declare(
     for (text, id) in files.json::<BTreeMap<String, u32>>(LEGACY)?.unwrap_or_default() {
         declared.entry(id).or_insert((LEGACY, AddedToken::from(text, false)));
     }
+    // At once: each call goes through all tokens that were added before. In order of ids, so that each new one gets its own.
+    let known = |token: &AddedToken| tokenizer.token_to_id(&token.content);
+    // Checked first, so that no token gets another id than it is declared with.
+    let fits = |id: &u32, file: &str, token: &AddedToken| match known(token) {
+        None => true,
+        Some(known) => known == *id && file == DECODER,
+    };
+    let new: Vec<AddedToken> = declared
+        .iter()
+        .filter(|(id, (file, token))| fits(id, file, token))
+        .map(|(_, (_, token))| token.clone())
+        .collect();
+    tokenizer
+        .add_tokens(new)
+        .map_err(|e| TextError::Tokenizer { path: files.describe(DECODER), reason: e.to_string() })?;
     for (id, (file, token)) in declared {
-        let known = tokenizer.token_to_id(&token.content);
-        // Checked first, so that no token gets another id than it is declared with.
-        if known.is_none_or(|known| known == id) && (known.is_none() || file == DECODER) {
-            tokenizer
-                .add_tokens([token.clone()])
-                .map_err(|e| TextError::Tokenizer { path: files.describe(file), reason: e.to_string() })?;
-        }
         let found = tokenizer.token_to_id(&token.content).unwrap_or(u32::MAX);
         if found != id {
             return Err(TextError::Tokenizer {
