@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::image::{PreparedImage, Rgb8Image};
 use ocelli_engine::prompt::{Positions, Prompt};
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Event, Limits, Media, Scheduler};
@@ -39,6 +39,8 @@ pub struct Plan {
 pub struct Request {
     /// Width and height of each picture.
     pub images: Vec<(usize, usize)>,
+    /// What the processor makes of each.
+    pub pictures: Vec<Picture>,
     /// Tiles that go through the tower.
     pub tiles: usize,
     /// Tokens that stand for pictures.
@@ -47,6 +49,21 @@ pub struct Request {
     pub prompt_tokens: usize,
     /// Most tokens of the answer; 0 of a model that gives vectors.
     pub max_tokens: usize,
+}
+
+/// What a processor makes of a picture.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Picture {
+    /// Width and height of each tile that goes through the tower.
+    pub tiles: Vec<(usize, usize)>,
+    /// Tokens that stand for the picture; 0 of a model that gives vectors.
+    pub tokens: usize,
+}
+
+impl Picture {
+    fn of(image: &PreparedImage, tokens: usize) -> Self {
+        Self { tiles: image.tiles.iter().map(|tile| (tile.width, tile.height)).collect(), tokens }
+    }
 }
 
 /// Bytes that are in use at once at most.
@@ -133,6 +150,11 @@ impl Plan {
         let messages = [Message::user(images.len(), String::new())];
         let mut request = pipeline.request(cx, &messages, &images, params)?;
         let mut phases = Vec::new();
+        let picture = |(number, media): (usize, &Media)| match media {
+            Media::Picture(image) => Some(Picture::of(image, request.prompt.rows_of(number))),
+            Media::Features(_) => None,
+        };
+        let pictures = request.media.iter().enumerate().filter_map(picture).collect();
         if !sizes.is_empty() {
             for media in &mut request.media {
                 if let Media::Picture(picture) = media
@@ -170,6 +192,7 @@ impl Plan {
         Ok(Self {
             request: Request {
                 images: sizes,
+                pictures,
                 tiles: cx.timings.tiles,
                 image_tokens,
                 prompt_tokens,
@@ -215,6 +238,7 @@ impl Plan {
         Ok(Self {
             request: Request {
                 images: wanted.images.clone(),
+                pictures: prepared.iter().map(|image| Picture::of(image, 0)).collect(),
                 tiles: cx.timings.tiles,
                 image_tokens: 0,
                 prompt_tokens: tokens,

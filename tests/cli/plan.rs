@@ -89,7 +89,11 @@ fn refusals_come_with_what_is_known() {
     done.fails_after_output(1, &["nobodys"]);
     let report = parse(&done.stdout);
     assert_eq!((&report["model_type"], &report["plan"]), (&json!("nobodys"), &Value::Null));
-    assert!(report["refused"][0].as_str().unwrap().contains("nobodys"));
+    // With all that there are.
+    let reason = report["refused"][0].as_str().unwrap();
+    let kinds = ocelli_models::FAMILIES.iter().flat_map(|family| family.model_types);
+    assert!(reason.contains("nobodys") && kinds.clone().all(|kind| reason.contains(kind)), "{reason}");
+    assert!(kinds.count() > 20);
     assert!(report["tensors"]["count"].as_u64().unwrap() > 50);
     ocelli(&["inspect", model.0.to_str().unwrap()]).fails_after_output(1, &["nobodys"]);
 
@@ -99,6 +103,49 @@ fn refusals_come_with_what_is_known() {
     });
     ocelli(&["inspect", model.0.to_str().unwrap()]).fails_after_output(1, &["spiral"]);
     ocelli(&["inspect", "--prompt-tokens", "5000"]).fails_after_output(1, &["prompt"]);
+}
+
+/// What the processor does to pictures, and whether all fits this machine.
+#[test]
+fn pictures_and_memory() {
+    let dir = golden("smolvlm");
+    let dir = dir.to_str().unwrap();
+    let sizes = ["--image-size", "200x100", "--image-size", "40x40"];
+    let report = inspect(&[&[dir][..], &sizes].concat());
+    assert!(report["processor"].as_str().unwrap().contains("ImageProcessor"), "{}", report["processor"]);
+    let pictures = report["plan"]["request"]["pictures"].as_array().unwrap();
+    let tiles = |picture: &Value| picture["tiles"].as_array().unwrap().len();
+    assert_eq!(pictures.len(), 2);
+    let all: usize = pictures.iter().map(tiles).sum();
+    assert_eq!(report["plan"]["request"]["tiles"], all);
+    assert!(tiles(&pictures[0]) > 1);
+    assert_eq!(report["plan"]["request"]["image_tokens"], sum(&json!(pictures), "tokens"));
+    if cfg!(target_os = "linux") {
+        assert_eq!(
+            (&report["fits"]["fits"], &report["fits"]["needed"]),
+            (&json!(true), &report["plan"]["memory"]["total"])
+        );
+    }
+    let text = ocelli(&[&["inspect", dir][..], &sizes].concat()).well();
+    for part in ["processor     ", "picture of 200x100: through the tower as ", "fits          "] {
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+
+    // Weights of four times the memory of any machine, in a file of holes.
+    let model = Temp::copy_of(&golden("qwen2"));
+    model.edit("config.json", |config| config["vocab_size"] = (1u64 << 40).into());
+    let rows = 1u64 << 40;
+    let header = json!({"model.embed_tokens.weight": {"dtype": "BF16", "shape": [rows, 1], "data_offsets": [0, 2 * rows]}}).to_string();
+    let padded = header.clone() + &" ".repeat(header.len().next_multiple_of(8) - header.len());
+    let bytes = [&(padded.len() as u64).to_le_bytes()[..], padded.as_bytes()].concat();
+    let file = model.write("model.safetensors", &bytes);
+    let sparse = std::fs::File::options().write(true).open(file).unwrap();
+    sparse.set_len(bytes.len() as u64 + 2 * rows).unwrap();
+    let done = ocelli(&["inspect", model.0.to_str().unwrap(), "--json"]);
+    assert_eq!(done.code, Some(1));
+    if cfg!(target_os = "linux") {
+        assert_eq!(parse(&done.stdout)["fits"]["fits"], false);
+    }
 }
 
 #[test]

@@ -135,14 +135,18 @@ pub(super) fn declare(
         None => true,
         Some(known) => known == *id && file == DECODER,
     };
+    let vocabulary = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+    let is_there = |id: &u32, token: &AddedToken| vocabulary.get(id).is_some_and(|there| same(there, token));
     let new: Vec<AddedToken> = declared
         .iter()
-        .filter(|(id, (file, token))| fits(id, file, token))
+        .filter(|(id, (file, token))| fits(id, file, token) && !is_there(id, token))
         .map(|(_, (_, token))| token.clone())
         .collect();
-    tokenizer
-        .add_tokens(new)
-        .map_err(|e| TextError::Tokenizer { path: files.describe(DECODER), reason: e.to_string() })?;
+    if !new.is_empty() {
+        tokenizer
+            .add_tokens(new)
+            .map_err(|e| TextError::Tokenizer { path: files.describe(DECODER), reason: e.to_string() })?;
+    }
     for (id, (file, token)) in declared {
         let found = tokenizer.token_to_id(&token.content).unwrap_or(u32::MAX);
         if found != id {
@@ -158,6 +162,15 @@ pub(super) fn declare(
     Ok(())
 }
 
+/// Whether two tokens are alike in everything, which `==` does not look at.
+fn same(a: &AddedToken, b: &AddedToken) -> bool {
+    let all = |token: &AddedToken| {
+        let flags = [token.single_word, token.lstrip, token.rstrip, token.normalized, token.special];
+        (token.content.clone(), flags)
+    };
+    all(a) == all(b)
+}
+
 /// Makes named tokens special, with the other flags that they have, and adds named and extra ones that are words of the
 /// model's vocabulary. A token that no id exists for stays plain text rather than getting one past the embedding.
 pub(super) fn mark_special(tokenizer: &mut tokenizers::Tokenizer, names: &Names) -> Result<(), String> {
@@ -166,17 +179,20 @@ pub(super) fn mark_special(tokenizer: &mut tokenizers::Tokenizer, names: &Names)
         let id = vocabulary.get_vocab().get(content)?;
         vocabulary.get_added_tokens_decoder().get(id)
     };
-    let named = names.named.values().map(|token| match added(&token.content) {
+    let named = names.named.values().filter_map(|token| match added(&token.content) {
+        Some(found) if found.special => None,
         Some(found) => {
             let mut found = found.clone();
             found.special = true;
-            found
+            Some(found)
         }
-        None => token.clone(),
+        None => Some(token.clone()),
     });
     let extra = names.extra.iter().filter(|token| added(&token.content).is_none()).cloned();
     let tokens: Vec<AddedToken> =
         named.chain(extra).filter(|token| tokenizer.token_to_id(&token.content).is_some()).collect();
-    tokenizer.add_special_tokens(tokens).map_err(|e| e.to_string())?;
+    if !tokens.is_empty() {
+        tokenizer.add_special_tokens(tokens).map_err(|e| e.to_string())?;
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::text::Tokenizer;
 use ocelli_engine::{Error, Prompt, Result};
+use serde::Deserialize;
 use serde_json::Value;
 
 /// The prompt with each `mark` replaced by what stands for the next picture. Errors if marks and pictures differ in number.
@@ -51,8 +52,14 @@ pub fn special_token(config: Option<&Value>, key: &str) -> Option<String> {
 
 /// The string of one of `tokenizer.json`'s added tokens, by its id.
 pub fn added_token(files: &ModelFiles, id: u32) -> Result<String> {
-    let json: Value = files.require_json("tokenizer.json")?;
-    let mut added = json.get("added_tokens").and_then(Value::as_array).into_iter().flatten();
+    /// The rest is large, and passed over.
+    #[derive(Deserialize)]
+    struct Tokenizer {
+        #[serde(default)]
+        added_tokens: Vec<Value>,
+    }
+    let Tokenizer { added_tokens } = files.require_json("tokenizer.json")?;
+    let mut added = added_tokens.iter();
     let token = added.find(|token| token.get("id").and_then(Value::as_u64) == Some(u64::from(id)));
     let content = token.and_then(|token| token.get("content")).and_then(Value::as_str);
     content.map(str::to_owned).ok_or_else(|| Error::Config {

@@ -3,6 +3,7 @@
 //! Nothing is computed and no weights are read: the request is planned by the very code that would run it, on a stream
 //! that only notes what it is given.
 
+mod fits;
 mod table;
 
 use std::collections::BTreeMap;
@@ -14,10 +15,11 @@ use ocelli_engine::vlm::PartInfo;
 use ocelli_engine::weights::{Checkpoint, Copied, Quantization};
 use ocelli_engine::{Ctx, Error, Precision};
 use ocelli_kernels::{Backend, Caps, DType};
-use ocelli_models::Leftovers;
+use ocelli_models::{Family, Leftovers};
 use serde::Serialize;
 use serde_json::Value;
 
+use self::fits::Fits;
 use crate::args::InspectArgs;
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::open;
@@ -45,7 +47,11 @@ struct Report {
     unused: Vec<String>,
     /// Tensors that are copied because the file does not align them.
     copied: Copies,
+    /// The reference's class of image processor, and what it does.
+    processor: Option<String>,
     plan: Option<Plan>,
+    /// Whether it fits this machine.
+    fits: Fits,
     /// Why the model cannot run; empty if it can.
     refused: Vec<String>,
 }
@@ -153,7 +159,9 @@ impl Report {
             parts: Vec::new(),
             unused: Vec::new(),
             copied: Copies::default(),
+            processor: None,
             plan: None,
+            fits: Fits::of(checkpoint.bytes(), caps.backend),
             refused: Vec::new(),
         }
     }
@@ -169,6 +177,7 @@ impl Report {
     ) -> Result<(), Failure> {
         let family = ocelli_models::family(files)?;
         self.family = Some(family.name);
+        self.processor = Some(processor(files, family)?);
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);
         let mut loaded = ocelli_models::load_from(files, checkpoint, &mut cx, Leftovers::Ignore)?;
         self.parts = loaded.model.parts().into_iter().map(Part::from).collect();
@@ -192,9 +201,23 @@ impl Report {
             plan => plan?,
         };
         self.refused.extend(plan.refusals());
+        self.fits = Fits::of(plan.memory.total, caps.backend);
         self.plan = Some(plan);
         Ok(())
     }
+}
+
+/// The class that the files name, and what becomes of pictures.
+fn processor(files: &ModelFiles, family: &Family) -> Result<String, Failure> {
+    let read = |name: &str| files.json::<Value>(name).map_err(Error::from);
+    let (outer, flat) = (read("processor_config.json")?, read("preprocessor_config.json")?);
+    let nested = outer.as_ref().and_then(|outer| outer.get("image_processor"));
+    let named = |from: &Value| {
+        let keys = ["image_processor_type", "feature_extractor_type"];
+        keys.iter().find_map(|key| Some(from.get(*key)?.as_str()?.to_owned()))
+    };
+    let class = nested.and_then(named).or_else(|| flat.as_ref().and_then(named));
+    Ok(class.map_or_else(String::new, |class| class + ": ") + family.pictures)
 }
 
 /// Width and height of each picture.

@@ -38,10 +38,14 @@ impl Report {
             "device        {} {}, {} with {} threads, activations {}",
             self.backend, self.device, self.isa, self.threads, self.dtype
         );
+        if let Some(processor) = &self.processor {
+            let _ = writeln!(text, "processor     {processor}");
+        }
         self.parts(&mut text);
         if let Some(plan) = &self.plan {
             write_plan(plan, &mut text);
         }
+        let _ = writeln!(text, "\nfits          {}", self.fits.why);
         for reason in self.refused.iter().take(NAMED) {
             let _ = writeln!(text, "refused       {reason}");
         }
@@ -107,6 +111,22 @@ fn write_plan(plan: &Plan, text: &mut String) {
         let each = bytes(memory.kv_per_token);
         format!(", keys and values {} ({each} a token)", bytes(memory.kv_cache))
     };
+    for ((width, height), picture) in request.images.iter().zip(&request.pictures) {
+        let runs: Vec<String> = picture
+            .tiles
+            .chunk_by(|a, b| a == b)
+            .map(|run| match run {
+                [(width, height)] => format!("{width}x{height}"),
+                run => format!("{} of {}x{}", run.len(), run[0].0, run[0].1),
+            })
+            .collect();
+        let tokens = if picture.tokens > 0 { format!(", {} tokens", picture.tokens) } else { String::new() };
+        let _ = writeln!(
+            text,
+            "picture of {width}x{height}: through the tower as {}{tokens}",
+            runs.join(" and ")
+        );
+    }
     let _ = writeln!(
         text,
         "memory {}: weights {}{kept}, image features {}, activations {}",
