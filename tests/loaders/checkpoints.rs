@@ -113,7 +113,7 @@ fn planned(record: &Value, dir: &TempDir, caps: &Caps) -> Result<Plan, String> {
         return Err(format!("expected {expected} parameters, found {parameters}"));
     }
     let pictures = record["files"]["config.json"].get("vision_config").is_some();
-    let images = if pictures { vec![(1200, 800), (300, 500)] } else { vec![] };
+    let images = if pictures { vec![(1200, 800)] } else { vec![] };
     let vectors = loaded.model.gives() == Gives::Vectors;
     let wanted = Wanted { images, prompt_tokens: 32, max_tokens: 32 };
     let plan = Plan::make(&wanted, &files, loaded, &mut cx, &log, checkpoint.used_bytes())
