@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::ctx::{Ctx, ReplayKey};
 use crate::error::{Error, Result};
-use crate::kv::{Keep, KvCache, PAGE, SeqId};
+use crate::kv::{Blocks, Keep, KvCache, KvGroup, PAGE, SeqId};
 use crate::prompt::{Features, Prompt, Source};
 use crate::tensor::Tensor;
 
@@ -314,7 +314,7 @@ impl Batch<'_> {
         all.extend(runs.iter().map(|run| run.q_starts.clone()));
         let mut seen = Vec::new();
         for run in &runs {
-            let of_run: Vec<Seen> = groups.iter().map(|&keep| self.seen(keep, run, before)).collect();
+            let of_run: Vec<Seen> = kv.groups().map(|group| self.seen(group, run, before)).collect();
             for (from, to) in of_run.iter().filter_map(|seen| seen.ranges.as_ref()) {
                 all.extend([from.clone(), to.clone()]);
             }
@@ -368,10 +368,10 @@ impl Batch<'_> {
     }
 
     /// Which keys the rows of a run see in a group.
-    fn seen(&self, keep: Keep, run: &Plain, before: &[usize]) -> Seen {
+    fn seen(&self, group: KvGroup, run: &Plain, before: &[usize]) -> Seen {
         let chunks = || self.chunks.iter().zip(before).skip(run.seqs.start).take(run.seqs.len());
         let new = |(chunk, past): (&Chunk<'_>, &usize)| *past..past + chunk.tokens.len();
-        let window = match keep {
+        let window = match group.keep {
             Keep::All => 0,
             Keep::Window(window) => window,
             Keep::Memory => {
@@ -384,15 +384,18 @@ impl Batch<'_> {
             }
             Keep::State => return Seen { same: Sees::All, pairs: 0, ranges: None },
         };
+        let blocks = group.blocks;
         let in_block = |(chunk, past): (&Chunk<'_>, &usize)| {
             let new = new((chunk, past));
-            chunk.prompt.blocks.iter().any(|block| block.start < new.end && block.end > new.start)
+            let among_new = |block: &Range<usize>| block.start < new.end && block.end > new.start;
+            blocks != Blocks::Nothing && chunk.prompt.blocks.iter().any(among_new)
         };
         Seen::of(Sees::Causal { window }, !chunks().any(in_block), chunks(), |chunk, token| {
             let first = if window == 0 { 0 } else { (token + 1).saturating_sub(window) };
-            match chunk.prompt.block_of(token) {
-                Some(block) => first.min(block.start)..block.end,
-                None => first..token + 1,
+            match (chunk.prompt.block_of(token), blocks) {
+                (Some(block), Blocks::Whole) => first.min(block.start)..block.end,
+                (Some(block), Blocks::Ahead) => first..block.end,
+                _ => first..token + 1,
             }
         })
     }

@@ -22,6 +22,18 @@ pub enum Keep {
     State,
 }
 
+/// What a block of a prompt's tokens ([`Prompt::blocks`](crate::prompt::Prompt::blocks)) is to layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Blocks {
+    /// Its tokens see all of it, those that a window leaves behind too.
+    #[default]
+    Whole,
+    /// Its tokens see those after them too; a window counts back from each.
+    Ahead,
+    /// Nothing: its tokens see those before them, as others do.
+    Nothing,
+}
+
 /// Layers that keep the same of a sequence, in one shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvGroup {
@@ -33,6 +45,8 @@ pub struct KvGroup {
     pub head_dim: usize,
     /// What is kept.
     pub keep: Keep,
+    /// What blocks of tokens are to them.
+    pub blocks: Blocks,
 }
 
 /// How much there is of a sequence.
@@ -140,7 +154,7 @@ impl KvLayout {
     /// One group of layers that keep every token.
     #[must_use]
     pub fn all(layers: usize, heads: usize, head_dim: usize) -> Self {
-        Self(vec![KvGroup { layers, heads, head_dim, keep: Keep::All }])
+        Self(vec![KvGroup { layers, heads, head_dim, keep: Keep::All, blocks: Blocks::Whole }])
     }
 
     /// Bytes that a token takes in all groups, before any leaves its window.

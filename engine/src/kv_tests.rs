@@ -8,7 +8,7 @@ fn cache(groups: &[KvGroup], pages: &[usize]) -> KvCache {
     KvCache::new(&mut cx, &KvLayout(groups.to_vec()), pages).unwrap()
 }
 
-const ALL: KvGroup = KvGroup { layers: 2, heads: 1, head_dim: 2, keep: Keep::All };
+const ALL: KvGroup = KvGroup { layers: 2, heads: 1, head_dim: 2, keep: Keep::All, blocks: Blocks::Whole };
 const MEMORY: KvGroup = KvGroup { keep: Keep::Memory, ..ALL };
 const STATE: KvGroup = KvGroup { keep: Keep::State, ..ALL };
 

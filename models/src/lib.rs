@@ -10,6 +10,7 @@ pub mod demo;
 pub mod dual;
 pub mod fields;
 pub mod gemma3;
+pub mod gemma4;
 pub mod glm4v;
 pub mod internvl;
 pub mod layers;

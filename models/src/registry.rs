@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    blip, blip2, clip, cohere_vision, gemma3, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv,
+    blip, blip2, clip, cohere_vision, gemma3, gemma4, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv,
     paddleocr_vl, paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
 };
 
@@ -44,6 +44,7 @@ pub const FAMILIES: &[Family] = &[
     qwen_vl::QWEN3_MOE,
     qwen_vl::QWEN3_5,
     gemma3::FAMILY,
+    gemma4::FAMILY,
     glm4v::GLM4V,
     glm4v::GLM46V,
     glm4v::GLM_OCR,

@@ -225,7 +225,7 @@ def plain(tensors):
 
 
 def is_drift(key):
-    return key.endswith(("bf16_drift", "greedy_drift"))
+    return key.endswith(("bf16_drift", "f32_drift", "greedy_drift"))
 
 
 def compare(new, old):

@@ -43,7 +43,7 @@ from sklearn.datasets import load_sample_images
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from reference import SPARE, drift, greedy
+from reference import SPARE, drift, drift_f32, greedy
 
 torch.set_num_threads(2)
 torch.use_deterministic_algorithms(True)
@@ -551,6 +551,7 @@ class Spec:
         self.values = kw.pop("values", ())  # (name part, mean, std): parameters or buffers with a range of their own
         self.head_std = kw.pop("head_std", 2.5)
         self.pooled = kw.pop("pooled", None)  # picks the image features out of get_image_features' result
+        self.coarse = kw.pop("coarse", False)  # whether rounding in float32 alone may exceed what others are held to: its drift is stored
         self.drifts = {}  # case name -> what its drift is measured with, where the runner keeps it
         assert not kw, kw
 
@@ -2491,7 +2492,126 @@ def build_minicpmv4_6(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 25. Driver
+# 25. Gemma 4: dense (31B kind), E (E2B/E4B kind), mixture of experts (26B-A4B kind)
+# --------------------------------------------------------------------------------------------------
+
+GEMMA4_TEMPLATE = """\
+{{- bos_token -}}
+{%- set turns = messages -%}
+{%- if messages[0]['role'] in ['system', 'developer'] or (enable_thinking is defined and enable_thinking) -%}
+    {{- '<|turn>system\\n' -}}
+    {%- if enable_thinking is defined and enable_thinking -%}
+        {{- '<|think|>' -}}
+    {%- endif -%}
+    {%- if messages[0]['role'] in ['system', 'developer'] -%}
+        {%- if messages[0]['content'] is string -%}
+            {{- messages[0]['content'] | trim -}}
+        {%- else -%}
+            {%- for item in messages[0]['content'] -%}{{- item['text'] | trim -}}{%- endfor -%}
+        {%- endif -%}
+        {%- set turns = messages[1:] -%}
+    {%- endif -%}
+    {{- '<turn|>\\n' -}}
+{%- endif -%}
+{%- for message in turns -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{- '<|turn>' + role + '\\n' -}}
+    {%- if message['content'] is string -%}
+        {{- message['content'] | trim -}}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'text' -%}
+                {{- item['text'] | trim -}}
+            {%- elif item['type'] == 'image' -%}
+                {{- '\\n\\n<|image|>\\n\\n' -}}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{- '<turn|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '<|turn>model\\n' -}}
+{%- endif -%}
+"""
+
+
+def gemma4_like(c, kind):
+    last = ("<|turn>", "<turn|>", "<|think|>", "<|channel>", "<channel|>", "<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>", "<|audio|>",
+            "<|video|>")
+    base = with_bos(metaspace_bpe(GEMMA_SPECIALS, last, "gemma", merges=120), "<bos>")
+    tok = wrap(base, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", mask_token="<mask>", padding_side="left",
+               boi_token="<|image>", eoi_token="<image|>", image_token="<|image|>", boa_token="<|audio>", eoa_token="<audio|>",
+               audio_token="<|audio|>")
+    vocab = pad_vocab(tok)
+    boi, eoi, image_id, boa, eoa, audio_id, video_id = ids(tok, "<|image>", "<image|>", "<|image|>", "<|audio>", "<audio|>", "<|audio|>", "<|video|>")
+    # 70 soft tokens is the least the image processor takes; patches are small instead.
+    patch, pool = c.pick(2, 6), c.pick(3, 2)
+    types = {"dense": c.pick("ssf", "sfsf"), "e": c.pick("ssfsf", "sfsf"), "moe": c.pick("ssf", "sf")}[kind]
+    layer_types = [{"s": "sliding_attention", "f": "full_attention"}[t] for t in types]
+    text = dict(
+        vocab_size=vocab, rms_norm_eps=1e-6, head_dim=c.pick(16, 20), global_head_dim=c.pick(32, 24), sliding_window=c.pick(20, 16),
+        layer_types=layer_types, final_logit_softcapping=c.pick(30.0, 12.0), hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True,
+        rope_parameters={"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                         "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0}},
+        bos_token_id=2, eos_token_id=1, pad_token_id=0,
+        **text_dims(c, hidden_size=c.pick(64, 72), num_hidden_layers=len(types), num_attention_heads=c.pick(4, 6), num_key_value_heads=c.pick(2, 3),
+                    intermediate_size=c.pick(80, 72)),
+    )
+    vision = dict(hidden_size=c.pick(48, 40), intermediate_size=c.pick(64, 56), num_hidden_layers=2, num_attention_heads=c.pick(3, 2),
+                  num_key_value_heads=c.pick(3, 1), head_dim=c.pick(16, 20), patch_size=patch, pooling_kernel_size=pool,
+                  position_embedding_size=c.pick(40, 36), rope_parameters={"rope_type": "axial", "rope_theta": 100.0})
+    if kind == "e":
+        text.update(hidden_size_per_layer_input=c.pick(16, 12), vocab_size_per_layer_input=vocab, num_kv_shared_layers=2,
+                    use_double_wide_mlp=c.pick(True, False), intermediate_size=c.pick(56, 64), num_key_value_heads=c.pick(1, 2), attention_k_eq_v=False)
+        vision.update(use_clipped_linears=True)
+    else:
+        text.update(hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=c.pick(1, 2),
+                    use_bidirectional_attention="vision")
+        vision.update(standardize=True)
+    if kind == "moe":
+        text.update(enable_moe_block=True, num_experts=c.pick(6, 5), top_k_experts=c.pick(2, 3), moe_intermediate_size=c.pick(24, 16))
+    cfg = transformers.Gemma4Config(
+        text_config=text, vision_config=vision, audio_config=None, boi_token_id=boi, eoi_token_id=eoi, image_token_id=image_id,
+        boa_token_id=boa, eoa_token_index=eoa, audio_token_id=audio_id, video_token_id=video_id, tie_word_embeddings=True)
+    model = make(transformers.Gemma4ForConditionalGeneration, cfg)
+    generation(model, tok)
+    model.generation_config.eos_token_id = [1, tok.convert_tokens_to_ids("<turn|>")]
+    ip_kw = dict(patch_size=patch, pooling_kernel_size=pool, max_soft_tokens=70)
+    proc = transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(), transformers.Gemma4ImageProcessor(**ip_kw), tok, transformers.Gemma4VideoProcessor(**ip_kw),
+        image_seq_length=70, chat_template=GEMMA4_TEMPLATE)
+    c.sizes_for(c.pick(64, 96), c.pick(131, 127))
+    boost = dict(GEMMA_BOOST, **{"q_norm": -0.3, "k_norm": -0.3})
+    values = (("layer_scalar", 0.8, 0.1), ("std_bias", 0.0, 2.0), ("std_scale", 1.0, 0.2), ("router.scale", 1.0, 0.2), ("per_expert_scale", 1.0, 0.2),
+              ("o_proj.input_max", 0.4, 0.05), ("down_proj.input_max", 0.4, 0.05), ("o_proj.input_min", -0.4, 0.05), ("down_proj.input_min", -0.3, 0.05),
+              ("input_min", -1.2, 0.1), ("input_max", 1.2, 0.1), ("down_proj.output_min", -0.4, 0.05),
+              ("down_proj.output_max", 0.4, 0.05), ("output_min", -1.2, 0.1), ("output_max", 1.2, 0.1),
+              ("embed_tokens_per_layer", 0.0, 0.3), ("router.proj", 0.0, 1.5))
+    every = c.standard_cases()
+    kept = ("two", "text") if kind == "dense" else ("wide", "text")
+    cases = every if c.is_second else [case for case in every if case.name in kept]
+    return Spec(model, proc, cases, taps={"vision_last_hidden": "model.vision_tower"}, features="model",
+                layers="model.language_model.layers", vocab=vocab, embed_std=0.1, norm_boost=boost, norm_offset={"Gemma4RMSNorm": 1.0},
+                values=values, coarse=kind == "e", never=[image_id, video_id, audio_id, 0, boi], gains=(1.4, 1.8, 2.2, 2.6, 3.2))
+
+
+@arch("gemma4")
+def build_gemma4(c):
+    return gemma4_like(c, "dense")
+
+
+@arch("gemma4_e")
+def build_gemma4_e(c):
+    return gemma4_like(c, "e")
+
+
+@arch("gemma4_moe")
+def build_gemma4_moe(c):
+    return gemma4_like(c, "moe")
+
+
+# --------------------------------------------------------------------------------------------------
+# 26. Driver
 # --------------------------------------------------------------------------------------------------
 
 
@@ -2557,6 +2677,10 @@ def produce(name, ctx, out, lean):
         for case, run in spec.drifts.items():
             measure = {run_dual: drift_dual, run_blip: drift_blip}.get(spec.run, drift)
             golden |= {f"{case}.{k}": v for k, v in measure(model, Taps(model, spec), *run).items()}
+    if spec.coarse:
+        model = type(spec.model).from_pretrained(target, dtype=torch.float64, attn_implementation="eager").eval()
+        for case, run in spec.drifts.items():
+            golden |= {f"{case}.{k}": v for k, v in drift_f32(model, Taps(model, spec), *run[:2]).items()}
     if lean:
         # Texts of dual encoders are of several lengths: their mask is told by nothing else.
         spare = ("input_ids",) if spec.run is run_dual else SPARE

@@ -52,6 +52,20 @@ def greedy(model, inputs, count, forced=None):
     return tokens, top[:, 0] - top[:, 1], logits
 
 
+def drift_f32(model, taps, inputs, stages):
+    """How far the float32 run of one case is from a float64 run: tensors `<stage>.f32_drift`, of stages that `drift` takes too.
+
+    model: the checkpoint loaded in float64; the others as for `drift`. Where transformers computes in float32 whatever the type, so
+    does this run: what it finds is no more than the drift.
+    """
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    with taps:
+        logits = model(**inputs).logits
+    found = {**taps.found, f"logits_last{LAST}": logits[0, -LAST:]}
+    gap = {k: (found[k].double().reshape(v.shape) - v.double()).abs().max() for k, v in stages.items() if k in STAGES}
+    return {f"{k}.f32_drift": v.float().reshape(1) for k, v in gap.items()}
+
+
 def drift(model, taps, inputs, stages, tokens, steps):
     """How far a bfloat16 run of one case is from the float32 run: tensors `<stage>.bf16_drift` and `greedy_drift`.
 

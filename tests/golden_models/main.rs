@@ -29,6 +29,9 @@ const FAMILIES: &[&str] = &[
     "qwen3_vl_moe",
     "qwen3_5",
     "gemma3",
+    "gemma4",
+    "gemma4_e",
+    "gemma4_moe",
     "glm4v",
     "glm46v",
     "glm_ocr",
@@ -73,6 +76,7 @@ const SAMPLE: &[&str] = &[
     "lfm2_vl",
     "qwen3_5",
     "blip_vqa",
+    "gemma4_e",
 ];
 
 fn golden(family: &str) -> PathBuf {
@@ -125,7 +129,7 @@ fn every_instruction_set() {
 
 /// Families whose rows choose experts. Where two scores are nearer than 16 bits tell, a row goes to another expert than in the
 /// reference's run, and what its layers give has no bound.
-const ROUTED: &[&str] = &["qwen3_vl_moe"];
+const ROUTED: &[&str] = &["qwen3_vl_moe", "gemma4_moe"];
 
 /// Whether everything passes that comes before the first choice, and the greedy tokens that count are equal.
 fn passes_but_for_choices(report: &Report) -> bool {

@@ -1,8 +1,8 @@
 use super::*;
-use crate::kv::Keep;
+use crate::kv::{Blocks, Keep};
 use crate::prompt::Span;
 
-const ALL: KvGroup = KvGroup { layers: 1, heads: 1, head_dim: 1, keep: Keep::All };
+const ALL: KvGroup = KvGroup { layers: 1, heads: 1, head_dim: 1, keep: Keep::All, blocks: Blocks::Whole };
 const LIMITS: Limits = Limits { tokens: 64, seqs: 8, kv_tokens: 1 << 20, memory: 0, patches: 10 };
 
 fn text(len: usize) -> Prompt {

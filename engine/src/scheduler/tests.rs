@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::kv::{Extent, Keep, KvLayout, PAGE};
+use crate::kv::{Blocks, Extent, Keep, KvLayout, PAGE};
 use crate::prompt::{Prompt, Reach, Span};
 use crate::sample::SamplingParams;
 use fake::{Fake, GIVEN, NAN, POISON, ROWS, beside, context, memory_rows, picture, tokenizer};
 
-const ALL: KvGroup = KvGroup { layers: 0, heads: 1, head_dim: 1, keep: Keep::All };
+const ALL: KvGroup = KvGroup { layers: 0, heads: 1, head_dim: 1, keep: Keep::All, blocks: Blocks::Whole };
 
 fn both() -> KvLayout {
     KvLayout(vec![ALL, KvGroup { keep: Keep::Window(48), ..ALL }])

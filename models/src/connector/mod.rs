@@ -1,5 +1,6 @@
 //! What stands between towers and decoders.
 
+mod averaged;
 mod downsample;
 mod halved;
 mod joined;
@@ -12,6 +13,7 @@ mod single;
 mod unfold;
 mod whole;
 
+pub use averaged::Averaged;
 pub use downsample::Downsample;
 pub use halved::Halved;
 pub use joined::Joined;

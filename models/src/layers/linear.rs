@@ -151,6 +151,15 @@ impl Stacked {
         Ok(out)
     }
 
+    /// `h += x w^T + bias`, in place: `h: [m, n]`.
+    pub fn add_to(&self, cx: &mut Ctx, x: &Tensor, h: &Tensor) -> Result<()> {
+        let ops = self.products(cx, x, h, |_| {})?;
+        ops.into_iter().try_for_each(|mut op| {
+            op.residual = Some(op.out.clone());
+            cx.exec(&self.path, &op)
+        })
+    }
+
     /// The same of rows as they are.
     pub fn forward_gated_plain(&self, cx: &mut Ctx, x: &Tensor, act: Activation) -> Result<Tensor> {
         let out = self.gated_out(cx, x)?;

@@ -2,8 +2,8 @@
 
 use ocelli_engine::weights::Scope;
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::View;
-use ocelli_kernels::ops::{self, NormKind, RowNorm};
+use ocelli_kernels::ops::{self, NormKind, QkNorm, Rope, RopeStyle, RowNorm};
+use ocelli_kernels::{DType, View};
 
 /// RMS or layer normalization with its weights.
 #[derive(Clone, Debug)]
@@ -52,6 +52,58 @@ impl Norm {
             NormKind::Layer => Some(cx.stream().place_view(&scope.take("bias", &[d])?)?),
         };
         Ok(Self { path: scope.prefix().to_owned(), kind, weight, offset: 0.0, bias, eps })
+    }
+
+    /// RMS normalization by the weights `name` at `scope`, each times `factor`, which are kept in f32.
+    pub fn rms_times(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        name: &str,
+        d: usize,
+        eps: f32,
+        factor: f32,
+    ) -> Result<Self> {
+        scope.take(name, &[d])?;
+        let weights = scope.checkpoint().floats(&scope.path(name))?;
+        let weights: Vec<f32> = weights.into_iter().map(|weight| weight * factor).collect();
+        Self::of_weights(cx, scope.prefix().to_owned(), &weights, eps)
+    }
+
+    /// RMS normalization of `d` features without weights; `path` names it in errors.
+    pub fn bare(cx: &mut Ctx, path: impl Into<String>, d: usize, eps: f32) -> Result<Self> {
+        Self::of_weights(cx, path.into(), &vec![1.0; d], eps)
+    }
+
+    fn of_weights(cx: &mut Ctx, path: String, weights: &[f32], eps: f32) -> Result<Self> {
+        let table = cx.alloc_owned(&[weights.len()], DType::F32)?;
+        let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        cx.stream().write(table.view(), &bytes)?;
+        Ok(Self { path, kind: NormKind::Rms, weight: table.view().clone(), offset: 0.0, bias: None, eps })
+    }
+
+    /// RMS normalization of heads, in place: of `q` by these weights, of `k` by those of `keys`; `q, k: [rows, heads, d]`, `k` of any
+    /// number of heads. `positions`: i32 `[axes, rows]`.
+    pub fn heads(&self, cx: &mut Ctx, q: &Tensor, k: &Tensor, keys: &Self, positions: &Tensor) -> Result<()> {
+        let norm = QkNorm {
+            q: self.weight.clone(),
+            k: keys.weight.clone(),
+            weight_offset: self.offset,
+            eps: self.eps,
+        };
+        // A rotation of no pairs is a norm alone.
+        let none = cx.alloc(&[0], DType::F32)?;
+        let op = Rope {
+            q: cx.view(q)?,
+            k: cx.view(k)?,
+            positions: cx.view(positions)?,
+            inv_freq: cx.view(&none)?,
+            pair_axis: None,
+            style: RopeStyle::Half,
+            attention_scaling: 1.0,
+            norm: Some(norm),
+            kv: None,
+        };
+        cx.exec(&self.path, &op)
     }
 
     /// What a product does to the rows of its input first, if it can: RMS normalization alone.

@@ -13,6 +13,8 @@ pub enum RopeKind {
     Default,
     /// Nothing is turned, wherever it is.
     Still,
+    /// As the default for all pairs of a head, of which [`RopeConfig::part`] are turned, the first ones, and the others stay.
+    Proportional,
     /// Positions stretched by a factor.
     Linear(f32),
     /// Long waves stretched by a factor, short ones left alone.
@@ -63,6 +65,10 @@ impl RopeConfig {
         };
         let kind = match kind.as_deref() {
             None | Some("default" | "mrope") => RopeKind::Default,
+            Some("proportional") => {
+                fields.only("factor", 1.0)?;
+                RopeKind::Proportional
+            }
             Some("linear") => RopeKind::Linear(positive("factor")?),
             Some("llama3") => {
                 let (factor, low, high) =
@@ -77,7 +83,7 @@ impl RopeConfig {
                 RopeKind::Llama3 { factor, low, high, original }
             }
             Some(other) => {
-                let what = format!("rope type `{other}`: expected default, linear or llama3");
+                let what = format!("rope type `{other}`: expected default, linear, llama3 or proportional");
                 return Err(fields.bad("rope_type", what));
             }
         };
@@ -98,6 +104,10 @@ impl RopeConfig {
         match self.kind {
             RopeKind::Default => plain.collect(),
             RopeKind::Still => vec![0.0; pairs],
+            RopeKind::Proportional => {
+                let turned = self.turned(2 * pairs);
+                plain.enumerate().map(|(pair, freq)| if pair < turned { freq } else { 0.0 }).collect()
+            }
             RopeKind::Linear(factor) => plain.map(|freq| freq / factor).collect(),
             RopeKind::Llama3 { factor, low, high, original } => plain
                 .map(|freq| {
@@ -113,6 +123,11 @@ impl RopeConfig {
                 })
                 .collect(),
         }
+    }
+
+    /// Pairs of a head of `head_dim` that are turned.
+    fn turned(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.part.unwrap_or(1.0)) as usize / 2
     }
 
     /// The axis of positions that turns each pair; empty: axis 0 turns all.
@@ -132,7 +147,7 @@ impl RopeConfig {
 
     /// The frequencies on the device for heads of `head_dim`; `path` names the configuration in errors.
     pub fn table(&self, cx: &mut Ctx, path: &str, head_dim: usize) -> Result<RopeTable> {
-        let pairs = (head_dim as f64 * self.part.unwrap_or(1.0)) as usize / 2;
+        let pairs = if self.kind == RopeKind::Proportional { head_dim / 2 } else { self.turned(head_dim) };
         let axes = self.pair_axes();
         if !axes.is_empty() && (axes.len() != pairs || self.sections.len() != 3) {
             let reason =

@@ -7,12 +7,14 @@ use ocelli_engine::{Ctx, Error, ReplayKey, Result, Stage, Tensor};
 use ocelli_kernels::ops::{self, GatherRows, KvWrite, NormKind, Pointwise, QkNorm, Rope, ScatterRows};
 use ocelli_kernels::{DType, Weights};
 
+use super::beside::Beside;
 use super::cross::{Cross, together};
 use super::gated_delta::DeltaRule;
 use super::head::Head;
+use super::inputs::{Inputs, Taking, factor};
 use super::paged::paged;
 use super::short_conv::GatedConv;
-use super::{LayerPlan, Mix, Norms, TextPlan};
+use super::{Keys, LayerPlan, Mix, Norms, TextPlan};
 use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked, add_rows};
 
 /// What mixes the tokens of a layer, between the norm before it and the output projection.
@@ -44,7 +46,10 @@ impl Mixer {
                 let rule = DeltaRule::load(cx, &scope.at("linear_attn"), plan, delta)?;
                 Self::Delta(Box::new(rule), state)
             }
-            _ => Self::Attention(Box::new(Heads::load(cx, &scope.at(plan.names.attention), plan)?)),
+            _ => {
+                let at = scope.at(plan.names.attention);
+                Self::Attention(Box::new(Heads::load(cx, &at, plan, of_layer)?))
+            }
         })
     }
 
@@ -59,10 +64,11 @@ impl Mixer {
     }
 }
 
-/// Projections to queries, keys and values, and norms of the former two.
+/// Projections to queries, keys and values, as far as the layer has its own, and their norms.
 struct Heads {
     qkv: Stacked,
     qk: Option<(Norm, Norm)>,
+    v: Option<Norm>,
 }
 
 struct Layer {
@@ -75,9 +81,25 @@ struct Layer {
     /// None where the norm before attention serves the MLP too.
     norm2: Option<Norm>,
     mlp: Mlp,
+    /// Experts beside the MLP.
+    beside: Option<Beside>,
     after_mlp: Option<Norm>,
+    /// How the layer's own input is taken.
+    taking: Option<Taking>,
+    /// Factor of the result: norms have it for what is added last.
+    factor: f32,
     /// Attention to memory after that to tokens, its output projection and its norm.
     cross: Option<Box<(Cross, Linear, Norm)>>,
+}
+
+/// What goes through a layer.
+struct Io<'a> {
+    /// Its input and result.
+    h: &'a Tensor,
+    /// Where norms are around: rows which are its first norm of `h` on the way in and the next layer's on the way out, and that.
+    around: Option<(&'a Tensor, &'a Norm)>,
+    /// What it takes beside.
+    input: Option<&'a Tensor>,
 }
 
 /// The decoder with its head.
@@ -92,6 +114,8 @@ pub struct Decoder {
     norm: Option<Norm>,
     head: Head,
     ropes: Vec<RopeTable>,
+    /// Inputs of all layers.
+    inputs: Option<Inputs>,
     /// Tells this decoder's launches from those of others.
     id: usize,
 }
@@ -129,9 +153,11 @@ impl Decoder {
             _ => Some(norm_of(cx, &scope.at(plan.names.norm), &plan)?),
         };
         let mut ropes = Vec::with_capacity(plan.ropes.len());
-        for rope in &plan.ropes {
-            ropes.push(rope.table(cx, config, plan.head_dim)?);
+        for (number, rope) in plan.ropes.iter().enumerate() {
+            let turned = plan.layers.iter().find(|layer| layer.rope == number);
+            ropes.push(rope.table(cx, config, turned.map_or(plan.head_dim, |layer| layer.head_dim))?);
         }
+        let inputs = plan.inputs.map(|inputs| Inputs::load(cx, &scope, &plan, inputs)).transpose()?;
         Ok(Self {
             path: scope.prefix().to_owned(),
             embedding,
@@ -141,6 +167,7 @@ impl Decoder {
             norm,
             head,
             ropes,
+            inputs,
             plan,
             id: ReplayKey::unique(),
         })
@@ -209,6 +236,7 @@ impl Decoder {
             norm.write_to(cx, &h, &h)?;
         }
         cx.stage(Stage::EMBEDDINGS, &h)?;
+        let inputs = self.inputs.as_ref().map(|inputs| inputs.forward(cx, &h, batch)).transpose()?;
         // Where norms follow a sum, the sum of one layer is taken on the way into the norm of the next.
         let normed = match self.plan.norms {
             Norms::Before | Norms::Shared | Norms::After => None,
@@ -219,7 +247,12 @@ impl Decoder {
         }
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1).map_or(self.norm.as_ref(), |next| Some(&next.norm1));
-            cx.scope(|cx| self.layer(cx, layer, &h, normed.as_ref().zip(next), batch, kv))?;
+            let input = match (&self.inputs, &inputs) {
+                (Some(all), Some(rows)) => Some(all.of(rows, i)?),
+                _ => None,
+            };
+            let io = Io { h: &h, around: normed.as_ref().zip(next), input: input.as_ref() };
+            cx.scope(|cx| self.layer(cx, layer, &io, batch, kv))?;
             cx.stage(Stage::text_layer(i), &h)?;
             let added = self.add_deep(cx, i, &h, batch)?;
             if let Some((normed, next)) = normed.as_ref().zip(next).filter(|_| added) {
@@ -277,13 +310,11 @@ impl Decoder {
         Ok(true)
     }
 
-    /// `around` has rows which are `norm1(h)` on the way in and `next(h)` on the way out, and `next`, where norms are around.
     fn layer(
         &self,
         cx: &mut Ctx,
         layer: &Layer,
-        h: &Tensor,
-        around: Option<(&Tensor, &Norm)>,
+        &Io { h, around, input: own }: &Io<'_>,
         batch: &Packed,
         kv: &KvCache,
     ) -> Result<()> {
@@ -319,9 +350,22 @@ impl Decoder {
                 let out = layer.out.forward(cx, &mixed)?;
                 after_attention.write_to(cx, &out, &out)?;
                 norm2.add_to(cx, h, &out, normed)?;
-                let out = layer.mlp.forward(cx, normed, batch.repeats())?;
+                let mut out = layer.mlp.forward(cx, normed, batch.repeats())?;
+                if let Some(beside) = &layer.beside {
+                    beside.add_to(cx, h, &out, batch.repeats())?;
+                }
                 after_mlp.write_to(cx, &out, &out)?;
-                next.add_to(cx, h, &out, normed)
+                if let (Some(taking), Some(own)) = (&layer.taking, own) {
+                    add_rows(cx, &layer.path, h, &out)?;
+                    out = taking.forward(cx, h, own)?;
+                }
+                if layer.factor == 1.0 {
+                    return next.add_to(cx, h, &out, normed);
+                }
+                let (view, add) = (cx.view(h)?, Some(cx.view(&out)?));
+                let sum = Pointwise { scale: layer.factor, add, ..Pointwise::new(view.clone(), view) };
+                cx.exec(&layer.path, &sum)?;
+                next.write_to(cx, h, normed)
             }
             _ => {
                 layer.out.add_to(cx, &mixed, h)?;
@@ -388,14 +432,14 @@ impl Decoder {
         batch: &Packed,
         kv: &KvCache,
     ) -> Result<Tensor> {
-        let TextPlan { heads_q, heads_kv, head_dim, .. } = self.plan;
-        let tokens = batch.tokens;
+        let LayerPlan { heads_kv, head_dim, keys, .. } = layer.plan;
+        let (heads_q, tokens) = (self.plan.heads_q, batch.tokens);
         // Queries may have gates beside them, head by head.
         let wide = if self.plan.output_gate { 2 * heads_q } else { heads_q };
         let part = |first: usize, heads: usize| {
             qkv.narrow(1, first * head_dim, heads * head_dim)?.reshape(&[tokens, heads, head_dim])
         };
-        let (k, v) = (part(wide, heads_kv)?, part(wide + heads_kv, heads_kv)?);
+        let k = part(wide, if keys == Keys::Earlier { 0 } else { heads_kv })?;
         let (q, gate) = if self.plan.output_gate {
             let both = qkv.narrow(1, 0, wide * head_dim)?.reshape(&[tokens, heads_q, 2 * head_dim])?;
             (both.narrow(2, 0, head_dim)?, Some(both.narrow(2, head_dim, head_dim)?))
@@ -409,6 +453,20 @@ impl Decoder {
         let Some(table) = self.ropes.get(layer.plan.rope) else {
             return Err(Error::Request(format!("{}: rotation {} is missing", layer.path, layer.plan.rope)));
         };
+        let v = match keys {
+            Keys::Own => Some(part(wide + heads_kv, heads_kv)?),
+            Keys::AlsoValues => {
+                let width = heads_kv * head_dim;
+                let v = cx.alloc(&[tokens, width], cx.dtype())?;
+                let keys = qkv.narrow(1, wide * head_dim, width)?;
+                cx.exec(&layer.path, &Pointwise::new(cx.view(&keys)?, cx.view(&v)?))?;
+                Some(v.reshape(&[tokens, heads_kv, head_dim])?)
+            }
+            Keys::Earlier => None,
+        };
+        if let (Some(norm), Some(v)) = (&heads.v, &v) {
+            norm.heads(cx, v, &v.narrow(1, 0, 0)?, norm, &batch.positions)?;
+        }
         let norm = heads.qk.as_ref().map(|(q, k)| {
             let (scale, weight_offset, eps) = q.scale();
             QkNorm { q: scale.clone(), k: k.scale().0.clone(), weight_offset, eps }
@@ -422,12 +480,15 @@ impl Decoder {
             style: self.plan.rope_style,
             attention_scaling: table.attention_scaling,
             norm,
-            kv: Some(KvWrite {
-                v: cx.view(&v)?,
-                k_pages: k_pages.clone(),
-                v_pages: v_pages.clone(),
-                slots: cx.view(&placed.slots)?,
-            }),
+            kv: match &v {
+                Some(v) => Some(KvWrite {
+                    v: cx.view(v)?,
+                    k_pages: k_pages.clone(),
+                    v_pages: v_pages.clone(),
+                    slots: cx.view(&placed.slots)?,
+                }),
+                None => None,
+            },
         };
         cx.exec(&layer.path, &rope)?;
         let scores = (self.plan.scale, self.plan.softcap);
@@ -449,17 +510,35 @@ fn gather(cx: &mut Ctx, path: &str, x: &Tensor, ids: &Tensor) -> Result<Tensor> 
 }
 
 impl Heads {
-    fn load(cx: &mut Ctx, attn: &Scope<'_>, plan: &TextPlan) -> Result<Self> {
+    fn load(cx: &mut Ctx, attn: &Scope<'_>, plan: &TextPlan, of_layer: LayerPlan) -> Result<Self> {
+        let LayerPlan { heads_kv, head_dim, keys, .. } = of_layer;
         let gates = if plan.output_gate { 2 } else { 1 };
-        let (q_rows, kv_rows) = (gates * plan.heads_q * plan.head_dim, plan.heads_kv * plan.head_dim);
+        let (q_rows, kv_rows) = (gates * plan.heads_q * head_dim, heads_kv * head_dim);
         let [q, k, v] = plan.names.qkv.map(|name| attn.at(name));
-        let qkv = [(q, q_rows), (k, kv_rows), (v, kv_rows)];
+        let mut qkv = vec![(q, q_rows)];
+        if keys != Keys::Earlier {
+            qkv.push((k, kv_rows));
+        }
+        if keys == Keys::Own {
+            qkv.push((v, kv_rows));
+        }
         let norm = |cx: &mut Ctx, name: &str| {
-            Norm::unshifted(cx, &attn.at(name), plan.head_dim, plan.norm, (plan.norm_eps, plan.norm_offset))
+            Norm::unshifted(cx, &attn.at(name), head_dim, plan.norm, (plan.norm_eps, plan.norm_offset))
         };
         let [q, k] = plan.names.qk_norms;
-        let qk = if plan.qk_norm { Some((norm(cx, q)?, norm(cx, k)?)) } else { None };
-        Ok(Self { qkv: Stacked::load(cx, attn.prefix(), &qkv, plan.d, plan.qkv_bias)?, qk })
+        let qk = if plan.qk_norm {
+            let q = norm(cx, q)?;
+            let k = if keys == Keys::Earlier { q.clone() } else { norm(cx, k)? };
+            Some((q, k))
+        } else {
+            None
+        };
+        let v = if plan.value_norm && keys != Keys::Earlier {
+            Some(Norm::bare(cx, attn.prefix(), head_dim, plan.norm_eps)?)
+        } else {
+            None
+        };
+        Ok(Self { qkv: Stacked::load(cx, attn.prefix(), &qkv, plan.d, plan.qkv_bias)?, qk, v })
     }
 }
 
@@ -484,13 +563,20 @@ impl Layer {
         let (names, ffn) = (plan.names, scope.at(plan.names.mlp));
         let d = plan.d;
         let norm = |cx: &mut Ctx, scope: Scope<'_>| norm_of(cx, &scope, plan);
+        let factor = if plan.layer_factor { factor(scope)? } else { 1.0 };
+        // What is added last has the factor already.
+        let taking = plan.inputs.map(|inputs| Taking::load(cx, scope, plan, inputs, factor)).transpose()?;
         let (before_mlp, after_attention, after_mlp) = match plan.norms {
             Norms::Before | Norms::After => (names.norm2, None, None),
             Norms::Shared => ("", None, None),
             Norms::Around => (
                 names.around[1],
                 Some(norm(cx, scope.at(names.around[0]))?),
-                Some(norm(cx, scope.at(names.around[2]))?),
+                Some(if factor == 1.0 || taking.is_some() {
+                    norm(cx, scope.at(names.around[2]))?
+                } else {
+                    Norm::rms_times(cx, &scope.at(names.around[2]), "weight", d, plan.norm_eps, factor)?
+                }),
             ),
         };
         let (mixing, out, width, bias) = match (of_layer.mix, plan.conv, plan.delta) {
@@ -498,7 +584,7 @@ impl Layer {
             (Mix::Delta { .. }, _, Some(delta)) => {
                 (scope.at("linear_attn"), "out_proj", delta.width(), false)
             }
-            _ => (scope.at(names.attention), names.out, plan.heads_q * plan.head_dim, plan.out_bias),
+            _ => (scope.at(names.attention), names.out, plan.heads_q * of_layer.head_dim, plan.out_bias),
         };
         let (mixing, out) = match plan.cross.filter(|_| of_layer.mix == Mix::Cross) {
             Some(cross) => (scope.at(cross.module), cross.out),
@@ -516,6 +602,7 @@ impl Layer {
             }
             _ => None,
         };
+        let experts = plan.experts.as_ref().filter(|_| of_layer.experts);
         Ok(Self {
             plan: of_layer,
             path: mixing.prefix().to_owned(),
@@ -524,15 +611,21 @@ impl Layer {
             out: Linear::load(cx, &mixing.at(out), d, width, bias)?,
             after_attention,
             norm2: if before_mlp.is_empty() { None } else { Some(norm(cx, scope.at(before_mlp))?) },
-            mlp: match plan.experts.as_ref().filter(|_| of_layer.experts) {
+            mlp: match experts.filter(|_| !plan.experts_beside) {
                 Some(experts) => Mlp::experts(cx, &ffn, experts)?,
                 None if !plan.mlp_gated => {
                     let [_, up, down] = names.projections;
-                    Mlp::plain(cx, &ffn, [up, down], (d, plan.mlp), plan.act, plan.mlp_bias)?
+                    Mlp::plain(cx, &ffn, [up, down], (d, of_layer.mlp), plan.act, plan.mlp_bias)?
                 }
-                None => Mlp::gated(cx, &ffn, names.projections, (d, plan.mlp), plan.act, plan.mlp_bias)?,
+                None => Mlp::gated(cx, &ffn, names.projections, (d, of_layer.mlp), plan.act, plan.mlp_bias)?,
+            },
+            beside: match experts.filter(|_| plan.experts_beside) {
+                Some(experts) => Some(Beside::load(cx, scope, plan, experts)?),
+                None => None,
             },
             after_mlp,
+            taking,
+            factor,
             cross,
         })
     }

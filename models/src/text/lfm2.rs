@@ -1,7 +1,7 @@
 //! The plan of LFM2: short convolutions with gates between layers of attention.
 
 use ocelli_engine::Result;
-use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
+use ocelli_engine::kv::{Blocks, Keep, KvGroup, KvLayout};
 
 use super::plan::{ConvPlan, FULL, LLAMA_NAMES, LayerPlan, Mix, Names, Sizes, TextPlan};
 use crate::fields::Fields;
@@ -36,7 +36,9 @@ impl TextPlan {
         };
         let own: Option<bool> = text.get("tie_embedding")?;
         let mut plan = Self::common(text, &sizes, tied.or(own))?;
-        plan.mlp = mlp(text, plan.mlp)?;
+        let width = mlp(text, plan.mlp)?;
+        plan.mlp = width;
+        plan.layers.iter_mut().for_each(|layer| layer.mlp = width);
         plan.norm_eps = text.or("norm_eps", 1e-5)?;
         (plan.qk_norm, plan.names) = (true, NAMES);
         plan.ropes = vec![RopeConfig::read(text, 1_000_000.0)?];
@@ -83,10 +85,10 @@ impl TextPlan {
             *layer = LayerPlan { mix, kv: (group, layers[of]), ..*layer };
             layers[of] += 1;
         }
-        let (heads, head_dim) = (plan.heads_kv, plan.head_dim);
+        let (heads, head_dim, blocks) = (plan.heads_kv, plan.head_dim, Blocks::Whole);
         let groups = [
-            KvGroup { layers: layers[0], heads, head_dim, keep: Keep::All },
-            KvGroup { layers: layers[1], heads: taps - 1, head_dim: plan.d, keep: Keep::State },
+            KvGroup { layers: layers[0], heads, head_dim, keep: Keep::All, blocks },
+            KvGroup { layers: layers[1], heads: taps - 1, head_dim: plan.d, keep: Keep::State, blocks },
         ];
         plan.kv = KvLayout(groups.into_iter().filter(|group| group.layers > 0).collect());
         Ok(plan)

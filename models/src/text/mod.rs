@@ -1,11 +1,14 @@
 //! Text decoders: one, driven by plans.
 
+mod beside;
 mod cross;
 mod decoder;
 mod encoder;
 mod gated_delta;
+mod gemma4;
 mod glm;
 mod head;
+mod inputs;
 mod lfm2;
 mod older;
 mod paged;
@@ -20,5 +23,6 @@ pub use decoder::Decoder;
 pub use encoder::{BERT_NAMES, Encoder, EncoderCross, EncoderNames, EncoderPlan};
 pub use head::HeadPlan;
 pub use plan::{
-    ConvPlan, DeltaPlan, LLAMA_NAMES, LayerPlan, Learned, Mix, Names, Norms, TEXT_TYPES, TextPlan,
+    ConvPlan, DeltaPlan, InputsPlan, Keys, LLAMA_NAMES, LayerPlan, Learned, Mix, Names, Norms, TEXT_TYPES,
+    TextPlan,
 };

@@ -1,7 +1,7 @@
 //! Plans of decoders with embeddings of positions: BERT's as BLIP has it, OPT, BART's.
 
 use ocelli_engine::Result;
-use ocelli_engine::kv::{Keep, KvGroup};
+use ocelli_engine::kv::{Blocks, Keep, KvGroup};
 use ocelli_kernels::ops::NormKind;
 
 use super::plan::{LLAMA_NAMES, Learned, Names, Sizes};
@@ -51,6 +51,7 @@ impl TextPlan {
             heads: self.heads_kv,
             head_dim: self.head_dim,
             keep: Keep::Memory,
+            blocks: Blocks::Nothing,
         };
         self.kv.0.push(all);
         let group = self.kv.0.len() - 1;

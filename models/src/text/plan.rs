@@ -1,7 +1,7 @@
 //! Decoders as plans: what differs between them is read from `text_config` into one description.
 
 use ocelli_engine::Result;
-use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
+use ocelli_engine::kv::{Blocks, Keep, KvGroup, KvLayout};
 use ocelli_engine::vlm::ModelInfo;
 use ocelli_kernels::ops::{Activation, NormKind, RopeStyle};
 
@@ -39,6 +39,17 @@ pub enum Mix {
     },
 }
 
+/// Where the keys and values of a layer come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Projections of its own for each.
+    Own,
+    /// One projection: keys are values too, before they are normalized and turned.
+    AlsoValues,
+    /// An earlier layer wrote them, whose place in the cache [`LayerPlan::kv`] is.
+    Earlier,
+}
+
 /// What differs from layer to layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerPlan {
@@ -50,6 +61,14 @@ pub struct LayerPlan {
     pub kv: (usize, usize),
     /// The same of the memory that its tokens see after those before them, if they do.
     pub cross: Option<(usize, usize)>,
+    /// Its key heads.
+    pub heads_kv: usize,
+    /// Elements of its heads.
+    pub head_dim: usize,
+    /// Where its keys and values come from.
+    pub keys: Keys,
+    /// Features between the layers of its MLP.
+    pub mlp: usize,
     /// Whether its MLP is that of [`TextPlan::experts`].
     pub experts: bool,
 }
@@ -61,6 +80,16 @@ pub struct ConvPlan {
     pub taps: usize,
     /// Whether convolution and projections have biases.
     pub bias: bool,
+}
+
+/// What a decoder's layers take of a token beside what the layers before gave: of a second table of embeddings, and of the first
+/// layer's input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputsPlan {
+    /// Features of a token in each layer.
+    pub d: usize,
+    /// Token whose row stands for features of pictures.
+    pub pad: u32,
 }
 
 /// Layers of a decoder that follow the gated delta rule.
@@ -153,7 +182,7 @@ pub struct TextPlan {
     pub vocab: usize,
     /// Features of a token.
     pub d: usize,
-    /// Features between the layers of an MLP.
+    /// Features between the layers of an MLP, where layers say nothing else.
     pub mlp: usize,
     /// Query heads.
     pub heads_q: usize,
@@ -177,6 +206,8 @@ pub struct TextPlan {
     pub norm_eps: f32,
     /// Whether queries and keys are normalized.
     pub qk_norm: bool,
+    /// Whether values are normalized, without weights.
+    pub value_norm: bool,
     /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
     /// Whether the output projection of attention has one.
@@ -213,6 +244,12 @@ pub struct TextPlan {
     pub tied: bool,
     /// Experts of the layers that have them.
     pub experts: Option<ExpertsPlan>,
+    /// Whether layers with experts have an MLP beside them, each with norms of its own; where norms are [`Norms::Around`].
+    pub experts_beside: bool,
+    /// What layers take beside, where norms are [`Norms::Around`].
+    pub inputs: Option<InputsPlan>,
+    /// Whether the result of a layer has a factor in the file; where norms are [`Norms::Around`].
+    pub layer_factor: bool,
     /// Rotations.
     pub ropes: Vec<RopeConfig>,
     /// Short convolutions, where layers have them.
@@ -242,6 +279,7 @@ pub const TEXT_TYPES: &[&str] = &[
     "gemma",
     "gemma2",
     "gemma3_text",
+    "gemma4_text",
     "cohere2",
     "glm4v_text",
     "glm_ocr_text",
@@ -260,6 +298,7 @@ impl TextPlan {
             "gemma" => Self::gemma(text, tied),
             "gemma2" => Self::gemma2(text, tied),
             "gemma3_text" => Self::gemma3(text, tied),
+            "gemma4_text" => Self::gemma4(text, tied),
             "glm4v_text" | "glm4v" => Self::glm4v(text, tied),
             "glm_ocr_text" | "glm_ocr" => Self::glm_ocr(text, tied),
             "lfm2" => Self::lfm2(text, tied),
@@ -299,11 +338,13 @@ impl TextPlan {
             );
         }
         let own: Option<bool> = text.get("tie_word_embeddings")?;
-        let group = KvGroup { layers: count, heads: heads_kv, head_dim, keep: Keep::All };
+        let mlp = text.size("intermediate_size", sizes.mlp)?;
+        let group =
+            KvGroup { layers: count, heads: heads_kv, head_dim, keep: Keep::All, blocks: Blocks::Whole };
         Ok(Self {
             vocab: text.size("vocab_size", sizes.vocab)?,
             d,
-            mlp: text.size("intermediate_size", sizes.mlp)?,
+            mlp,
             heads_q,
             heads_kv,
             head_dim,
@@ -315,6 +356,7 @@ impl TextPlan {
             norm_offset: 0.0,
             norm_eps: text.or("rms_norm_eps", 1e-6)?,
             qk_norm: false,
+            value_norm: false,
             qkv_bias: false,
             out_bias: false,
             mlp_bias: false,
@@ -333,6 +375,9 @@ impl TextPlan {
             embed_more: 0,
             tied: tied.or(own).unwrap_or(sizes.tied),
             experts: None,
+            experts_beside: false,
+            inputs: None,
+            layer_factor: false,
             ropes: Vec::new(),
             conv: None,
             delta: None,
@@ -344,6 +389,10 @@ impl TextPlan {
                     rope: 0,
                     kv: (0, layer),
                     cross: None,
+                    heads_kv,
+                    head_dim,
+                    keys: Keys::Own,
+                    mlp,
                     experts: false,
                 })
                 .collect(),

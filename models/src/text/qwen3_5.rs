@@ -1,7 +1,7 @@
 //! The plan of Qwen3.5: layers of the gated delta rule, and every fourth one attention with gates.
 
 use ocelli_engine::Result;
-use ocelli_engine::kv::{Keep, KvGroup, KvLayout};
+use ocelli_engine::kv::{Blocks, Keep, KvGroup, KvLayout};
 
 use super::plan::{DeltaPlan, FULL, LayerPlan, Mix, Sizes, TextPlan};
 use crate::fields::Fields;
@@ -102,11 +102,17 @@ impl TextPlan {
                 }
             }
         }
-        let state =
-            |heads: usize, head_dim: usize| KvGroup { layers: linear, heads, head_dim, keep: Keep::State };
+        let blocks = Blocks::Whole;
+        let state = |heads: usize, head_dim: usize| KvGroup {
+            layers: linear,
+            heads,
+            head_dim,
+            keep: Keep::State,
+            blocks,
+        };
         let (heads, head_dim) = (self.heads_kv, self.head_dim);
         let groups = [
-            KvGroup { layers: attending, heads, head_dim, keep: Keep::All },
+            KvGroup { layers: attending, heads, head_dim, keep: Keep::All, blocks },
             state(delta.taps - 1, delta.channels()),
             state(delta.heads_v * delta.d_k, delta.d_v),
         ];
@@ -117,7 +123,7 @@ impl TextPlan {
 
 #[cfg(test)]
 mod tests {
-    use ocelli_engine::kv::{Keep, KvGroup};
+    use ocelli_engine::kv::{Blocks, Keep, KvGroup};
     use serde_json::json;
 
     use super::super::{Mix, TextPlan};
@@ -137,7 +143,8 @@ mod tests {
         assert_eq!(plan.layers[3].mix, Mix::Attention);
         assert_eq!((plan.layers[4].mix, plan.layers[4].kv), (Mix::Delta { state: (2, 3) }, (1, 3)));
         assert_eq!((plan.layers[7].kv, plan.axes()), ((0, 1), 3));
-        let state = |heads, head_dim| KvGroup { layers: 6, heads, head_dim, keep: Keep::State };
+        let blocks = Blocks::Whole;
+        let state = |heads, head_dim| KvGroup { layers: 6, heads, head_dim, keep: Keep::State, blocks };
         assert_eq!(plan.kv.0[1..], [state(3, 6144), state(2048, 128)]);
         assert_eq!((plan.ropes[0].part, &plan.ropes[0].sections[..]), (Some(0.25), &[11, 11, 10][..]));
     }

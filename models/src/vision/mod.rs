@@ -4,6 +4,7 @@ mod encode;
 mod inner;
 mod plan;
 mod positions;
+mod product;
 mod taps;
 mod vit;
 

@@ -24,13 +24,21 @@ pub enum Places {
     },
     /// The rotation, and a table for pictures of `image_size` that is interpolated for others.
     RotationAndTable(Between),
+    /// Two tables of so many rows, whose rows for a patch's column and for its row are added; and a rotation of each half of a head by
+    /// itself, the first by the column and the second by the row.
+    Crossed {
+        /// Columns and rows that the tables are for.
+        places: usize,
+        /// Base of the frequencies.
+        theta: f32,
+    },
 }
 
 impl Places {
     /// Whether queries and keys are turned.
     #[must_use]
     pub const fn rotate(&self) -> bool {
-        matches!(self, Self::Rotation | Self::RotationAndTable(_) | Self::Turns { .. })
+        matches!(self, Self::Rotation | Self::RotationAndTable(_) | Self::Turns { .. } | Self::Crossed { .. })
     }
 }
 
@@ -75,6 +83,8 @@ pub struct Names {
     pub qkv: &'static [&'static str],
     /// Output projection of attention.
     pub out: &'static str,
+    /// Norms of what attention and MLP give, if there are such.
+    pub after: Option<[&'static str; 2]>,
     /// Norm of the patches before the first layer, if there is one.
     pub pre_norm: Option<&'static str>,
     /// Norm after the last layer, if its result is used or shown.
@@ -95,6 +105,7 @@ pub const CLIP_NAMES: Names = Names {
     norm2: "layer_norm2",
     qkv: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     out: "self_attn.out_proj",
+    after: None,
     pre_norm: None,
     post_norm: Some("post_layernorm"),
     class: "embeddings.class_embedding",
@@ -113,6 +124,8 @@ pub struct VitPlan {
     pub layers: usize,
     /// Heads.
     pub heads: usize,
+    /// Key heads, if they are fewer.
+    pub heads_kv: Option<usize>,
     /// Side of the square pictures that tables are for, in pixels.
     pub image: usize,
     /// Side of a patch, in pixels.
@@ -139,6 +152,12 @@ pub struct VitPlan {
     pub mlp_bias: bool,
     /// Which queries and keys are normalized together, if any.
     pub qk_norm: Option<Together>,
+    /// Whether values are normalized, without weights.
+    pub value_norm: bool,
+    /// Factor of attention scores, if it is not that of the size of heads.
+    pub attention_scale: Option<f32>,
+    /// Whether linear layers are wrapped in modules, as their `linear`; and whether these have bounds then.
+    pub wrapped: Option<bool>,
     /// Names of the factors of what attention and MLP add, if there are any.
     pub scales: Option<[&'static str; 2]>,
     /// Activation of the MLP.
@@ -421,6 +440,7 @@ impl VitPlan {
             norm2: "layernorm_after",
             qkv: &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
             out: "attention.projection_layer",
+            after: None,
             pre_norm: None,
             post_norm: None,
             class: "embeddings.cls_token",
@@ -458,6 +478,7 @@ impl VitPlan {
             mlp: 3072,
             layers: 12,
             heads: 12,
+            heads_kv: None,
             image: 224,
             patch: 16,
             frames: 1,
@@ -471,6 +492,9 @@ impl VitPlan {
             out_bias: true,
             mlp_bias: true,
             qk_norm: None,
+            value_norm: false,
+            attention_scale: None,
+            wrapped: None,
             scales: None,
             act: Activation::GeluTanh,
             mlp_kind: Mlp::Plain { up: "mlp.fc1", down: "mlp.fc2" },
@@ -549,6 +573,74 @@ impl VitPlan {
             ..Self::siglip_base()
         };
         Self::common(vision, default, "gelu_pytorch_tanh")
+    }
+
+    /// `Gemma4VisionConfig`.
+    pub fn gemma4(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["gemma4_vision"])?;
+        vision.inert(&["max_position_embeddings", "global_head_dim", "default_output_length"]);
+        vision.unset("attention_bias")?;
+        let rope = vision.at("rope_parameters");
+        // Earlier files call the rotation of two axes the default one.
+        let kind: Option<String> = rope.get("rope_type")?;
+        if let Some(kind) = kind.filter(|kind| !["axial", "default"].contains(&&**kind)) {
+            return Err(rope.bad("rope_type", format!("expected axial, found {kind}")));
+        }
+        let places = vision.size("position_embedding_size", 10_240)?;
+        let places = Places::Crossed { places, theta: rope.or("rope_theta", 100.0)? };
+        let names = Names {
+            patch: "patch_embedder.input_proj",
+            positions: "patch_embedder.position_embedding_table",
+            norm1: "input_layernorm",
+            norm2: "pre_feedforward_layernorm",
+            after: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+            out: "self_attn.o_proj",
+            post_norm: None,
+            ..CLIP_NAMES
+        };
+        let layers = vision.or("num_hidden_layers", 16)?;
+        let heads = vision.size("num_attention_heads", 12)?;
+        let heads_kv = vision.size("num_key_value_heads", 12)?;
+        let plan = Self {
+            d: vision.size("hidden_size", 768)?,
+            mlp: vision.size("intermediate_size", 3072)?,
+            layers,
+            used: layers,
+            heads,
+            heads_kv: Some(heads_kv),
+            image: usize::MAX,
+            patch: vision.size("patch_size", 16)?,
+            patch_bias: false,
+            channels_last: true,
+            places,
+            norm: NormKind::Rms,
+            norm_eps: vision.or("rms_norm_eps", 1e-6)?,
+            qkv_bias: false,
+            out_bias: false,
+            mlp_bias: false,
+            qk_norm: Some(Together::Heads),
+            value_norm: true,
+            attention_scale: Some(1.0),
+            wrapped: Some(vision.or("use_clipped_linears", false)?),
+            act: activation(vision, "hidden_activation", "gelu_pytorch_tanh")?,
+            mlp_kind: Mlp::Gated { module: "mlp" },
+            normed: false,
+            whole: false,
+            names,
+            ..Self::siglip_base()
+        }
+        .check(vision)?;
+        let head_dim = vision.size("head_dim", 64)?;
+        if head_dim != plan.head_dim() || !head_dim.is_multiple_of(4) {
+            let what =
+                format!("expected hidden_size / num_attention_heads, a multiple of 4, found {head_dim}");
+            return Err(vision.bad("head_dim", what));
+        }
+        if !heads.is_multiple_of(heads_kv) {
+            let what = format!("expected a divisor of num_attention_heads {heads}, found {heads_kv}");
+            return Err(vision.bad("num_key_value_heads", what));
+        }
+        Ok(plan)
     }
 
     /// `Glm4vVisionConfig`, or `GlmOcrVisionConfig` if `ocr`.
@@ -675,6 +767,12 @@ impl VitPlan {
     #[must_use]
     pub fn head_dim(&self) -> usize {
         self.d / self.heads
+    }
+
+    /// Key heads.
+    #[must_use]
+    pub fn heads_kv(&self) -> usize {
+        self.heads_kv.unwrap_or(self.heads)
     }
 
     /// Rows before the patches of a picture.

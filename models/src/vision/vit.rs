@@ -10,22 +10,26 @@ use ocelli_kernels::{DType, View, Weights};
 use super::inner::WindowMerger;
 use super::plan::{Mlp, Places, Together, VitPlan};
 use super::positions::ResizedTable;
-use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, Stacked, constant, copy_rows};
+use super::product::Product;
+use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, add_rows, constant, copy_rows};
 
 enum LayerMlp {
-    Plain(Box<[Linear; 2]>),
-    Gated(Box<(Stacked, Linear)>),
+    Plain(Linear, Box<Product>),
+    Gated(Box<(Product, Product)>),
 }
 
 struct Layer {
     norm1: Norm,
-    qkv: Stacked,
+    qkv: Product,
     qk: Option<(Norm, Norm)>,
-    out: Linear,
+    v: Option<Norm>,
+    out: Product,
     norm2: Norm,
     mlp: LayerMlp,
     /// Factors of what attention and MLP add.
     scales: [Option<LayerScale>; 2],
+    /// Norms of what attention and MLP give.
+    after: [Option<Norm>; 2],
 }
 
 /// The tower.
@@ -40,7 +44,8 @@ pub struct Vit {
     resized: Option<ResizedTable>,
     /// The row before the patches of a picture, its position included, `[1, d]`.
     class_row: Option<Tensor>,
-    rope: Option<RopeTable>,
+    /// Rotations of equal shares of a head.
+    ropes: Vec<RopeTable>,
     pre_norm: Option<Norm>,
     layers: Vec<Layer>,
     merger: Option<WindowMerger>,
@@ -99,18 +104,21 @@ impl Vit {
             resized =
                 Some(ResizedTable::load(cx, &scope.at("embeddings.position_embedding"), plan.side(), d)?);
         } else if !only_turns {
-            let (patches, extra) = (plan.side() * plan.side(), plan.extra_rows());
-            let shape = [1, extra + patches, d];
-            let shape = if names.batched { &shape[..] } else { &shape[1..] };
-            let table = scope.take(names.positions, shape)?.reshape(&[extra + patches, d])?;
+            let (first, patches, extra) = match plan.places {
+                Places::Crossed { places, .. } => (2, places, 0),
+                _ => (1, plan.side() * plan.side(), plan.extra_rows()),
+            };
+            let shape = [first, extra + patches, d];
+            let shape = if names.batched || first > 1 { &shape[..] } else { &shape[1..] };
+            let table = scope.take(names.positions, shape)?.reshape(&[first * (extra + patches), d])?;
             if plan.class_row {
                 class_row = Some(Self::class(cx, &scope, &plan)?);
             }
             let table = cx.stream().place_view(&table)?;
-            positions = Some(table.narrow(0, extra, patches)?);
+            positions = Some(table.narrow(0, extra, first * patches)?);
         }
-        let rope = if plan.places.rotate() { Some(Self::rotation(cx, &plan)?) } else { None };
-        Ok(Self { patch, positions, resized, class_row, rope, ..Self::layers(cx, &scope, plan)? })
+        let ropes = Self::rotations(cx, &plan)?;
+        Ok(Self { patch, positions, resized, class_row, ropes, ..Self::layers(cx, &scope, plan)? })
     }
 
     /// Loads the layers and norms below `scope` alone, for rows that something else embeds.
@@ -135,7 +143,7 @@ impl Vit {
             positions: None,
             resized: None,
             class_row: None,
-            rope: None,
+            ropes: Vec::new(),
             pre_norm,
             layers,
             merger,
@@ -187,20 +195,28 @@ impl Vit {
     }
 
     /// Half of the pairs are turned by the row, half by the column.
-    fn rotation(cx: &mut Ctx, plan: &VitPlan) -> Result<RopeTable> {
+    fn rotations(cx: &mut Ctx, plan: &VitPlan) -> Result<Vec<RopeTable>> {
+        if !plan.places.rotate() {
+            return Ok(Vec::new());
+        }
         let pairs = plan.head_dim() / 2;
         let axes: Vec<i32> = (0..pairs).map(|pair| i32::from(pair >= pairs.div_ceil(2))).collect();
         let frequencies = |theta: f32, count| {
             RopeConfig { theta: f64::from(theta), ..RopeConfig::default() }.inv_freq(count)
         };
         let all = match plan.places {
+            Places::Crossed { theta, .. } => {
+                let all = frequencies(theta, pairs / 2);
+                let by = |cx: &mut Ctx, axis: i32| RopeTable::new(cx, &all, &vec![axis; pairs / 2]);
+                return Ok(vec![by(cx, 1)?, by(cx, 0)?]);
+            }
             Places::Turns { theta } => {
                 let all = frequencies(theta, pairs);
                 all.iter().step_by(2).chain(all.iter().skip(1).step_by(2)).copied().collect()
             }
             _ => frequencies(10_000.0, pairs / 2).repeat(2),
         };
-        RopeTable::new(cx, &all, &axes)
+        Ok(vec![RopeTable::new(cx, &all, &axes)?])
     }
 
     /// Runs rows that something else embedded through the layers and the norm after them, in place: `h: [rows, d]`, the rows from
@@ -229,13 +245,17 @@ impl Vit {
         let fits = match self.plan.places {
             Places::Table => (rows, cols) == (side, side),
             Places::Buckets => self.plan.merges.is_some() || (rows <= side && cols <= side),
+            Places::Crossed { places, .. } => rows.max(cols) <= places,
             Places::Rotation | Places::Turns { .. } | Places::RotationAndTable(_) | Places::Resized => true,
         };
         if rows == 0 || cols == 0 || !fits {
             let least = if self.plan.places == Places::Table { self.plan.image } else { patch };
+            let most = match self.plan.places {
+                Places::Crossed { places, .. } => places.saturating_mul(patch),
+                _ => self.plan.image,
+            };
             return Err(Error::Request(format!(
-                "tile: expected {least} to {} pixels a side, found {width} x {height}",
-                self.plan.image
+                "tile: expected {least} to {most} pixels a side, found {width} x {height}"
             )));
         }
         Ok((rows, cols))
@@ -296,10 +316,7 @@ impl Vit {
             }
             None => None,
         };
-        let positions = match &self.rope {
-            Some(_) => Some(places(cx, tiles, grid, layout)?),
-            None => None,
-        };
+        let positions = if self.ropes.is_empty() { None } else { Some(places(cx, tiles, grid, layout)?) };
         let result = if plan.used < plan.layers { Some(cx.alloc(h.shape(), cx.dtype())?) } else { None };
         let mut taken = Vec::with_capacity(deep.len());
         for _ in deep {
@@ -361,6 +378,7 @@ impl Vit {
             | Places::Rotation
             | Places::Turns { .. }
             | Places::RotationAndTable(_)
+            | Places::Crossed { .. }
             | Places::Resized => None,
         };
         let Some(patch) = &self.patch else {
@@ -385,8 +403,12 @@ impl Vit {
             if let Some(norm) = self.pre_norm.as_ref().filter(|_| self.plan.norm_first) {
                 norm.write_to(cx, &out, &out)?;
             }
-            if let (Places::RotationAndTable(between), Some(table)) = (&self.plan.places, &self.positions) {
-                let (ids, factors, taps) = between.taps(grid, self.plan.side());
+            let taps = match self.plan.places {
+                Places::RotationAndTable(between) => Some(between.taps(grid, self.plan.side())),
+                Places::Crossed { places, .. } => Some(crossed(grid, places)),
+                _ => None,
+            };
+            if let (Some((ids, factors, taps)), Some(table)) = (taps, &self.positions) {
                 let ids = cx.upload(&[tiles * patches, taps], &ids.repeat(tiles))?;
                 let factors = cx.upload(&[tiles * patches, taps], &factors.repeat(tiles))?;
                 let op = MixRows {
@@ -431,27 +453,40 @@ impl Vit {
         positions: Option<&Tensor>,
     ) -> Result<()> {
         let plan = &self.plan;
-        let (d, heads, head_dim) = (plan.d, plan.heads, plan.head_dim());
+        let (d, heads, heads_kv, head_dim) = (plan.d, plan.heads, plan.heads_kv(), plan.head_dim());
         let rows = h.size(0);
         let qkv = layer.qkv.forward(cx, &layer.norm1, h)?;
-        let part = |i: usize| qkv.narrow(1, i * d, d)?.reshape(&[rows, heads, head_dim]);
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let part = |first: usize, heads: usize| {
+            qkv.narrow(1, first * head_dim, heads * head_dim)?.reshape(&[rows, heads, head_dim])
+        };
+        let (q, k, v) = (part(0, heads)?, part(heads, heads_kv)?, part(heads + heads_kv, heads_kv)?);
         if let Some((q_norm, k_norm)) = layer.qk.as_ref().filter(|_| plan.qk_norm == Some(Together::Rows)) {
             for (norm, i) in [(q_norm, 0), (k_norm, 1)] {
                 let part = qkv.narrow(1, i * d, d)?;
                 norm.write_to(cx, &part, &part)?;
             }
         }
-        if let (Some(table), Some(positions)) = (&self.rope, positions) {
+        let of_heads = layer.qk.as_ref().filter(|_| plan.qk_norm == Some(Together::Heads));
+        // A norm of whole heads goes before rotations of their parts.
+        let parts = self.ropes.len();
+        if let (Some((q_norm, k_norm)), Some(positions)) = (of_heads.filter(|_| parts > 1), positions) {
+            q_norm.heads(cx, &q, &k, k_norm, positions)?;
+        }
+        if let (Some(norm), Some(positions)) = (&layer.v, positions) {
+            norm.heads(cx, &v, &v.narrow(1, 0, 0)?, norm, positions)?;
+        }
+        for (number, table) in self.ropes.iter().enumerate() {
+            let Some(positions) = positions else { break };
+            let share = head_dim / parts;
             let rope = Rope {
-                q: cx.view(&q)?,
-                k: cx.view(&k)?,
+                q: cx.view(&q.narrow(2, number * share, share)?)?,
+                k: cx.view(&k.narrow(2, number * share, share)?)?,
                 positions: cx.view(positions)?,
                 inv_freq: cx.view(&table.inv_freq)?,
                 pair_axis: table.pair_axis.as_ref().map(|axes| cx.view(axes)).transpose()?,
                 style: RopeStyle::Half,
                 attention_scaling: table.attention_scaling,
-                norm: layer.qk.as_ref().filter(|_| plan.qk_norm == Some(Together::Heads)).map(|(q, k)| {
+                norm: of_heads.filter(|_| parts == 1).map(|(q, k)| {
                     let (scale, weight_offset, eps) = q.scale();
                     QkNorm { q: scale.clone(), k: k.scale().0.clone(), weight_offset, eps }
                 }),
@@ -466,7 +501,7 @@ impl Vit {
             kv: AttentionKv::Packed { k: cx.view(&k)?, v: cx.view(&v)?, kv_starts: starts.clone() },
             q_starts: starts,
             seen: segments.seen.clone(),
-            scale: 1.0 / (head_dim as f32).sqrt(),
+            scale: plan.attention_scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
             softcap: 0.0,
             out: cx.view(&out)?,
             max_q: segments.max,
@@ -474,33 +509,54 @@ impl Vit {
             pairs: segments.pairs,
         };
         cx.exec(&self.path, &op)?;
-        let [of_attention, of_mlp] = &layer.scales;
-        add(cx, &layer.out, of_attention.as_ref(), &out.reshape(&[rows, d])?, h)?;
+        let of_attention = (&layer.scales[0], &layer.after[0]);
+        let of_mlp = (&layer.scales[1], &layer.after[1]);
+        self.add(cx, &layer.out, of_attention, &out.reshape(&[rows, d])?, h)?;
         match &layer.mlp {
-            LayerMlp::Plain(layers) => {
-                let [up, down] = &**layers;
+            LayerMlp::Plain(up, down) => {
                 let x = layer.norm2.forward(cx, h)?;
                 let up = up.forward_act(cx, &x, self.plan.act)?;
-                add(cx, down, of_mlp.as_ref(), &up, h)
+                self.add(cx, down, of_mlp, &up, h)
             }
             LayerMlp::Gated(layers) => {
                 let (gate_up, down) = &**layers;
                 let up = gate_up.forward_gated(cx, &layer.norm2, h, self.plan.act)?;
-                add(cx, down, of_mlp.as_ref(), &up, h)
+                self.add(cx, down, of_mlp, &up, h)
             }
+        }
+    }
+
+    /// `h += scale * norm(product(x))`.
+    fn add(
+        &self,
+        cx: &mut Ctx,
+        product: &Product,
+        (scale, norm): (&Option<LayerScale>, &Option<Norm>),
+        x: &Tensor,
+        h: &Tensor,
+    ) -> Result<()> {
+        if let (None, None, Product::Plain(layer)) = (scale, norm, product) {
+            return layer.add_to(cx, x, h);
+        }
+        let y = product.forward_plain(cx, x)?;
+        if let Some(norm) = norm {
+            norm.write_to(cx, &y, &y)?;
+        }
+        match scale {
+            None => add_rows(cx, &self.path, h, &y),
+            Some(scale) => scale.add_to(cx, &y, h),
         }
     }
 }
 
-/// `h += scale * linear(x)`.
-fn add(cx: &mut Ctx, linear: &Linear, scale: Option<&LayerScale>, x: &Tensor, h: &Tensor) -> Result<()> {
-    match scale {
-        None => linear.add_to(cx, x, h),
-        Some(scale) => {
-            let y = linear.forward(cx, x)?;
-            scale.add_to(cx, &y, h)
-        }
-    }
+/// Rows of two tables of `places` rows, one behind the other, for each patch of a grid: the first has columns, the second rows. With their
+/// factors, and how many rows a patch has.
+fn crossed(grid: (usize, usize), places: usize) -> (Vec<i32>, Vec<f32>, usize) {
+    let patch = |row: usize, col: usize| [col as i32, (places + row) as i32];
+    let ids: Vec<i32> =
+        (0..grid.0).flat_map(|row| (0..grid.1).flat_map(move |col| patch(row, col))).collect();
+    let factors = vec![1.0; ids.len()];
+    (ids, factors, 2)
 }
 
 /// Added to mean squares by the norms of queries and keys.
@@ -509,38 +565,54 @@ const QK_EPS: f32 = 1e-6;
 impl Layer {
     fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Self> {
         let (d, mlp, names) = (plan.d, plan.mlp, &plan.names);
-        let qkv: Vec<_> = names.qkv.iter().map(|name| (scope.at(name), 3 * d / names.qkv.len())).collect();
+        let of_keys = plan.heads_kv() * plan.head_dim();
+        let widths: &[usize] = if names.qkv.len() == 1 { &[d + 2 * of_keys] } else { &[d, of_keys, of_keys] };
+        let qkv: Vec<_> = names.qkv.iter().zip(widths).map(|(name, n)| (scope.at(name), *n)).collect();
+        let product = |cx: &mut Ctx, name: &str, n: usize, k: usize, bias: bool| {
+            let at = scope.at(name);
+            Product::load(cx, &scope.path(name), &[(at, n)], k, bias, plan.wrapped)
+        };
         let norm = |cx: &mut Ctx, name: &str| Norm::load(cx, &scope.at(name), d, plan.norm_eps, plan.norm);
-        let path = scope.path(names.out.rsplit_once('.').map_or(names.out, |(parent, _)| parent));
+        let parent = names.out.rsplit_once('.').map_or(names.out, |(parent, _)| parent);
+        let path = scope.path(parent);
         let scale = |cx: &mut Ctx, i: usize| {
             plan.scales.map(|names| LayerScale::load(cx, scope, names[i], d)).transpose()
         };
         let qk = |cx: &mut Ctx, together: Together| {
-            let (parent, width, eps) = match together {
-                Together::Rows => ("attention", d, QK_EPS),
-                Together::Heads => ("attn", plan.head_dim(), plan.norm_eps),
+            let (width, eps) = match together {
+                Together::Rows => (d, QK_EPS),
+                Together::Heads => (plan.head_dim(), plan.norm_eps),
             };
             let norm = |cx: &mut Ctx, name| Norm::rms(cx, &scope.at(parent).at(name), width, eps);
             Ok::<_, Error>((norm(cx, "q_norm")?, norm(cx, "k_norm")?))
         };
         Ok(Self {
             norm1: norm(cx, names.norm1)?,
-            qkv: Stacked::load(cx, &path, &qkv, d, plan.qkv_bias)?,
+            qkv: Product::load(cx, &path, &qkv, d, plan.qkv_bias, plan.wrapped)?,
             qk: plan.qk_norm.map(|together| qk(cx, together)).transpose()?,
+            v: if plan.value_norm {
+                Some(Norm::bare(cx, &*path, plan.head_dim(), plan.norm_eps)?)
+            } else {
+                None
+            },
             scales: [scale(cx, 0)?, scale(cx, 1)?],
-            out: Linear::load(cx, &scope.at(names.out), d, d, plan.out_bias)?,
+            after: match names.after {
+                Some([attention, mlp]) => [Some(norm(cx, attention)?), Some(norm(cx, mlp)?)],
+                None => [None, None],
+            },
+            out: product(cx, names.out, d, d, plan.out_bias)?,
             norm2: norm(cx, names.norm2)?,
             mlp: match plan.mlp_kind {
-                Mlp::Plain { up, down } => LayerMlp::Plain(Box::new([
+                Mlp::Plain { up, down } => LayerMlp::Plain(
                     Linear::load(cx, &scope.at(up), mlp, d, plan.mlp_bias)?,
-                    Linear::load(cx, &scope.at(down), d, mlp, plan.mlp_bias)?,
-                ])),
+                    Box::new(product(cx, down, d, mlp, plan.mlp_bias)?),
+                ),
                 Mlp::Gated { module } => {
                     let ffn = scope.at(module);
                     let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
                     LayerMlp::Gated(Box::new((
-                        Stacked::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias)?,
-                        Linear::load(cx, &ffn.at("down_proj"), d, mlp, plan.mlp_bias)?,
+                        Product::load(cx, ffn.prefix(), &gate_up, d, plan.mlp_bias, plan.wrapped)?,
+                        product(cx, &format!("{module}.down_proj"), d, mlp, plan.mlp_bias)?,
                     )))
                 }
             },

@@ -56,6 +56,12 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Pointwise>> {
         push(format!("capped at {softcap}"), Pointwise { softcap, ..plain(cx, shape) });
         push(format!("capped at {softcap}, and the rest"), Pointwise { softcap, ..full(cx, shape, F32) });
     }
+    let bounds = Some([-0.5, 1.25]);
+    for x in [F32, BF16, F16] {
+        push(format!("{x} within bounds"), Pointwise { bounds, ..plain(cx, Shape(4, 88, x, x, 8)) });
+    }
+    push("one value alone".into(), Pointwise { bounds: Some([0.25; 2]), ..plain(cx, shape) });
+    push("within bounds, and the rest".into(), Pointwise { bounds, softcap: 0.75, ..full(cx, shape, F32) });
     for act in
         [Activation::GeluTanh, Activation::GeluErf, Activation::QuickGelu, Activation::Silu, Activation::Relu]
     {

@@ -27,6 +27,7 @@ struct Rows<'a> {
     add: Option<InRows<'a>>,
     out: OutRows<'a>,
     d: usize,
+    bounds: Option<[f32; 2]>,
     softcap: f32,
     act: Activation,
     scale: f32,
@@ -48,6 +49,7 @@ fn launch(op: &Pointwise, cx: &CpuCx) -> Result<(), KernelError> {
         add: op.add.as_ref().map(input).transpose()?,
         out: OutRows::new(cx, &op.out)?,
         d,
+        bounds: op.bounds,
         softcap: op.softcap,
         act: op.act,
         scale: op.scale,
@@ -80,6 +82,9 @@ crate::simd_fn! {
                 for at in (first..end).step_by(S::LANES) {
                     let n = S::LANES.min(end - at);
                     let mut v = x.load(s, at, n);
+                    if let Some([low, high]) = p.bounds {
+                        v = s.min(s.max(v, s.splat(low)), s.splat(high));
+                    }
                     if p.softcap != 0.0 {
                         v = s.mul(cap, math::tanh(s, s.mul(v, inverse)));
                     }

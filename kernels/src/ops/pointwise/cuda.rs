@@ -47,7 +47,9 @@ struct Params {
     act: u32,
     scale: f32,
     softcap: f32,
-    padding: u32,
+    low: f32,
+    high: f32,
+    bounded: u32,
 }
 
 fn launch(op: &Pointwise, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -59,6 +61,7 @@ fn launch(op: &Pointwise, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let views = [&op.x, &op.out].into_iter().chain(&op.col).chain(&op.by).chain(&op.add);
     let vec = if d.is_multiple_of(VEC) && kernel.all_aligned(views)? { VEC } else { 1 };
     kernel.define("VEC", vec).dependent();
+    let [low, high] = op.bounds.unwrap_or_default();
     let stride = |view: &Option<View>| view.as_ref().map_or(0, |view| view.stride(0) as i64);
     let params = Params {
         x: kernel.address(&op.x)?,
@@ -78,7 +81,9 @@ fn launch(op: &Pointwise, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         act: op.act as u32,
         scale: op.scale,
         softcap: op.softcap,
-        padding: 0,
+        low,
+        high,
+        bounded: op.bounds.is_some().into(),
     };
     let blocks = rows * d.div_ceil(THREADS * vec);
     kernel.launch([blocks as u32, 1, 1], THREADS as u32, &params)

@@ -1,7 +1,7 @@
 //! Rows element by element: a function of them, scaled, multiplied and added to others.
 //!
-//! `out = scale * col * row * act(cap(x)) * by + add` with `cap(x) = softcap * tanh(x / softcap)`. Scales of layers, residual
-//! multipliers, gates, caps of logits, weighted sums of rows.
+//! `out = scale * col * row * act(cap(x)) * by + add` with `cap(x) = softcap * tanh(x / softcap)`, of `x` within bounds. Scales of
+//! layers, residual multipliers, gates, caps of logits, layers with clipped inputs, weighted sums of rows.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -27,6 +27,8 @@ use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
 pub struct Pointwise {
     /// Input `[rows, d]`.
     pub x: View,
+    /// Least and largest value of `x`: what lies beyond is taken for the nearer of them, before anything else.
+    pub bounds: Option<[f32; 2]>,
     /// Bounds `x` smoothly to `-softcap..softcap`; 0: not at all.
     pub softcap: f32,
     /// Applied to what the cap gives.
@@ -53,6 +55,8 @@ pub struct PointwiseSpec {
     pub rows: u32,
     /// Elements of a row.
     pub d: u32,
+    /// Whether `x` has bounds.
+    pub bounds: bool,
     /// Whether `x` is capped.
     pub softcap: bool,
     /// The activation.
@@ -77,6 +81,7 @@ impl Pointwise {
     pub fn new(x: View, out: View) -> Self {
         Self {
             x,
+            bounds: None,
             softcap: 0.0,
             act: Activation::None,
             scale: 1.0,
@@ -115,6 +120,11 @@ impl Op for Pointwise {
                 check::dtype(name, view, dtype)?;
             }
         }
+        if let Some([low, high]) = self.bounds
+            && (low > high || low.is_nan() || high.is_nan())
+        {
+            return Err(ShapeError::mismatch("bounds", "the least one first", format!("{low} and {high}")));
+        }
         check::output("out", out, [])?;
         for (name, view) in [("x", Some(x)), ("by", by.as_ref()), ("add", add.as_ref())] {
             if let Some(view) = view.filter(|view| !view.same_elements(out)) {
@@ -124,6 +134,7 @@ impl Op for Pointwise {
         Ok(PointwiseSpec {
             rows: bucket(x.size(0)),
             d: x.size(1) as u32,
+            bounds: self.bounds.is_some(),
             softcap: self.softcap != 0.0,
             act: self.act,
             x: x.dtype(),
@@ -153,6 +164,7 @@ impl Op for Pointwise {
         let (rows, d) = (spec.rows as usize, spec.d as usize);
         let mut op =
             Self::new(operands.activations(&[rows, d], spec.x)?, operands.output(&[rows, d], spec.out)?);
+        op.bounds = spec.bounds.then_some([-1.0, 1.0]);
         op.softcap = if spec.softcap { 30.0 } else { 0.0 };
         op.act = spec.act;
         if spec.col {

@@ -12,6 +12,7 @@ pub(super) fn reference(op: &Pointwise, io: &mut Oracle) -> Result<(), KernelErr
     let cap = f64::from(op.softcap);
     let (mut values, mut errors) = (Vec::with_capacity(x.len()), Vec::with_capacity(x.len()));
     for (i, &x) in x.iter().enumerate() {
+        let x = op.bounds.map_or(x, |[low, high]| x.clamp(low.into(), high.into()));
         let (mut value, mut error) = (x, 0.0);
         if cap != 0.0 {
             // A quotient, a function with a slope of at most 1, a product.

@@ -2,7 +2,7 @@
 //
 // x, by: [rows, d] of one type   col: [d]   row: f32 [rows]   add, out: [rows, d] of one type
 //
-// A thread takes VEC neighbouring elements of a row, a block THREADS such groups. Absent operands are null pointers.
+// x is held between low and high first, if it is bounded. A thread takes VEC neighbouring elements of a row, a block THREADS such groups. Absent operands are null pointers.
 #include "ops/matmul/epilogue.cuh"
 
 struct Params {
@@ -23,7 +23,9 @@ struct Params {
     u32 act;
     f32 scale;
     f32 softcap;
-    u32 padding;
+    f32 low;
+    f32 high;
+    u32 bounded;
 };
 
 // tanh x, without loss of digits near 0.
@@ -46,6 +48,10 @@ KERNEL(128, 8)(const __grid_constant__ Params p) {
     if (at >= p.d) return;
     f32 v[VEC], other[VEC];
     load_group(v, p.x, p.x_type, row * p.x_stride + at);
+    if (p.bounded) {
+#pragma unroll
+        for (int i = 0; i < VEC; ++i) v[i] = fminf(fmaxf(v[i], p.low), p.high);
+    }
     if (p.softcap != 0.0f) {
         const f32 inverse = 1.0f / p.softcap;
 #pragma unroll

@@ -6,7 +6,7 @@
 // whole words where a row begins at one.
 //
 // COL, ROW, BY, ADD: operands that exist. OUT_TO names the tensor that takes the result: `out`, or `x`, `by` or `add` where it is
-// updated in place; a tensor that is read and written is bound once. CAP: whether x is capped. ACT as in epilogue.wgsl.
+// updated in place; a tensor that is read and written is bound once. BOUNDS: whether x is held between low and high first. CAP: whether it is capped. ACT as in epilogue.wgsl.
 #include "wgpu/include/grid.wgsl"
 #include "wgpu/include/math.wgsl"
 #if OUT_TO == x
@@ -53,6 +53,8 @@ struct Params {
     out_stride: u32,
     scale: f32,
     softcap: f32,
+    low: f32,
+    high: f32,
 }
 ${PARAMS} p: Params;
 
@@ -77,6 +79,9 @@ fn activate(x: f32) -> f32 {
 
 fn value(row: u32, at: u32, scale: f32) -> f32 {
     var v = x_at(p.x + row * p.x_stride + at);
+#if BOUNDS
+    v = clamp(v, p.low, p.high);
+#endif
 #if CAP
     v = p.softcap * tanh_f32(v / p.softcap);
 #endif

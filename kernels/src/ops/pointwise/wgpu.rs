@@ -37,6 +37,8 @@ struct Params {
     out_stride: u32,
     scale: f32,
     softcap: f32,
+    low: f32,
+    high: f32,
 }
 
 fn launch(op: &Pointwise, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
@@ -56,6 +58,8 @@ fn launch(op: &Pointwise, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
     let mut kernel = cx.kernel("ops/pointwise/rows.wgsl");
     kernel.define("X", op.x.dtype()).define("OUT", op.out.dtype()).define("OUT_TO", out_to);
     kernel.define("COLUMNS", COLUMNS).define("CAP", op.softcap != 0.0);
+    kernel.define("BOUNDS", op.bounds.is_some());
+    let [low, high] = op.bounds.unwrap_or_default();
     kernel.define(
         "ACT",
         match op.act {
@@ -74,6 +78,8 @@ fn launch(op: &Pointwise, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
         x_stride: stride(&op.x),
         scale: op.scale,
         softcap: op.softcap,
+        low,
+        high,
         ..Default::default()
     };
     if let Some(col) = &op.col {

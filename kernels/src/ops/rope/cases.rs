@@ -174,6 +174,13 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Rope>> {
             plans.push(if head_dim == 64 { plan } else { norm });
         }
     }
+    // Queries alone: what a layer turns that reads another's keys, and heads that are normalized and not turned.
+    for pairs in [32, 0] {
+        for norm in [false, true] {
+            let name = format!("no key heads, {pairs} pairs");
+            plans.push(Plan { norm, heads_kv: 0, ..Plan::new(name, 19).head(64, pairs) });
+        }
+    }
     let smolvlm = Plan { heads_q: 9, heads_kv: 3, gap: 0, ..Plan::new("smolvlm", 1157) };
     plans.push(Plan { pages: Some((DType::F32, 16)), ..smolvlm.clone() });
     plans.push(Plan { x: DType::BF16, pages: Some((DType::BF16, 16)), ..smolvlm });
