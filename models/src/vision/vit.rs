@@ -14,7 +14,7 @@ use super::product::Product;
 use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, add_rows, constant, copy_rows};
 
 enum LayerMlp {
-    Plain(Linear, Box<Product>),
+    Plain(Box<(Linear, Product)>),
     Gated(Box<(Product, Product)>),
 }
 
@@ -513,7 +513,8 @@ impl Vit {
         let of_mlp = (&layer.scales[1], &layer.after[1]);
         self.add(cx, &layer.out, of_attention, &out.reshape(&[rows, d])?, h)?;
         match &layer.mlp {
-            LayerMlp::Plain(up, down) => {
+            LayerMlp::Plain(layers) => {
+                let (up, down) = &**layers;
                 let x = layer.norm2.forward(cx, h)?;
                 let up = up.forward_act(cx, &x, self.plan.act)?;
                 self.add(cx, down, of_mlp, &up, h)
@@ -603,10 +604,10 @@ impl Layer {
             out: product(cx, names.out, d, d, plan.out_bias)?,
             norm2: norm(cx, names.norm2)?,
             mlp: match plan.mlp_kind {
-                Mlp::Plain { up, down } => LayerMlp::Plain(
+                Mlp::Plain { up, down } => LayerMlp::Plain(Box::new((
                     Linear::load(cx, &scope.at(up), mlp, d, plan.mlp_bias)?,
-                    Box::new(product(cx, down, d, mlp, plan.mlp_bias)?),
-                ),
+                    product(cx, down, d, mlp, plan.mlp_bias)?,
+                ))),
                 Mlp::Gated { module } => {
                     let ffn = scope.at(module);
                     let gate_up = [(ffn.at("gate_proj"), mlp), (ffn.at("up_proj"), mlp)];
