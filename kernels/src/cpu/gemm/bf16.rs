@@ -6,9 +6,9 @@ use super::super::isa::Isa;
 #[cfg(target_arch = "x86_64")]
 use super::super::isa::Level;
 use super::super::pool::Pool;
-use super::super::simd::{Elem, MAX_LANES, Simd, StoreElem};
+use super::super::simd::{Elem, Kernel, MAX_LANES, Simd, StoreElem};
 use super::micro::{self, Dot};
-use super::{Arithmetic, GemmArgs, Part, RowLoader, X_STRIDE, drive, pack_rows};
+use super::{Arithmetic, GemmArgs, Part, RowLoader, X_STRIDE, XBlock, drive, pack_rows};
 use crate::spec::DType;
 
 /// As [`gemm`](super::gemm), with `x` rounded to bf16. False, and nothing done, unless all weights are stored as bf16 and
@@ -23,9 +23,9 @@ pub unsafe fn gemm_bf16(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
     let all = args.rows.is_none() && args.parts.iter().all(|p| p.source.as_bf16().is_some());
     if all {
         if isa.bf16() {
-            drive(isa, pool, args, Bf16::<true>, |isa, job| isa.run_bf16(job));
+            drive(isa, pool, args, Bf16::<true>);
         } else {
-            drive(isa, pool, args, Bf16::<false>, |isa, job| isa.run(job));
+            drive(isa, pool, args, Bf16::<false>);
         }
     }
     all
@@ -38,6 +38,14 @@ struct Bf16<const NATIVE: bool>;
 impl<const NATIVE: bool> Arithmetic for Bf16<NATIVE> {
     const PACK: usize = 2;
 
+    fn run<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
+        if NATIVE { isa.run_bf16(kernel) } else { isa.run(kernel) }
+    }
+
+    fn packs_ahead(self, _: &GemmArgs) -> bool {
+        true
+    }
+
     #[inline(always)]
     unsafe fn pack_x<S: Simd>(
         self,
@@ -47,12 +55,13 @@ impl<const NATIVE: bool> Arithmetic for Bf16<NATIVE> {
         rows: usize,
         w0: usize,
         words: usize,
-        to: *mut u32,
+        to: XBlock,
+        i: usize,
     ) {
         let n = (2 * words).min(args.k - 2 * w0);
         // SAFETY: as the caller vouches.
         unsafe {
-            let x = &args.x;
+            let (x, to) = (&args.x, to.row(i));
             let at = row * x.stride + 2 * w0;
             match x.dtype {
                 DType::BF16 => copy_rows(x.ptr.cast::<bf16>().add(at), x.stride, rows, n, to),
@@ -86,17 +95,16 @@ impl<const NATIVE: bool> Arithmetic for Bf16<NATIVE> {
     unsafe fn tile<S: Simd>(
         self,
         s: S,
-        _: usize,
+        x: XBlock,
         i: usize,
         rows: usize,
         words: usize,
-        x: *const u32,
         w: *const u32,
         c: *mut f32,
         first: bool,
     ) {
         // SAFETY: as the caller vouches.
-        unsafe { micro::tile(s, self, rows, words, x.add(i * X_STRIDE), w, c, first) }
+        unsafe { micro::tile(s, self, rows, words, x.row(i), w, c, first) }
     }
 }
 

@@ -7,21 +7,45 @@
 
 use super::super::isa::{Isa, Level};
 use super::super::pool::Pool;
-use super::super::simd::Simd;
+use super::super::simd::{Kernel, MAX_LANES, Simd};
 use super::micro::Dot;
-use super::{Arithmetic, GemmArgs, KC, NV, Operand, Part, X_STRIDE, drive, epilogue};
+use super::{Arithmetic, GemmArgs, KC, NV, Operand, Part, X_STRIDE, XBlock, drive, epilogue};
 
 /// Values of `k` that share a scale of `x`, at most: what i32 sums and f32 corrections hold exactly.
 const GROUP: usize = 128;
 /// Groups in one block of `k`, at most.
 const GROUPS: usize = KC * 4 / 32;
-/// Words per packed row of `x` that hold (scale, sum of the integers) of each group.
-const NOTES: usize = 2 * GROUPS;
+
+/// What goes with a group of a packed row of `x`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Note {
+    /// What the integers are multiplied with.
+    scale: f32,
+    /// Sum of the integers; where one value stands for zero in all weights, what it adds to the products, negated.
+    sum: i32,
+}
+
+/// The notes of row `i` of a block.
+///
+/// # Safety
+/// The row exists.
+#[inline(always)]
+unsafe fn notes(x: XBlock, i: usize) -> *mut Note {
+    // SAFETY: as the caller vouches: they lie behind the rows.
+    unsafe { x.row(x.rows).cast::<Note>().add(i * GROUPS) }
+}
+
+/// Words per packed row of `x` that hold the notes of its groups.
+const NOTES: usize = GROUPS * size_of::<Note>() / 4;
 
 /// Rows of weights stored as integers of at most 8 bits with a scale, and a value that stands for zero, per group.
 pub trait Int8Source: Sync {
     /// Weights along `k` that share a scale; the whole row counts as a multiple of everything.
     fn group(&self) -> usize;
+
+    /// The value that stands for zero in every group, where there is one such, as `pack_int8` counts it.
+    fn zero(&self, signed: bool) -> Option<i32>;
 
     /// Decodes `k` columns from `col`, a multiple of 128, of rows `row..row + rows`: the bytes of four columns, lowest
     /// first, go to word `to[(i / 4) * stride + r]`, zeros in bytes past `k`; the scale and the zero value of each `group`
@@ -40,8 +64,8 @@ pub struct Int8Panel {
     pub words: *mut u32,
     /// Scales.
     pub scales: *mut f32,
-    /// Values that stand for zero.
-    pub zeros: *mut f32,
+    /// Values that stand for zero; not wanted where all groups share one.
+    pub zeros: Option<*mut f32>,
     /// Distance from one word, or group, to the next.
     pub stride: usize,
     /// Columns per scale.
@@ -60,6 +84,8 @@ pub unsafe fn gemm_int8(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
         return false;
     }
     let mut group = GROUP;
+    let mut zeros = args.parts.iter().map(|part| part.source.as_int8().and_then(|w| w.zero(!isa.vnni())));
+    let zero = zeros.next().flatten().filter(|&zero| zeros.all(|other| other == Some(zero)));
     for part in args.parts {
         match part.source.as_int8() {
             Some(w) if w.group() % GROUP == 0 => {}
@@ -68,9 +94,9 @@ pub unsafe fn gemm_int8(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
         }
     }
     if isa.vnni() {
-        drive(isa, pool, args, Int8::<true> { group }, |isa, job| isa.run_vnni(job));
+        drive(isa, pool, args, Int8::<true> { group, zero });
     } else {
-        drive(isa, pool, args, Int8::<false> { group }, |isa, job| isa.run(job));
+        drive(isa, pool, args, Int8::<false> { group, zero });
     }
     true
 }
@@ -79,16 +105,26 @@ pub unsafe fn gemm_int8(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
 #[derive(Clone, Copy)]
 struct Int8<const VNNI: bool> {
     group: usize,
+    /// What stands for zero in all weights, if that is one value.
+    zero: Option<i32>,
 }
 
 impl<const VNNI: bool> Arithmetic for Int8<VNNI> {
     const PACK: usize = 4;
 
+    fn run<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
+        if VNNI { isa.run_vnni(kernel) } else { isa.run(kernel) }
+    }
+
+    fn packs_ahead(self, _: &GemmArgs) -> bool {
+        true
+    }
+
     fn mr(self, level: Level) -> usize {
         match level {
+            Level::Avx512 => 2 * HELD,
             // Magnitudes, ones and intermediate sums take registers too.
             Level::Avx2 if !VNNI => 4,
-            Level::Avx512 if !VNNI => 12,
             _ => super::mr(level),
         }
     }
@@ -110,20 +146,20 @@ impl<const VNNI: bool> Arithmetic for Int8<VNNI> {
         rows: usize,
         w0: usize,
         words: usize,
-        to: *mut u32,
+        to: XBlock,
+        first: usize,
     ) {
         let n = (4 * words).min(args.k - 4 * w0);
-        // SAFETY: the block has room for `rows` rows and their notes.
+        // SAFETY: the block has room for its rows and their notes.
         unsafe {
-            let notes = to.add(rows * X_STRIDE).cast::<f32>();
             for i in 0..rows {
-                let bytes = to.add(i * X_STRIDE).cast::<i8>();
+                let (bytes, notes) = (to.row(first + i).cast::<i8>(), notes(to, first + i));
                 for g in 0..n.div_ceil(self.group) {
                     let at = g * self.group;
                     let len = self.group.min(n - at);
-                    let (scale, sum) = round_group(s, &args.x, row + i, 4 * w0 + at, len, bytes.add(at));
-                    notes.add(i * NOTES + 2 * g).write(scale);
-                    notes.add(i * NOTES + 2 * g + 1).write(sum);
+                    let mut note = round_group(s, &args.x, row + i, 4 * w0 + at, len, bytes.add(at));
+                    note.sum *= self.zero.map_or(1, |zero| -zero);
+                    notes.add(g).write(note);
                 }
                 for j in n..n.next_multiple_of(4) {
                     bytes.add(j).write(0);
@@ -154,7 +190,7 @@ impl<const VNNI: bool> Arithmetic for Int8<VNNI> {
                 let panel = Int8Panel {
                     words: to.add(lane),
                     scales,
-                    zeros: scales.add((4 * words).div_ceil(self.group) * nr),
+                    zeros: self.zero.is_none().then(|| scales.add((4 * words).div_ceil(self.group) * nr)),
                     stride: nr,
                     group: self.group,
                     signed: !VNNI,
@@ -168,36 +204,35 @@ impl<const VNNI: bool> Arithmetic for Int8<VNNI> {
     unsafe fn tile<S: Simd>(
         self,
         s: S,
-        block: usize,
+        x: XBlock,
         i: usize,
         rows: usize,
         words: usize,
-        x: *const u32,
         w: *const u32,
         c: *mut f32,
         first: bool,
     ) {
         // SAFETY: as the caller vouches.
         unsafe {
-            let notes = x.add(block * X_STRIDE + i * NOTES).cast::<f32>();
-            let x = x.add(i * X_STRIDE);
             let mut done = 0;
             while done < rows {
-                let (xi, ni) = (x.add(done * X_STRIDE), notes.add(done * NOTES));
+                let (xi, ni) = (x.row(i + done), notes(x, i + done));
                 let ci = c.add(done * NV * S::LANES);
                 done += match (S::LEVEL, rows - done) {
-                    (Level::Avx512, 14) if VNNI => self.fixed::<S, 14>(s, words, xi, ni, w, ci, first),
-                    (Level::Avx512, 12..) => self.fixed::<S, 12>(s, words, xi, ni, w, ci, first),
-                    (Level::Avx512, 8..) => self.fixed::<S, 8>(s, words, xi, ni, w, ci, first),
-                    (Level::Avx2, 6) if VNNI => self.fixed::<S, 6>(s, words, xi, ni, w, ci, first),
-                    (_, 4..) => self.fixed::<S, 4>(s, words, xi, ni, w, ci, first),
-                    (_, 2..) => self.fixed::<S, 2>(s, words, xi, ni, w, ci, first),
-                    _ => self.fixed::<S, 1>(s, words, xi, ni, w, ci, first),
+                    (Level::Avx512, HELD..) => self.held::<S, HELD>(s, words, xi, ni, w, ci, first),
+                    (Level::Avx512, 4..) => self.held::<S, 4>(s, words, xi, ni, w, ci, first),
+                    (Level::Avx2, 6) if VNNI => self.held::<S, 6>(s, words, xi, ni, w, ci, first),
+                    (_, 4..) => self.held::<S, 4>(s, words, xi, ni, w, ci, first),
+                    (_, 2..) => self.held::<S, 2>(s, words, xi, ni, w, ci, first),
+                    _ => self.held::<S, 1>(s, words, xi, ni, w, ci, first),
                 };
             }
         }
     }
 }
+
+/// Rows whose sums over groups stay in registers beside those of the group at hand, with 32 registers.
+const HELD: usize = 6;
 
 impl<const VNNI: bool> Int8<VNNI> {
     /// A tile of `MR` rows; returns `MR`.
@@ -205,12 +240,12 @@ impl<const VNNI: bool> Int8<VNNI> {
     /// # Safety
     /// As [`Arithmetic::tile`], with `x`, `notes` and `c` at the first of the rows.
     #[inline(always)]
-    unsafe fn fixed<S: Simd, const MR: usize>(
+    unsafe fn held<S: Simd, const MR: usize>(
         self,
         s: S,
         words: usize,
         x: *const u32,
-        notes: *const f32,
+        notes: *const Note,
         w: *const u32,
         c: *mut f32,
         first: bool,
@@ -219,17 +254,26 @@ impl<const VNNI: bool> Int8<VNNI> {
         let per_group = self.group / 4;
         let groups = words.div_ceil(per_group);
         let (x, w) = (x.cast::<f32>(), w.cast::<f32>());
+        let mut sums = [[s.zero(); NV]; MR];
         // SAFETY: as the caller vouches.
         unsafe {
             let scales = w.add(words * nr);
             let zeros = scales.add((4 * words).div_ceil(self.group) * nr);
-            if first {
-                for i in 0..MR * NV {
-                    s.store(c.add(i * S::LANES), s.zero());
+            if !first {
+                for (i, row) in sums.iter_mut().enumerate() {
+                    for (v, sum) in row.iter_mut().enumerate() {
+                        *sum = s.load(c.add((i * NV + v) * S::LANES));
+                    }
                 }
             }
             for g in 0..groups {
+                let notes = notes.add(g);
                 let mut acc = [[s.zero(); NV]; MR];
+                if self.zero.is_some() {
+                    for (i, row) in acc.iter_mut().enumerate() {
+                        *row = [s.of_bits(s.splat_i((*notes.add(i * GROUPS)).sum)); NV];
+                    }
+                }
                 for p in g * per_group..words.min((g + 1) * per_group) {
                     let at = w.add(p * nr);
                     let panel = [s.load(at), s.load(at.add(S::LANES))];
@@ -240,15 +284,28 @@ impl<const VNNI: bool> Int8<VNNI> {
                         }
                     }
                 }
-                for (i, row) in acc.iter().enumerate() {
-                    let note = notes.add(i * NOTES + 2 * g);
-                    let (t, sum) = (s.splat(*note), s.splat(*note.add(1)));
-                    for (v, a) in row.iter().enumerate() {
-                        let at = c.add((i * NV + v) * S::LANES);
-                        let lane = g * nr + v * S::LANES;
-                        let whole = s.fnma(s.load(zeros.add(lane)), sum, s.to_float(s.to_bits(*a)));
-                        s.store(at, s.fma(whole, s.mul(s.load(scales.add(lane)), t), s.load(at)));
+                if self.zero.is_none() {
+                    for v in 0..NV {
+                        let zero = s.to_int(s.load(zeros.add(g * nr + v * S::LANES)));
+                        for (i, row) in acc.iter_mut().enumerate() {
+                            let sum = s.splat((*notes.add(i * GROUPS)).sum as f32);
+                            let extra = s.to_int(s.mul(s.to_float(zero), sum));
+                            row[v] = s.of_bits(s.sub_i(s.to_bits(row[v]), extra));
+                        }
                     }
+                }
+                let at = scales.add(g * nr);
+                let scale = [s.load(at), s.load(at.add(S::LANES))];
+                for (i, (row, done)) in acc.iter().zip(&mut sums).enumerate() {
+                    let t = s.splat((*notes.add(i * GROUPS)).scale);
+                    for v in 0..NV {
+                        done[v] = s.fma(s.to_float(s.to_bits(row[v])), s.mul(scale[v], t), done[v]);
+                    }
+                }
+            }
+            for (i, row) in sums.iter().enumerate() {
+                for (v, sum) in row.iter().enumerate() {
+                    s.store(c.add((i * NV + v) * S::LANES), *sum);
                 }
             }
         }
@@ -326,33 +383,31 @@ fn mul_bytes<S: Simd>(s: S, byte: usize, x: S::I, w: S::I) -> S::I {
 /// # Safety
 /// The values exist; `to` is writable for `n` bytes; `n <= GROUP`.
 #[inline(always)]
-unsafe fn round_group<S: Simd>(
-    s: S,
-    x: &Operand,
-    row: usize,
-    col: usize,
-    n: usize,
-    to: *mut i8,
-) -> (f32, f32) {
-    let mut values = [0.0f32; GROUP];
-    let mut bytes = [0i8; GROUP];
-    let (mut top, mut sum) = (s.zero(), s.zero());
-    // SAFETY: as the caller vouches; the arrays hold whole vectors up to `GROUP`.
+unsafe fn round_group<S: Simd>(s: S, x: &Operand, row: usize, col: usize, n: usize, to: *mut i8) -> Note {
+    let at = row * x.stride + col;
+    let mut top = s.zero();
+    // SAFETY: as the caller vouches; a vector of bytes that is not whole goes through one that is.
     unsafe {
         for j in (0..n).step_by(S::LANES) {
-            let v = epilogue::load_any(s, x.dtype, x.ptr, row * x.stride + col + j, S::LANES.min(n - j));
+            let v = epilogue::load_any(s, x.dtype, x.ptr, at + j, S::LANES.min(n - j));
             top = s.max(top, s.abs(v));
-            s.store(values.as_mut_ptr().add(j), v);
         }
         let top = s.max_lane(top);
         let inverse = s.splat(if top > 0.0 { 127.0 / top } else { 0.0 });
-        for j in (0..n).step_by(S::LANES) {
-            let q = s.to_int(s.mul(s.load(values.as_ptr().add(j)), inverse));
-            sum = s.add(sum, s.to_float(q));
-            s.store_i8(bytes.as_mut_ptr().add(j), q);
-        }
-        std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, n);
         // At most 128 * 127: exact.
-        (top / 127.0, s.sum(sum))
+        let mut sum = s.zero();
+        for j in (0..n).step_by(S::LANES) {
+            let lanes = S::LANES.min(n - j);
+            let q = s.to_int(s.mul(epilogue::load_any(s, x.dtype, x.ptr, at + j, lanes), inverse));
+            sum = s.add(sum, s.to_float(q));
+            if lanes == S::LANES {
+                s.store_i8(to.add(j), q);
+            } else {
+                let mut bytes = [0i8; MAX_LANES];
+                s.store_i8(bytes.as_mut_ptr(), q);
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.add(j), lanes);
+            }
+        }
+        Note { scale: top / 127.0, sum: s.sum(sum) as i32 }
     }
 }

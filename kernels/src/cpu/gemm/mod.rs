@@ -8,7 +8,7 @@
 //!   so there is no barrier, and with one row block every weight is decoded once.
 //! - A strip of `w` is decoded block by block of `k` into panels `[KC][NR]`, which stay in L2: a [`PanelSource`] writes f32
 //!   (or words, see [`micro::Dot`]) transposed, so the micro-kernel loads whole vectors of columns.
-//! - `x` is copied in blocks `[MC][KC]` that stay in L2, with a row stride known at compile time that keeps rows apart in
+//! - `x` is copied in blocks `[MC][KC]` that stay in L2, or, where that takes arithmetic, as a whole before the strips, with a row stride known at compile time that keeps rows apart in
 //!   the L1 sets; the micro-kernel broadcasts from them, so they need no transposition.
 //! - The micro-kernel fills the registers: 14 x 32 on AVX-512, 6 x 16 on AVX2; the last rows get a kernel of their height.
 //! - Tiles are accumulated over blocks of `k` in a buffer in L2, and finished (bias, activation, gate, residual, rounding)
@@ -23,6 +23,7 @@ pub mod pack;
 mod tests;
 
 pub use self::bf16::gemm_bf16;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use self::epilogue::Finish;
@@ -31,6 +32,7 @@ use self::micro::DotF32;
 pub use self::pack::{Dense, PanelSource, RowLoader, pack_rows};
 use super::isa::{Isa, Level};
 use super::pool::{Pool, Worker};
+use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
 use crate::ops::Activation;
 use crate::spec::DType;
@@ -163,6 +165,10 @@ const KC: usize = 1024;
 const X_STRIDE: usize = KC + 16;
 /// Rows that a job has at least, if rows are split at all.
 const MIN_ROWS: usize = 256;
+/// Rows of `x` that are packed ahead at a time.
+const AHEAD_ROWS: usize = 2048;
+/// Fewer rows are packed by each strip: another parallel section would cost more.
+const MIN_AHEAD: usize = 32;
 /// Bytes of unfinished sums of a job.
 const SUM_BYTES: usize = 2 << 20;
 /// Vectors per panel.
@@ -232,7 +238,16 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(args: &GemmArgs, level: Level, lanes: usize, mr: usize, threads: usize, pack: usize) -> Plan {
+    /// For `m` rows of `x`.
+    fn new(
+        args: &GemmArgs,
+        m: usize,
+        level: Level,
+        lanes: usize,
+        mr: usize,
+        threads: usize,
+        pack: usize,
+    ) -> Plan {
         let nr = NV * lanes;
         let per_panel = if args.gated { lanes } else { nr };
         let words = args.k.div_ceil(pack);
@@ -245,10 +260,10 @@ impl Plan {
         let strips = panels.div_ceil(strip);
         // Enough jobs that threads finish together, but blocks of a few hundred rows: weights are decoded once per block.
         let wanted = if threads == 1 { 1 } else { (3 * threads).div_ceil(strips) };
-        let blocks = wanted.min(args.m / MIN_ROWS).max(1);
+        let blocks = wanted.min(m / MIN_ROWS).max(1);
         let most =
             if words <= kc { usize::MAX / 2 } else { (SUM_BYTES / (strip * nr * 4)).max(mr) / mr * mr };
-        let rows = args.m.div_ceil(blocks.max(args.m.div_ceil(most))).next_multiple_of(mr);
+        let rows = m.div_ceil(blocks.max(m.div_ceil(most))).next_multiple_of(mr);
         let mc = (blocking.mc / mr * mr).max(mr);
         Plan { per_panel, panels, strip, rows, words, kc, mc }
     }
@@ -264,21 +279,118 @@ impl Plan {
 /// Every pointer is valid for its matrix, elements need no alignment beyond their type's, `out` overlaps nothing but an
 /// identical `residual`, and the sources produce the rows that `parts` states.
 pub unsafe fn gemm(isa: Isa, pool: &Pool, args: &GemmArgs) {
-    drive(isa, pool, args, F32, |isa, job| isa.run(job));
+    drive(isa, pool, args, F32);
 }
 
-/// Runs the jobs of a product; `run` starts a kernel with the instructions that `arithmetic` needs.
-fn drive<A: Arithmetic>(isa: Isa, pool: &Pool, args: &GemmArgs, arithmetic: A, run: fn(Isa, Job<A>)) {
+/// Runs the jobs of a product.
+fn drive<A: Arithmetic>(isa: Isa, pool: &Pool, args: &GemmArgs, arithmetic: A) {
     if args.m == 0 || args.n_out() == 0 {
         return;
     }
-    let plan =
-        Plan::new(args, isa.level(), isa.run(Lanes), arithmetic.mr(isa.level()), pool.threads(), A::PACK);
-    let blocks = args.m.div_ceil(plan.rows);
-    pool.run(plan.strips() * blocks, |job, worker| {
-        let (strip, block) = (job / blocks, job % blocks);
-        run(isa, Job { isa, args, plan, strip, block, worker, arithmetic });
+    let ahead = args.m >= MIN_AHEAD && arithmetic.packs_ahead(args);
+    let mut scratch = Scratch::new();
+    let most = if ahead { AHEAD_ROWS } else { args.m };
+    for row0 in (0..args.m).step_by(most) {
+        let m = most.min(args.m - row0);
+        let (level, lanes) = (isa.level(), isa.run(Lanes));
+        let plan = Plan::new(args, m, level, lanes, arithmetic.mr(level), pool.threads(), A::PACK);
+        let x = ahead.then(|| pack_ahead(isa, pool, args, arithmetic, &plan, row0, m, &mut scratch));
+        let blocks = m.div_ceil(plan.rows);
+        pool.run(plan.strips() * blocks, |job, worker| {
+            let (strip, block) = (job / blocks, job % blocks);
+            let rows = row0 + block * plan.rows..row0 + m.min((block + 1) * plan.rows);
+            arithmetic.run(isa, Job { isa, args, plan, strip, rows, x, worker, arithmetic });
+        });
+    }
+}
+
+/// Packs `m` rows of `x` from `row0`, all blocks of `k`, on all threads.
+fn pack_ahead<A: Arithmetic>(
+    isa: Isa,
+    pool: &Pool,
+    args: &GemmArgs,
+    arithmetic: A,
+    plan: &Plan,
+    row0: usize,
+    m: usize,
+    scratch: &mut Scratch,
+) -> Ahead {
+    /// Rows of a job.
+    const ROWS: usize = 16;
+    let planes = plan.words.div_ceil(plan.kc);
+    let len = arithmetic.x_len(m);
+    let ahead = Ahead { ptr: scratch.slice::<u32>(planes * len).as_mut_ptr(), row0, rows: m, len };
+    let jobs = m.div_ceil(ROWS);
+    pool.run(planes * jobs, |job, _| {
+        let (plane, i) = (job / jobs, job % jobs * ROWS);
+        let kc = plan.kc.min(plan.words - plane * plan.kc);
+        let rows = i..m.min(i + ROWS);
+        arithmetic.run(isa, PackX { args, arithmetic, ahead, plane, rows, w0: plane * plan.kc, words: kc });
     });
+    ahead
+}
+
+/// Rows of `x` that are packed for all strips: a block of all of them for each block of `k`.
+#[derive(Clone, Copy)]
+struct Ahead {
+    ptr: *mut u32,
+    /// First of the rows.
+    row0: usize,
+    rows: usize,
+    /// Words from one block of `k` to the next.
+    len: usize,
+}
+
+// SAFETY: threads write disjoint rows, and read after all are written.
+unsafe impl Send for Ahead {}
+// SAFETY: as above.
+unsafe impl Sync for Ahead {}
+
+impl Ahead {
+    fn plane(&self, plane: usize) -> XBlock {
+        XBlock { ptr: self.ptr.wrapping_add(plane * self.len), rows: self.rows }
+    }
+}
+
+/// Packs some rows of one block of `k`.
+struct PackX<'a, A> {
+    args: &'a GemmArgs<'a>,
+    arithmetic: A,
+    ahead: Ahead,
+    plane: usize,
+    rows: Range<usize>,
+    w0: usize,
+    words: usize,
+}
+
+impl<A: Arithmetic> Kernel for PackX<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (to, i) = (self.ahead.plane(self.plane), self.rows.start);
+        let row = self.ahead.row0 + i;
+        // SAFETY: the planes were sized for these rows and words; operands as `gemm`'s caller vouches.
+        unsafe { self.arithmetic.pack_x(s, self.args, row, self.rows.len(), self.w0, self.words, to, i) }
+    }
+}
+
+/// Packed rows of `x`: row `i` at word `i * X_STRIDE`, and behind the rows what the arithmetic keeps for each.
+#[derive(Clone, Copy)]
+struct XBlock {
+    ptr: *mut u32,
+    rows: usize,
+}
+
+impl XBlock {
+    /// Row `i`.
+    ///
+    /// # Safety
+    /// The row exists.
+    #[inline(always)]
+    unsafe fn row(self, i: usize) -> *mut u32 {
+        // SAFETY: as the caller vouches.
+        unsafe { self.ptr.add(i * X_STRIDE) }
+    }
 }
 
 struct Lanes;
@@ -296,6 +408,14 @@ impl Kernel for Lanes {
 trait Arithmetic: Copy + Sync {
     /// Values of `k` in a word.
     const PACK: usize;
+    /// Runs a kernel with the instructions that this arithmetic needs.
+    fn run<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
+        isa.run(kernel)
+    }
+    /// Whether packing `x` takes so much that it is done once, ahead of the strips.
+    fn packs_ahead(self, _: &GemmArgs) -> bool {
+        false
+    }
     /// Rows of a micro-tile.
     fn mr(self, level: Level) -> usize {
         mr(level)
@@ -308,10 +428,10 @@ trait Arithmetic: Copy + Sync {
     fn x_len(self, rows: usize) -> usize {
         rows * X_STRIDE
     }
-    /// Packs `rows` rows of `x` from (`row`, `w0`), `words` words each.
+    /// Packs `rows` rows of `x` from (`row`, `w0`), `words` words each, to rows `i..` of a block.
     ///
     /// # Safety
-    /// The values exist; `to` has room for a block of `rows` rows.
+    /// The values exist; so do the rows of the block.
     unsafe fn pack_x<S: Simd>(
         self,
         s: S,
@@ -320,7 +440,8 @@ trait Arithmetic: Copy + Sync {
         rows: usize,
         w0: usize,
         words: usize,
-        to: *mut u32,
+        to: XBlock,
+        i: usize,
     );
     /// Packs `rows` rows of a part, from `row` and `w0`, to lanes of a panel of `nr` lanes, from `lane`.
     ///
@@ -342,15 +463,14 @@ trait Arithmetic: Copy + Sync {
     /// `c (+)= x w` for rows `i..i + rows` of the block; `first` overwrites `c: [rows][NR]`.
     ///
     /// # Safety
-    /// `x` is a packed block of `block` rows, `w` a panel of `words` words; `rows` is at most [`Arithmetic::mr`].
+    /// `x` is a packed block that has these rows, `w` a panel of `words` words; `rows` is at most [`Arithmetic::mr`].
     unsafe fn tile<S: Simd>(
         self,
         s: S,
-        block: usize,
+        x: XBlock,
         i: usize,
         rows: usize,
         words: usize,
-        x: *const u32,
         w: *const u32,
         c: *mut f32,
         first: bool,
@@ -370,17 +490,15 @@ impl Arithmetic for F32 {
         rows: usize,
         w0: usize,
         words: usize,
-        to: *mut u32,
+        to: XBlock,
+        i: usize,
     ) {
-        if let Some(source) = args.rows {
-            // SAFETY: as the caller vouches.
-            return unsafe { source.pack(row, rows, w0, words.min(args.k - w0), to.cast(), X_STRIDE) };
-        }
         // SAFETY: as the caller vouches.
         unsafe {
+            let to = to.row(i).cast();
             match args.rows {
-                Some(source) => source.pack(row, rows, w0, words, to.cast(), X_STRIDE),
-                None => pack::x_f32(s, args.x, row, rows, w0, words, to.cast(), X_STRIDE),
+                Some(source) => source.pack(row, rows, w0, words.min(args.k - w0), to, X_STRIDE),
+                None => pack::x_f32(s, args.x, row, rows, w0, words, to, X_STRIDE),
             }
         }
     }
@@ -405,17 +523,16 @@ impl Arithmetic for F32 {
     unsafe fn tile<S: Simd>(
         self,
         s: S,
-        _: usize,
+        x: XBlock,
         i: usize,
         rows: usize,
         words: usize,
-        x: *const u32,
         w: *const u32,
         c: *mut f32,
         first: bool,
     ) {
         // SAFETY: as the caller vouches.
-        unsafe { micro::tile(s, DotF32, rows, words, x.add(i * X_STRIDE), w, c, first) }
+        unsafe { micro::tile(s, DotF32, rows, words, x.row(i), w, c, first) }
     }
 }
 
@@ -424,7 +541,9 @@ struct Job<'a, 'b, A> {
     args: &'a GemmArgs<'a>,
     plan: Plan,
     strip: usize,
-    block: usize,
+    rows: Range<usize>,
+    /// `x`, if it is packed already.
+    x: Option<Ahead>,
     worker: &'b mut Worker,
     arithmetic: A,
 }
@@ -433,18 +552,17 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Job { isa, args, plan, strip, block, worker, arithmetic } = self;
+        let Job { isa, args, plan, strip, rows, x: ahead, worker, arithmetic } = self;
         let mr = arithmetic.mr(S::LEVEL);
         let nr = NV * S::LANES;
         let p0 = strip * plan.strip;
         let panels = plan.strip.min(plan.panels - p0);
-        let row0 = block * plan.rows;
-        let rows_end = (row0 + plan.rows).min(args.m);
+        let Range { start: row0, end: rows_end } = rows;
         let single = plan.words <= plan.kc;
 
         let panel = arithmetic.panel_len(plan.kc, nr);
         let w_len = panels * panel;
-        let x_len = arithmetic.x_len(plan.mc.min(rows_end - row0));
+        let x_len = if ahead.is_some() { 0 } else { arithmetic.x_len(plan.mc.min(rows_end - row0)) };
         let c_len = if single { mr * nr } else { (rows_end - row0) * nr * panels };
         let scratch = worker.scratch.slice::<u32>(w_len + x_len + c_len + panels * nr);
         let (w, rest) = scratch.split_at_mut(w_len);
@@ -467,7 +585,14 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
                 let mut ic = row0;
                 while ic < rows_end {
                     let mc = plan.mc.min(rows_end - ic);
-                    arithmetic.pack_x(s, args, ic, mc, pc, kc, x);
+                    let (x, at) = match ahead {
+                        Some(ahead) => (ahead.plane(pc / plan.kc), ic - ahead.row0),
+                        None => {
+                            let x = XBlock { ptr: x, rows: mc };
+                            arithmetic.pack_x(s, args, ic, mc, pc, kc, x, 0);
+                            (x, 0)
+                        }
+                    };
                     for p in 0..panels {
                         let wp = w.add(p * panel);
                         let mut i = 0;
@@ -475,7 +600,7 @@ impl<A: Arithmetic> Kernel for Job<'_, '_, A> {
                             let h = mr.min(mc - i);
                             let tile =
                                 if single { c } else { c.add((p * (rows_end - row0) + ic - row0 + i) * nr) };
-                            arithmetic.tile(s, mc, i, h, kc, x, wp, tile, first);
+                            arithmetic.tile(s, x, at + i, h, kc, wp, tile, first);
                             if last {
                                 finish.tile(s, tile, ic + i, h, p);
                             }

@@ -182,6 +182,11 @@ impl Int8Source for GroupedRows {
         self.group
     }
 
+    fn zero(&self, signed: bool) -> Option<i32> {
+        let flip = signed && self.code == Code::Int8;
+        self.zeros.is_none().then_some((1 << (self.bits() - 1)) - if flip { 128 } else { 0 })
+    }
+
     unsafe fn pack_int8(&self, isa: Isa, to: &Int8Panel, row: usize, rows: usize, col: usize, k: usize) {
         // Fields of 4 bits are non-negative as signed bytes too.
         let flip = to.signed && self.code == Code::Int8;
@@ -192,9 +197,13 @@ impl Int8Source for GroupedRows {
             for g in 0..k.div_ceil(to.group) {
                 let group = (col + g * to.group) / self.group;
                 for r in 0..rows {
-                    let zero = self.zero(row + r, group) - if flip { 128 } else { 0 };
                     to.scales.add(g * to.stride + r).write(self.scale(row + r, group));
-                    to.zeros.add(g * to.stride + r).write(zero as f32);
+                }
+                if let Some(zeros) = to.zeros {
+                    for r in 0..rows {
+                        let zero = self.zero(row + r, group) - if flip { 128 } else { 0 };
+                        zeros.add(g * to.stride + r).write(zero as f32);
+                    }
                 }
             }
         }
