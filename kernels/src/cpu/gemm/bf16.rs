@@ -33,7 +33,7 @@ pub unsafe fn gemm_bf16(isa: Isa, pool: &Pool, args: &GemmArgs) -> bool {
 
 /// `NATIVE`: only run where AVX512_BF16 is there.
 #[derive(Clone, Copy)]
-struct Bf16<const NATIVE: bool>;
+pub struct Bf16<const NATIVE: bool>;
 
 impl<const NATIVE: bool> Arithmetic for Bf16<NATIVE> {
     const PACK: usize = 2;
@@ -108,9 +108,9 @@ impl<const NATIVE: bool> Arithmetic for Bf16<NATIVE> {
     }
 }
 
-impl<S: Simd, const NATIVE: bool> Dot<S> for Bf16<NATIVE> {
+impl<const NATIVE: bool> Dot for Bf16<NATIVE> {
     #[inline(always)]
-    fn dot(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V {
+    fn dot<S: Simd>(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V {
         #[cfg(target_arch = "x86_64")]
         if NATIVE && S::LEVEL == Level::Avx512 {
             use std::arch::x86_64::*;

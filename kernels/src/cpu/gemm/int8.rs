@@ -314,9 +314,9 @@ impl<const VNNI: bool> Int8<VNNI> {
 }
 
 /// The lanes of `acc` are the bits of i32 sums; `w` holds unsigned bytes with VNNI, signed ones without, `x` signed ones.
-impl<S: Simd, const VNNI: bool> Dot<S> for Int8<VNNI> {
+impl<const VNNI: bool> Dot for Int8<VNNI> {
     #[inline(always)]
-    fn dot(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V {
+    fn dot<S: Simd>(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::*;

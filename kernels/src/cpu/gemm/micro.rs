@@ -6,17 +6,17 @@ use super::{NV, X_STRIDE};
 
 /// Multiplies and accumulates words: a word is what fills one 32-bit lane, one f32 or several narrower values that are
 /// multiplied pairwise and summed.
-pub trait Dot<S: Simd>: Copy {
+pub trait Dot: Copy {
     /// `acc + x * w` in each lane; `x` holds the same word in all lanes.
-    fn dot(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V;
+    fn dot<S: Simd>(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V;
 }
 
 /// One f32 per word.
 #[derive(Clone, Copy)]
 pub struct DotF32;
-impl<S: Simd> Dot<S> for DotF32 {
+impl Dot for DotF32 {
     #[inline(always)]
-    fn dot(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V {
+    fn dot<S: Simd>(self, s: S, acc: S::V, x: S::V, w: S::V) -> S::V {
         s.fma(x, w, acc)
     }
 }
@@ -26,7 +26,7 @@ impl<S: Simd> Dot<S> for DotF32 {
 /// # Safety
 /// The buffers have these sizes; `1 <= rows <=` the level's micro-tile height, `words <= KC`.
 #[inline(always)]
-pub unsafe fn tile<S: Simd, D: Dot<S>>(
+pub unsafe fn tile<S: Simd, D: Dot>(
     s: S,
     d: D,
     rows: usize,
@@ -91,7 +91,7 @@ pub unsafe fn tile<S: Simd, D: Dot<S>>(
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-unsafe fn fixed<S: Simd, D: Dot<S>, const MR: usize>(
+unsafe fn fixed<S: Simd, D: Dot, const MR: usize>(
     s: S,
     d: D,
     words: usize,

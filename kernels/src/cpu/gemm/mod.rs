@@ -22,6 +22,7 @@ pub mod pack;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::bf16::Bf16;
 pub use self::bf16::gemm_bf16;
 use std::ops::Range;
 use std::sync::OnceLock;

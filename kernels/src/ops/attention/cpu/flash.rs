@@ -11,12 +11,18 @@
 //!
 //! Both products are the same micro-kernel, which broadcasts elements of K or V. As rows lie along the lanes, the
 //! softmax needs no operation across lanes. A row's result depends on its own keys only, not on its neighbours.
+//!
+//! Where the CPU multiplies bf16 in pairs, operands of bf16 are multiplied as they are, two elements of a head or two keys per
+//! word, and P is rounded to bf16, as it is on GPUs.
 
 use std::ops::Range;
 
+use super::pack::Io;
 use super::softmax::exp2;
 use super::tasks::{Call, Rows, Task, panel, tile};
 use crate::cpu::CpuCx;
+use crate::cpu::gemm::Bf16;
+use crate::cpu::gemm::micro::{Dot, DotF32};
 use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::{Kernel, Simd, math};
 use crate::ops::attention::Attention;
@@ -34,11 +40,23 @@ const UNROLL: usize = 4;
 const STATE: usize = 5;
 
 pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
-    let call = Call::new(op, cx)?;
+    run(&Call::new(op, cx)?, cx, |call, block| call.isa.run(WithDot::<_, 1>(DotF32, block)))
+}
+
+/// For queries, keys and values of bf16.
+pub(super) fn launch_bf16(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
+    let call = Call { io: Io::words(), ..Call::new(op, cx)? };
+    run(&call, cx, |call, block| call.isa.run_bf16(WithDot::<_, 2>(Bf16::<true>, block)))
+}
+
+/// Computes a tile's share of a block of keys.
+type Compute = fn(&Call, Block);
+
+fn run(call: &Call, cx: &CpuCx, compute: Compute) -> Result<(), KernelError> {
     let (operands, tile) = (&call.operands, call.geometry.tile);
     let tiles_of = |index: usize| (operands.seq(index).q_len * operands.group).div_ceil(tile);
     let tiles: usize = (0..operands.seqs()).map(tiles_of).sum::<usize>() * operands.heads_kv;
-    let most = (TILES / Parts::new(&call).tile).max(1);
+    let most = (TILES / Parts::new(call).tile).max(1);
     let grain = tiles.div_ceil(TASKS_PER_THREAD * cx.pool.threads()).clamp(1, most);
     let parts_of = |index: usize| tiles_of(index).div_ceil(grain);
     // Rows of each task of a sequence.
@@ -77,7 +95,7 @@ pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
         let (first, all) = (task.start as usize, seq.q_len * call.operands.group);
         let count = (all - first).min(rows_of(task.seq as usize));
         let rows = Rows { seq, head: task.head as usize, first, count };
-        attend(&call, &rows, &mut worker.scratch);
+        attend(call, &rows, compute, &mut worker.scratch);
     });
     Ok(())
 }
@@ -112,7 +130,7 @@ impl Parts {
     }
 }
 
-fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
+fn attend(call: &Call, rows: &Rows, compute: Compute, scratch: &mut Scratch) {
     let (operands, tile) = (&call.operands, call.geometry.tile);
     let parts = Parts::new(call);
     let tiles = rows.count.div_ceil(tile);
@@ -178,7 +196,7 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
             let base = memory.as_mut_ptr();
             // SAFETY: offsets within the tile's memory.
             let (results, state) = unsafe { (base.add(parts.results), base.add(parts.state)) };
-            call.isa.run(Block {
+            let block = Block {
                 call,
                 queries: base,
                 keys: keys.as_ptr(),
@@ -189,7 +207,8 @@ fn attend(call: &Call, rows: &Rows, scratch: &mut Scratch) {
                 rows: rows.count,
                 count,
                 masked: (!all_seen).then_some(first),
-            });
+            };
+            compute(call, block);
         }
         packed = true;
     }
@@ -221,19 +240,23 @@ struct Block<'a> {
     masked: Option<usize>,
 }
 
-impl Kernel for Block<'_> {
+/// A block whose operands are packed in words of `PACK` values.
+struct WithDot<'a, D, const PACK: usize>(D, Block<'a>);
+
+impl<D: Dot, const PACK: usize> Kernel for WithDot<'_, D, PACK> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let Self(dot, block) = self;
         // SAFETY: the pointers are those of a task's scratch, laid out by `Parts` for this level.
         unsafe {
-            match (S::REGISTERS >= 32, self.rows.div_ceil(S::LANES)) {
-                (true, 1) => self.vectors::<S, 8, 1>(s),
-                (true, 2) => self.vectors::<S, 8, 2>(s),
-                (true, _) => self.vectors::<S, 8, 3>(s),
-                (false, 1) => self.vectors::<S, 6, 1>(s),
-                (false, _) => self.vectors::<S, 6, 2>(s),
+            match (S::REGISTERS >= 32, block.rows.div_ceil(S::LANES)) {
+                (true, 1) => block.vectors::<S, D, PACK, 8, 1>(s, dot),
+                (true, 2) => block.vectors::<S, D, PACK, 8, 2>(s, dot),
+                (true, _) => block.vectors::<S, D, PACK, 8, 3>(s, dot),
+                (false, 1) => block.vectors::<S, D, PACK, 6, 1>(s, dot),
+                (false, _) => block.vectors::<S, D, PACK, 6, 2>(s, dot),
             }
         }
     }
@@ -243,16 +266,22 @@ impl Block<'_> {
     /// # Safety
     /// The pointers are valid for the parts of a task's scratch; the micro-tile is the level's.
     #[inline(always)]
-    unsafe fn vectors<S: Simd, const MR: usize, const NV: usize>(self, s: S) {
+    unsafe fn vectors<S: Simd, D: Dot, const PACK: usize, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        dot: D,
+    ) {
         let (hd, geometry) = (self.call.operands.head_dim, &self.call.geometry);
+        let words = hd.div_ceil(PACK);
         let (tile, panel) = (tile::<S>(), panel::<S>());
         let vector = |row: usize, v: usize| row * tile + v * S::LANES;
         // SAFETY: as the caller vouches; each offset is within its part.
         unsafe {
             for j in (0..self.count).step_by(MR) {
-                let keys = self.keys.add(j / panel * (hd * panel) + j % panel);
+                let keys = self.keys.add(j / panel * (words * panel) + j % panel);
                 let to = self.scores.add(j * tile);
-                product::<S, MR, NV>(s, hd, keys, panel, self.queries, to, None);
+                let onto = Onto::Nothing { factor: (PACK > 1).then_some(self.call.factor) };
+                product::<S, D, MR, NV>(s, dot, words, keys, panel, self.queries, to, onto);
             }
             if self.call.cap > 0.0 {
                 let cap = s.splat(self.call.cap);
@@ -289,12 +318,22 @@ impl Block<'_> {
                 s.store(rescale.add(vector(0, v)), factor);
                 sums[v] = s.mul(s.load(sum.add(vector(0, v))), factor);
             }
-            for j in 0..self.count {
+            for j in (0..self.count).step_by(PACK) {
                 for v in 0..NV {
                     let at = self.scores.add(vector(j, v));
                     let p = exp2(s, s.sub(s.load(at), peak[v]));
                     sums[v] = s.add(sums[v], p);
-                    s.store(at, p);
+                    if PACK == 1 {
+                        s.store(at, p);
+                        continue;
+                    }
+                    let mut other = s.zero();
+                    if j + 1 < self.count {
+                        other = exp2(s, s.sub(s.load(at.add(tile)), peak[v]));
+                        sums[v] = s.add(sums[v], other);
+                    }
+                    // Words take the place of scores that have been read.
+                    s.store(self.scores.add(vector(j / PACK, v)), pair(s, p, other));
                 }
             }
             for (v, total) in sums.iter().enumerate() {
@@ -303,7 +342,8 @@ impl Block<'_> {
             for d in (0..hd).step_by(MR) {
                 let to = self.results.add(d * tile);
                 let values = self.values.add(d);
-                product::<S, MR, NV>(s, self.count, values, geometry.padded, self.scores, to, Some(rescale));
+                let (keys, onto) = (self.count.div_ceil(PACK), Onto::Scaled(rescale));
+                product::<S, D, MR, NV>(s, dot, keys, values, geometry.padded, self.scores, to, onto);
             }
         }
     }
@@ -338,26 +378,43 @@ impl Block<'_> {
     }
 }
 
-/// `c[m, n] = sum_k a[k, m] * b[k, n]`, added to `c[m, n] * scale[n]` where there is a scale; `MR` values of `m`, `NV`
-/// vectors of `n`; rows of `b` and `c` are a tile long.
+/// Two values, neither negative, rounded to bf16: halves away from zero.
+#[inline(always)]
+fn pair<S: Simd>(s: S, low: S::V, high: S::V) -> S::V {
+    let rounded = |v: S::V| s.add_i(s.to_bits(v), s.splat_i(0x8000));
+    s.of_bits(s.or_i(s.shr_i::<16>(rounded(low)), s.and_i(rounded(high), s.splat_i(-65_536))))
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+enum Onto {
+    /// Nothing: it is multiplied with a factor, if there is one, and stored.
+    Nothing { factor: Option<f32> },
+    /// What is stored, times a vector of factors.
+    Scaled(*const f32),
+}
+
+/// `c[m, n] = sum_k a[k, m] * b[k, n]`, with what [`Onto`] says; `k` counts words; `MR` values of `m`, `NV` vectors of `n`;
+/// rows of `b` and `c` are a tile long.
 ///
 /// # Safety
 /// `a` is readable for `k` rows of `lda`, `b` for `k` rows and `c` writable for `MR` rows of a tile.
 #[inline(always)]
-unsafe fn product<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn product<S: Simd, D: Dot, const MR: usize, const NV: usize>(
     s: S,
+    dot: D,
     k: usize,
     mut a: *const f32,
     lda: usize,
     mut b: *const f32,
     c: *mut f32,
-    scale: Option<*const f32>,
+    onto: Onto,
 ) {
     let tile = tile::<S>();
     let mut sums = [[s.zero(); NV]; MR];
     // SAFETY: as the caller vouches.
     unsafe {
-        if let Some(scale) = scale {
+        if let Onto::Scaled(scale) = onto {
             let mut factors = [s.zero(); NV];
             for (v, factor) in factors.iter_mut().enumerate() {
                 *factor = s.load(scale.add(v * S::LANES));
@@ -370,15 +427,21 @@ unsafe fn product<S: Simd, const MR: usize, const NV: usize>(
         }
         for _ in 0..k / UNROLL {
             for _ in 0..UNROLL {
-                step::<S, MR, NV>(s, a, b, &mut sums);
+                step::<S, D, MR, NV>(s, dot, a, b, &mut sums);
                 a = a.wrapping_add(lda);
                 b = b.wrapping_add(tile);
             }
         }
         for _ in 0..k % UNROLL {
-            step::<S, MR, NV>(s, a, b, &mut sums);
+            step::<S, D, MR, NV>(s, dot, a, b, &mut sums);
             a = a.wrapping_add(lda);
             b = b.wrapping_add(tile);
+        }
+        if let Onto::Nothing { factor: Some(factor) } = onto {
+            let factor = s.splat(factor);
+            for sum in sums.as_flattened_mut() {
+                *sum = s.mul(*sum, factor);
+            }
         }
         for (m, sums) in sums.iter().enumerate() {
             for (v, sum) in sums.iter().enumerate() {
@@ -391,8 +454,9 @@ unsafe fn product<S: Simd, const MR: usize, const NV: usize>(
 /// # Safety
 /// `a` is readable for `MR` elements, `b` for `NV` vectors.
 #[inline(always)]
-unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
+unsafe fn step<S: Simd, D: Dot, const MR: usize, const NV: usize>(
     s: S,
+    dot: D,
     a: *const f32,
     b: *const f32,
     sums: &mut [[S::V; NV]; MR],
@@ -406,7 +470,7 @@ unsafe fn step<S: Simd, const MR: usize, const NV: usize>(
         for (m, sums) in sums.iter_mut().enumerate() {
             let x = s.splat(*a.add(m));
             for (sum, y) in sums.iter_mut().zip(&row) {
-                *sum = s.fma(x, *y, *sum);
+                *sum = dot.dot(s, *sum, x, *y);
             }
         }
     }

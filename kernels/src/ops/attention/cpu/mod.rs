@@ -9,16 +9,17 @@ mod split;
 mod tasks;
 
 use super::{Attention, AttentionSpec};
-use crate::cpu::isa::Level;
+use crate::cpu::isa::{Isa, Level};
 use crate::cpu::{CpuOp, CpuRows};
 use crate::select::{Reject, Variant};
-use crate::spec::Caps;
+use crate::spec::{Caps, DType};
 
 impl CpuOp for Attention {
     #[inline(never)]
     fn cpu_variants() -> CpuRows<Self> {
         const ROWS: CpuRows<Attention> = &[
             Variant { name: "flash", reject: |_, _| None, est_us: flash_us, launch: flash::launch },
+            Variant { name: "flash-bf16", reject: bf16_reject, est_us: bf16_us, launch: flash::launch_bf16 },
             Variant { name: "split", reject: split_reject, est_us: split_us, launch: split::launch },
         ];
         ROWS
@@ -50,6 +51,18 @@ fn flash_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
     // Products and softmax, and for each task packing.
     let per_key = vectors * (2.0 * hd + 20.0) + (vectors / 24.0).ceil() * hd;
     estimate(spec, caps, per_key, (spec.seqs * spec.heads_kv) as f32 * (vectors / 3.0).ceil())
+}
+
+fn bf16_reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
+    if (spec.x, spec.kv_dtype) != (DType::BF16, DType::BF16) {
+        return Some("for queries, keys and values of bf16".into());
+    }
+    (!caps.bf16_dot).then(|| "the CPU has no AVX512_BF16".into())
+}
+
+fn bf16_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    let gains = Isa::at(caps.isa).is_ok_and(Isa::bf16_gains);
+    flash_us(spec, caps) * if gains { 0.6 } else { 1.1 }
 }
 
 fn split_reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {

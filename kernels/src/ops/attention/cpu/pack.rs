@@ -1,4 +1,6 @@
-//! Conversions between operands of any float type and the f32 panels that the kernels multiply.
+//! Conversions between operands of any float type and the panels that the kernels multiply: of f32, or of words of two bf16.
+
+use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
@@ -11,11 +13,11 @@ use crate::spec::DType;
 /// The pointers take buffers of at least the size that each function states, and rows and keys of the op.
 #[derive(Clone, Copy)]
 pub(super) struct Io {
-    /// Queries times `factor` as `[head_dim, tile]`, rows along the vectors.
+    /// Queries times `factor` as `[head_dim, tile]`, rows along the vectors. As words, elements two by two, without the factor.
     pub(super) queries: unsafe fn(&Call, &Rows, *mut f32),
-    /// Keys from the given one on as `[keys / panel, head_dim, panel]`, keys along the vectors.
+    /// Keys from the given one on as `[keys / panel, head_dim, panel]`, keys along the vectors. As words, elements two by two.
     pub(super) keys: unsafe fn(&Call, &Rows, usize, usize, *mut f32),
-    /// Values from the given one on as `[keys, padded]`; the first so many of them become zeros.
+    /// Values from the given one on as `[keys, padded]`; the first so many of them become zeros. As words, keys two by two.
     pub(super) values: unsafe fn(&Call, &Rows, usize, usize, usize, *mut f32),
     /// Results `[padded, tile]`, rows along the vectors, times a factor for each row.
     pub(super) store: unsafe fn(&Call, &Rows, *const f32, *const f32),
@@ -44,12 +46,67 @@ impl Io {
 
     fn on<X: StoreElem, K: Elem>() -> Self {
         Self {
-            queries: queries::<X>,
-            keys: keys::<K>,
+            queries: queries::<One<X>>,
+            keys: keys::<One<K>>,
             values: values::<K>,
             store: store::<X>,
             ahead: ahead::<X, K>,
             ahead_queries: ahead_queries::<X>,
+        }
+    }
+
+    /// Panels of words, for operands of bf16.
+    pub(super) fn words() -> Self {
+        let (queries, keys) = (queries::<Two>, keys::<Two>);
+        Self { queries, keys, values: value_pairs, ..Self::on::<bf16, bf16>() }
+    }
+}
+
+/// How the elements of a head fill the lanes of a panel.
+trait Lane {
+    /// Type of the elements.
+    type Of: Copy;
+    /// Elements of a lane.
+    const PACK: usize;
+
+    /// A vector of the first `n` elements, zeros after them; `n` may be more than a vector holds.
+    ///
+    /// # Safety
+    /// `p` is readable for `n` elements.
+    unsafe fn load<S: Simd>(s: S, p: *const Self::Of, n: usize) -> S::V;
+}
+
+/// One f32.
+struct One<T>(PhantomData<T>);
+
+impl<T: Elem> Lane for One<T> {
+    type Of = T;
+    const PACK: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const T, n: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { load_up_to(s, p, n) }
+    }
+}
+
+/// Two bf16 as they are stored, the first in the low half.
+struct Two;
+
+impl Lane for Two {
+    type Of = bf16;
+    const PACK: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const bf16, n: usize) -> S::V {
+        // SAFETY: as the caller vouches: at most `n` elements are read.
+        unsafe {
+            if n >= 2 * S::LANES {
+                return s.load(p.cast());
+            }
+            let mut all = [bf16::ZERO; 2 * MAX_LANES];
+            std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n);
+            s.load(all.as_ptr().cast())
         }
     }
 }
@@ -99,40 +156,44 @@ fn ahead_queries<X>(call: &Call, rows: &Rows) {
         .run(Ahead(rows.count, |r| (q.wrapping_add(rows.at(operands, operands.q, r)), operands.head_dim)));
 }
 
-struct Queries<'a, X> {
+struct Queries<'a, L: Lane> {
     call: &'a Call<'a>,
     rows: &'a Rows,
-    from: *const X,
+    from: *const L::Of,
     to: *mut f32,
 }
 
 /// # Safety
 /// As [`Io`] says.
-unsafe fn queries<X: Elem>(call: &Call, rows: &Rows, to: *mut f32) {
-    call.isa.run(Queries::<X> { call, rows, from: call.q.cast(), to });
+unsafe fn queries<L: Lane>(call: &Call, rows: &Rows, to: *mut f32) {
+    call.isa.run(Queries::<L> { call, rows, from: call.q.cast(), to });
 }
 
-impl<X: Elem> Kernel for Queries<'_, X> {
+impl<L: Lane> Kernel for Queries<'_, L> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { call, rows, from, to } = self;
         let (hd, tile, factor) = (call.operands.head_dim, call.geometry.tile, s.splat(call.factor));
+        let words = hd.div_ceil(L::PACK);
         for first in (0..rows.count).step_by(S::LANES) {
-            for d in (0..hd).step_by(S::LANES) {
+            for d in (0..words).step_by(S::LANES) {
                 let mut block = [s.zero(); MAX_LANES];
                 for (lane, v) in block.iter_mut().enumerate().take((rows.count - first).min(S::LANES)) {
                     // SAFETY: a row of the op.
                     unsafe {
                         let row = from.add(rows.at(&call.operands, call.operands.q, first + lane));
-                        *v = s.mul(load_up_to(s, row.add(d), hd - d), factor);
+                        *v = L::load(s, row.add(L::PACK * d), hd - L::PACK * d);
+                    }
+                    if L::PACK == 1 {
+                        *v = s.mul(*v, factor);
                     }
                 }
                 // SAFETY: `block` holds a vector for each lane; the buffer has `head_dim` rows of a tile.
                 unsafe {
                     s.transpose(block.as_mut_ptr());
-                    for (i, v) in block.iter().enumerate().take((hd - d).min(S::LANES)) {
+                    for (i, v) in block.iter().enumerate().take((words - d).min(S::LANES)) {
                         s.store(to.add((d + i) * tile + first), *v);
                     }
                 }
@@ -141,28 +202,29 @@ impl<X: Elem> Kernel for Queries<'_, X> {
     }
 }
 
-struct Keys<'a, K> {
+struct Keys<'a, L: Lane> {
     call: &'a Call<'a>,
     rows: &'a Rows,
     first: usize,
     count: usize,
-    from: *const K,
+    from: *const L::Of,
     to: *mut f32,
 }
 
 /// # Safety
 /// As [`Io`] says.
-unsafe fn keys<K: Elem>(call: &Call, rows: &Rows, first: usize, count: usize, to: *mut f32) {
-    call.isa.run(Keys::<K> { call, rows, first, count, from: call.k.cast(), to });
+unsafe fn keys<L: Lane>(call: &Call, rows: &Rows, first: usize, count: usize, to: *mut f32) {
+    call.isa.run(Keys::<L> { call, rows, first, count, from: call.k.cast(), to });
 }
 
-impl<K: Elem> Kernel for Keys<'_, K> {
+impl<L: Lane> Kernel for Keys<'_, L> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { call, rows, first, count, from, to } = self;
         let (hd, panel) = (call.operands.head_dim, panel::<S>());
+        let words = hd.div_ceil(L::PACK);
         // Whole panels are written, zeros where there is no key.
         for j in (0..count.next_multiple_of(panel)).step_by(S::LANES) {
             let have = count.saturating_sub(j).min(S::LANES);
@@ -171,17 +233,17 @@ impl<K: Elem> Kernel for Keys<'_, K> {
                 *place = call.operands.k_at(&rows.seq, rows.head, first + j + lane);
             }
             // SAFETY: the buffer has room for whole panels.
-            let to = unsafe { to.add(j / panel * (hd * panel) + j % panel) };
-            for d in (0..hd).step_by(S::LANES) {
+            let to = unsafe { to.add(j / panel * (words * panel) + j % panel) };
+            for d in (0..words).step_by(S::LANES) {
                 let mut block = [s.zero(); MAX_LANES];
                 for (v, &place) in block.iter_mut().zip(&places).take(have) {
                     // SAFETY: a key of the op.
-                    *v = unsafe { load_up_to(s, from.add(place + d), hd - d) };
+                    *v = unsafe { L::load(s, from.add(place + L::PACK * d), hd - L::PACK * d) };
                 }
                 // SAFETY: `block` holds a vector for each lane; the panel has `head_dim` rows.
                 unsafe {
                     s.transpose(block.as_mut_ptr());
-                    for (i, v) in block.iter().enumerate().take((hd - d).min(S::LANES)) {
+                    for (i, v) in block.iter().enumerate().take((words - d).min(S::LANES)) {
                         s.store(to.add((d + i) * panel), *v);
                     }
                 }
@@ -190,7 +252,7 @@ impl<K: Elem> Kernel for Keys<'_, K> {
     }
 }
 
-struct Values<'a, K>(Keys<'a, K>, usize);
+struct Values<'a, K: Elem>(Keys<'a, One<K>>, usize);
 
 /// # Safety
 /// As [`Io`] says.
@@ -221,6 +283,44 @@ impl<K: Elem> Kernel for Values<'_, K> {
                 // Whole micro-tiles are multiplied: what lies behind the head must not be slow numbers.
                 for d in (hd.next_multiple_of(S::LANES)..padded).step_by(S::LANES) {
                     s.store(to.add(d), s.zero());
+                }
+            }
+        }
+    }
+}
+
+struct ValuePairs<'a>(Keys<'a, Two>, usize);
+
+/// # Safety
+/// As [`Io`] says.
+unsafe fn value_pairs(call: &Call, rows: &Rows, first: usize, zeros: usize, count: usize, to: *mut f32) {
+    call.isa.run(ValuePairs(Keys { call, rows, first, count, from: call.v.cast(), to }, zeros));
+}
+
+impl Kernel for ValuePairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self(Keys { call, rows, first, count, from, to }, zeros) = self;
+        let (hd, padded) = (call.operands.head_dim, call.geometry.padded);
+        let value = |j: usize| {
+            // SAFETY: a value of the op.
+            (zeros..count)
+                .contains(&j)
+                .then(|| unsafe { from.add(call.operands.v_at(&rows.seq, rows.head, first + j)) })
+        };
+        for j in (0..count).step_by(2) {
+            let (low, high) = (value(j), value(j + 1));
+            for d in (0..padded).step_by(S::LANES) {
+                // SAFETY: the elements before `hd` exist; the buffer has a row of `padded` words for each two keys.
+                unsafe {
+                    let bits = |from: Option<*const bf16>| match from {
+                        Some(from) if d < hd => s.to_bits(load_up_to(s, from.add(d), hd - d)),
+                        _ => s.splat_i(0),
+                    };
+                    let word = s.or_i(s.shr_i::<16>(bits(low)), bits(high));
+                    s.store(to.add(j / 2 * padded + d), s.of_bits(word));
                 }
             }
         }
