@@ -151,7 +151,8 @@ fn crowd_through(pipeline: &Pipeline, cx: &mut Ctx, all: Vec<Request>) -> usize 
     let mut scheduler = Scheduler::new(cx, model, tokenizer, limits).expect("a scheduler");
     let (mut waiting, mut step, mut cancelled) = (all.into_iter(), 0, 0);
     let mut answers: Vec<Option<Answer>> = vec![None; count];
-    let mut texts = vec![String::new(); count];
+    // Text of answers, and of thoughts before them.
+    let mut texts = vec![[const { String::new() }; 2]; count];
     while waiting.len() > 0 || !scheduler.is_idle() {
         step += 1;
         for request in waiting.by_ref().take(step % 3) {
@@ -159,7 +160,7 @@ fn crowd_through(pipeline: &Pipeline, cx: &mut Ctx, all: Vec<Request>) -> usize 
         }
         for event in scheduler.step(cx) {
             match event {
-                Event::Text { request, text, .. } => texts[request] += &text,
+                Event::Text { request, text, thought } => texts[request][usize::from(thought)] += &text,
                 Event::Done { request, answer } => answers[request] = Some(answer),
                 Event::Failed { error, .. } => panic!("{error}"),
             }
@@ -182,7 +183,9 @@ fn crowd_through(pipeline: &Pipeline, cx: &mut Ctx, all: Vec<Request>) -> usize 
             _ => &apart.token_ids,
         };
         assert_eq!(answer.token_ids, expected, "request {number}");
-        assert_eq!(answer.text, texts[number], "request {number}");
+        let [text, thoughts] = &texts[number];
+        assert_eq!(&answer.text, text, "request {number}");
+        assert_eq!(answer.reasoning.as_deref().unwrap_or_default(), thoughts.trim_end(), "request {number}");
     }
     scheduler.preempted()
 }

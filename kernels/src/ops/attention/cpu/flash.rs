@@ -321,19 +321,23 @@ impl Block<'_> {
             for j in (0..self.count).step_by(PACK) {
                 for v in 0..NV {
                     let at = self.scores.add(vector(j, v));
-                    let p = exp2(s, s.sub(s.load(at), peak[v]));
-                    sums[v] = s.add(sums[v], p);
+                    let weight = |at: *const f32| exp2(s, s.sub(s.load(at), peak[v]));
                     if PACK == 1 {
+                        let p = weight(at);
+                        sums[v] = s.add(sums[v], p);
                         s.store(at, p);
                         continue;
                     }
-                    let mut other = s.zero();
+                    // Weights are summed as they are rounded: what multiplies the values adds up to one.
+                    let low = round_bf16(s, weight(at));
+                    let mut high = s.zero();
                     if j + 1 < self.count {
-                        other = exp2(s, s.sub(s.load(at.add(tile)), peak[v]));
-                        sums[v] = s.add(sums[v], other);
+                        high = round_bf16(s, weight(at.add(tile)));
                     }
+                    sums[v] = s.add(sums[v], s.add(low, high));
+                    let word = s.or_i(s.shr_i::<16>(s.to_bits(low)), s.to_bits(high));
                     // Words take the place of scores that have been read.
-                    s.store(self.scores.add(vector(j / PACK, v)), pair(s, p, other));
+                    s.store(self.scores.add(vector(j / PACK, v)), s.of_bits(word));
                 }
             }
             for (v, total) in sums.iter().enumerate() {
@@ -378,11 +382,10 @@ impl Block<'_> {
     }
 }
 
-/// Two values, neither negative, rounded to bf16: halves away from zero.
+/// Rounded to bf16, halves away from zero.
 #[inline(always)]
-fn pair<S: Simd>(s: S, low: S::V, high: S::V) -> S::V {
-    let rounded = |v: S::V| s.add_i(s.to_bits(v), s.splat_i(0x8000));
-    s.of_bits(s.or_i(s.shr_i::<16>(rounded(low)), s.and_i(rounded(high), s.splat_i(-65_536))))
+fn round_bf16<S: Simd>(s: S, v: S::V) -> S::V {
+    s.of_bits(s.and_i(s.add_i(s.to_bits(v), s.splat_i(0x8000)), s.splat_i(-65_536)))
 }
 
 /// What a product is added to.
