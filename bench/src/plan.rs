@@ -119,6 +119,12 @@ pub struct Step {
     pub bytes: u64,
 }
 
+/// Rows of a picture that stand for tokens, or that tokens attend to.
+fn rows_of(prompt: &Prompt, media: usize) -> usize {
+    let of = |rows: &[usize]| rows.get(media).copied().unwrap_or(0);
+    prompt.rows_of(media) + of(&prompt.memory) + of(&prompt.rest)
+}
+
 impl Plan {
     /// Runs the request on a context that computes nothing.
     pub fn make(
@@ -151,7 +157,7 @@ impl Plan {
         let mut request = pipeline.request(cx, &messages, &images, params)?;
         let mut phases = Vec::new();
         let picture = |(number, media): (usize, &Media)| match media {
-            Media::Picture(image) => Some(Picture::of(image, request.prompt.rows_of(number))),
+            Media::Picture(image) => Some(Picture::of(image, rows_of(&request.prompt, number))),
             Media::Features(_) => None,
         };
         let pictures = request.media.iter().enumerate().filter_map(picture).collect();
@@ -172,7 +178,7 @@ impl Plan {
         }
         lengthen(&mut request.prompt, text_tokens);
         let prompt_tokens = request.prompt.len();
-        let image_tokens = request.prompt.spans.iter().map(|span| span.rows.len()).sum();
+        let image_tokens = (0..request.media.len()).map(|number| rows_of(&request.prompt, number)).sum();
         let image_features = (image_tokens * info.d_model * cx.dtype().size()) as u64;
 
         let limits = Limits::of(&info, std::slice::from_ref(&request));

@@ -340,6 +340,7 @@ fn stage_of(key: &str, layers: usize) -> Option<(usize, &'static str, Option<usi
         "qformer_last_hidden" => (1, "qformer_last_hidden", None),
         "image_features" => (2, Stage::FEATURES.part, None),
         "question_hidden" => (3, "question_hidden", None),
+        "encoder_last_hidden" => (3, "encoder_last_hidden", None),
         "inputs_embeds" => (4, Stage::EMBEDDINGS.part, None),
         "text_layer_first" => (5, Stage::text_layer(0).part, Some(0)),
         "text_layer_last" => (6, Stage::text_layer(0).part, Some(last)),
@@ -504,6 +505,11 @@ fn without_padding(
     shape: &[usize],
     stored: Vec<f32>,
 ) -> Vec<f32> {
+    // All pictures may be one sample's.
+    let shape = match shape {
+        [1, rest @ ..] if rest.first() == Some(&prepared.len()) => rest,
+        _ => shape,
+    };
     if shape.first() != Some(&prepared.len()) || prepared.is_empty() {
         return stored;
     }

@@ -52,11 +52,24 @@ pub enum Sees {
     },
 }
 
+/// How the rows of a run fall into parts that see the same memory: sequences, or pieces of such.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// Their rows in [`PackedKv::block_table`] and [`PackedKv::kv_lens`].
+    pub parts: Range<usize>,
+    /// i32 `[parts + 1]`: first row of each part, counted from the run's first row.
+    pub q_starts: Tensor,
+    /// Most rows of a part.
+    pub max_q: usize,
+}
+
 /// What the rows of a run attend to in a group of layers.
 #[derive(Clone, Debug)]
 pub struct Keys {
     /// Which keys are seen.
     pub sees: Sees,
+    /// Of groups that keep a memory, how the rows fall into parts; of others they do into the run's sequences.
+    pub cut: Option<Cut>,
     /// Most keys of one sequence.
     pub most: usize,
     /// Pairs of query and key.
@@ -84,9 +97,9 @@ pub struct PackedKv {
     /// i32: slots in the pages of the new tokens, `[tokens]`, or of the rows of memory that are new, `[rows]`; the slot of each
     /// sequence's state, `[seqs]`. A state is to be taken for zeros where all tokens of its sequence are new.
     pub slots: Tensor,
-    /// i32 `[seqs, max_pages]`.
+    /// i32 `[seqs, max_pages]`; of a memory, a row for each part of [`Cut`].
     pub block_table: Tensor,
-    /// i32 `[seqs]`: keys of each sequence, the new ones included.
+    /// i32 `[seqs]`: keys of each sequence, the new ones included; of a memory likewise.
     pub kv_lens: Tensor,
 }
 
@@ -122,8 +135,8 @@ pub struct Packed {
     pub memory: Vec<Tensor>,
     /// What an encoder makes memory of, likewise, where a model has one.
     pub sources: Vec<PackedSource>,
-    /// f32 `[tokens]`: 1 of tokens that attend to the memory of pictures before them, 0 of those that have none before them; absent
-    /// without a memory.
+    /// f32 `[tokens]`: 1 of tokens for which the memory that they attend to counts, else 0 ([`Prompt::reached`]); absent without a
+    /// memory.
     pub reached: Option<Tensor>,
     /// Rows of the batch.
     pub tokens: usize,
@@ -157,6 +170,9 @@ impl Packed {
             key.view(run.q_starts.view()).number(run.max_q);
             for keys in &run.keys {
                 key.number(keys.most);
+                if let Some(cut) = &keys.cut {
+                    key.view(cut.q_starts.view()).number(cut.max_q);
+                }
             }
         }
         key.number(self.rows_wanted);
@@ -181,8 +197,10 @@ struct Lists {
     wanted: Vec<i32>,
     /// Tokens of each sequence, the new ones included.
     tokens: Vec<i32>,
-    /// Rows of memory of each sequence.
+    /// Rows of memory of each part.
     memory: Vec<i32>,
+    /// The chunk of each part.
+    owners: Vec<usize>,
     /// Slots in each group.
     slots: Vec<Vec<i32>>,
 }
@@ -203,6 +221,37 @@ struct Plain {
     seqs: Range<usize>,
     q_starts: Vec<i32>,
     max_q: usize,
+    parts: Range<usize>,
+    part_starts: Vec<i32>,
+    max_part: usize,
+}
+
+impl Plain {
+    /// Rows that are to be added to no sequence yet.
+    fn at(row: usize, seq: usize, part: usize) -> Self {
+        Self {
+            rows: row..row,
+            seqs: seq..seq,
+            q_starts: vec![0],
+            max_q: 0,
+            parts: part..part,
+            part_starts: vec![0],
+            max_part: 0,
+        }
+    }
+
+    /// Adds a sequence of so many rows, in parts.
+    fn add(&mut self, rows: usize, parts: &[usize]) {
+        for part in parts {
+            self.rows.end += part;
+            self.parts.end += 1;
+            self.part_starts.push(self.rows.len() as i32);
+            self.max_part = self.max_part.max(*part);
+        }
+        self.seqs.end += 1;
+        self.q_starts.push(self.rows.len() as i32);
+        self.max_q = self.max_q.max(rows);
+    }
 }
 
 impl Batch<'_> {
@@ -245,24 +294,20 @@ impl Batch<'_> {
             lists.ids.extend(chunk.tokens.iter().map(|&id| id as i32));
             lists.positions.extend((past..past + new).map(|token| chunk.prompt.position(token)));
             lists.tokens.push((past + new) as i32);
-            lists.memory.push(chunk.prompt.memory_rows() as i32);
+            let parts = parts(chunk.prompt, past..past + new);
+            let before = lists.memory.len();
+            lists.memory.extend(parts.iter().map(|_| chunk.prompt.memory_rows() as i32));
+            lists.owners.extend(parts.iter().map(|_| index));
             lists.wanted.extend((first + new - chunk.want.min(new)..first + new).map(|row| row as i32));
             // Answers and prompts are runs of their own.
             let alone = new == 1 && chunk.prompt.block_of(past).is_none();
-            match runs.last_mut() {
-                Some(run) if (run.max_q == 1) == alone => {
-                    run.max_q = run.max_q.max(new);
-                    run.rows.end += new;
-                    run.seqs.end += 1;
-                    run.q_starts.push((run.rows.end - run.rows.start) as i32);
-                }
-                _ => runs.push(Plain {
-                    rows: first..first + new,
-                    seqs: index..index + 1,
-                    q_starts: vec![0, new as i32],
-                    // More than one, so that the next answer begins a run.
-                    max_q: if alone { 1 } else { new.max(2) },
-                }),
+            if runs.last().is_none_or(|run| (run.max_q == 1) != alone) {
+                runs.push(Plain::at(first, index, before));
+            }
+            if let Some(run) = runs.last_mut() {
+                run.add(new, &parts);
+                // More than one, so that the next answer begins a run.
+                run.max_q = if alone { 1 } else { run.max_q.max(2) };
             }
         }
         // Where steps are recorded, few sizes serve all of them.
@@ -284,7 +329,7 @@ impl Batch<'_> {
         runs: Vec<Plain>,
         padded: bool,
     ) -> Result<Packed> {
-        let (tokens, seqs) = (lists.ids.len(), lists.tokens.len());
+        let tokens = lists.ids.len();
         let axis = |axis: usize| lists.positions.iter().map(move |at| at[axis]);
         let positions: Vec<i32> = (0..packing.axes).flat_map(axis).collect();
         let every = lists.wanted.len() == tokens;
@@ -302,8 +347,10 @@ impl Batch<'_> {
                 Keep::State => 1,
                 _ => most(lists.keys(keep), padded).div_ceil(PAGE).max(1),
             };
-            let mut table = vec![0i32; seqs * width];
-            for (row, chunk) in table.chunks_exact_mut(width).zip(&self.chunks) {
+            let every: Vec<usize> = (0..self.chunks.len()).collect();
+            let owners = if keep == Keep::Memory { &lists.owners } else { &every };
+            let mut table = vec![0i32; lists.keys(keep).len() * width];
+            for (row, chunk) in table.chunks_exact_mut(width).zip(owners.iter().map(|&i| &self.chunks[i])) {
                 for (slot, page) in row.iter_mut().zip(kv.pages(chunk.seq, group)) {
                     *slot = page as i32;
                 }
@@ -312,6 +359,9 @@ impl Batch<'_> {
             all.extend([slots.clone(), table]);
         }
         all.extend(runs.iter().map(|run| run.q_starts.clone()));
+        if remembers {
+            all.extend(runs.iter().map(|run| run.part_starts.clone()));
+        }
         let mut seen = Vec::new();
         for run in &runs {
             let of_run: Vec<Seen> = kv.groups().map(|group| self.seen(group, run, before)).collect();
@@ -328,21 +378,29 @@ impl Batch<'_> {
         let mut packed_kv = Vec::with_capacity(groups.len());
         for (keep, width) in groups.iter().zip(widths) {
             let kv_lens = if *keep == Keep::Memory { &memory_lens } else { &token_lens };
-            let (slots, block_table) = (next()?, next()?.reshape(&[seqs, width])?);
+            let (slots, block_table) = (next()?, next()?.reshape(&[lists.keys(*keep).len(), width])?);
             packed_kv.push(PackedKv { slots, block_table, kv_lens: kv_lens.clone() });
         }
         let starts = runs.iter().map(|_| next()).collect::<Result<Vec<_>>>()?;
+        let mut part_starts = Vec::new();
+        if remembers {
+            part_starts = runs.iter().map(|_| next()).collect::<Result<Vec<_>>>()?;
+        }
+        let mut part_starts = part_starts.into_iter();
         let mut packed_runs = Vec::with_capacity(runs.len());
         for ((run, q_starts), seen) in runs.into_iter().zip(starts).zip(seen) {
-            let Plain { rows, seqs, max_q, .. } = run;
+            let Plain { rows, seqs, max_q, parts, max_part, .. } = run;
+            let cut = part_starts.next().map(|q_starts| Cut { parts, q_starts, max_q: max_part });
             let mut keys = Vec::with_capacity(seen.len());
             for (Seen { same, pairs, ranges }, &keep) in seen.into_iter().zip(groups) {
                 let sees = match ranges {
                     None => same,
                     Some(_) => Sees::Ranges { from: next()?.into(), to: next()?.into() },
                 };
-                let of_run = lists.keys(keep).get(seqs.clone()).unwrap_or_default();
-                keys.push(Keys { sees, most: most(of_run, padded), pairs });
+                let cut = cut.clone().filter(|_| keep == Keep::Memory);
+                let of_run = cut.as_ref().map_or(seqs.clone(), |cut| cut.parts.clone());
+                let of_run = lists.keys(keep).get(of_run).unwrap_or_default();
+                keys.push(Keys { sees, cut, most: most(of_run, padded), pairs });
             }
             packed_runs.push(Run { rows, seqs, q_starts, max_q, keys });
         }
@@ -404,9 +462,9 @@ impl Batch<'_> {
     fn reached(&self, cx: &mut Ctx, before: &[usize], rows: usize) -> Result<Tensor> {
         let of_chunk = |(chunk, &past): (&Chunk<'_>, &usize)| {
             let prompt = chunk.prompt;
-            let first = prompt.reaches.first().map_or(0, |reach| reach.from);
-            let some = prompt.memory_rows() > 0;
-            (past..past + chunk.tokens.len()).map(move |token| f32::from(u8::from(some && token >= first)))
+            (past..past + chunk.tokens.len())
+                .map(|token| f32::from(u8::from(prompt.reached(token))))
+                .collect::<Vec<_>>()
         };
         let mut values: Vec<f32> = self.chunks.iter().zip(before).flat_map(of_chunk).collect();
         values.resize(rows, 0.0);
@@ -452,23 +510,36 @@ impl Batch<'_> {
                 }
             }
             let mut memories = Vec::new();
-            for (media, &rows) in chunk.prompt.memory.iter().enumerate() {
-                if !remembers || past > 0 || rows == 0 {
+            let rest = &chunk.prompt.rest;
+            for media in 0..chunk.prompt.memory.len().max(rest.len()) {
+                let of_media = |rows: &[usize]| rows.get(media).copied().unwrap_or(0);
+                let (rows, behind) = (of_media(&chunk.prompt.memory), of_media(rest));
+                if !remembers || past > 0 || rows + behind == 0 {
                     continue;
                 }
                 let memory = of(media)?.memory.clone();
                 let found = memory.as_ref().map_or(0, |memory| memory.size(0));
                 match memory {
-                    Some(memory) if found == rows => memories.push(memory),
+                    Some(memory) if found == rows + behind => memories.push(memory),
                     _ => {
-                        let what = format!("expected {rows} rows of memory, found {found}");
+                        let what = format!("expected {} rows of memory, found {found}", rows + behind);
                         return Err(bad(format!("picture {}: {what}", media + 1)));
                     }
                 }
             }
             let Source { tokens, spans } = &chunk.prompt.source;
-            if tokens.is_empty() {
+            if tokens.is_empty() && rest.iter().all(|rows| *rows == 0) {
                 gathered.memory.append(&mut memories);
+            } else if tokens.is_empty() {
+                // What tokens attend to after their pictures comes first, of all of them.
+                let mut behind = Vec::new();
+                for (media, memory) in memories.iter().enumerate() {
+                    let rows = chunk.prompt.memory.get(media).copied().unwrap_or(0);
+                    gathered.memory.push(memory.narrow(0, 0, rows)?);
+                    behind.push(memory.narrow(0, rows, memory.size(0) - rows)?);
+                }
+                gathered.memory.append(&mut behind);
+                gathered.memory.retain(|rows| rows.size(0) > 0);
             } else if remembers && past == 0 {
                 let mut features = Vec::with_capacity(spans.len());
                 for span in spans {
@@ -530,6 +601,17 @@ impl Seen {
     }
 }
 
+/// Numbers of neighbouring tokens that attend to the same memory.
+fn parts(prompt: &Prompt, tokens: Range<usize>) -> Vec<usize> {
+    let (mut from, mut parts) = (tokens.start, Vec::new());
+    while from < tokens.end {
+        let to = prompt.next_reach(from).map_or(tokens.end, |next| next.min(tokens.end));
+        parts.push(to - from);
+        from = to;
+    }
+    parts
+}
+
 /// Most keys of a sequence; in steps that are recorded, a size that many share.
 fn most(keys: &[i32], padded: bool) -> usize {
     let most = keys.iter().max().map_or(0, |&most| most as usize);
@@ -551,8 +633,6 @@ fn pad(lists: &mut Lists, groups: &[Keep], run: &mut Plain) {
         for (slots, _) in lists.slots.iter_mut().zip(groups).filter(|(_, keep)| **keep != Keep::Memory) {
             slots.push(-1);
         }
-        run.q_starts.push(row as i32 + 1);
-        run.rows.end += 1;
-        run.seqs.end += 1;
+        run.add(1, &[1]);
     }
 }

@@ -16,6 +16,7 @@ pub mod kv;
 pub mod parallel;
 mod pipeline;
 pub mod prompt;
+pub mod regions;
 pub mod sample;
 pub mod scheduler;
 mod tensor;

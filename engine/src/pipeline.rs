@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::prompt::{Features, Prompt};
+use crate::regions::Regions;
 use crate::sample::SamplingParams;
 use crate::scheduler::{Media, Request, generate};
 use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
@@ -37,7 +38,7 @@ impl Pipeline {
             return Err(Error::other_kind(files, &loaded.model, Gives::Answers));
         };
         let tokenizer = Tokenizer::load(files)?;
-        let vocab = model.info().vocab;
+        let vocab = model.info().embedded;
         if tokenizer.vocab_size() > vocab {
             tracing::debug!(
                 tokenizer = tokenizer.vocab_size(),
@@ -84,7 +85,7 @@ impl Pipeline {
         if prompt.len() >= info.max_positions {
             return Err(Error::PromptTooLong { limit: info.max_positions - 1, found: prompt.len() });
         }
-        prompt.check(images.len(), info.vocab)?;
+        prompt.check(images.len(), info.embedded)?;
         Ok(prompt)
     }
 
@@ -101,6 +102,16 @@ impl Pipeline {
         let prompt = self.lay_out(messages, &prepared.iter().collect::<Vec<_>>())?;
         let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
         Ok(Request { prompt, media, params })
+    }
+
+    /// What an answer says of places in a picture of `(width, height)`, of models whose answers name such.
+    pub fn regions(
+        &self,
+        messages: &[Message],
+        answer: &[u32],
+        size: (usize, usize),
+    ) -> Result<Option<Regions>> {
+        self.processor.regions(&self.render(messages)?, answer, size, &self.tokenizer)
     }
 
     /// Features of pictures, by the tower.

@@ -41,13 +41,15 @@ pub enum Positions {
     },
 }
 
-/// Which pictures' memory tokens attend to.
+/// Which rows of the memory tokens attend to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reach {
     /// The first of these tokens; they go on to the next reach, the last ones to the end of the answer.
     pub from: usize,
-    /// Numbers of the media.
-    pub media: Range<usize>,
+    /// Rows: those of [`Prompt::memory`] of all media, then those of [`Prompt::rest`].
+    pub rows: Range<usize>,
+    /// Whether the tokens are before every picture, so that what follows attention takes nothing of it.
+    pub early: bool,
 }
 
 /// What an encoder reads for the decoder to attend to.
@@ -72,6 +74,8 @@ pub struct Prompt {
     pub blocks: Vec<Range<usize>>,
     /// Rows of memory that each medium has, [`Features::memory`]; none of those that are not listed.
     pub memory: Vec<usize>,
+    /// Rows that it has behind those, likewise: they come after those of all media.
+    pub rest: Vec<usize>,
     /// What an encoder reads, of models that have one: its rows are then the memory, and those of media are for the encoder alone.
     pub source: Source,
     /// Tokens that end the answer beside those of the tokenizer.
@@ -148,7 +152,10 @@ impl Prompt {
     /// Rows of memory: those that an encoder makes, or those of all media.
     #[must_use]
     pub fn memory_rows(&self) -> usize {
-        if self.source.tokens.is_empty() { self.memory.iter().sum() } else { self.source.tokens.len() }
+        match self.source.tokens.len() {
+            0 => self.memory.iter().chain(&self.rest).sum(),
+            tokens => tokens,
+        }
     }
 
     /// How much of it there is.
@@ -157,15 +164,25 @@ impl Prompt {
         Extent { tokens: self.len(), memory: self.memory_rows() }
     }
 
+    /// Whether what a token of prompt or answer attends to counts.
+    #[must_use]
+    pub fn reached(&self, token: usize) -> bool {
+        let place = self.reaches.partition_point(|reach| reach.from <= token).checked_sub(1);
+        let counts = place.map_or(self.reaches.is_empty(), |place| !self.reaches[place].early);
+        counts && !self.reach(token).is_empty()
+    }
+
+    /// The first token after `token` that attends to other memory.
+    #[must_use]
+    pub fn next_reach(&self, token: usize) -> Option<usize> {
+        self.reaches.get(self.reaches.partition_point(|reach| reach.from <= token)).map(|reach| reach.from)
+    }
+
     /// Rows of memory, counted through all media, that a token of prompt or answer attends to.
     #[must_use]
     pub fn reach(&self, token: usize) -> Range<usize> {
-        let before = |media: usize| self.memory.iter().take(media).sum();
         match self.reaches.partition_point(|reach| reach.from <= token).checked_sub(1) {
-            Some(place) => {
-                let media = &self.reaches[place].media;
-                before(media.start)..before(media.end)
-            }
+            Some(place) => self.reaches[place].rows.clone(),
             None if self.reaches.is_empty() => 0..self.memory_rows(),
             None => 0..0,
         }
@@ -236,19 +253,15 @@ impl Prompt {
             }
             end = block.end;
         }
-        if self.memory.len() > media {
-            return bad(format!("memory of {} pictures of {media}", self.memory.len()));
+        let listed = self.memory.len().max(self.rest.len());
+        if listed > media {
+            return bad(format!("memory of {listed} pictures of {media}"));
         }
         end = 0;
         for reach in &self.reaches {
-            if reach.from < end || reach.media.start > reach.media.end || reach.media.end > self.memory.len()
-            {
-                return bad(format!(
-                    "tokens from {} on that attend to pictures {:?} of {}",
-                    reach.from,
-                    reach.media,
-                    self.memory.len()
-                ));
+            let (rows, all) = (&reach.rows, self.memory_rows());
+            if reach.from < end || rows.start > rows.end || rows.end > all {
+                return bad(format!("tokens from {} on that attend to rows {rows:?} of {all}", reach.from));
             }
             end = reach.from;
         }
@@ -340,15 +353,24 @@ mod tests {
     fn tokens_reach_the_memory_of_pictures_before_them() {
         let mut prompt = Prompt { tokens: vec![0; 9], memory: vec![5, 0, 3], ..Prompt::default() };
         assert_eq!((prompt.memory_rows(), prompt.reach(0), prompt.reach(20)), (8, 0..8, 0..8));
-        prompt.reaches = vec![Reach { from: 2, media: 0..1 }, Reach { from: 6, media: 1..3 }];
+        let reach = |from, rows| Reach { from, rows, early: false };
+        prompt.reaches = vec![reach(2, 0..5), reach(6, 5..8)];
         prompt.check(3, 1).unwrap();
         let table = [(0, 0..0), (1, 0..0), (2, 0..5), (5, 0..5), (6, 5..8), (100, 5..8)];
         for (token, rows) in table {
             assert_eq!(prompt.reach(token), rows, "token {token}");
         }
         assert!(prompt.check(2, 1).unwrap_err().to_string().contains("memory of 3 pictures of 2"));
-        prompt.reaches[1].media = 1..4;
-        assert!(prompt.check(3, 1).unwrap_err().to_string().contains("attend to pictures 1..4 of 3"));
+        assert_eq!((prompt.reached(1), prompt.reached(2)), (false, true));
+        prompt.reaches[1].rows = 5..9;
+        assert!(prompt.check(3, 1).unwrap_err().to_string().contains("attend to rows 5..9 of 8"));
+        // Rows behind those come last; tokens before the first picture see them too.
+        prompt.rest = vec![2, 0, 1];
+        prompt.reaches[1].rows = 5..8;
+        prompt.reaches.insert(0, Reach { from: 0, rows: 0..11, early: true });
+        prompt.check(3, 1).unwrap();
+        assert_eq!((prompt.memory_rows(), prompt.reach(1), prompt.reached(1)), (11, 0..11, false));
+        assert_eq!((prompt.reached(2), prompt.next_reach(1), prompt.next_reach(6)), (true, Some(2), None));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::image::{PreparedImage, Rgb8Image};
 use crate::kv::{KvCache, KvLayout};
 use crate::parallel::try_map;
 use crate::prompt::{Features, Prompt};
+use crate::regions::Regions;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 
@@ -19,6 +20,8 @@ pub struct ModelInfo {
     pub family: &'static str,
     /// Tokens that logits are given for.
     pub vocab: usize,
+    /// Tokens that prompts may have: those, and perhaps a few more that stand for pictures.
+    pub embedded: usize,
     /// Most tokens of a sequence.
     pub max_positions: usize,
     /// Features of a token.
@@ -35,7 +38,7 @@ impl ModelInfo {
     /// How batches are packed for the model.
     #[must_use]
     pub fn packing(&self) -> Packing {
-        Packing { vocab: self.vocab, axes: self.axes }
+        Packing { vocab: self.embedded, axes: self.axes }
     }
 }
 
@@ -71,6 +74,19 @@ pub trait Processor: Send + Sync {
 
     /// Tokens of a rendered conversation with the places of its pictures' features.
     fn lay_out(&self, text: &str, images: &[&PreparedImage], tokenizer: &Tokenizer) -> Result<Prompt>;
+
+    /// What an answer says of places in a picture of `(width, height)`, of models whose answers name such; `text` is the rendered
+    /// conversation.
+    fn regions(
+        &self,
+        text: &str,
+        answer: &[u32],
+        size: (usize, usize),
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Regions>> {
+        let _ = (text, answer, size, tokenizer);
+        Ok(None)
+    }
 
     /// The values that the reference's processor gives for a picture, in its order.
     fn pixel_values(&self, image: &PreparedImage) -> Vec<f32> {

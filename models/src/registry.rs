@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    blip, blip2, clip, cohere_vision, gemma3, gemma4, glm4v, internvl, lfm2_vl, llava, llava_next, minicpmv,
-    paddleocr_vl, paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
+    blip, blip2, clip, cohere_vision, florence2, gemma3, gemma4, glm4v, internvl, janus, lfm2_vl, llava,
+    llava_next, minicpmv, mllama, paddleocr_vl, paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -58,6 +58,9 @@ pub const FAMILIES: &[Family] = &[
     text_only::FAMILY,
     blip::FAMILY,
     blip2::FAMILY,
+    florence2::FAMILY,
+    mllama::FAMILY,
+    janus::FAMILY,
     clip::FAMILY,
     siglip::FAMILY,
 ];

@@ -1650,24 +1650,26 @@ def build_janus(c):
     image_id, boi = ids(tok, "<image_placeholder>", "<begin_of_image>")
     size, patch = c.pick(48, 50), c.pick(8, 10)
     per_side = size // patch
+    width = c.pick(48, c.t_hidden)
     cfg = transformers.JanusConfig(
         text_config=dict(model_type="llama", vocab_size=vocab, rms_norm_eps=1e-6, tie_word_embeddings=False,
                          bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id,
-                         **text_dims(c, num_hidden_layers=2)),
-        vision_config=dict(hidden_size=c.v_hidden, num_hidden_layers=2, num_attention_heads=c.v_heads, image_size=size,
-                           patch_size=patch, mlp_ratio=1.5, projection_dim=c.t_hidden, depth=c.pick(2, 3), num_image_tokens=per_side**2),
+                         **text_dims(c, num_hidden_layers=2, hidden_size=width)),
+        vision_config=dict(hidden_size=c.pick(48, c.v_hidden), num_hidden_layers=2, num_attention_heads=c.v_heads, image_size=size,
+                           patch_size=patch, mlp_ratio=1.5, projection_dim=width, depth=c.pick(2, 3), num_image_tokens=per_side**2),
         vq_config=dict(embed_dim=8, num_embeddings=c.pick(96, 80), latent_channels=c.pick(24, 16), base_channels=32,
-                       channel_multiplier=[2, 1], num_res_blocks=1, num_patches=per_side, projection_dim=c.t_hidden,
-                       num_hidden_layers=2, image_token_embed_dim=c.t_hidden),
+                       channel_multiplier=c.pick([1], [2, 1]), num_res_blocks=1, num_patches=per_side, projection_dim=width,
+                       num_hidden_layers=2, image_token_embed_dim=width),
         image_token_id=image_id, tie_word_embeddings=False,
     )
     model = make(transformers.JanusForConditionalGeneration, cfg)
     generation(model, tok, generation_kwargs={"boi_token_id": boi})
     ip = transformers.JanusImageProcessor(size={"height": size, "width": size}, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
     proc = transformers.JanusProcessor(ip, tok, chat_template=JANUS_TEMPLATE, num_image_tokens=per_side**2,
-                                       use_default_system_prompt=c.pick(True, False))
+                                       use_default_system_prompt=c.pick(False, True))
     c.sizes_for(size, c.pick(131, 127))
-    return Spec(model, proc, c.standard_cases(), run=run_janus, taps={"vision_last_hidden": "model.vision_model"}, features="model",
+    # What it says of pictures; run_janus has the pictures that it makes too.
+    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.vision_model"}, features="model",
                 layers="model.language_model.layers", vocab=vocab, never=[image_id, boi])
 
 
@@ -1707,7 +1709,8 @@ def build_mllama(c):
     vocab = len(tok) - 1  # as in the real models, <|image|> is the first id past the output layer
     image_id = tok.convert_tokens_to_ids("<|image|>")
     assert image_id == vocab
-    size, patch = c.pick(32, 36), c.pick(8, 9)
+    size, patch = c.pick(24, 36), c.pick(8, 9)
+    width = c.pick(48, c.v_hidden)
     layers = 4
     middle = c.pick([0, 2], [1])
     cfg = transformers.MllamaConfig(
@@ -1715,9 +1718,9 @@ def build_mllama(c):
                          pad_token_id=tok.pad_token_id, cross_attention_layers=c.pick([1, 3], [2]),
                          rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
                                           "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
-                         **text_dims(c, num_hidden_layers=layers, intermediate_size=96)),
-        vision_config=dict(hidden_size=c.v_hidden, num_hidden_layers=3, num_global_layers=c.pick(1, 2), attention_heads=c.v_heads,
-                           intermediate_size=c.v_mlp, vision_output_dim=c.v_hidden * (1 + len(middle)), image_size=size, patch_size=patch,
+                         **text_dims(c, num_hidden_layers=layers, intermediate_size=c.pick(64, 96), hidden_size=c.pick(48, c.t_hidden))),
+        vision_config=dict(hidden_size=width, num_hidden_layers=3, num_global_layers=c.pick(1, 2), attention_heads=c.v_heads,
+                           intermediate_size=c.pick(64, c.v_mlp), vision_output_dim=width * (1 + len(middle)), image_size=size, patch_size=patch,
                            max_num_tiles=4, intermediate_layers_indices=middle),
         image_token_index=image_id,
     )
@@ -1726,7 +1729,7 @@ def build_mllama(c):
     ip = transformers.MllamaImageProcessor(size={"height": size, "width": size}, max_image_tiles=4)
     proc = transformers.MllamaProcessor(ip, tok, chat_template=MLLAMA_TEMPLATE)
     c.sizes_for(size, c.pick(131, 127))
-    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.vision_model", "image_features": "model.multi_modal_projector"},
+    return Spec(model, proc, c.standard_cases(), taps={"image_features": "model.multi_modal_projector"},
                 layers="model.language_model.layers", vocab=vocab + 8, embed_std=3.0, scales={"cross_attn.o_proj": 0.5})
 
 
@@ -1834,29 +1837,49 @@ def build_blip2(c):
                 gains=(1.2, 1.6, 2.0, 2.5, 3.0, 3.5))
 
 
+def florence_stages(model, spec, inputs, start, tokens):
+    """Stages of encoder and decoder, the latter on its start and on so many tokens after it. The tower's rows come one after another."""
+    with Taps(model, spec) as taps:
+        logits = model(**inputs, decoder_input_ids=torch.cat([start, tokens[None]], dim=1)).logits
+    found = {k: drop_batch(k, v) for k, v in taps.found.items()}
+    found["vision_last_hidden"] = found["vision_last_hidden"].flatten(2).transpose(1, 2)
+    return found | {"logits_last8": logits[0]}
+
+
+def drift_florence(model, taps, inputs, start, stages, tokens, steps):
+    """As drift_blip."""
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+    found, out = florence_stages(model, taps.spec, inputs, start, tokens), {}
+    for key, want in stages.items():
+        gap = (found[key].float().reshape(want.shape) - want.float()).abs()
+        out[f"{key}.bf16_drift"] = torch.stack([gap.max(), gap.mean()])
+    forced = greedy(model, inputs, len(tokens), forced=tokens)[2]
+    out["greedy_drift"] = (forced - steps).abs().amax(-1)
+    return out
+
+
 def run_florence2(spec, ctx):
-    """Encoder-decoder: encoder taps, then the decoder fed with its own greedy text."""
+    """Encoder-decoder: what the encoder makes, the first step of the decoder, and greedy text."""
     model, proc, golden, cases = spec.model, spec.processor, {}, []
     for case in spec.cases:
         inputs, prompt, files, _ = encode(spec, case, ctx)
         new, margins, step_logits = greedy(model, inputs, NEW_TOKENS)
-        start = model.generation_config.decoder_start_token_id
-        dec = torch.cat([torch.tensor([[start]]), new[None, :-1]], dim=1)
-        with Taps(model, spec) as taps:
-            logits = model(**inputs, decoder_input_ids=dec).logits[0]
-        diff = float((logits - step_logits).abs().max())
+        start = torch.tensor([[model.generation_config.decoder_start_token_id]])
+        full = florence_stages(model, spec, inputs, start, new)
+        diff = float((full["logits_last8"][:-1] - step_logits).abs().max())
         assert diff < 2e-3, diff
+        found = florence_stages(model, spec, inputs, start, new[:0])
+        spec.drifts[case.name] = (inputs, start, full, new, step_logits)
         facts = {"distinct_greedy": len(set(new.tolist())), "min_margin": round(float(margins.min()), 5), "cache_vs_full_max_abs": diff,
-                 "logits_std": round(float(logits.std()), 4)}
+                 "logits_std": round(float(full["logits_last8"].std()), 4)}
         add_pil_difference(spec, case, ctx, inputs, facts)
-        golden.update({f"{case.name}.{k}": v for k, v in inputs.items()})
-        golden.update({f"{case.name}.{k}": drop_batch(k, v) for k, v in taps.found.items()})
-        golden[f"{case.name}.decoder_input_ids"] = dec
-        golden[f"{case.name}.logits_first8"] = logits[:8]
+        golden.update({f"{case.name}.{k}": v for k, v in (inputs | found).items()})
+        golden[f"{case.name}.decoder_input_ids"] = start
         golden[f"{case.name}.greedy_ids"] = new
         golden[f"{case.name}.greedy_margins"] = margins
         cases.append({"name": case.name, "images": files, "prompt": prompt, "input_ids": inputs["input_ids"][0].tolist(),
-                      "model_inputs": sorted(inputs) + ["decoder_input_ids"], "greedy_ids": new.tolist(), "greedy_text": proc.tokenizer.decode(new), "facts": facts})
+                      "decoder_input_ids": start[0].tolist(), "model_inputs": sorted(inputs) + ["decoder_input_ids"],
+                      "greedy_ids": new.tolist(), "greedy_text": proc.tokenizer.decode(new), "facts": facts})
     return golden, cases
 
 
@@ -1870,7 +1893,7 @@ def build_florence2(c):
     image_id = tok.convert_tokens_to_ids("<image>")
     size = c.pick(64, 96)
     grid = size // 32
-    width = c.pick(64, 72)
+    width = c.pick(48, 72)
     cfg = transformers.Florence2Config(
         vision_config=dict(depths=[1, 1, 2, 1] if c.is_second else [1, 1, 1, 1], embed_dim=c.pick([16, 24, 32, 48], [16, 24, 36, 40]),
                            num_heads=c.pick([2, 2, 4, 4], [2, 3, 3, 5]), num_groups=c.pick([2, 2, 4, 4], [2, 3, 3, 5]),
@@ -1893,10 +1916,8 @@ def build_florence2(c):
     cases = [Case("photo", ["photo"], c.pick("<CAPTION>", "<MORE_DETAILED_CAPTION>")),
              Case("wide", ["wide"], c.pick("<CAPTION_TO_PHRASE_GROUNDING>an old temple", "<OPEN_VOCABULARY_DETECTION>the roof")),
              Case("plain", ["wide"], c.q_wide)]
-    return Spec(model, proc, cases, chat=False, run=run_florence2, features="model", layers="model.language_model.encoder.layers",
-                taps={"vision_last_hidden": "model.vision_tower", "encoder_last_hidden": "model.language_model.encoder",
-                      "decoder_layer_first": "model.language_model.decoder.layers.0",
-                      "decoder_layer_last": "model.language_model.decoder.layers.-1"},
+    return Spec(model, proc, cases, chat=False, run=run_florence2, features="model", layers="model.language_model.decoder.layers",
+                taps={"vision_last_hidden": "model.vision_tower", "encoder_last_hidden": "model.language_model.encoder"},
                 vocab=vocab, embed_std=0.25, never=[image_id], gains=(1.2, 1.5, 1.8),
                 scales={"embed_positions": 2.0, "decoder.layers.0.encoder_attn.out_proj": 0.4, "decoder.layers.1.encoder_attn.out_proj": 0.4,
                         "decoder.layers.2.encoder_attn.out_proj": 0.4, "self_attn.out_proj": 0.5, "language_model.decoder": 1.2})
@@ -2675,7 +2696,7 @@ def produce(name, ctx, out, lean):
     if spec.drifts:
         model = type(spec.model).from_pretrained(target, dtype=torch.bfloat16, attn_implementation="eager").eval()
         for case, run in spec.drifts.items():
-            measure = {run_dual: drift_dual, run_blip: drift_blip}.get(spec.run, drift)
+            measure = {run_dual: drift_dual, run_blip: drift_blip, run_florence2: drift_florence}.get(spec.run, drift)
             golden |= {f"{case}.{k}": v for k, v in measure(model, Taps(model, spec), *run).items()}
     if spec.coarse:
         model = type(spec.model).from_pretrained(target, dtype=torch.float64, attn_implementation="eager").eval()

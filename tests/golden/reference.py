@@ -36,9 +36,11 @@ def greedy(model, inputs, count, forced=None):
         o.generation_config = transformers.GenerationConfig(
             pad_token_id=old.pad_token_id, bos_token_id=old.bos_token_id, decoder_start_token_id=old.decoder_start_token_id)
     steer = [] if forced is None else [Forced(forced)]
+    # Janus's own passes no processors on.
+    own = type(model).generate if not type(model).__name__.startswith("Janus") else transformers.GenerationMixin.generate
     try:
-        out = model.generate(
-            **inputs, do_sample=False, num_beams=1, max_new_tokens=count, return_dict_in_generate=True,
+        out = own(
+            model, **inputs, do_sample=False, num_beams=1, max_new_tokens=count, return_dict_in_generate=True,
             output_logits=True, use_cache=True, logits_processor=transformers.LogitsProcessorList(steer),
         )
     finally:

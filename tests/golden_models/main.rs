@@ -59,6 +59,7 @@ const FAMILIES: &[&str] = &[
     "blip",
     "blip_vqa",
     "blip2",
+    "florence2",
     "clip",
     "siglip",
     "siglip2",
@@ -77,6 +78,7 @@ const SAMPLE: &[&str] = &[
     "qwen3_5",
     "blip_vqa",
     "gemma4_e",
+    "florence2",
 ];
 
 fn golden(family: &str) -> PathBuf {

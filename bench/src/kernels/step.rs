@@ -132,6 +132,7 @@ fn load(cx: &mut Ctx, checkpoint: &Checkpoint, layers: usize) -> Result<(Decoder
     let info = ModelInfo {
         family: "random decoder",
         vocab: plan.vocab,
+        embedded: plan.vocab,
         max_positions: plan.max_positions,
         d_model: plan.d,
         layers: plan.layers.len(),

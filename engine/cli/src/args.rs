@@ -287,6 +287,9 @@ pub struct RunArgs {
     /// times.
     #[arg(long = "chat-template-arg", value_name = "KEY=VALUE")]
     pub template_args: Vec<String>,
+    /// Draw the places that the answer names onto the first picture, as a PNG file; of models whose answers name such.
+    #[arg(long, value_name = "FILE")]
+    pub draw: Option<PathBuf>,
     /// Show on stderr what a model thinks before it answers; --json always has it.
     #[arg(long)]
     pub show_thinking: bool,

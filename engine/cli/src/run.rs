@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use ocelli_engine::image::DecodeOptions;
+use ocelli_engine::image::{DecodeOptions, write_png};
+use ocelli_engine::regions::Regions;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{FinishReason, generate};
 use ocelli_engine::{Phase, Timings};
@@ -32,6 +33,9 @@ struct Output<'a> {
     token_ids: &'a [u32],
     prompt_tokens: usize,
     finish_reason: FinishReason,
+    /// Places that the answer names, of models whose answers do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    regions: Option<&'a Regions>,
     backend: ocelli_kernels::Backend,
     device: &'a str,
     isa: &'static str,
@@ -102,7 +106,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let request = pipeline
         .request(&mut cx, &chat.messages, &pictures, params)
         .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &chat.messages, &pictures))?;
-    drop(pictures);
+    let first = pictures.into_iter().next();
     if args.model.model.is_none() && !args.json {
         spinner.pause(|| note(DEMO));
     }
@@ -137,6 +141,15 @@ pub fn run(args: &RunArgs) -> Outcome {
     written?;
     let interrupted = gentle.is_some_and(|gentle| gentle.asked());
     let Some(answer) = answers.first() else { return Err(Failure::new("no answer")) };
+    let size = first.as_ref().map_or((0, 0), |picture| (picture.width(), picture.height()));
+    let regions = pipeline.regions(&chat.messages, &answer.token_ids, size)?;
+    if let Some(path) = &args.draw {
+        let (Some(regions), Some(picture)) = (&regions, &first) else {
+            return Err(Failure::new("--draw: the answer names no places in a picture")
+                .hint("Florence-2 names them when it is asked <OD>, <OCR_WITH_REGION> and the like"));
+        };
+        write_png(path, &regions.drawn(picture))?;
+    }
 
     if args.json {
         let caps = device.caps();
@@ -157,6 +170,7 @@ pub fn run(args: &RunArgs) -> Outcome {
             token_ids: &answer.token_ids,
             prompt_tokens: answer.prompt_tokens,
             finish_reason: answer.finish_reason,
+            regions: regions.as_ref(),
             backend: caps.backend,
             device: &caps.device,
             isa: caps.isa.name(),
@@ -166,6 +180,9 @@ pub fn run(args: &RunArgs) -> Outcome {
             peak_memory_bytes: peak_memory(),
         })?;
     } else {
+        if let Some(regions) = &regions {
+            print(&format!("\n{}", serde_json::Value::Object(regions.fields.clone())))?;
+        }
         if !answer.text.ends_with('\n') {
             print("\n")?;
         }

@@ -59,9 +59,10 @@ impl Ask<'_> {
     }
 
     fn remembers(&self, media: usize) -> bool {
-        let Prompt { memory, source, .. } = self.prompt;
+        let Prompt { memory, rest, source, .. } = self.prompt;
         let encoded = || source.spans.iter().any(|span| span.media == media);
-        self.done == 0 && (memory.get(media).is_some_and(|&rows| rows > 0) || encoded())
+        let some = |rows: &[usize]| rows.get(media).is_some_and(|&rows| rows > 0);
+        self.done == 0 && (some(memory) || some(rest) || encoded())
     }
 
     /// First token to come whose features are neither there nor among the `coming` media.

@@ -83,7 +83,7 @@ impl Request {
             found if found > limit => return Err(Error::PromptTooLong { limit, found }),
             _ => {}
         }
-        self.prompt.check(self.media.len(), info.vocab)?;
+        self.prompt.check(self.media.len(), info.embedded)?;
         for (number, media) in self.media.iter().enumerate() {
             if let Media::Features(features) = media {
                 check_rows(number, features, &self.prompt)?;
@@ -117,7 +117,8 @@ pub(super) fn check_rows(media: usize, features: &Features, prompt: &Prompt) -> 
             media + 1
         )));
     }
-    let (expected, found) = (prompt.memory.get(media).copied().unwrap_or(0), features.memory_rows());
+    let of = |rows: &[usize]| rows.get(media).copied().unwrap_or(0);
+    let (expected, found) = (of(&prompt.memory) + of(&prompt.rest), features.memory_rows());
     if found != expected {
         return Err(Error::Request(format!(
             "picture {}: expected {expected} rows of memory, found {found}",

@@ -65,8 +65,16 @@ fn ragged(count: usize, remembers: bool) -> Vec<Request> {
                 prompt.memory =
                     (0..pictures).map(|media| memory_rows(if media == 0 { 7 } else { seed })).collect();
                 if seed % 2 == 1 {
-                    let reach = |media| Reach { from: at(media), media: media..media + 1 };
+                    let before = |media: usize| prompt.memory.iter().take(media).sum::<usize>();
+                    let rows = |media| before(media)..before(media + 1);
+                    let reach = |media| Reach { from: at(media), rows: rows(media), early: false };
                     prompt.reaches = (0..pictures).map(reach).collect();
+                    // Tokens before the first picture that attend to everything, beyond what those after it see.
+                    let first = prompt.reaches.first().map_or(0, |reach| reach.from);
+                    if seed % 4 == 1 && first > 0 {
+                        let early = Reach { from: 0, rows: 0..before(pictures), early: true };
+                        prompt.reaches.insert(0, early);
+                    }
                 }
             }
             let temperature = if seed % 5 == 4 { 0.8 } else { 0.0 };

@@ -44,6 +44,7 @@ impl Dual {
         let info = ModelInfo {
             family,
             vocab: plan.vocab,
+            embedded: plan.vocab,
             max_positions: plan.positions,
             d_model: plan.out,
             layers: plan.layers.layers,

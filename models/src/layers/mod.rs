@@ -1,5 +1,6 @@
 //! The layers that families are made of: weights with the module path they came from, and one call to run each.
 
+mod conv;
 mod embedding;
 mod experts;
 mod linear;
@@ -9,6 +10,7 @@ mod rope;
 mod rows;
 mod scale;
 
+pub use conv::{Conv, DepthConv, rows_or_zeros, table};
 pub use embedding::Embedding;
 pub use experts::{Experts, ExpertsPlan, SharedPlan};
 pub use linear::{Linear, Stacked};

@@ -130,11 +130,23 @@ impl Decoder {
         plan: TextPlan,
         config: &str,
     ) -> Result<Self> {
+        let at = scope.role(Role::Embedding).at(plan.names.embed);
+        let embedding = Embedding::load(cx, &at, plan.vocab + plan.embed_more, plan.d, plan.embed_scale)?;
+        Self::with_embedding(cx, scope, head, plan, config, embedding)
+    }
+
+    /// As [`load`](Self::load), with token embeddings that something else reads too.
+    pub fn with_embedding(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        head: &Scope<'_>,
+        plan: TextPlan,
+        config: &str,
+        embedding: Embedding,
+    ) -> Result<Self> {
         let outer = scope.role(Role::Embedding);
         let scope = scope.role(Role::Decoder);
-        let (d, vocab) = (plan.d, plan.vocab);
-        let rows = vocab + plan.embed_more;
-        let embedding = Embedding::load(cx, &outer.at(plan.names.embed), rows, d, plan.embed_scale)?;
+        let d = plan.d;
         let learned = match plan.learned {
             Some(learned) => {
                 let rows = (learned.first, plan.max_positions);

@@ -10,6 +10,7 @@ mod glm;
 mod head;
 mod inputs;
 mod lfm2;
+mod mllama;
 mod older;
 mod paged;
 mod plan;

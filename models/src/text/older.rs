@@ -5,7 +5,7 @@ use ocelli_engine::kv::{Blocks, Keep, KvGroup};
 use ocelli_kernels::ops::NormKind;
 
 use super::plan::{LLAMA_NAMES, Learned, Names, Sizes};
-use super::{CrossPlan, HeadPlan, Norms, TextPlan};
+use super::{BERT_NAMES, CrossPlan, EncoderNames, EncoderPlan, HeadPlan, LayerPlan, Norms, TextPlan};
 use crate::fields::Fields;
 use crate::layers::{RopeConfig, RopeKind};
 use crate::vision::activation;
@@ -122,6 +122,97 @@ impl TextPlan {
             act: activation(text, "activation_function", "relu")?,
             learned: Some(Learned { name: "embed_positions", first: 2 }),
             ..plan
+        })
+    }
+
+    /// The decoder of `BartConfig`, which attends to what the encoder makes.
+    pub fn bart(text: &Fields<'_>) -> Result<Self> {
+        text.model_type(&["bart", "florence2_language"])?;
+        text.unset("scale_embedding")?;
+        text.only("tie_word_embeddings", true)?;
+        text.inert(&[
+            "activation_dropout",
+            "classifier_dropout",
+            "init_std",
+            "decoder_layerdrop",
+            "encoder_layerdrop",
+        ]);
+        // Those of the encoder, in published files.
+        text.inert(&["num_hidden_layers", "hidden_size", "num_attention_heads"]);
+        let (d, layers) = (text.size("d_model", 1024)?, text.or("decoder_layers", 12)?);
+        let sizes = Sizes {
+            vocab: 50_265,
+            d,
+            mlp: text.size("decoder_ffn_dim", 4096)?,
+            layers,
+            heads: text.size("decoder_attention_heads", 16)?,
+            positions: 1024,
+            tied: true,
+            ..Sizes::default()
+        };
+        let mut plan = Self::common(text, &sizes, Some(true))?.older(BART);
+        let fits =
+            plan.d == d && plan.heads_q == sizes.heads && layers <= 1 << 16 && d.is_multiple_of(sizes.heads);
+        if !fits {
+            let what = format!("expected a multiple of decoder_attention_heads {}, found {d}", sizes.heads);
+            return Err(text.bad("d_model", what));
+        }
+        let first = plan.layers.first().copied();
+        let first =
+            first.ok_or_else(|| text.bad("num_hidden_layers", "expected at least one layer, found none"))?;
+        plan.layers = (0..layers).map(|number| LayerPlan { kv: (0, number), ..first }).collect();
+        plan.kv.0.iter_mut().for_each(|group| group.layers = layers);
+        let cross = CrossPlan {
+            memory: d,
+            module: "encoder_attn",
+            qkv: BART.qkv,
+            out: BART.out,
+            norm: "encoder_attn_layer_norm",
+            gates: ["", ""],
+        };
+        Ok(Self {
+            norms: Norms::After,
+            act: activation(text, "activation_function", "gelu")?,
+            learned: Some(Learned { name: "embed_positions", first: 2 }),
+            embed_norm: Some("layernorm_embedding"),
+            ..plan.with_memory(cross)
+        })
+    }
+}
+
+impl EncoderPlan {
+    /// The encoder of `BartConfig`.
+    pub fn bart(text: &Fields<'_>) -> Result<Self> {
+        let (d, heads) = (text.size("d_model", 1024)?, text.size("encoder_attention_heads", 16)?);
+        let layers = text.or("encoder_layers", 12)?;
+        if !d.is_multiple_of(heads) || layers > 1 << 16 {
+            let what = format!("expected a multiple of encoder_attention_heads {heads}, found {d}");
+            return Err(text.bad("d_model", what));
+        }
+        Ok(Self {
+            vocab: text.size("vocab_size", 50_265)?,
+            positions: text.size("max_position_embeddings", 1024)?,
+            first: 2,
+            embed_scale: 1.0,
+            d,
+            mlp: text.size("encoder_ffn_dim", 4096)?,
+            layers,
+            heads,
+            eps: 1e-5,
+            act: activation(text, "activation_function", "gelu")?,
+            cross: None,
+            names: EncoderNames {
+                positions: "embed_positions",
+                embed_norm: "layernorm_embedding",
+                layers: "layers",
+                attention: "self_attn",
+                qkv: BART.qkv,
+                out: BART.out,
+                norm: BART.norm1,
+                mlp: ["fc1", "fc2"],
+                mlp_norm: BART.norm2,
+                ..BERT_NAMES
+            },
         })
     }
 }

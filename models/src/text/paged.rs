@@ -21,8 +21,12 @@ pub(super) fn paged(
     };
     let out = cx.alloc(q.shape(), cx.dtype())?;
     for run in &batch.runs {
-        let (rows, seqs) = (&run.rows, &run.seqs);
         let Some(keys) = run.keys.get(group) else { continue };
+        let rows = &run.rows;
+        let (seqs, q_starts, max_q) = match &keys.cut {
+            Some(cut) => (&cut.parts, &cut.q_starts, cut.max_q),
+            None => (&run.seqs, &run.q_starts, run.max_q),
+        };
         let op = Attention {
             q: cx.view(&q.narrow(0, rows.start, rows.len())?)?,
             kv: AttentionKv::Paged {
@@ -31,12 +35,12 @@ pub(super) fn paged(
                 block_table: cx.view(&placed.block_table.narrow(0, seqs.start, seqs.len())?)?,
                 kv_lens: cx.view(&placed.kv_lens.narrow(0, seqs.start, seqs.len())?)?,
             },
-            q_starts: cx.view(&run.q_starts)?,
+            q_starts: cx.view(q_starts)?,
             seen: seen(cx, &keys.sees)?,
             scale: scores.0,
             softcap: scores.1,
             out: cx.view(&out.narrow(0, rows.start, rows.len())?)?,
-            max_q: run.max_q,
+            max_q,
             max_kv: keys.most,
             pairs: keys.pairs,
         };

@@ -496,6 +496,7 @@ impl TextPlan {
         ModelInfo {
             family,
             vocab: self.vocab,
+            embedded: self.vocab + self.embed_more,
             max_positions: self.max_positions,
             d_model: self.d,
             layers: self.layers.len(),

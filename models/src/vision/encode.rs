@@ -182,7 +182,7 @@ fn assemble(
 }
 
 /// One buffer with the pixels of all tiles, which are of one size.
-fn upload(cx: &mut Ctx, images: &[&PreparedImage], tiles: &[(usize, &Tile)]) -> Result<Tensor> {
+pub(crate) fn upload(cx: &mut Ctx, images: &[&PreparedImage], tiles: &[(usize, &Tile)]) -> Result<Tensor> {
     let Some((_, first)) = tiles.first() else { return Err(Error::Request("no tiles".into())) };
     let (height, width) = (first.height, first.width);
     let mut bytes = Vec::with_capacity(tiles.len() * height * width * 3);

@@ -1,5 +1,7 @@
 //! Vision towers: one, driven by plans, and how pictures go through it.
 
+mod alike;
+mod davit;
 mod encode;
 mod inner;
 mod plan;
@@ -8,6 +10,8 @@ mod product;
 mod taps;
 mod vit;
 
+pub use davit::{Davit, DavitPlan, DavitStage};
+pub(crate) use encode::upload;
 pub use encode::{Connect, encode};
 pub use plan::{Mlp, Names, Places, Together, VitPlan, activation};
 pub use taps::Between;

@@ -211,7 +211,7 @@ fn side(fields: &Fields<'_>, key: &str, default: usize) -> Result<usize> {
 
 impl VitPlan {
     /// Reads the fields that CLIP's and SigLIP's towers share; `default` has what the reference class takes without them.
-    fn common(vision: &Fields<'_>, default: Self, act: &str) -> Result<Self> {
+    pub(super) fn common(vision: &Fields<'_>, default: Self, act: &str) -> Result<Self> {
         vision.only("num_channels", 3)?;
         let layers = vision.or("num_hidden_layers", default.layers)?;
         let plan = Self {
@@ -340,31 +340,6 @@ impl VitPlan {
             ..Self::siglip_base()
         };
         Self::common(vision, default, "quick_gelu")
-    }
-
-    /// `BlipVisionConfig`.
-    pub fn blip(vision: &Fields<'_>) -> Result<Self> {
-        vision.model_type(&["blip_vision_model"])?;
-        Self::blips(vision, Self { image: 384, norm_eps: 1e-5, ..Self::siglip_base() })
-    }
-
-    /// `Blip2VisionConfig`.
-    pub fn blip2(vision: &Fields<'_>) -> Result<Self> {
-        vision.model_type(&["blip_2_vision_model"])?;
-        vision.only("qkv_bias", true)?;
-        let default = Self { d: 1408, mlp: 6144, layers: 39, heads: 16, patch: 14, ..Self::siglip_base() };
-        Self::blips(vision, default)
-    }
-
-    fn blips(vision: &Fields<'_>, default: Self) -> Result<Self> {
-        let names = Names {
-            qkv: &["self_attn.qkv"],
-            out: "self_attn.projection",
-            positions: "embeddings.position_embedding",
-            batched: true,
-            ..CLIP_NAMES
-        };
-        Self::common(vision, Self { class_row: true, names, ..default }, "gelu")
     }
 
     /// `PixtralVisionConfig`.

@@ -47,7 +47,16 @@ pub struct Fake {
 impl Fake {
     pub fn new(kv: KvLayout) -> Arc<Self> {
         let (vocab, max_positions, d_model) = (64, 20_000, 1);
-        let info = ModelInfo { family: "fake", vocab, max_positions, d_model, layers: 2, kv, axes: 1 };
+        let info = ModelInfo {
+            family: "fake",
+            vocab,
+            embedded: vocab,
+            max_positions,
+            d_model,
+            layers: 2,
+            kv,
+            axes: 1,
+        };
         let kept = Mutex::new(vec![Default::default(); info.kv.0.len()]);
         Arc::new(Self { info, kept, encoded: Mutex::default(), passes: AtomicUsize::new(0) })
     }
@@ -193,12 +202,15 @@ fn attend(
     kept: &[u64],
     next: &mut [u64],
 ) -> Result<()> {
-    let starts = cx.download_ids(&run.q_starts)?;
+    let (seqs, starts) = match &run.keys[group].cut {
+        Some(cut) => (cut.parts.clone(), cx.download_ids(&cut.q_starts)?),
+        None => (run.seqs.clone(), cx.download_ids(&run.q_starts)?),
+    };
     let ranges = match &run.keys[group].sees {
         Sees::All | Sees::Causal { .. } => None,
         Sees::Ranges { from, to } => Some((cx.download_ids(from)?, cx.download_ids(to)?)),
     };
-    for (seq, rows) in run.seqs.clone().zip(starts.windows(2)) {
+    for (seq, rows) in seqs.zip(starts.windows(2)) {
         let (len, new) = (placed.lens[seq] as usize, (rows[1] - rows[0]) as usize);
         if len > run.keys[group].most {
             return Err(Error::Request(format!("{len} keys of at most {}", run.keys[group].most)));
