@@ -40,6 +40,7 @@ impl TowerPlan {
     pub fn read(vision: &Fields<'_>) -> Result<Self> {
         vision.model_type(&["mllama_vision_model"])?;
         vision.only("num_channels", 3)?;
+        vision.inert(&["tie_word_embeddings"]);
         // The norms around the layers take the value of torch.
         let plan = Self {
             d: vision.size("hidden_size", 1280)?,

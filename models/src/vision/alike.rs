@@ -19,7 +19,7 @@ impl VitPlan {
         vision.inert(&["hidden_dropout_rate", "projection_dropout"]);
         let d = vision.size("hidden_size", 1024)?;
         let ratio: f64 = vision.or("mlp_ratio", 4.0)?;
-        if !(ratio > 0.0 && ratio <= 64.0) {
+        if !(f64::MIN_POSITIVE..=64.0).contains(&ratio) {
             return Err(vision.bad("mlp_ratio", format!("expected more than 0, at most 64, found {ratio}")));
         }
         let names = Names { out: "self_attn.projection_layer", ..CLIP_NAMES };

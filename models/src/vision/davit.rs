@@ -85,7 +85,8 @@ impl DavitPlan {
                 || size == 0
                 || stride == 0
                 || padding >= size
-                || !(ratio > 0.0)
+                || ratio.is_nan()
+                || ratio <= 0.0
             {
                 let what = format!(
                     "stage {i}: expected features a multiple of heads and groups, and a filter, found {d}, {heads}, {groups}, {size}, {stride} and {padding}"
