@@ -23,6 +23,7 @@ mod tensor;
 pub mod text;
 mod timing;
 mod trace;
+pub mod video;
 pub mod vlm;
 pub mod weights;
 

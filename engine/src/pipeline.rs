@@ -7,12 +7,14 @@ use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
+use crate::parallel::try_map;
 use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
 use crate::sample::SamplingParams;
 use crate::scheduler::{Media, Request, generate};
-use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use crate::text::{ChatTemplate, Content, Message, Part, RenderOptions, Tokenizer};
 use crate::timing::Phase;
+use crate::video::Video;
 use crate::vlm::{Gives, Loaded, Model, Processor, Vlm};
 
 /// A model with its processor, tokenizer and chat template.
@@ -58,7 +60,8 @@ impl Pipeline {
             Some(template) => Ok(template.render(messages, &self.options)?),
             None => {
                 let mark = self.processor.image_mark();
-                Ok(messages.iter().map(|message| message.content.plain(mark)).collect())
+                let video = self.processor.video().map_or("", |video| video.mark());
+                Ok(messages.iter().map(|message| message.content.plain(mark, video)).collect())
             }
         }
     }
@@ -80,7 +83,12 @@ impl Pipeline {
                 images.len()
             )));
         }
-        let prompt = self.processor.lay_out(&self.render(messages)?, images, &self.tokenizer)?;
+        self.laid_out(&self.render(messages)?, images)
+    }
+
+    /// Tokens of a rendered conversation.
+    fn laid_out(&self, text: &str, images: &[&PreparedImage]) -> Result<Prompt> {
+        let prompt = self.processor.lay_out(text, images, &self.tokenizer)?;
         let info = self.model.info();
         if prompt.len() >= info.max_positions {
             return Err(Error::PromptTooLong { limit: info.max_positions - 1, found: prompt.len() });
@@ -114,6 +122,57 @@ impl Pipeline {
         self.processor.regions(&self.render(messages)?, answer, size, &self.tokenizer)
     }
 
+    /// As [`request`](Self::request), about pictures and videos: the messages place both in order. Errors if the family takes no videos.
+    pub fn request_with_videos(
+        &self,
+        cx: &mut Ctx,
+        messages: &[Message],
+        images: &[Rgb8Image],
+        videos: &[Video],
+        params: SamplingParams,
+    ) -> Result<Request> {
+        if videos.is_empty() {
+            return self.request(cx, messages, images, params);
+        }
+        let Some(processor) = self.processor.video() else {
+            let family = self.model.info().family;
+            return Err(Error::Request(format!(
+                "video: {family} takes none here: expected pictures or text alone"
+            )));
+        };
+        params.validate()?;
+        let start = std::time::Instant::now();
+        let images = self.processor.prepare_all(images, self.threads)?;
+        let frames = |video: &Video| {
+            try_map(&video.frames, self.threads, |frame, threads| processor.prepare(frame, threads))
+        };
+        let frames = videos.iter().map(frames).collect::<Result<Vec<_>>>()?;
+        cx.timings.add(Phase::Resize, start.elapsed());
+        let all = in_order(messages, images, frames)?;
+        let rendered = match processor.template() {
+            Some(source) => {
+                let name = "the template for videos";
+                ChatTemplate::new(source, name, &self.tokenizer)?.render(messages, &self.options)?
+            }
+            None => self.render(messages)?,
+        };
+        let texts: Vec<String> =
+            videos.iter().map(|video| processor.text(&video.times, video.seconds)).collect();
+        let pieces: Vec<&str> = rendered.split(processor.mark()).collect();
+        if pieces.len() != texts.len() + 1 {
+            let (expected, found) = (texts.len(), pieces.len() - 1);
+            return Err(Error::Request(format!(
+                "the chat template: expected places of {expected} videos, found {found}"
+            )));
+        }
+        let texts = texts.into_iter().chain([String::new()]);
+        let text: String =
+            pieces.into_iter().zip(texts).flat_map(|(piece, text)| [piece.to_owned(), text]).collect();
+        let prompt = self.laid_out(&text, &all.iter().collect::<Vec<_>>())?;
+        let media = all.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
+        Ok(Request { prompt, media, params })
+    }
+
     /// Features of pictures, by the tower.
     pub fn encode(&self, cx: &mut Ctx, images: &[PreparedImage]) -> Result<Vec<Features>> {
         self.model.encode(cx, &images.iter().collect::<Vec<_>>())
@@ -140,4 +199,39 @@ impl Pipeline {
         generate(cx, &self.model, &self.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
         Ok(())
     }
+}
+
+/// Pictures and the frames of videos in the order in which messages place them.
+fn in_order(
+    messages: &[Message],
+    images: Vec<PreparedImage>,
+    videos: Vec<Vec<PreparedImage>>,
+) -> Result<Vec<PreparedImage>> {
+    let given = (images.len(), videos.len());
+    let (mut images, mut videos) = (images.into_iter(), videos.into_iter());
+    let (mut all, mut placed) = (Vec::new(), (0, 0));
+    for message in messages {
+        let Content::Parts(parts) = &message.content else { continue };
+        for part in parts {
+            match part {
+                Part::Image => {
+                    placed.0 += 1;
+                    all.extend(images.next());
+                }
+                Part::Video => {
+                    placed.1 += 1;
+                    all.extend(videos.next().into_iter().flatten());
+                }
+                Part::Text { .. } => {}
+            }
+        }
+    }
+    if placed != given {
+        let ((images, videos), found) = (given, placed);
+        return Err(Error::Request(format!(
+            "messages: expected places for {images} pictures and {videos} videos, found {} and {}",
+            found.0, found.1
+        )));
+    }
+    Ok(all)
 }

@@ -12,6 +12,7 @@ use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
+use crate::video::VideoProcessor;
 
 /// Facts about a model that the scheduler needs.
 #[derive(Clone, Debug)]
@@ -86,6 +87,11 @@ pub trait Processor: Send + Sync {
     ) -> Result<Option<Regions>> {
         let _ = (text, answer, size, tokenizer);
         Ok(None)
+    }
+
+    /// How videos are laid out; `None` where the family takes none here.
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        None
     }
 
     /// The values that the reference's processor gives for a picture, in its order.

@@ -4,7 +4,10 @@
 //! After `InternVLForConditionalGeneration`, `InternVLProcessor` and `GotOcr2ImageProcessor` of transformers.
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::{Ctx, Model, Result};
+use ocelli_engine::image::{PreparedImage, Rgb8Image};
+use ocelli_engine::text::Tokenizer;
+use ocelli_engine::video::VideoProcessor;
+use ocelli_engine::{Ctx, Model, Prompt, Result};
 use serde_json::Value;
 
 use crate::composed::Composed;
@@ -23,9 +26,9 @@ pub const FAMILY: Family = Family {
     name: "internvl",
     model_types: &["internvl"],
     models: "InternVL 2.5, 3, 3.5 (as transformers has them)",
-    pictures: "tiles and the whole picture",
+    pictures: "tiles and the whole picture; frames of videos",
     file: file!(),
-    processor: |files| Ok(Box::new(processor(files)?)),
+    processor: |files| Ok(Box::new(Processor::load(files)?)),
     load,
     spare: &["embeddings.mask_token"],
 };
@@ -63,6 +66,69 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     let connector = Projector::load(cx, &at.projector, plan)?;
     let decoder = Decoder::load(cx, &at.language, &at.head, text, config.file())?;
     Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
+}
+
+/// Pictures on a canvas of tiles, frames of videos in one tile each.
+struct Processor {
+    pictures: CanvasProcessor,
+    frames: CanvasProcessor,
+    video: String,
+}
+
+impl Processor {
+    fn load(files: &ModelFiles) -> Result<Self> {
+        let pictures = processor(files)?;
+        let tokenizer = files.json::<Value>("tokenizer_config.json")?;
+        let video = special_token(tokenizer.as_ref(), "video_token").unwrap_or_else(|| "<video>".into());
+        Ok(Self { frames: whole(&pictures)?, pictures, video })
+    }
+}
+
+/// The same processor without tiles.
+fn whole(pictures: &CanvasProcessor) -> Result<CanvasProcessor> {
+    let mut frames = pictures.clone();
+    ocelli_engine::Processor::set(&mut frames, "crop_to_patches", "false")?;
+    Ok(frames)
+}
+
+impl ocelli_engine::Processor for Processor {
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        self.pictures.set(key, value)?;
+        self.frames = whole(&self.pictures)?;
+        Ok(())
+    }
+
+    fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
+        self.pictures.prepare(image, threads)
+    }
+
+    fn image_mark(&self) -> &str {
+        self.pictures.image_mark()
+    }
+
+    fn lay_out(&self, text: &str, images: &[&PreparedImage], tokenizer: &Tokenizer) -> Result<Prompt> {
+        self.pictures.lay_out(text, images, tokenizer)
+    }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        Some(self)
+    }
+}
+
+impl VideoProcessor for Processor {
+    fn mark(&self) -> &str {
+        &self.video
+    }
+
+    fn prepare(&self, frame: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
+        ocelli_engine::Processor::prepare(&self.frames, frame, threads)
+    }
+
+    fn text(&self, times: &[f64], _: f64) -> String {
+        let mark = ocelli_engine::Processor::image_mark(&self.pictures);
+        let frames: Vec<String> = (1..=times.len()).map(|number| format!("Frame{number}: {mark}")).collect();
+        frames.join("\n")
+    }
 }
 
 fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {

@@ -17,6 +17,7 @@ mod tune;
 mod usage;
 mod vectors;
 mod verify;
+mod video;
 mod wgpu;
 
 use std::ffi::OsStr;

@@ -5,6 +5,7 @@ mod cuda;
 mod demo;
 mod published;
 mod real_size;
+mod video;
 mod wgpu;
 
 use std::path::{Path, PathBuf};

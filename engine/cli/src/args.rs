@@ -273,6 +273,8 @@ pub struct RunArgs {
     /// A picture: PNG, JPEG, WebP, GIF or BMP; may be given several times.
     #[arg(long = "image", value_name = "FILE")]
     pub images: Vec<PathBuf>,
+    #[command(flatten)]
+    pub video: VideoArgs,
     /// The prompt; `-` reads it from standard input. Behind messages it is the user's next one.
     #[arg(value_name = "PROMPT", required_unless_present = "messages")]
     pub prompt: Option<String>,
@@ -303,6 +305,26 @@ pub struct RunArgs {
     /// Print one JSON object in place of the text.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Videos of the prompt.
+#[derive(Debug, Args)]
+pub struct VideoArgs {
+    /// A video: a folder of pictures, which are its frames in order of their names, or a file, whose frames an installed ffmpeg takes
+    /// out; may be given several times. Videos come after pictures.
+    #[arg(long = "video", value_name = "DIR|FILE")]
+    pub videos: Vec<PathBuf>,
+    /// Frames a second: those of a folder, or those that are taken out of a file.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1.0, value_parser = rate)]
+    pub fps: f64,
+    /// Most frames of a video; of more, so many are taken evenly from the first to the last.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub max_frames: usize,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
+    rate.ok_or_else(|| "expected a number above 0".into())
 }
 
 /// Which model that gives vectors, and what it reads.

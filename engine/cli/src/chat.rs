@@ -38,14 +38,19 @@ impl Chat {
         chat.messages.extend(args.system.iter().map(|text| Message::text("system", text.clone())));
         let prompt = args.prompt.as_deref().map(read_prompt).transpose()?;
         if let Some(prompt) = prompt {
-            if prompt.trim().is_empty() && args.images.is_empty() {
+            if prompt.trim().is_empty() && args.images.is_empty() && args.video.videos.is_empty() {
                 return Err(Failure::usage("the prompt is empty and there is no picture")
                     .hint("say something, or give --image FILE"));
             }
-            chat.messages.push(Message::user(args.images.len(), prompt));
+            let mut message = Message::user(args.images.len(), prompt);
+            if let Content::Parts(parts) = &mut message.content {
+                let places = vec![Part::Video; args.video.videos.len()];
+                parts.splice(args.images.len()..args.images.len(), places);
+            }
+            chat.messages.push(message);
             chat.pictures.extend(args.images.iter().cloned().map(PictureSource::File));
-        } else if !args.images.is_empty() {
-            return Err(Failure::usage("--image: expected a prompt about the picture, found none")
+        } else if !args.images.is_empty() || !args.video.videos.is_empty() {
+            return Err(Failure::usage("--image, --video: expected a prompt about it, found none")
                 .hint("pictures of --messages are named in that file"));
         } else if chat.messages.last().is_some_and(|message| message.role == "assistant") {
             return Err(Failure::usage(
@@ -91,17 +96,29 @@ impl Chat {
     }
 
     /// Errors if a text has what stands for a picture in the model; warns of variables that its template does not read.
-    pub fn check(&self, pipeline: &Pipeline) -> Result<(), Failure> {
+    pub fn check(&self, args: &RunArgs, pipeline: &Pipeline) -> Result<(), Failure> {
         let mark = pipeline.processor.image_mark();
-        let texts = self.messages.iter().flat_map(|message| match &message.content {
-            Content::Text(text) => vec![text.as_str()],
-            Content::Parts(parts) => parts.iter().filter_map(Part::text).collect(),
-        });
-        if !mark.is_empty() && texts.into_iter().any(|text| text.contains(mark)) {
+        let video =
+            pipeline.processor.video().filter(|_| !args.video.videos.is_empty()).map(|video| video.mark());
+        let texts: Vec<&str> = self
+            .messages
+            .iter()
+            .flat_map(|message| match &message.content {
+                Content::Text(text) => vec![text.as_str()],
+                Content::Parts(parts) => parts.iter().filter_map(Part::text).collect(),
+            })
+            .collect();
+        if !mark.is_empty() && texts.iter().any(|text| text.contains(mark)) {
             return Err(Failure::usage(format!(
                 "the prompt contains `{mark}`, which stands for a picture in this model"
             ))
             .hint("give pictures with --image FILE; they come before the prompt, in the order given"));
+        }
+        if let Some(mark) = video.filter(|mark| texts.iter().any(|text| text.contains(*mark))) {
+            return Err(Failure::usage(format!(
+                "the prompt contains `{mark}`, which stands for a video in this model"
+            ))
+            .hint("give videos with --video; they come before the prompt, in the order given"));
         }
         for name in self.render.extra.keys() {
             match &pipeline.template {

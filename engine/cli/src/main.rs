@@ -8,6 +8,7 @@ mod compile;
 mod devices;
 mod embed;
 mod fail;
+mod frames;
 mod inspect;
 mod interrupt;
 mod kernels;

@@ -196,6 +196,10 @@ pub fn pipeline_for(
     device.warm_up(Box::new(move |device| {
         let rehearse = || -> Result<(), Failure> {
             let Question { chat, decode, params } = question;
+            if chat.messages.iter().any(Message::shows_video) {
+                // Their frames are not read twice.
+                return Ok(());
+            }
             let images = read_pictures(&chat.pictures, &decode)?;
             let (mut pipeline, mut cx) =
                 pipeline_of(&theirs, &processor, Leftovers::Warn, device, precision)?;

@@ -16,8 +16,8 @@ use crate::args::{RunArgs, SamplingArgs};
 use crate::chat::Chat;
 use crate::fail::{Failure, Outcome, note, print, print_json};
 use crate::interrupt::{self, Gentle};
-use crate::open;
 use crate::progress::Spinner;
+use crate::{frames, open};
 
 /// What is to be known of the model that is inside the binary.
 const DEMO: &str = "this is the demo model, which knows drawn shapes and numbers alone, and questions about a picture; \
@@ -88,7 +88,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let (mut pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;
     params.max_tokens = params.max_tokens.min(pipeline.model.info().max_positions);
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
-    chat.check(&pipeline)?;
+    chat.check(args, &pipeline)?;
     pipeline.options = chat.render.clone();
 
     for stop in &params.stop {
@@ -102,11 +102,13 @@ pub fn run(args: &RunArgs) -> Outcome {
     spinner.say("reading pictures");
     let pictures =
         cx.timings.measure(Phase::DecodeImage, || open::read_pictures(&chat.pictures, &options))?;
+    let videos = frames::read(&args.video, &options)?;
     spinner.say("looking at pictures");
     let request = pipeline
-        .request(&mut cx, &chat.messages, &pictures, params)
+        .request_with_videos(&mut cx, &chat.messages, &pictures, &videos, params)
         .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &chat.messages, &pictures))?;
     let first = pictures.into_iter().next();
+    drop(videos);
     if args.model.model.is_none() && !args.json {
         spinner.pause(|| note(DEMO));
     }

@@ -65,8 +65,7 @@ pub(super) fn choose(
             Err(e) => errors.push((rendered.written, e)),
         }
     }
-    let places_images =
-        |shown: &[bool]| messages.iter().zip(shown).all(|(m, shown)| *shown || m.images() == 0);
+    let places_images = |shown: &[bool]| messages.iter().zip(shown).all(|(m, shown)| *shown || !m.shows());
     match best {
         Some((_, forms, shown)) if places_images(&shown) => {
             Ok((0..messages.len()).map(|i| content(&messages[i].content, forms[i], None)).collect())
@@ -99,21 +98,21 @@ fn worst(errors: Vec<(usize, Error)>) -> Error {
 
 /// Strings for all messages, where the template shows them and there are images to take out.
 fn flattened(template: &Inner, messages: &[Message], options: &RenderOptions) -> Option<Vec<Json>> {
-    if messages.iter().all(|message| message.images() == 0) {
+    if !messages.iter().any(Message::shows) {
         return None;
     }
     let image = options.image_text.as_deref().unwrap_or_default();
-    let texts: Vec<String> = messages.iter().map(|message| message.content.plain(image)).collect();
+    let texts: Vec<String> = messages.iter().map(|message| message.content.plain(image, "")).collect();
     let probe = texts.iter().enumerate().map(|(i, text)| Json::from(text.clone() + &Marks::of(i).text));
     let prompt = template.render(pair(messages, probe.collect()), options).result.ok()?;
-    let shown = |i: usize| messages[i].images() == 0 || prompt.contains(&Marks::of(i).text);
+    let shown = |i: usize| !messages[i].shows() || prompt.contains(&Marks::of(i).text);
     (0..messages.len()).all(shown).then(|| texts.into_iter().map(Json::from).collect())
 }
 
 /// Forms to try: as given, then with one or more roles' messages of text alone in another form.
 fn candidates(messages: &[Message]) -> Vec<Vec<Form>> {
     let mut roles: Vec<(&str, Vec<Form>)> = Vec::new();
-    for message in messages.iter().filter(|message| message.images() == 0) {
+    for message in messages.iter().filter(|message| !message.shows()) {
         let other = match message.content {
             Content::Text(_) => Form::Parts,
             Content::Parts(_) => Form::Text,
@@ -138,7 +137,7 @@ fn candidates(messages: &[Message]) -> Vec<Vec<Form>> {
     chosen.sort_by_key(|forms| forms.iter().filter(|form| **form != Form::Given).count());
     let of_message = |forms: &[Form], message: &Message| {
         let place = roles.iter().position(|(role, _)| *role == message.role);
-        place.filter(|_| message.images() == 0).map_or(Form::Given, |place| forms[place])
+        place.filter(|_| !message.shows()).map_or(Form::Given, |place| forms[place])
     };
     chosen.iter().map(|forms| messages.iter().map(|message| of_message(forms, message)).collect()).collect()
 }
@@ -149,13 +148,14 @@ fn content(content: &Content, form: Form, marks: Option<&Marks>) -> Json {
     let one_text = |text: &str| Part::Text { text: text.to_owned() };
     let parts = match (content, form) {
         (Content::Text(text), Form::Given | Form::Text) => return Json::from(text.clone() + text_mark),
-        (Content::Parts(_), Form::Text) => return Json::from(content.plain("") + text_mark),
+        (Content::Parts(_), Form::Text) => return Json::from(content.plain("", "") + text_mark),
         (Content::Text(text), Form::Parts) => &vec![one_text(text)],
         (Content::Parts(parts), _) => parts,
     };
     let part = |part: &Part| {
         let mut part = match part {
             Part::Image => json!({"type": "image"}),
+            Part::Video => json!({"type": "video"}),
             Part::Text { text } => json!({"type": "text", "text": text.clone() + text_mark}),
         };
         if let (Some(marks), Some(map)) = (marks, part.as_object_mut()) {

@@ -40,14 +40,15 @@ pub enum Content {
 }
 
 impl Content {
-    /// The text as it is, with `image_token` in the place of each image.
-    pub fn plain(&self, image_token: &str) -> String {
+    /// The text as it is, with marks in the places of images and videos.
+    pub fn plain(&self, image: &str, video: &str) -> String {
         match self {
             Self::Text(text) => text.clone(),
             Self::Parts(parts) => parts
                 .iter()
                 .map(|part| match part {
-                    Part::Image => image_token,
+                    Part::Image => image,
+                    Part::Video => video,
                     Part::Text { text } => text.as_str(),
                 })
                 .collect(),
@@ -61,6 +62,8 @@ impl Content {
 pub enum Part {
     /// The place of the next image of the request.
     Image,
+    /// The place of the next video of the request.
+    Video,
     /// A text.
     Text {
         /// The text.
@@ -72,7 +75,7 @@ impl Part {
     /// The text, if it is one.
     pub fn text(&self) -> Option<&str> {
         match self {
-            Self::Image => None,
+            Self::Image | Self::Video => None,
             Self::Text { text } => Some(text),
         }
     }
@@ -98,6 +101,16 @@ impl Message {
             Content::Text(_) => 0,
             Content::Parts(parts) => parts.iter().filter(|part| matches!(part, Part::Image)).count(),
         }
+    }
+
+    /// Whether the message places videos.
+    pub fn shows_video(&self) -> bool {
+        matches!(&self.content, Content::Parts(parts) if parts.contains(&Part::Video))
+    }
+
+    /// Whether the message places images or videos.
+    pub fn shows(&self) -> bool {
+        matches!(&self.content, Content::Parts(parts) if parts.iter().any(|part| part.text().is_none()))
     }
 }
 

@@ -18,7 +18,7 @@ pub const FAMILY: Family = Family {
     name: "smolvlm",
     model_types: &["smolvlm", "idefics3"],
     models: "SmolVLM, SmolVLM2, Idefics3",
-    pictures: "tiles and the whole picture",
+    pictures: "tiles and the whole picture; frames of videos",
     file: file!(),
     processor: |files| Ok(Box::new(processor::Processor::load(files)?)),
     load,

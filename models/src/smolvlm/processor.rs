@@ -20,6 +20,7 @@
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, PreparedImage, Rgb8Image, resize};
 use ocelli_engine::text::Tokenizer;
+use ocelli_engine::video::{VideoProcessor, in_words};
 use ocelli_engine::{Error, Prompt, Result};
 use serde_json::Value;
 
@@ -40,6 +41,23 @@ pub struct ImageTokens {
     pub fake: String,
     /// Names the whole picture.
     pub global: String,
+}
+
+/// The longest side of frames, as the video processor of a model has it: in a file of its own, or beside the image processor's fields.
+fn frame_size(files: &ModelFiles) -> Result<Option<usize>> {
+    let read = |name: &str| files.json::<Value>(name);
+    let (outer, own, flat) = (
+        read("processor_config.json")?,
+        read("video_preprocessor_config.json")?,
+        read("preprocessor_config.json")?,
+    );
+    let places = [
+        outer.as_ref().and_then(|outer| outer.pointer("/video_processor/size/longest_edge")),
+        own.as_ref().and_then(|own| own.pointer("/size/longest_edge")),
+        flat.as_ref().and_then(|flat| flat.pointer("/video_sampling/video_size/longest_edge")),
+    ];
+    let side = places.into_iter().flatten().find_map(Value::as_u64).map(|side| side as usize);
+    Ok(side.filter(|side| (1..=MAX_SIDE).contains(side)))
 }
 
 /// How a picture of a given size is laid out; all sizes in pixels.
@@ -63,6 +81,10 @@ pub struct Processor {
     resize: bool,
     filter: Filter,
     size: Edge,
+    /// What frames of videos are resized to before they fill a tile.
+    frame_size: Edge,
+    /// Whether the class takes videos.
+    videos: bool,
     /// Side of a tile, in pixels.
     pub tile: usize,
     /// Image tokens per tile.
@@ -80,7 +102,10 @@ impl Processor {
         let class = fields.value("processor_class").or_else(|| tokenizer.as_ref()?.get("processor_class"));
         let built_in = class.and_then(Value::as_str) == Some("Idefics3Processor");
         let named = tokenizer.as_ref().filter(|_| !built_in);
-        Self::new(fields, named)
+        let mut processor = Self::new(fields, named)?;
+        processor.videos = !built_in;
+        processor.frame_size = frame_size(files)?.map_or(processor.size, Edge::Longest);
+        Ok(processor)
     }
 
     /// The processor of these fields; `tokenizer` may name the token strings.
@@ -100,6 +125,8 @@ impl Processor {
             resize: fields.flag("do_resize", true)?,
             filter: fields.resample(Filter::Lanczos)?,
             size: fields.edge("size", Edge::Longest(4 * 364))?,
+            frame_size: Edge::Longest(4 * 364),
+            videos: false,
             tile,
             image_seq_len: fields.pixels("image_seq_len")?.unwrap_or(169),
             fields,
@@ -151,7 +178,8 @@ impl ocelli_engine::Processor for Processor {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let mut fields = self.fields.clone();
         fields.set(key, value)?;
-        *self = Self { tokens: self.tokens.clone(), ..Self::new(fields, None)? };
+        let (frame_size, videos) = (self.frame_size, self.videos);
+        *self = Self { tokens: self.tokens.clone(), frame_size, videos, ..Self::new(fields, None)? };
         Ok(())
     }
 
@@ -163,6 +191,10 @@ impl ocelli_engine::Processor for Processor {
         tiles.push(to(&canvas, (self.tile, self.tile))?.into());
         let normalize = self.fields.normalize([0.5; 3], [0.5; 3])?;
         Ok(PreparedImage { tiles, rows: layout.rows, cols: layout.cols, normalize, assembly: None })
+    }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        self.videos.then_some(self)
     }
 
     fn image_mark(&self) -> &str {
@@ -177,6 +209,48 @@ impl ocelli_engine::Processor for Processor {
             images.iter().map(|image| self.expansion(image.rows, image.cols)).collect();
         let rows: Vec<usize> = images.iter().map(|image| image.tiles.len() * self.image_seq_len).collect();
         lay_out(tokenizer, text, mark, &pictures, id, &rows)
+    }
+}
+
+/// The reference's own template for conversations with videos, which those of the models leave out.
+const VIDEO_TEMPLATE: &str = "<|im_start|>{% for turn in messages %}{{ turn['role'] | capitalize }}\
+    {{ ':' if turn['content'][0]['type'] == 'image' else ': ' }}\
+    {% for part in turn['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}\
+    {% elif part['type'] == 'image' %}{{ '<image>' }}{% elif part['type'] == 'video' %}{{ '<video>' }}{% endif %}{% endfor %}\
+    <end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}";
+
+/// Each frame is squeezed into one tile, and named by its time.
+impl VideoProcessor for Processor {
+    fn mark(&self) -> &str {
+        "<video>"
+    }
+
+    fn template(&self) -> Option<&str> {
+        Some(VIDEO_TEMPLATE)
+    }
+
+    fn prepare(&self, frame: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
+        let whole = Self { split: false, size: self.frame_size, ..self.clone() };
+        ocelli_engine::Processor::prepare(&whole, frame, threads)
+    }
+
+    fn text(&self, times: &[f64], seconds: f64) -> String {
+        let (count, seconds) = (in_words(times.len()), seconds as u64);
+        let days = match seconds / 86_400 {
+            0 => String::new(),
+            1 => "1 day, ".into(),
+            days => format!("{days} days, "),
+        };
+        let (hours, minutes) = (seconds / 3600 % 24, seconds / 60 % 60);
+        let length = format!("{days}{hours}:{minutes:02}:{:02}", seconds % 60);
+        let mut text = format!(
+            "You are provided the following series of {count} frames from a {length} [H:MM:SS] video.\n"
+        );
+        for &time in times {
+            let (minutes, seconds) = (time as u64 / 60, time as u64 % 60);
+            text += &format!("\nFrame from {minutes:02}:{seconds:02}:{}", self.tokens.image);
+        }
+        text + "\n\n"
     }
 }
 
