@@ -78,9 +78,10 @@ fn published_templates_render_as_in_python() {
     assert!(rendered >= 10 && refused >= 1, "{rendered} {refused}");
 }
 
+/// The beginning of the SHA-256 of a text.
 fn sha256(text: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    digest.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Templates of published checkpoints from the folder that `OCELLI_PUBLISHED` names, against hashes of transformers' renderings
@@ -103,13 +104,17 @@ fn templates_of_checkpoints_render_as_in_python() {
             }
             false => text,
         };
-        assert_eq!(sha256(&text), *hash, "{file}");
+        assert_eq!(sha256(&text), hash[..16], "{file}");
         match ChatTemplate::new(&text, file, &tokenizer) {
             Err(error) => wrong.push(format!("{file}: {error}")),
             Ok(template) => {
                 for row in entry["rows"].as_array().unwrap() {
                     rows += 1;
-                    let agrees = agrees(&template, row, &data["conversations"], sha256);
+                    let row = json!({
+                        "conversation": row[0], "given": row[1], "options": data["options"][row[2].as_u64().unwrap() as usize],
+                        "text": row[3], "error": row.get(4)
+                    });
+                    let agrees = agrees(&template, &row, &data["conversations"], sha256);
                     wrong.extend(agrees.err().map(|why| format!("{file}: {why}")));
                 }
             }

@@ -4,7 +4,8 @@
 
 PUBLISHED has a folder for each checkpoint, OWNER__NAME, with its chat_template.jinja, chat_template.json or tokenizer_config.json. The
 templates are not ours to copy, so the tests read them from the folder that OCELLI_PUBLISHED names, and find their rows by their SHA-256.
-Conversations, options and what a row says are those of published.py; in place of `text` a row has its SHA-256.
+Conversations and options are those of published.py. A row is a conversation, its form, the number of its options, and the beginning of
+the SHA-256 of the text, or null and the error.
 """
 
 import hashlib
@@ -36,16 +37,16 @@ def main():
             entry["files"].append(f"{path.parent.name}/{path.name}")
             if "rows" not in entry:
                 entry["rows"] = published.renderings(template)
-                for row in entry["rows"]:
-                    row.pop("forms", None)
-                    if row["text"] is not None:
-                        row["text"] = sha256(row["text"])
+                for i, row in enumerate(entry["rows"]):
+                    said = [None, row["error"]] if row["text"] is None else [sha256(row["text"])[:16]]
+                    entry["rows"][i] = [row["conversation"], row["given"], published.OPTIONS.index(row["options"]), *said]
     lines = []
     for key, entry in sorted(templates.items(), key=lambda pair: pair[1]["files"]):
-        rows = ",\n".join("   " + json.dumps(row, ensure_ascii=False) for row in entry["rows"])
-        lines.append(f'  "{key}": {{"files": {json.dumps(entry["files"])}, "rows": [\n{rows}\n  ]}}')
+        rows = json.dumps(entry["rows"], ensure_ascii=False, separators=(",", ":"))
+        lines.append(f'  "{key}": {{"files": {json.dumps(entry["files"])}, "rows": {rows}}}')
     conversations = json.dumps(published.conversations(), ensure_ascii=False)
-    print('{\n "conversations": ' + conversations + ',\n "templates": {\n' + ",\n".join(lines) + "\n }\n}")
+    options = json.dumps(published.OPTIONS)
+    print('{\n "options": ' + options + ',\n "conversations": ' + conversations + ',\n "templates": {\n' + ",\n".join(lines) + "\n }\n}")
 
 
 main()

@@ -48,7 +48,7 @@ def drawn(count):
 
 
 def main():
-    texts = TEXTS + list(drawn(40))
+    texts = TEXTS + list(drawn(12))
     models = {}
     for folder in sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir()):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
