@@ -54,7 +54,7 @@ impl Averaged {
 impl Standard {
     fn load(cx: &mut Ctx, scope: &Scope<'_>, d: usize) -> Result<Self> {
         let factor = scope.role(Role::Tower).take("std_scale", &[d])?;
-        scope.take("std_bias", &[d])?;
+        scope.role(Role::Tower).take("std_bias", &[d])?;
         let floats = |name: &str| scope.checkpoint().floats(&scope.path(name));
         let pairs = floats("std_bias")?.into_iter().zip(floats("std_scale")?);
         let shift: Vec<u8> = pairs.flat_map(|(bias, scale)| (-bias * scale).to_le_bytes()).collect();

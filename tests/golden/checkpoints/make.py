@@ -67,6 +67,8 @@ TOKENS = {
                  "<|img_thumbnail|>": 497, "<|image_start|>": 498, "<|image_end|>": 499},
     "google__siglip": {"</s>": 1, "<unk>": 2},
 }
+TOKENS["google__gemma-4"] = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<turn|>": 106, "<|image>": 255999, "<|audio>": 256000,
+                             "<|image|>": 258880, "<|audio|>": 258881, "<image|>": 258882, "<audio|>": 258883, "<|video|>": 258884}
 TOKENS["google__medgemma"] = TOKENS["google__gemma-3"]
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
