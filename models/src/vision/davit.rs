@@ -335,19 +335,24 @@ impl Davit {
         let (rows, d, groups) = (x.size(0), stage.plan.d, stage.plan.groups);
         let each = d / groups;
         let qkv = part.qkv.forward(cx, x)?;
+        // What products take for weights lies in memory of its own: devices bind that for reading alone.
+        let own = |cx: &mut Ctx, shape: &[usize]| cx.alloc_owned(shape, cx.dtype());
+        let (rows_of, columns) = (own(cx, &[rows, 2 * d])?, own(cx, &[d, rows])?);
+        copy_rows(cx, &part.path, &qkv.narrow(1, 0, 2 * d)?, &rows_of)?;
         let scores = cx.alloc(&[d, each], cx.dtype())?;
-        let group = |i: usize, group: usize| qkv.narrow(1, i * d + group * each, each);
         for number in 0..groups {
             cx.scope(|cx| {
                 // Products with the identity turn rows into columns.
-                let (q, k) = (cx.alloc(&[each, rows], cx.dtype())?, cx.alloc(&[each, rows], cx.dtype())?);
-                product(cx, &part.path, &stage.identity, &group(0, number)?, &q)?;
-                product(cx, &part.path, &stage.identity, &group(1, number)?, &k)?;
+                let q = cx.alloc(&[each, rows], cx.dtype())?;
+                let k = columns.narrow(0, number * each, each)?;
+                let of = |i: usize| rows_of.narrow(1, i * d + number * each, each);
+                product(cx, &part.path, &stage.identity, &of(0)?, &q)?;
+                product(cx, &part.path, &stage.identity, &of(1)?, &k)?;
                 product(cx, &part.path, &q, &k, &scores.narrow(0, number * each, each)?)
             })?;
         }
         // Attention to the identity, with the scores for queries, is their softmax.
-        let shares = cx.alloc(&[d, 1, each], cx.dtype())?;
+        let shares = own(cx, &[d, 1, each])?;
         let starts: Vec<usize> = (0..=groups).map(|group| group * each).collect();
         let segments = Segments::of(cx, &starts)?;
         let bounds = cx.view(&segments.starts)?;
@@ -370,7 +375,7 @@ impl Davit {
         for number in 0..groups {
             let (shares, to) =
                 (shares.narrow(0, number * each, each)?, mixed.narrow(1, number * each, each)?);
-            product(cx, &part.path, &group(2, number)?, &shares, &to)?;
+            product(cx, &part.path, &qkv.narrow(1, 2 * d + number * each, each)?, &shares, &to)?;
         }
         part.out.add_to(cx, &mixed, h)
     }
