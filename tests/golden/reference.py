@@ -8,7 +8,7 @@ LAST = 8  # logits of this many prompt positions are kept
 STAGES = ("vision_last_hidden", "qformer_last_hidden", "image_features", "inputs_embeds", "text_layer_first", "text_layer_last", f"logits_last{LAST}")
 
 # Tensors that inputs.json and the length of the prompt say too; a reference may go without them.
-SPARE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "greedy_ids")
+SPARE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_position_ids", "greedy_ids")
 
 
 class Forced(transformers.LogitsProcessor):
@@ -54,17 +54,30 @@ def greedy(model, inputs, count, forced=None):
     return tokens, top[:, 0] - top[:, 1], logits
 
 
-def drift_f32(model, taps, inputs, stages):
-    """How far the float32 run of one case is from a float64 run: tensors `<stage>.f32_drift`, of stages that `drift` takes too.
+ROUNDED = 4  # float32 runs with other roundings of their inputs
 
-    model: the checkpoint loaded in float64; the others as for `drift`. Where transformers computes in float32 whatever the type, so
-    does this run: what it finds is no more than the drift.
+
+def drift_f32(exact, taps, model, own, inputs, stages):
+    """How far float32 runs of one case are from a float64 run: tensors `<stage>.f32_drift`, of stages that `drift` takes too.
+
+    exact: the checkpoint loaded in float64; model: in float32; taps, own: what keeps their stages; inputs, stages: as for `drift`.
+    One run says little where a stage enlarges what was rounded before it, so there are more, with inputs that are one rounding off.
+    Where transformers computes in float32 whatever the type, the float64 run does so too: what is found is no more than the drift.
     """
-    inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    with taps:
-        logits = model(**inputs).logits
-    found = {**taps.found, f"logits_last{LAST}": logits[0, -LAST:]}
-    gap = {k: (found[k].double().reshape(v.shape) - v.double()).abs().max() for k, v in stages.items() if k in STAGES}
+    def stages_of(model, taps, inputs):
+        with taps:
+            logits = model(**inputs).logits
+        found = {**taps.found, f"logits_last{LAST}": logits[0, -LAST:]}
+        return {k: found[k].double().reshape(v.shape) for k, v in stages.items() if k in STAGES}
+
+    floats = {k for k, v in inputs.items() if v.is_floating_point()}
+    want = stages_of(exact, taps, {k: v.double() if k in floats else v for k, v in inputs.items()})
+    gap = {k: (want[k] - stages[k].double()).abs().max() for k in want}
+    for run in range(ROUNDED if floats else 0):
+        draw = torch.Generator().manual_seed(run)
+        off = {k: 1 + torch.randint(-1, 2, inputs[k].shape, generator=draw) * 2.0**-23 for k in sorted(floats)}
+        near = stages_of(model, own, {k: v * off[k] if k in floats else v for k, v in inputs.items()})
+        gap = {k: torch.maximum(v, (near[k] - want[k]).abs().max()) for k, v in gap.items()}
     return {f"{k}.f32_drift": v.float().reshape(1) for k, v in gap.items()}
 
 
