@@ -22,12 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import quiet
 
 # Names, copies of the weights and options.  A tower of 8 bits is a copy of its own.
+FAST, BF16 = ["--fast-int8"], ["--dtype", "bf16"]
 CLASSES = {
-    "bf16": [("ocelli f32", "bf16", []), ("ocelli bf16", "bf16", ["--dtype", "bf16"])],
-    "int8": [("ocelli exact", "int8", []), ("ocelli int8", "int8", ["--fast-int8"])],
-    "int4": [("ocelli exact", "int4", []), ("ocelli int8", "int4", ["--fast-int8"])],
+    "bf16": [("ocelli f32", "bf16", []), ("ocelli bf16", "bf16", BF16)],
+    "int8": [("ocelli exact", "int8", []), ("ocelli int8", "int8", FAST), ("ocelli int8 bf16", "int8", [*FAST, *BF16])],
+    "int4": [("ocelli exact", "int4", []), ("ocelli int8", "int4", FAST), ("ocelli int8 bf16", "int4", [*FAST, *BF16])],
 }
-TOWERS = {"bf16": CLASSES["bf16"], "int8": [("ocelli int8", "int8-tower", ["--fast-int8"])]}
+TOWERS = {"bf16": CLASSES["bf16"], "int8": [("ocelli int8", "int8-tower", FAST), ("ocelli int8 bf16", "int8-tower", [*FAST, *BF16])]}
 GGUF = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 # Tokens of the prompt, tokens of the answer, what counts: tokens a second, or one tile of 512 x 512 pixels in tiles a second.
 STAGES = {"tower, one tile": (0, 1, "tower"), "prefill 512": (512, 2, "prefill"), "decode, depth 128": (128, 64, "decode"),
