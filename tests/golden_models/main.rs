@@ -57,6 +57,7 @@ const FAMILIES: &[&str] = &[
     "aya_vision",
     "cohere2_vision",
     "minicpmv4_6",
+    "mllama",
     "blip",
     "blip_vqa",
     "blip2",
