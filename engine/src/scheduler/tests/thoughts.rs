@@ -43,7 +43,8 @@ fn thoughts_are_no_part_of_the_answer() {
             (shut, "Four.", None, "Four."),
             (plain, "<think>\nI see é.\n</think>\n\nFour é.", Some("I see é."), "Four é."),
             (plain, "<think>a</think>b<think>c</think>d", Some("ac"), "bd"),
-            (plain, "Four </think> five", None, "Four </think> five"),
+            // A mark that closes nothing is a special token as others are: no text.
+            (plain, "Four </think> five", None, "Four  five"),
             (begins, "I see", Some("I see"), ""),
             (begins, "\n\n</think>\n\nFour.", None, "Four."),
             (asked, "Four.", None, "Four."),
