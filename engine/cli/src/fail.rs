@@ -164,6 +164,9 @@ fn way_out(error: &Error) -> Option<&'static str> {
             Some("`ocelli run` takes models that give answers; CLIP, SigLIP and SigLIP 2 give vectors")
         }
         Error::Text(TextError::File(error)) => of_file(error),
+        Error::Text(TextError::Conversation { .. }) => Some(
+            "messages are a list of objects with `role` and `content`, or an object with such a list as `messages`",
+        ),
         Error::Text(_) => {
             Some("tokenizer and chat template have to be those of the model; get its files again")
         }
