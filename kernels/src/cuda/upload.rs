@@ -106,6 +106,13 @@ fn place_parts(
     let range: Range<usize> = 0..n;
     let mut planes: SmallVec<[View; 3]> = SmallVec::new();
     for (index, shape) in format.planes(n, k).iter().enumerate() {
+        // What is on the device already stays as it lies.
+        if let [part] = parts
+            && !matches!(part.planes[index].storage(), Storage::Host(_))
+        {
+            planes.push(part.planes[index].clone());
+            continue;
+        }
         let pitch = (shape.cols * shape.dtype.size()).next_multiple_of(ROW_ALIGN);
         let sources = sources(parts, &range, rows_held(shape, n), |part| &part.planes[index]);
         let buffer = upload(stream, &sources, pitch)?;
