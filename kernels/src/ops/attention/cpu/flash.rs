@@ -321,18 +321,17 @@ impl Block<'_> {
             for j in (0..self.count).step_by(PACK) {
                 for v in 0..NV {
                     let at = self.scores.add(vector(j, v));
-                    let weight = |at: *const f32| exp2(s, s.sub(s.load(at), peak[v]));
+                    let p = exp2(s, s.sub(s.load(at), peak[v]));
                     if PACK == 1 {
-                        let p = weight(at);
                         sums[v] = s.add(sums[v], p);
                         s.store(at, p);
                         continue;
                     }
                     // Weights are summed as they are rounded: what multiplies the values adds up to one.
-                    let low = round_bf16(s, weight(at));
+                    let low = round_bf16(s, p);
                     let mut high = s.zero();
                     if j + 1 < self.count {
-                        high = round_bf16(s, weight(at.add(tile)));
+                        high = round_bf16(s, exp2(s, s.sub(s.load(at.add(tile)), peak[v])));
                     }
                     sums[v] = s.add(sums[v], s.add(low, high));
                     let word = s.or_i(s.shr_i::<16>(s.to_bits(low)), s.to_bits(high));
