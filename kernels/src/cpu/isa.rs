@@ -191,12 +191,16 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Whether the CPU names Intel as its vendor.
+/// Whether the CPU names Intel as its vendor. Asked once: choosing a kernel must not cost the microseconds that `cpuid` takes in a
+/// virtual machine.
 fn is_intel() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
-        let id = std::arch::x86_64::__cpuid(0);
-        [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+        static INTEL: OnceLock<bool> = OnceLock::new();
+        *INTEL.get_or_init(|| {
+            let id = std::arch::x86_64::__cpuid(0);
+            [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+        })
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

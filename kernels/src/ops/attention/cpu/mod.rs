@@ -46,11 +46,15 @@ fn estimate(spec: &AttentionSpec, caps: &Caps, per_key: f32, tasks: f32) -> f32 
     1.0 + keys * per_key / (5000.0 * tasks.clamp(1.0, caps.units as f32))
 }
 
-fn flash_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+/// Products of `head` vector operations for each key and vector of rows, softmax, and for each task packing.
+fn blocks_us(spec: &AttentionSpec, caps: &Caps, head: f32) -> f32 {
     let (hd, vectors) = (spec.head_dim as f32, (rows(spec) as f32 / lanes(caps)).ceil());
-    // Products and softmax, and for each task packing.
-    let per_key = vectors * (2.0 * hd + 20.0) + (vectors / 24.0).ceil() * hd;
+    let per_key = vectors * (head + 20.0) + (vectors / 24.0).ceil() * hd;
     estimate(spec, caps, per_key, (spec.seqs * spec.heads_kv) as f32 * (vectors / 3.0).ceil())
+}
+
+fn flash_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    blocks_us(spec, caps, 2.0 * spec.head_dim as f32)
 }
 
 fn bf16_reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
@@ -61,8 +65,9 @@ fn bf16_reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
 }
 
 fn bf16_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    // Half as many operations; where each takes twice as long, rounding the weights is lost.
     let gains = Isa::at(caps.isa).is_ok_and(Isa::bf16_gains);
-    flash_us(spec, caps) * if gains { 0.6 } else { 1.1 }
+    blocks_us(spec, caps, spec.head_dim as f32 * if gains { 1.0 } else { 2.2 })
 }
 
 fn split_reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
