@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::{Temp, command, demo, ended, example, json, ocelli, read_some, with_stdin};
+use crate::{Temp, command, demo, ended, example, golden, json, ocelli, read_some, with_stdin};
 
 const QUESTION: &str = "How many objects are there?";
 
@@ -53,6 +53,38 @@ fn types_of_activations() {
         let value = ocelli(&["run", "--image", &picture(), "--dtype", dtype, "--json", QUESTION]).json();
         assert_eq!((&value["text"], &value["dtype"]), (&"two".into(), &dtype.into()));
     }
+}
+
+#[test]
+fn places_are_drawn() {
+    let temp = Temp::new();
+    let to = temp.path("drawn.png");
+    let (model, to) = (golden("florence2"), to.to_str().unwrap());
+    let run = |image: &str, task: &str, to: &str| {
+        let model = model.to_str().unwrap();
+        ocelli(&[
+            "run",
+            "--model",
+            model,
+            "--image",
+            image,
+            "--max-tokens",
+            "20",
+            "--json",
+            "--draw",
+            to,
+            task,
+        ])
+    };
+    let value = run(&picture(), "<OD>", to).json();
+    assert_eq!(value["regions"]["task"], "<OD>");
+    let (given, drawn) = (std::fs::read(picture()).unwrap(), std::fs::read(to).unwrap());
+    // Width and height of a PNG.
+    assert_eq!((&drawn[..8], &drawn[16..24]), (&given[..8], &given[16..24]));
+    // What cannot be drawn is refused before the model answers.
+    run(&picture(), "<CAPTION>", to).fails(1, &["--draw", "name no places"]);
+    let nowhere = temp.path("none/drawn.png");
+    run(&picture(), "<OD>", nowhere.to_str().unwrap()).fails(1, &["--draw", "none", "no such folder"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -108,7 +109,12 @@ pub fn run(args: &RunArgs) -> Outcome {
         .request_with_videos(&mut cx, &chat.messages, &pictures, &videos, params)
         .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &chat.messages, &pictures))?;
     let first = pictures.into_iter().next();
+    let size = first.as_ref().map_or((0, 0), |picture| (picture.width(), picture.height()));
     drop(videos);
+    if let Some(path) = &args.draw {
+        let asked = first.is_some() && pipeline.regions(&chat.messages, &[], size)?.is_some();
+        can_draw(path, asked)?;
+    }
     if args.model.model.is_none() && !args.json {
         spinner.pause(|| note(DEMO));
     }
@@ -143,16 +149,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     written?;
     let interrupted = gentle.is_some_and(|gentle| gentle.asked());
     let Some(answer) = answers.first() else { return Err(Failure::new("no answer")) };
-    let size = first.as_ref().map_or((0, 0), |picture| (picture.width(), picture.height()));
     let regions = pipeline.regions(&chat.messages, &answer.token_ids, size)?;
-    if let Some(path) = &args.draw {
-        let (Some(regions), Some(picture)) = (&regions, &first) else {
-            return Err(Failure::new("--draw: the answer names no places in a picture")
-                .hint("Florence-2 names them when it is asked <OD>, <OCR_WITH_REGION> and the like"));
-        };
-        write_png(path, &regions.drawn(picture))?;
-    }
-
     if args.json {
         let caps = device.caps();
         let timings = Rates {
@@ -197,7 +194,23 @@ pub fn run(args: &RunArgs) -> Outcome {
             });
         }
     }
+    if let (Some(path), Some(regions), Some(picture)) = (&args.draw, &regions, &first) {
+        write_png(path, &regions.drawn(picture))?;
+    }
     Ok(if interrupted { ExitCode::from(interrupt::code()) } else { ExitCode::SUCCESS })
+}
+
+/// Refuses before the model answers what `--draw` could not do after it. `asked`: the answer will name places in a picture.
+fn can_draw(path: &Path, asked: bool) -> Result<(), Failure> {
+    if !asked {
+        return Err(Failure::new("--draw: the answer will name no places in a picture")
+            .hint("Florence-2 names them when it is asked <OD>, <OCR_WITH_REGION> and the like"));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match folder.filter(|folder| !folder.is_dir()) {
+        Some(folder) => Err(Failure::new(format!("--draw: {}: no such folder", folder.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Thoughts on stderr: stdout has the answer alone.
