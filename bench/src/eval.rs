@@ -91,7 +91,7 @@ pub fn evaluate(pipeline: &Pipeline, cx: &mut Ctx, dir: &Path, every: usize) -> 
         Report { schema: SCHEMA, differing: known.is_some().then(Vec::new), ..Report::default() };
     for (picture, numbers) in pictures {
         let picture = decode_file(&dir.join(picture), &DecodeOptions::default())?;
-        let prepared = pipeline.prepare(cx, &[picture])?;
+        let prepared = pipeline.prepare(&[picture])?;
         let features: Vec<Media> = pipeline.encode(cx, &prepared)?.into_iter().map(Media::from).collect();
         let images: Vec<_> = prepared.iter().collect();
         let mut requests = Vec::with_capacity(numbers.len());

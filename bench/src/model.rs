@@ -169,7 +169,8 @@ fn request(cx: &mut Ctx, pipeline: &Pipeline, asked: &Asked, params: SamplingPar
     match asked {
         Asked::Picture { image, prompt, depth } => {
             let messages = [Message::user(1, prompt.clone())];
-            let mut request = pipeline.request(cx, &messages, std::slice::from_ref(image), params)?;
+            let ask = || pipeline.request(&messages, std::slice::from_ref(image), params);
+            let mut request = cx.timings.measure(Phase::Resize, ask)?;
             let len = request.prompt.len();
             request.prompt.append((len..*depth).map(made_up));
             Ok(request)

@@ -154,7 +154,7 @@ impl Plan {
         let params = SamplingParams { max_tokens, ignore_eos: true, ..SamplingParams::default() };
         let _ = log.take();
         let messages = [Message::user(images.len(), String::new())];
-        let mut request = pipeline.request(cx, &messages, &images, params)?;
+        let mut request = pipeline.request(&messages, &images, params)?;
         let mut phases = Vec::new();
         let picture = |(number, media): (usize, &Media)| match media {
             Media::Picture(image) => Some(Picture::of(image, rows_of(&request.prompt, number))),
@@ -227,7 +227,7 @@ impl Plan {
         let info = pipeline.model.info().clone();
         let mut prepared = Vec::with_capacity(wanted.images.len());
         for &(width, height) in &wanted.images {
-            prepared.push(pipeline.prepare(cx, &blank(width, height)?)?);
+            prepared.push(pipeline.prepare(&blank(width, height)?)?);
         }
         let _ = log.take();
         let mut phases = Vec::new();

@@ -18,7 +18,7 @@ use ocelli_engine::kv::KvCache;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Media, Request, generate};
 use ocelli_engine::text::Message;
-use ocelli_engine::weights::TensorFile;
+use ocelli_engine::weights::{StoredType, TensorFile};
 use ocelli_engine::{Ctx, Error, Features, Gives, Pipeline, Precision, Processor, Prompt, Result, Stage};
 use ocelli_kernels::{Backend, DType, Device};
 use ocelli_models::Leftovers;
@@ -198,8 +198,26 @@ impl Golden {
         self.0.info(&format!("{case}.{key}")).map_or(Vec::new(), |info| info.shape.to_vec())
     }
 
+    /// A tensor in f32; where the reference has `<key>.levels`, its values are numbers of these.
     fn floats(&self, case: &str, key: &str) -> Result<Vec<f32>> {
-        Ok(self.0.floats(&format!("{case}.{key}"))?)
+        let name = format!("{case}.{key}");
+        let of_levels = format!("{name}.levels");
+        if self.0.info(&of_levels).is_none() {
+            return Ok(self.0.floats(&name)?);
+        }
+        let (levels, info) = (self.0.floats(&of_levels)?, self.0.info(&name));
+        let bytes = self.0.bytes(&name)?;
+        let numbers: Vec<usize> = match info.map(|info| info.dtype) {
+            Some(StoredType::U8) => bytes.iter().map(|&b| b.into()).collect(),
+            Some(StoredType::U16) => {
+                bytes.as_chunks().0.iter().map(|b| u16::from_le_bytes(*b).into()).collect()
+            }
+            _ => return Err(Error::Request(format!("{name}: expected U8 or U16 beside its levels"))),
+        };
+        let value = |number: &usize| levels.get(*number).copied();
+        numbers.iter().map(value).collect::<Option<_>>().ok_or_else(|| {
+            Error::Request(format!("{name}: a value is no number of one of its {} levels", levels.len()))
+        })
     }
 }
 
@@ -235,7 +253,7 @@ fn verify_case(
     let pictures =
         case.images.iter().map(|name| decode_file(&picture(reference, name), &DecodeOptions::default()));
     let pictures = pictures.collect::<Result<Vec<_>, _>>()?;
-    let mut prepared = pipeline.prepare(&mut cx, &pictures)?;
+    let mut prepared = pipeline.prepare(&pictures)?;
     let processor = &*pipeline.processor;
     if golden.has(&case.name, "pixel_values") {
         let stored = golden.pixels(&case.name)?;
@@ -564,4 +582,31 @@ fn with_stored_pixels(
         })?);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A reference with numbers of two levels.
+    fn of_levels(dtype: &str, numbers: &[u8]) -> Golden {
+        let (end, count) = (8 + numbers.len(), numbers.len());
+        let header = format!(
+            r#"{{"a.pixel_values.levels":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}},"a.pixel_values":{{"dtype":"{dtype}","shape":[{count}],"data_offsets":[8,{end}]}}}}"#
+        );
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.bytes());
+        bytes.extend([-0.5f32, 0.25].iter().flat_map(|level| level.to_le_bytes()));
+        bytes.extend(numbers);
+        Golden(TensorFile::in_memory("golden.safetensors", Arc::from(bytes)).expect("a file"))
+    }
+
+    #[test]
+    fn numbers_of_levels() {
+        let found = of_levels("U8", &[1, 0, 1]).floats("a", "pixel_values").expect("values");
+        assert_eq!(found, [0.25, -0.5, 0.25]);
+        let error = |golden: Golden| golden.floats("a", "pixel_values").expect_err("no values").to_string();
+        assert!(error(of_levels("U8", &[0, 2])).contains("one of its 2 levels"));
+        assert!(error(of_levels("I8", &[0, 1])).contains("expected U8 or U16"));
+    }
 }

@@ -8,7 +8,6 @@ use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
-use crate::timing::Phase;
 use crate::vlm::{Embedder, Gives, Loaded, Model, Processor};
 
 /// A dual encoder with its processor and tokenizer.
@@ -33,11 +32,8 @@ impl EmbeddingPipeline {
     }
 
     /// Resizes a picture for the tower.
-    pub fn prepare(&self, cx: &mut Ctx, image: &Rgb8Image) -> Result<PreparedImage> {
-        let start = std::time::Instant::now();
-        let prepared = self.processor.prepare(image, self.threads);
-        cx.timings.add(Phase::Resize, start.elapsed());
-        prepared
+    pub fn prepare(&self, image: &Rgb8Image) -> Result<PreparedImage> {
+        self.processor.prepare(image, self.threads)
     }
 
     /// Tokens of a text as the model wants them: cut off where it is too long, padded where that is asked for.

@@ -13,7 +13,6 @@ use crate::regions::Regions;
 use crate::sample::SamplingParams;
 use crate::scheduler::{Media, Request, generate};
 use crate::text::{ChatTemplate, Content, Message, Part, RenderOptions, Tokenizer};
-use crate::timing::Phase;
 use crate::video::Video;
 use crate::vlm::{Gives, Loaded, Model, Processor, Vlm};
 
@@ -67,11 +66,8 @@ impl Pipeline {
     }
 
     /// Resizes and tiles pictures.
-    pub fn prepare(&self, cx: &mut Ctx, images: &[Rgb8Image]) -> Result<Vec<PreparedImage>> {
-        let start = std::time::Instant::now();
-        let prepared = self.processor.prepare_all(images, self.threads);
-        cx.timings.add(Phase::Resize, start.elapsed());
-        prepared
+    pub fn prepare(&self, images: &[Rgb8Image]) -> Result<Vec<PreparedImage>> {
+        self.processor.prepare_all(images, self.threads)
     }
 
     /// Tokens of a conversation with the places of its pictures' features.
@@ -100,13 +96,12 @@ impl Pipeline {
     /// A conversation about pictures as a request.
     pub fn request(
         &self,
-        cx: &mut Ctx,
         messages: &[Message],
         images: &[Rgb8Image],
         params: SamplingParams,
     ) -> Result<Request> {
         params.validate()?;
-        let prepared = self.prepare(cx, images)?;
+        let prepared = self.prepare(images)?;
         let prompt = self.lay_out(messages, &prepared.iter().collect::<Vec<_>>())?;
         let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
         Ok(Request { prompt, media, params })
@@ -125,14 +120,13 @@ impl Pipeline {
     /// As [`request`](Self::request), about pictures and videos: the messages place both in order. Errors if the family takes no videos.
     pub fn request_with_videos(
         &self,
-        cx: &mut Ctx,
         messages: &[Message],
         images: &[Rgb8Image],
         videos: &[Video],
         params: SamplingParams,
     ) -> Result<Request> {
         if videos.is_empty() {
-            return self.request(cx, messages, images, params);
+            return self.request(messages, images, params);
         }
         let Some(processor) = self.processor.video() else {
             let family = self.model.info().family;
@@ -141,13 +135,11 @@ impl Pipeline {
             )));
         };
         params.validate()?;
-        let start = std::time::Instant::now();
         let images = self.processor.prepare_all(images, self.threads)?;
         let frames = |video: &Video| {
             try_map(&video.frames, self.threads, |frame, threads| processor.prepare(frame, threads))
         };
         let frames = videos.iter().map(frames).collect::<Result<Vec<_>>>()?;
-        cx.timings.add(Phase::Resize, start.elapsed());
         let all = in_order(messages, images, frames)?;
         let rendered = match processor.template() {
             Some(source) => {
@@ -195,7 +187,7 @@ impl Pipeline {
             ..params.clone()
         };
         let requests: Result<Vec<_>> =
-            params.iter().map(|params| self.request(cx, messages, images, steps(params))).collect();
+            params.iter().map(|params| self.request(messages, images, steps(params))).collect();
         generate(cx, &self.model, &self.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
         Ok(())
     }

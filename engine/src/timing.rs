@@ -10,7 +10,7 @@ use serde::Serialize;
 pub enum Phase {
     /// Reading and decoding picture files.
     DecodeImage,
-    /// Resizing and tiling.
+    /// Resizing and tiling, and laying the prompt out.
     Resize,
     /// Vision tower.
     Tower,
@@ -27,7 +27,7 @@ pub enum Phase {
 pub struct Timings {
     /// Milliseconds of reading and decoding picture files.
     pub decode_image_ms: f64,
-    /// Milliseconds of resizing and tiling.
+    /// Milliseconds of resizing and tiling, and of laying the prompt out.
     pub resize_ms: f64,
     /// Milliseconds in the vision tower.
     pub tower_ms: f64,

@@ -31,8 +31,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 import transformers
 from PIL import Image, ImageDraw
-from safetensors.torch import load_file, save_file
 
+from levels import load_golden, save_golden
 from reference import LAST, SPARE, drift, greedy
 
 TOWERS = ("model.vision_model", "model.vision_tower", "model.visual", "vision_model", "vision_tower", "visual")
@@ -263,8 +263,7 @@ def load(args, dtype):
 
 
 def write(tensors, folder):
-    save_file(tensors, folder / "golden.safetensors", metadata={"format": "pt"})
-    (folder / "golden.safetensors").chmod(0o644)
+    save_golden(tensors, folder)
 
 
 def choose_cases(args, processor):
@@ -307,7 +306,7 @@ def main():
     torch.use_deterministic_algorithms(True)
     processor = transformers.AutoProcessor.from_pretrained(args.model)
     cases, folders = choose_cases(args, processor)
-    other = load_file(args.compare / "golden.safetensors") if args.compare else {}
+    other = load_golden(args.compare) if args.compare else {}
 
     model = load(args, torch.float32)
     tensors, entries, runs = {}, [], []

@@ -43,6 +43,7 @@ from sklearn.datasets import load_sample_images
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from levels import save_golden
 from reference import SPARE, drift, drift_f32, greedy
 
 torch.set_num_threads(2)
@@ -2712,9 +2713,7 @@ def produce(name, ctx, out, lean):
     for file in target.iterdir():
         file.chmod(0o644)
     model_bytes = folder_size(target)
-    golden = tidy(golden)
-    save_file(golden, target / "golden.safetensors", metadata={"format": "pt"})
-    (target / "golden.safetensors").chmod(0o644)
+    save_golden(tidy(golden), target)
     info = {
         "architecture": name,
         "class": type(spec.model).__name__,

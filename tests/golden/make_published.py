@@ -484,11 +484,13 @@ def check(family, entry):
     import transformers
     from safetensors.torch import load_file, save_file
 
+    from levels import load_golden
+
     from make import encode
 
     torch.set_grad_enabled(False)
     fine = True
-    tensors, golden = (load_file(HERE / family / f"{name}.safetensors") for name in ("model", "golden"))
+    tensors, golden = load_file(HERE / family / "model.safetensors"), load_golden(HERE / family)
     cases = read(family, "inputs.json")["cases"]
     for layout, pairs in entry["layouts"].items():
         with tempfile.TemporaryDirectory() as folder:

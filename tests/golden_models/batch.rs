@@ -50,7 +50,7 @@ fn requests(pipeline: &Pipeline, cx: &mut Ctx, count: usize) -> Vec<Request> {
                 ..SamplingParams::default()
             };
             let messages = [Message::user(pictures.len(), question)];
-            pipeline.request(cx, &messages, &pictures, params).expect("a request")
+            pipeline.request(&messages, &pictures, params).expect("a request")
         })
         .collect()
 }
@@ -227,7 +227,7 @@ fn crowd_with_memory(family: &str) {
         let params =
             SamplingParams { max_tokens: 20 + 5 * i % 29, ignore_eos: true, ..SamplingParams::default() };
         let messages = [Message::user(1, "What is in this image? ".repeat(1 + i % 4))];
-        pipeline.request(&mut cx, &messages, &[picture(i)], params).expect("a request")
+        pipeline.request(&messages, &[picture(i)], params).expect("a request")
     };
     let all: Vec<Request> = (0..48).map(request).collect();
     assert!(all.iter().all(|request| request.prompt.memory_rows() > 0));
@@ -256,7 +256,7 @@ fn a_block_longer_than_its_chunk_is_not_cut() {
     let pictures = [picture(1), picture(5)];
     let params = SamplingParams { max_tokens: 24, ignore_eos: true, ..SamplingParams::default() };
     let messages = [Message::user(pictures.len(), "How many red things are there?".to_owned())];
-    let request = pipeline.request(&mut cx, &messages, &pictures, params).expect("a request");
+    let request = pipeline.request(&messages, &pictures, params).expect("a request");
     let block = request.prompt.longest_block();
     assert!(block > 7 && request.prompt.blocks.len() >= 2, "{:?}", request.prompt.blocks);
     let mut answers = Vec::new();

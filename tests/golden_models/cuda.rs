@@ -109,7 +109,7 @@ fn a_step_has_few_launches() {
         let model = ocelli_models::load(files, &mut cx).expect("the demo model");
         let pipeline = Pipeline::new(files, model, 2).expect("its tokenizer");
         let params = SamplingParams { max_tokens, ignore_eos: true, ..Default::default() };
-        let request = pipeline.request(&mut cx, &messages, &picture, params).expect("a request");
+        let request = pipeline.request(&messages, &picture, params).expect("a request");
         let step = |_, _: Piece<'_>| ControlFlow::Continue(());
         generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], step).expect("an answer");
         driver.launches()
@@ -124,7 +124,7 @@ fn a_rehearsal_asks_for_the_kernels_of_the_answer() {
     for (arch, temperature) in [(Arch::Sm80, 0.0), (Arch::Sm90a, 0.7)] {
         let params = SamplingParams { max_tokens: 12, ignore_eos: true, temperature, ..Default::default() };
         let answered = wanted(arch, |pipeline, cx| {
-            let request = pipeline.request(cx, &messages, &picture, params.clone()).expect("a request");
+            let request = pipeline.request(&messages, &picture, params.clone()).expect("a request");
             generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
                 ControlFlow::Continue(())
             })

@@ -172,7 +172,7 @@ fn answer(files: &ModelFiles, device: &dyn Device) -> (Vec<u32>, Vec<f32>) {
     let picture = Rgb8Image::from_raw(512, 512, picture).expect("a picture");
     let params = SamplingParams { max_tokens: 3, ignore_eos: true, ..SamplingParams::default() };
     let messages = [Message::user(1, "What is this?".to_owned())];
-    let request = pipeline.request(&mut cx, &messages, &[picture], params).expect("a request");
+    let request = pipeline.request(&messages, &[picture], params).expect("a request");
     assert!(request.prompt.len() > 64, "a tile of 64 tokens");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let first = seen.clone();

@@ -43,7 +43,7 @@ fn videos_as_transformers_reads_them() {
         let pictures = vec![image.clone(); usize::from(pictured)];
         let params = SamplingParams { max_tokens: 12, ..SamplingParams::default() };
         let request =
-            pipeline.request_with_videos(&mut cx, &messages, &pictures, &[video], params).expect("a request");
+            pipeline.request_with_videos(&messages, &pictures, &[video], params).expect("a request");
         assert_eq!(json!(request.prompt.tokens), row["input_ids"], "{what}");
         let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
             ControlFlow::Continue(())

@@ -49,7 +49,7 @@ pub(super) fn verify_case(
     let mut prepared = Vec::with_capacity(case.images.len());
     for image in &case.images {
         let picture = decode_file(&picture(reference, image), &DecodeOptions::default())?;
-        prepared.push(pipeline.prepare(&mut cx, &picture)?);
+        prepared.push(pipeline.prepare(&picture)?);
     }
     let stored = golden.floats(name, "pixel_values")?;
     stages.push(compare_pixels(&*pipeline.processor, &prepared, &stored));

@@ -261,7 +261,6 @@ pub fn is_file_name(path: &Path) -> Result<(), Failure> {
 pub fn too_long(
     error: Error,
     pipeline: &mut Pipeline,
-    cx: &mut Ctx,
     messages: &[Message],
     pictures: &[Rgb8Image],
 ) -> Failure {
@@ -271,7 +270,7 @@ pub fn too_long(
     }
     let mut whole = || -> ocelli_engine::Result<usize> {
         pipeline.processor.set("do_image_splitting", "false")?;
-        let prepared = pipeline.prepare(cx, pictures)?;
+        let prepared = pipeline.prepare(pictures)?;
         match pipeline.lay_out(messages, &prepared.iter().collect::<Vec<_>>()) {
             Err(Error::PromptTooLong { found, .. }) => Ok(found),
             prompt => Ok(prompt?.len()),

@@ -105,9 +105,10 @@ pub fn run(args: &RunArgs) -> Outcome {
         cx.timings.measure(Phase::DecodeImage, || open::read_pictures(&chat.pictures, &options))?;
     let videos = frames::read(&args.video, &options)?;
     spinner.say("looking at pictures");
-    let request = pipeline
-        .request_with_videos(&mut cx, &chat.messages, &pictures, &videos, params)
-        .map_err(|error| open::too_long(error, &mut pipeline, &mut cx, &chat.messages, &pictures))?;
+    let request = cx
+        .timings
+        .measure(Phase::Resize, || pipeline.request_with_videos(&chat.messages, &pictures, &videos, params))
+        .map_err(|error| open::too_long(error, &mut pipeline, &chat.messages, &pictures))?;
     let first = pictures.into_iter().next();
     let size = first.as_ref().map_or((0, 0), |picture| (picture.width(), picture.height()));
     drop(videos);

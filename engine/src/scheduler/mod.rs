@@ -32,7 +32,7 @@ pub use plan::Limits;
 use plan::{Ask, Plan, Room, plan};
 pub use request::{Answer, Event, FinishReason, Media, Request};
 use request::{Live, Step, capacities, check_rows};
-pub use worker::{Client, Stream, Worker};
+pub use worker::{Client, Load, Stream, Ticket, Worker};
 
 /// Tokens that the cache of [`generate`] holds for many requests, unless one of them needs more.
 const MANY_TOKENS: usize = 32_768;
@@ -139,6 +139,19 @@ impl Scheduler {
     #[must_use]
     pub fn preempted(&self) -> usize {
         self.preempted
+    }
+
+    /// How it does; the times are the context's.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let pages = (0..self.groups.len()).map(|group| (self.kv.used_pages(group), self.capacity[group]));
+        Load {
+            waiting: self.waiting.len(),
+            running: self.running.len(),
+            pages: pages.min_by_key(|(used, all)| all - used).unwrap_or_default(),
+            preempted: self.preempted,
+            ..Load::default()
+        }
     }
 
     /// Takes a request, at any time, and gives its number. Errors if it can never run.

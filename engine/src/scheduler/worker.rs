@@ -3,16 +3,20 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use super::{Event, Request, Scheduler};
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
+use crate::timing::Timings;
+
+/// Where the events of a request go, on the scheduler's thread; false where nobody listens any more.
+type Sink = Box<dyn FnMut(Event) -> bool + Send>;
 
 /// What clients ask of the thread.
 enum Command {
-    Submit { ticket: u64, request: Box<Request>, events: Sender<Event> },
+    Submit { ticket: u64, request: Box<Request>, sink: Sink },
     Cancel { ticket: u64 },
     Stop,
 }
@@ -23,6 +27,7 @@ struct Shared {
     tickets: AtomicU64,
     /// Why the thread ended.
     ended: OnceLock<String>,
+    load: Mutex<Load>,
 }
 
 impl Shared {
@@ -46,10 +51,24 @@ pub struct Client {
 
 /// Events of one request. Dropping it cancels the request.
 pub struct Stream {
-    ticket: u64,
+    ticket: Ticket,
     events: Receiver<Event>,
-    client: Client,
     ended: bool,
+}
+
+/// How a scheduler does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Load {
+    /// Requests that wait for room.
+    pub waiting: usize,
+    /// Requests that run.
+    pub running: usize,
+    /// Pages of keys and values that sequences hold, of the group of layers that has the fewest left, and those of that group.
+    pub pages: (usize, usize),
+    /// How often a running request gave its pages back.
+    pub preempted: usize,
+    /// Time and work of each stage so far.
+    pub timings: Timings,
 }
 
 impl Worker {
@@ -66,7 +85,8 @@ impl Worker {
             match start() {
                 Ok((cx, scheduler)) => {
                     let _ = ready.send(Ok(()));
-                    Thread { cx, scheduler, received, requests: HashMap::new() }.run();
+                    let shared = of_thread.clone();
+                    Thread { cx, scheduler, received, requests: HashMap::new(), shared }.run();
                     let _ = of_thread.ended.set("it was stopped".into());
                 }
                 Err(error) => {
@@ -127,24 +147,64 @@ impl Client {
     /// # Errors
     /// If the thread has ended.
     pub fn submit(&self, request: Request) -> Result<Stream> {
-        let ticket = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = channel();
-        let command = Command::Submit { ticket, request: Box::new(request), events: sender };
-        self.commands.send(command).map_err(|_| self.shared.error())?;
-        Ok(Stream { ticket, events, client: self.clone(), ended: false })
+        let ticket = self.submit_to(request, move |event| sender.send(event).is_ok())?;
+        Ok(Stream { ticket, events, ended: false })
+    }
+
+    /// Hands in a request whose events go to `sink`, which the scheduler's thread calls and must not wait; it ends the request by
+    /// giving false. The numbers in events are of no use. One that can never run fails as its only event.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn submit_to(
+        &self,
+        request: Request,
+        sink: impl FnMut(Event) -> bool + Send + 'static,
+    ) -> Result<Ticket> {
+        let number = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
+        let command = Command::Submit { ticket: number, request: Box::new(request), sink: Box::new(sink) };
+        self.commands.send(command).map_err(|_| self.error())?;
+        Ok(Ticket { number, client: self.clone() })
+    }
+
+    /// How the scheduler does, as of its last step.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the thread has ended.
+    #[must_use]
+    pub fn error(&self) -> Error {
+        self.shared.error()
+    }
+}
+
+/// What ends a request before its time. Dropping it does not.
+#[derive(Clone)]
+pub struct Ticket {
+    number: u64,
+    client: Client,
+}
+
+impl Ticket {
+    /// Ends the request; what there is of its answer comes as its last event.
+    pub fn cancel(&self) {
+        let _ = self.client.commands.send(Command::Cancel { ticket: self.number });
     }
 }
 
 impl Stream {
     /// Ends the request; what there is of its answer comes as its last event.
     pub fn cancel(&self) {
-        let _ = self.client.commands.send(Command::Cancel { ticket: self.ticket });
+        self.ticket.cancel();
     }
 
     fn note(&mut self, event: Option<Event>) -> Option<Event> {
         let event = event.unwrap_or_else(|| Event::Failed {
-            request: self.ticket as usize,
-            error: self.client.shared.error(),
+            request: self.ticket.number as usize,
+            error: self.ticket.client.error(),
         });
         self.ended = !matches!(event, Event::Text { .. });
         Some(event)
@@ -190,15 +250,18 @@ struct Thread {
     scheduler: Scheduler,
     received: Receiver<Command>,
     /// For each number that the scheduler gave, the client's ticket and where events go.
-    requests: HashMap<usize, (u64, Sender<Event>)>,
+    requests: HashMap<usize, (u64, Sink)>,
+    shared: Arc<Shared>,
 }
 
 impl Thread {
     fn run(mut self) {
         while self.listen() {
-            for event in self.scheduler.step(&mut self.cx) {
-                self.tell(event);
-            }
+            let events = self.scheduler.step(&mut self.cx);
+            // First, so that who hears of an answer finds its work counted.
+            *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) =
+                Load { timings: self.cx.timings, ..self.scheduler.load() };
+            events.into_iter().for_each(|event| self.tell(event));
         }
         let numbers: Vec<usize> = self.requests.keys().copied().collect();
         numbers.into_iter().for_each(|number| self.cancel(number));
@@ -227,12 +290,12 @@ impl Thread {
     /// Does what a client asks; false at the end.
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit { ticket, request, events } => match self.scheduler.submit(*request) {
+            Command::Submit { ticket, request, mut sink } => match self.scheduler.submit(*request) {
                 Ok(number) => {
-                    self.requests.insert(number, (ticket, events));
+                    self.requests.insert(number, (ticket, sink));
                 }
                 Err(error) => {
-                    let _ = events.send(Event::Failed { request: ticket as usize, error });
+                    sink(Event::Failed { request: ticket as usize, error });
                 }
             },
             Command::Cancel { ticket } => {
@@ -254,10 +317,10 @@ impl Thread {
 
     fn tell(&mut self, event: Event) {
         let number = event.request();
-        let Some((_, events)) = self.requests.get(&number) else { return };
+        let Some((_, sink)) = self.requests.get_mut(&number) else { return };
         let last = !matches!(event, Event::Text { .. });
         // Nobody listens any more: the request ends.
-        let gone = events.send(event).is_err();
+        let gone = !sink(event);
         if last || gone {
             self.requests.remove(&number);
         }
