@@ -75,6 +75,18 @@ pub const QWEN3_5: Family = Family {
     spare: &["mtp."],
 };
 
+/// Qwen3.5 with experts: its row in the registry.
+pub const QWEN3_5_MOE: Family = Family {
+    name: "qwen3_5_moe",
+    model_types: &["qwen3_5_moe"],
+    models: "Qwen3.5 with experts",
+    pictures: "any size, three axes of positions",
+    file: file!(),
+    processor,
+    load: |source, cx| load(QWEN3_5_MOE.name, source, cx, qwen3_5, &["qwen3_5_moe_text"]),
+    spare: &["mtp."],
+};
+
 fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
     let defaults = AreaDefaults {
         image_token: 151_655,
@@ -116,7 +128,7 @@ fn qwen2_5(vision: &Fields<'_>, d_text: usize) -> Result<(VitPlan, MergerPlan)> 
 
 const QWEN3_TOWERS: &[&str] = &["qwen3_vl_vision", "qwen3_vl", "qwen3_vl_moe_vision", "qwen3_vl_moe"];
 
-const QWEN3_5_TOWERS: &[&str] = &["qwen3_5_vision", "qwen3_5"];
+const QWEN3_5_TOWERS: &[&str] = &["qwen3_5_vision", "qwen3_5", "qwen3_5_moe_vision", "qwen3_5_moe"];
 
 fn qwen3(vision: &Fields<'_>, d_text: usize) -> Result<(VitPlan, MergerPlan)> {
     let tower = VitPlan::qwen3(vision, QWEN3_TOWERS)?;

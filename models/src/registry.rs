@@ -43,6 +43,7 @@ pub const FAMILIES: &[Family] = &[
     qwen_vl::QWEN3,
     qwen_vl::QWEN3_MOE,
     qwen_vl::QWEN3_5,
+    qwen_vl::QWEN3_5_MOE,
     gemma3::FAMILY,
     gemma4::FAMILY,
     glm4v::GLM4V,

@@ -2423,9 +2423,9 @@ def qwen35_like(c, moe):
     patch = c.pick(8, 10)
     tied = c.is_second and not moe
     ip_kw = dict(patch_size=patch, merge_size=2, temporal_patch_size=2, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5],
-                 size={"shortest_edge": c.pick(1024, 1600), "longest_edge": c.pick(5120, 8000)})
-    layers = c.pick(4, 4 if moe else 5)
-    interval = c.pick(4, 3)
+                 size={"shortest_edge": c.pick(1024, 1600), "longest_edge": c.pick(3072 if moe else 5120, 8000)})
+    layers = c.pick(3 if moe else 4, 4 if moe else 5)
+    interval = c.pick(3 if moe else 4, 3)
     # Key heads differ from value heads in number and size, so that no two axes of a state can be mixed up unnoticed.
     text = dict(
         vocab_size=vocab, rms_norm_eps=1e-6, bos_token_id=ids(tok, "<|endoftext|>")[0], eos_token_id=tok.eos_token_id, head_dim=c.pick(32, 24),
@@ -2440,7 +2440,7 @@ def qwen35_like(c, moe):
         del text["intermediate_size"]
         text.update(num_experts=c.pick(6, 5), num_experts_per_tok=c.pick(2, 3), moe_intermediate_size=16,
                     shared_expert_intermediate_size=c.pick(40, 28))
-    vision = dict(depth=2, hidden_size=c.pick(32, 36), intermediate_size=c.pick(80, 56), num_heads=c.pick(2, 3), patch_size=patch,
+    vision = dict(depth=2, hidden_size=c.pick(24 if moe else 32, 36), intermediate_size=c.pick(80, 56), num_heads=c.pick(2, 3), patch_size=patch,
                   out_hidden_size=c.t_hidden, num_position_embeddings=c.pick(36, 64))
     name = "Qwen3_5Moe" if moe else "Qwen3_5"
     cfg = getattr(transformers, name + "Config")(

@@ -29,6 +29,7 @@ const FAMILIES: &[&str] = &[
     "qwen3_vl",
     "qwen3_vl_moe",
     "qwen3_5",
+    "qwen3_5_moe",
     "gemma3",
     "gemma4",
     "gemma4_e",
@@ -133,7 +134,7 @@ fn every_instruction_set() {
 
 /// Families whose rows choose experts. Where two scores are nearer than 16 bits tell, a row goes to another expert than in the
 /// reference's run, and what its layers give has no bound.
-const ROUTED: &[&str] = &["qwen3_vl_moe", "gemma4_moe"];
+const ROUTED: &[&str] = &["qwen3_vl_moe", "qwen3_5_moe", "gemma4_moe"];
 
 /// Whether everything passes that comes before the first choice, and the greedy tokens that count are equal.
 fn passes_but_for_choices(report: &Report) -> bool {

@@ -286,6 +286,7 @@ pub const TEXT_TYPES: &[&str] = &[
     "lfm2",
     "paddleocr_vl_text",
     "qwen3_5_text",
+    "qwen3_5_moe_text",
     "opt",
 ];
 
@@ -303,6 +304,7 @@ impl TextPlan {
             "glm_ocr_text" | "glm_ocr" => Self::glm_ocr(text, tied),
             "lfm2" => Self::lfm2(text, tied),
             "qwen3_5_text" => Self::qwen3_5(text, tied),
+            "qwen3_5_moe_text" => Self::qwen3_5_moe(text, tied),
             "mistral" => Self::mistral(text, tied),
             "opt" => Self::opt(text, tied),
             "qwen2" | "qwen3" => Self::qwen(text, tied),

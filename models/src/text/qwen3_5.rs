@@ -5,7 +5,7 @@ use ocelli_engine::kv::{Blocks, Keep, KvGroup, KvLayout};
 
 use super::plan::{DeltaPlan, FULL, LayerPlan, Mix, Sizes, TextPlan};
 use crate::fields::Fields;
-use crate::layers::RopeConfig;
+use crate::layers::{ExpertsPlan, RopeConfig, SharedPlan};
 
 const LINEAR: &str = "linear_attention";
 
@@ -23,7 +23,42 @@ impl TextPlan {
             positions: 32_768,
             ..Sizes::default()
         };
-        let mut plan = Self::common(text, &sizes, tied)?;
+        Self::qwen3_5_of(text, &sizes, tied)
+    }
+
+    /// `Qwen3_5MoeTextConfig`: the same with experts in every layer, and one that every row takes, with a gate.
+    pub(super) fn qwen3_5_moe(text: &Fields<'_>, tied: Option<bool>) -> Result<Self> {
+        let sizes = Sizes {
+            vocab: 248_320,
+            d: 2048,
+            layers: 40,
+            heads: 16,
+            heads_kv: Some(2),
+            head_dim: Some(256),
+            positions: 32_768,
+            // No layer has an MLP alone.
+            mlp: 1,
+            ..Sizes::default()
+        };
+        let mut plan = Self::qwen3_5_of(text, &sizes, tied)?;
+        // The reference divides by the sum whatever the field says.
+        text.only("norm_topk_prob", true)?;
+        text.inert(&["router_aux_loss_coef", "output_router_logits"]);
+        let experts = text.size("num_experts", 256)?;
+        let inner = text.size("shared_expert_intermediate_size", 512)?;
+        plan.experts = Some(ExpertsPlan {
+            top: text.size("num_experts_per_tok", 8)?,
+            shared: Some(SharedPlan { name: "shared_expert", inner, gate: Some("shared_expert_gate") }),
+            transposed: Some(false),
+            ..ExpertsPlan::softmax(experts, plan.d, text.size("moe_intermediate_size", 512)?)
+        });
+        plan.layers.iter_mut().for_each(|layer| layer.experts = true);
+        Ok(plan)
+    }
+
+    /// What both have.
+    fn qwen3_5_of(text: &Fields<'_>, sizes: &Sizes, tied: Option<bool>) -> Result<Self> {
+        let mut plan = Self::common(text, sizes, tied)?;
         text.only("hidden_act", "silu")?;
         text.only("attn_output_gate", true)?;
         text.only("mamba_ssm_dtype", "float32")?;
