@@ -39,6 +39,7 @@ macro_rules! for_each_op {
             gated_delta GatedDelta [whole],
             gate Gate [whole],
             depth_conv DepthConv [whole],
+            softmax Softmax [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

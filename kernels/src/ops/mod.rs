@@ -23,6 +23,7 @@ mod sample;
 mod scatter_rows;
 mod sequences;
 mod short_conv;
+mod softmax;
 
 pub use attention::{Attention, AttentionKv, AttentionSpec, Seen};
 pub use depth_conv::{DepthConv, DepthConvSpec, Filter};
@@ -44,3 +45,4 @@ pub use sample::{NO_TOKEN, Sample, SampleSpec, params};
 pub use scatter_rows::{ScatterRows, ScatterRowsSpec};
 pub use sequences::Sequences;
 pub use short_conv::{ConvForm, MOST_TAPS, ShortConv, ShortConvSpec};
+pub use softmax::{Softmax, SoftmaxSpec};

@@ -1,4 +1,4 @@
-// Sums over a block, in an order that does not change.
+// Sums and maxima over a block, in an order that does not change.
 #pragma once
 #include "cuda/include/ptx.cuh"
 
@@ -12,4 +12,14 @@ template <int SIZE> DEVICE f32 block_sum(f32 v, f32* parts) {
     sum = warp_sum(sum);
     __syncthreads();
     return sum;
+}
+
+// The largest of `v` over the SIZE threads of the block, likewise.
+template <int SIZE> DEVICE f32 block_max(f32 v, f32* parts) {
+    v = warp_max(v);
+    if (lane_id() == 0) parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    const f32 most = warp_max(parts[lane_id() % (SIZE / 32)]);
+    __syncthreads();
+    return most;
 }
