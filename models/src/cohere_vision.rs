@@ -123,6 +123,7 @@ fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {
         side: if aya { 384 } else { 512 },
         cuts: true,
         grid: if aya { nearest_aspect } else { least_enlarged },
+        unless: None,
         mean: CLIP_MEAN,
         std: CLIP_STD,
         mark,
@@ -130,6 +131,8 @@ fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {
         per_tile: across * across,
         expand: if aya { named_tiles } else { ended_tiles },
         words,
+        whole_first: false,
+        behind: Vec::new(),
     };
     CanvasProcessor::new(fields, plan)
 }

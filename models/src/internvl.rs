@@ -143,6 +143,7 @@ fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {
         side: 384,
         cuts: true,
         grid: nearest_aspect,
+        unless: None,
         mean: CLIP_MEAN,
         std: CLIP_STD,
         mark: token.clone(),
@@ -153,6 +154,8 @@ fn processor(files: &ModelFiles) -> Result<CanvasProcessor> {
             words.join(&tile.repeat(tiles))
         },
         words: vec![word("start_image_token", "<img>"), word("end_image_token", "</img>")],
+        whole_first: false,
+        behind: Vec::new(),
     };
     CanvasProcessor::new(fields, plan)
 }

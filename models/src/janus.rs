@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::composed::Composed;
 use crate::fields::{Config, Fields};
 use crate::layers::Linear;
-use crate::processor::{Edge, ImageFields, added_token, lay_out, special_token};
+use crate::processor::{Edge, ImageFields, added_token, in_square, lay_out, special_token};
 use crate::registry::{Family, Source};
 use crate::text::{Decoder, TextPlan};
 use crate::vision::{Connect, Vit, VitPlan, activation};
@@ -196,18 +196,4 @@ impl ocelli_engine::Processor for Processor {
         let (pictures, rows) = (vec![picture; images.len()], vec![self.rows; images.len()]);
         lay_out(tokenizer, &text, &self.token.0, &pictures, self.token.1, &rows)
     }
-}
-
-/// A picture in the middle of a square of a colour.
-fn in_square(image: &Rgb8Image, colour: [u8; 3]) -> Rgb8Image {
-    let (width, height) = (image.width(), image.height());
-    let side = width.max(height);
-    let (left, top) = ((side - width) / 2, (side - height) / 2);
-    let mut data = colour.repeat(side * side);
-    for (row, pixels) in image.data().chunks_exact(width * 3).enumerate() {
-        let at = ((top + row) * side + left) * 3;
-        data[at..at + width * 3].copy_from_slice(pixels);
-    }
-    // As many bytes as pixels.
-    Rgb8Image::from_raw(side, side, data).unwrap_or_else(|| image.clone())
 }

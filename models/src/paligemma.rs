@@ -70,6 +70,7 @@ impl Processor {
             side: 224,
             cuts: false,
             grid: |_, _, _| (1, 1),
+            unless: None,
             mean: [0.5; 3],
             std: [0.5; 3],
             mark: token.clone(),
@@ -77,6 +78,8 @@ impl Processor {
             per_tile,
             expand: |tile, _, _, _| tile.to_owned(),
             words: Vec::new(),
+            whole_first: false,
+            behind: Vec::new(),
         };
         let first = special_token(tokenizer.as_ref(), "bos_token").unwrap_or_else(|| "<bos>".into());
         Ok(Self { squeeze: CanvasProcessor::new(fields, plan)?, first })

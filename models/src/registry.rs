@@ -9,8 +9,9 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    blip, blip2, clip, cohere_vision, florence2, gemma3, gemma4, glm4v, internvl, janus, lfm2_vl, llava,
-    llava_next, minicpmv, mllama, paddleocr_vl, paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
+    blip, blip2, clip, cohere_vision, deepseek_ocr2, florence2, gemma3, gemma4, glm4v, internvl, janus,
+    lfm2_vl, llava, llava_next, minicpmv, mllama, ovis2, paddleocr_vl, paligemma, pixtral, qwen_vl, siglip,
+    smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -49,7 +50,9 @@ pub const FAMILIES: &[Family] = &[
     glm4v::GLM4V,
     glm4v::GLM46V,
     glm4v::GLM_OCR,
+    deepseek_ocr2::FAMILY,
     internvl::FAMILY,
+    ovis2::FAMILY,
     pixtral::FAMILY,
     paligemma::FAMILY,
     cohere_vision::FAMILY,

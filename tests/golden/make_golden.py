@@ -2634,7 +2634,111 @@ def build_gemma4_moe(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 26. Driver
+# 26. Ovis 2
+# --------------------------------------------------------------------------------------------------
+
+
+@arch("ovis2")
+def build_ovis2(c):
+    marks = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+    tok = qwen_tokenizer(("<image>", "<IMG_ATOM>", *marks))
+    vocab = pad_vocab(tok)
+    atom, image_id, *mark_ids = ids(tok, "<IMG_ATOM>", "<image>", *marks)
+    size, patch = c.pick((32, 4), (36, 6))
+    tied = True
+    cfg = transformers.Ovis2Config(
+        vision_config=dict(hidden_size=c.pick(48, 40), intermediate_size=c.pick(80, 56), num_hidden_layers=2, num_attention_heads=c.pick(3, 2),
+                           image_size=size, patch_size=patch, vocab_size=c.pick(96, 80), hidden_stride=2, num_visual_indicator_tokens=5,
+                           qkv_bias=c.is_second, mlp_bias=c.is_second, tokenize_function="softmax"),
+        text_config=dict(model_type="qwen2", vocab_size=vocab, rms_norm_eps=1e-6, eos_token_id=tok.eos_token_id, tie_word_embeddings=tied,
+                         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, **text_dims(c)),
+        image_token_id=atom, visual_indicator_token_ids=mark_ids, vocab_size=vocab, hidden_size=c.t_hidden, tie_word_embeddings=tied)
+    model = make(transformers.Ovis2ForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.Ovis2ImageProcessor(size={"height": size, "width": size}, crop_to_patches=True, min_patches=1, max_patches=c.pick(6, 4))
+    proc = transformers.Ovis2Processor(ip, tok, image_seq_length=(size // patch // 2) ** 2, chat_template=ONEVISION_TEMPLATE.replace("' '", "'\\n'"))
+    c.sizes_for(size, c.pick(131, 127))
+    cases = [case for case in c.standard_cases() if c.is_second or case.name in ("two", "text")]
+    return Spec(model, proc, cases, taps={"vision_last_hidden": "model.vision_tower"}, features="model",
+                layers="model.language_model.layers", vocab=vocab, embed_std=0.3, scales={"mlp.down_proj": 1.6, "o_proj": 0.7},
+                norm_boost={"head_norm": 2.5}, never=[atom, image_id, *mark_ids])
+
+
+# --------------------------------------------------------------------------------------------------
+# 27. DeepSeek-OCR 2
+# --------------------------------------------------------------------------------------------------
+
+
+DEEPSEEK_TEMPLATE = """\
+{%- for message in messages -%}
+    {%- if message['role'] == 'assistant' -%}{{- ' ' -}}{%- endif -%}
+    {%- if message['content'] is string -%}
+        {{- message['content'] -}}
+    {%- else -%}
+        {%- for part in message['content'] -%}
+            {%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}
+            {%- elif part['type'] == 'text' -%}{{- part['text'] -}}{%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {%- if message['role'] == 'assistant' -%}{{- eos_token -}}{%- else -%}{{- '\\n' -}}{%- endif -%}
+{%- endfor -%}"""
+
+
+def deepseek_tokenizer(first, last, merges=256):
+    """Byte-level BPE behind the three splits of DeepSeek-V3."""
+    pre = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\p{N}{1,3}"), behavior="isolated", invert=False),
+        pre_tokenizers.Split(Regex("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"), behavior="isolated", invert=False),
+        pre_tokenizers.Split(Regex(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"),
+                             behavior="isolated", invert=False),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    pairs = train_bpe(corpus_words(None, pre), merges)
+    vocab = number(first, byte_alphabet(), [a + b for a, b in pairs])
+    tok = Tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False, byte_fallback=False))
+    tok.pre_tokenizer = pre
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens([special(t) for t in (*first, *last)])
+    return tok
+
+
+@arch("deepseek_ocr2")
+def build_deepseek_ocr2(c):
+    bos, eos, pad = "<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "<\uff5c\u2581pad\u2581\uff5c>"
+    base = with_bos(deepseek_tokenizer((bos, eos, pad), ("<image>", "<|grounding|>", "<|ref|>", "<|/ref|>", "<|det|>", "<|/det|>"), merges=200), bos)
+    tok = wrap(base, bos_token=bos, eos_token=eos, pad_token=pad, image_token="<image>", padding_side="left")
+    vocab = pad_vocab(tok)
+    image_id = tok.convert_tokens_to_ids("<image>")
+    # The model class has 144 and 256 queries whatever the configuration says, so one patch is one pixel here:
+    # tiles of 48 pixels give 12 x 12 positions, the whole picture of 64 pixels 16 x 16.
+    width, heads = c.pick(32, 40), c.pick(4, 5)
+    sam = dict(hidden_size=c.pick(12, 18), output_channels=c.pick(16, 12), num_hidden_layers=2, num_attention_heads=c.pick(2, 3), image_size=64,
+               patch_size=1, window_size=c.pick(14, 10), global_attn_indexes=c.pick([1], [0]), mlp_dim=c.pick(28, 36),
+               downsample_channels=[c.pick(24, 20), width])
+    encoder = dict(vocab_size=vocab, hidden_size=width, intermediate_size=c.pick(56, 48), num_hidden_layers=2, num_attention_heads=heads,
+                   num_key_value_heads=c.pick(2, 1), rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0})
+    kinds = c.pick(["dense", "sparse"], ["dense", "sparse", "sparse"])
+    text = dict(vocab_size=vocab, hidden_size=width, intermediate_size=c.pick(72, 64), num_hidden_layers=len(kinds), num_attention_heads=heads,
+                num_key_value_heads=heads, mlp_layer_types=kinds, n_routed_experts=c.pick(6, 5), n_shared_experts=c.pick(2, 1),
+                num_experts_per_tok=c.pick(2, 3), moe_intermediate_size=c.pick(24, 16), topk_method="greedy", n_group=1, topk_group=1,
+                routed_scaling_factor=1.0, rms_norm_eps=1e-6, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    cfg = transformers.DeepseekOcr2Config(vision_config=dict(sam_config=sam, encoder_config=encoder), text_config=text, image_token_id=image_id)
+    model = make(transformers.DeepseekOcr2ForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.DeepseekOcr2ImageProcessor(size={"height": 64, "width": 64}, tile_size=48, min_patches=2, max_patches=c.pick(2, 3))
+    proc = transformers.DeepseekOcr2Processor(ip, tok, chat_template=DEEPSEEK_TEMPLATE, patch_size=1, downsample_ratio=4)
+    # As in the released processor the call itself says 2 to 6 tiles; that wins over the image processor's own values.
+    tiles = dict(min_patches=2, max_patches=c.pick(2, 3))
+    c.sizes_for(c.pick(48, 44), c.pick(131, 127))
+    cases = [Case("photo", ["photo"], c.q_photo), Case("wide", ["wide"], "<|grounding|>" + c.q_wide, **tiles), Case("text", [], c.chat_messages())]
+    cases = [case for case in cases if c.is_second or case.name != "photo"]
+    return Spec(model, proc, cases, taps={"vision_last_hidden": "model.vision_tower"}, features="model", layers="model.language_model.layers",
+                vocab=vocab, coarse=c.is_second, never=[image_id, 2])
+
+
+# --------------------------------------------------------------------------------------------------
+# 28. Driver
 # --------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,8 @@ const FAMILIES: &[&str] = &[
     "aya_vision",
     "cohere2_vision",
     "minicpmv4_6",
+    "ovis2",
+    "deepseek_ocr2",
     "mllama",
     "blip",
     "blip_vqa",
@@ -82,6 +84,7 @@ const SAMPLE: &[&str] = &[
     "blip_vqa",
     "gemma4_e",
     "florence2",
+    "ovis2",
 ];
 
 fn golden(family: &str) -> PathBuf {
@@ -134,7 +137,7 @@ fn every_instruction_set() {
 
 /// Families whose rows choose experts. Where two scores are nearer than 16 bits tell, a row goes to another expert than in the
 /// reference's run, and what its layers give has no bound.
-const ROUTED: &[&str] = &["qwen3_vl_moe", "qwen3_5_moe", "gemma4_moe"];
+const ROUTED: &[&str] = &["qwen3_vl_moe", "qwen3_5_moe", "gemma4_moe", "deepseek_ocr2"];
 
 /// Whether everything passes that comes before the first choice, and the greedy tokens that count are equal.
 fn passes_but_for_choices(report: &Report) -> bool {

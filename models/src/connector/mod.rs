@@ -11,6 +11,7 @@ mod qformer;
 mod shuffle;
 mod single;
 mod unfold;
+mod visual_words;
 mod whole;
 
 pub use averaged::Averaged;
@@ -24,6 +25,7 @@ pub use qformer::QFormer;
 pub use shuffle::PixelShuffle;
 pub use single::Single;
 pub use unfold::Unfold;
+pub use visual_words::{VisualWords, VisualWordsPlan};
 pub use whole::Whole;
 
 use ocelli_engine::{Error, Result};

@@ -31,12 +31,13 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// Loads `weight [n, channels, height, width]` and `bias [n]` at `scope`; the filters are turned once, in f32.
+    /// Loads `weight [n, channels, height, width]` at `scope`, and `bias [n]` if it has one; the filters are turned once, in f32.
     pub fn load(
         cx: &mut Ctx,
         scope: &Scope<'_>,
         (n, channels): (usize, usize),
         filter: Filter,
+        bias: bool,
     ) -> Result<Self> {
         let taps = filter.taps();
         scope.take("weight", &[n, channels, filter.size.0 as usize, filter.size.1 as usize])?;
@@ -48,8 +49,8 @@ impl Conv {
             })
             .collect();
         let w = table(cx, &[n, taps * channels], &turned)?;
-        let bias = bias_of(cx, scope, n)?;
-        let w = cx.stream().place(&Weights::dense(w.view().clone(), Some(bias))?)?;
+        let bias = if bias { Some(bias_of(cx, scope, n)?) } else { None };
+        let w = cx.stream().place(&Weights::dense(w.view().clone(), bias)?)?;
         Ok(Self { path: scope.prefix().to_owned(), w, filter })
     }
 

@@ -25,10 +25,16 @@ impl Linear {
     pub fn transposed(cx: &mut Ctx, scope: &Scope<'_>, name: &str, n: usize, k: usize) -> Result<Self> {
         scope.take(name, &[k, n])?;
         let stored = scope.checkpoint().floats(&scope.path(name))?;
+        Self::columns(cx, scope.path(name), &stored, n)
+    }
+
+    /// A layer of a matrix `[k, n]` that was read, turned, in f32; `path` names it in errors.
+    pub fn columns(cx: &mut Ctx, path: impl Into<String>, stored: &[f32], n: usize) -> Result<Self> {
+        let k = stored.len() / n.max(1);
         let turned: Vec<u8> = (0..n * k).flat_map(|i| stored[i % k * n + i / k].to_le_bytes()).collect();
         let w = cx.alloc_owned(&[n, k], DType::F32)?;
         cx.stream().write(w.view(), &turned)?;
-        Ok(Self { path: scope.path(name), w: Weights::dense(w.view().clone(), None)? })
+        Ok(Self { path: path.into(), w: Weights::dense(w.view().clone(), None)? })
     }
 
     /// Loads the layer at `scope`, `[n, k]` without a bias, whose column `i` is the file's column `from(i)`; it is turned once, in f32.

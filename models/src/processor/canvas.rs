@@ -1,9 +1,10 @@
-//! Pictures on a canvas of whole tiles whose aspect is nearest to theirs, followed by the whole picture in one tile:
+//! Pictures on a canvas of whole tiles whose aspect is nearest to theirs, and the whole picture in one tile, before or behind:
 //! `GotOcr2ImageProcessor` of transformers and its like.
 
 use ocelli_engine::Prompt;
 use ocelli_engine::Result;
 use ocelli_engine::image::{Filter, PreparedImage, Rgb8Image, resize};
+use ocelli_engine::prompt::Span;
 use ocelli_engine::text::Tokenizer;
 
 use super::{Edge, ImageFields, cut, lay_out};
@@ -23,6 +24,8 @@ pub struct CanvasPlan {
     pub cuts: bool,
     /// The grid of a picture.
     pub grid: ChooseGrid,
+    /// A field that is true unless it says otherwise, and the grid of a picture where it is false.
+    pub unless: Option<(&'static str, ChooseGrid)>,
     /// Mean of each channel where the files say nothing.
     pub mean: [f32; 3],
     /// Standard deviation of each channel, likewise.
@@ -37,6 +40,10 @@ pub struct CanvasPlan {
     pub expand: fn(tile: &str, words: &[String], rows: usize, cols: usize) -> String,
     /// Strings that `expand` uses.
     pub words: Vec<String>,
+    /// Whether the whole picture comes before its tiles.
+    pub whole_first: bool,
+    /// Tokens that rows behind the features of a picture stand for, in the order of those rows; the last is part of every picture.
+    pub behind: Vec<u32>,
 }
 
 /// A processor of one checkpoint.
@@ -46,6 +53,7 @@ pub struct CanvasProcessor {
     plan: CanvasPlan,
     resize: bool,
     cuts: bool,
+    grid: ChooseGrid,
     /// Width and height of a tile.
     tile: (usize, usize),
     filter: Filter,
@@ -64,6 +72,10 @@ impl CanvasProcessor {
         Ok(Self {
             resize: fields.flag("do_resize", true)?,
             cuts: fields.flag("crop_to_patches", plan.cuts)?,
+            grid: match plan.unless {
+                Some((key, grid)) if !fields.flag(key, true)? => grid,
+                _ => plan.grid,
+            },
             tile,
             filter: fields.resample(Filter::Bicubic)?,
             tiles: (fields.pixels("min_patches")?.unwrap_or(1), fields.pixels("max_patches")?.unwrap_or(12)),
@@ -85,13 +97,13 @@ impl ocelli_engine::Processor for CanvasProcessor {
         let (width, height) = self.tile;
         let to = |width, height| resize(image, width, height, self.filter, threads);
         let size = (image.width(), image.height());
-        let (cols, rows) = if self.cuts { (self.plan.grid)(size, self.tile, self.tiles) } else { (1, 1) };
+        let (cols, rows) = if self.cuts { (self.grid)(size, self.tile, self.tiles) } else { (1, 1) };
         let mut tiles = Vec::with_capacity(cols * rows + 1);
         if cols * rows > 1 {
             tiles = cut(&to(cols * width, rows * height)?, rows, cols, (width, height));
         }
         let whole = if self.resize || self.cuts { to(width, height)? } else { image.clone() };
-        tiles.push(whole.into());
+        tiles.insert(if self.plan.whole_first { 0 } else { tiles.len() }, whole.into());
         let normalize = self.fields.normalize(self.plan.mean, self.plan.std)?;
         let (rows, cols) = if tiles.len() > 1 { (rows, cols) } else { (0, 0) };
         Ok(PreparedImage { tiles, rows, cols, normalize, assembly: None })
@@ -107,7 +119,27 @@ impl ocelli_engine::Processor for CanvasProcessor {
         let pictures: Vec<String> =
             images.iter().map(|image| expand(&tile, words, image.rows, image.cols)).collect();
         let rows: Vec<usize> = images.iter().map(|image| image.tiles.len() * per_tile).collect();
-        lay_out(tokenizer, text, mark, &pictures, token.1, &rows)
+        let mut prompt = lay_out(tokenizer, text, mark, &pictures, token.1, &rows)?;
+        if !images.is_empty() {
+            add_behind(&mut prompt, &rows, &self.plan.behind);
+        }
+        Ok(prompt)
+    }
+}
+
+/// Lets each token of `behind`, wherever it is, stand for its row behind the features of the picture that came last, or of the first;
+/// pictures have `rows` of features.
+fn add_behind(prompt: &mut Prompt, rows: &[usize], behind: &[u32]) {
+    let mut spans = std::mem::take(&mut prompt.spans).into_iter().peekable();
+    let mut media = 0;
+    for (at, token) in prompt.tokens.iter().enumerate() {
+        if let Some(span) = spans.next_if(|span| span.at == at) {
+            media = span.media;
+            prompt.spans.push(span);
+        } else if let Some(place) = behind.iter().position(|other| other == token) {
+            let row = rows.get(media).copied().unwrap_or(0) + place;
+            prompt.spans.push(Span { media, rows: row..row + 1, at });
+        }
     }
 }
 

@@ -146,6 +146,11 @@ impl ImageFields {
         }
     }
 
+    /// Leaves a field to the reference class, whatever the files say.
+    pub fn forget(&mut self, key: &str) {
+        self.values.remove(key);
+    }
+
     /// Moves a field that is there and not null to another name, or a part of one, in place of what was there.
     pub fn rename(&mut self, from: &str, to: &str) {
         if let Some(value) = self.values.remove(from).filter(|value| !value.is_null()) {

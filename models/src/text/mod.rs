@@ -3,6 +3,7 @@
 mod beside;
 mod cross;
 mod decoder;
+mod deepseek;
 mod encoder;
 mod gated_delta;
 mod gemma4;

@@ -288,6 +288,7 @@ pub const TEXT_TYPES: &[&str] = &[
     "qwen3_5_text",
     "qwen3_5_moe_text",
     "opt",
+    "deepseek_ocr2_text",
 ];
 
 impl TextPlan {
@@ -306,6 +307,7 @@ impl TextPlan {
             "qwen3_5_text" => Self::qwen3_5(text, tied),
             "qwen3_5_moe_text" => Self::qwen3_5_moe(text, tied),
             "mistral" => Self::mistral(text, tied),
+            "deepseek_ocr2_text" => Self::deepseek_ocr2(text, tied),
             "opt" => Self::opt(text, tied),
             "qwen2" | "qwen3" => Self::qwen(text, tied),
             "qwen2_vl_text" | "qwen2_vl" | "qwen2_5_vl_text" | "qwen2_5_vl" => Self::qwen2(text, tied),

@@ -1,8 +1,9 @@
-//! Plans of towers that differ from CLIP's in names and sizes alone: BLIP's, BLIP-2's and Janus's.
+//! Plans of towers that differ from CLIP's in names and sizes alone: BLIP's, BLIP-2's, Janus's and Ovis 2's.
 
 use ocelli_engine::Result;
+use ocelli_kernels::ops::NormKind;
 
-use super::plan::{CLIP_NAMES, Names, VitPlan};
+use super::plan::{CLIP_NAMES, Mlp, Names, VitPlan, activation, side};
 use crate::fields::Fields;
 
 impl VitPlan {
@@ -53,5 +54,43 @@ impl VitPlan {
             ..CLIP_NAMES
         };
         Self::common(vision, Self { class_row: true, names, ..default }, "gelu")
+    }
+
+    /// `Ovis2VisionConfig`.
+    pub fn ovis2(vision: &Fields<'_>) -> Result<Self> {
+        vision.model_type(&["ovis2_vision", "ovis2"])?;
+        vision.only("num_channels", 3)?;
+        let names = Names {
+            norm1: "rms_norm1",
+            norm2: "rms_norm2",
+            qkv: &["attention.q_proj", "attention.k_proj", "attention.v_proj"],
+            out: "attention.out_proj",
+            pre_norm: Some("embeddings.rms_norm"),
+            post_norm: Some("rms_norm"),
+            ..CLIP_NAMES
+        };
+        let layers = vision.or("num_hidden_layers", 24)?;
+        let bias = vision.or("qkv_bias", false)?;
+        Self {
+            d: vision.size("hidden_size", 1024)?,
+            mlp: vision.size("intermediate_size", 2816)?,
+            layers,
+            used: layers,
+            heads: vision.size("num_attention_heads", 8)?,
+            image: side(vision, "image_size", 224)?,
+            patch: side(vision, "patch_size", 14)?,
+            norm: NormKind::Rms,
+            norm_eps: vision.or("rms_norm_eps", 1e-5)?,
+            qkv_bias: bias,
+            out_bias: bias,
+            mlp_bias: vision.or("mlp_bias", false)?,
+            act: activation(vision, "hidden_act", "silu")?,
+            mlp_kind: Mlp::Gated { module: "ffn" },
+            norm_first: true,
+            whole: false,
+            names,
+            ..Self::siglip_base()
+        }
+        .check(vision)
     }
 }

@@ -195,7 +195,7 @@ impl Davit {
         let mut before = 3;
         for (i, stage) in plan.stages.iter().enumerate() {
             let at = scope.at("convs").at(i);
-            let conv = Conv::load(cx, &at.at("conv"), (stage.d, before), stage.filter)?;
+            let conv = Conv::load(cx, &at.at("conv"), (stage.d, before), stage.filter, true)?;
             let norm = Norm::layer(cx, &at.at("norm"), if stage.norm_first { before } else { stage.d }, EPS)?;
             let mut blocks = Vec::with_capacity(stage.depth);
             for block in 0..stage.depth {

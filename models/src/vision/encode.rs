@@ -6,6 +6,7 @@ use ocelli_kernels::ops::{GatherRows, Pointwise, ScatterRows};
 use ocelli_kernels::{DType, Weights};
 
 use super::{Layout, Pixels, Vit};
+use crate::layers::copy_rows;
 
 /// Most patches that go through the tower at once: bounds the memory of activations, and is more than enough rows to
 /// use each weight many times.
@@ -21,6 +22,11 @@ pub trait Connect {
 
     /// The row `[1, d_text]` that ends a line of features, of models that have one.
     fn newline(&self) -> Option<&Tensor> {
+        None
+    }
+
+    /// Rows `[rows, d_text]` behind the features of each picture, which tokens of their own stand for.
+    fn behind(&self) -> Option<&Tensor> {
         None
     }
 
@@ -77,7 +83,7 @@ pub fn encode(
             rows += connector.rows(tower.grid(tile.height, tile.width)?)?;
             tiles.push((number, tile));
         }
-        rows += usize::from(image.assembly.is_some());
+        rows += usize::from(image.assembly.is_some()) + connector.behind().map_or(0, |behind| behind.size(0));
         let deep = connector.deep().iter().map(|_| cx.alloc_owned(&[rows, d], cx.dtype()));
         let deep = deep.collect::<Result<_>>()?;
         outs.push(Filled { rows: cx.alloc_owned(&[rows, d], connector.dtype(cx))?, deep, filled: 0 });
@@ -129,7 +135,12 @@ pub fn encode(
     let mut all = Vec::with_capacity(outs.len());
     for (Filled { rows, deep, filled }, image) in outs.into_iter().zip(images) {
         let rows = match &image.assembly {
-            None => rows,
+            None => {
+                if let Some(behind) = connector.behind() {
+                    copy_rows(cx, "features", behind, &rows.narrow(0, filled, behind.size(0))?)?;
+                }
+                rows
+            }
             Some(assembly) => assemble(cx, connector, &rows, filled, assembly)?,
         };
         all.push(Features { deep, ..Features::of_rows(rows) });

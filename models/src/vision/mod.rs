@@ -14,5 +14,6 @@ pub use davit::{Davit, DavitPlan, DavitStage};
 pub(crate) use encode::upload;
 pub use encode::{Connect, encode};
 pub use plan::{Mlp, Names, Places, Together, VitPlan, activation};
+pub(crate) use positions::{cubic_taps, stretched};
 pub use taps::Between;
 pub use vit::{Layout, Pixels, Vit};

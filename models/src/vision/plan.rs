@@ -197,7 +197,7 @@ pub fn activation(fields: &Fields<'_>, key: &str, default: &str) -> Result<Activ
 }
 
 /// The side of a square, which may be stated as a number or as two equal ones.
-fn side(fields: &Fields<'_>, key: &str, default: usize) -> Result<usize> {
+pub(super) fn side(fields: &Fields<'_>, key: &str, default: usize) -> Result<usize> {
     match fields.get::<serde_json::Value>(key)? {
         Some(serde_json::Value::Array(sides)) => {
             match sides.iter().map(|side| side.as_u64()).collect::<Vec<_>>()[..] {
@@ -713,7 +713,7 @@ impl VitPlan {
         plan.check(vision)
     }
 
-    fn check(self, vision: &Fields<'_>) -> Result<Self> {
+    pub(super) fn check(self, vision: &Fields<'_>) -> Result<Self> {
         if self.layers > 1 << 16 {
             return Err(vision
                 .bad("num_hidden_layers", format!("expected at most 65536 layers, found {}", self.layers)));

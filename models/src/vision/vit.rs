@@ -219,12 +219,23 @@ impl Vit {
         Ok(vec![RopeTable::new(cx, &all, &axes)?])
     }
 
+    /// The same tower, whose queries and keys are turned by these frequencies.
+    #[must_use]
+    pub fn turned(self, rope: RopeTable) -> Self {
+        Self { ropes: vec![rope], ..self }
+    }
+
     /// Runs rows that something else embedded through the layers and the norm after them, in place: `h: [rows, d]`, the rows from
-    /// one of `starts` to the next being one sequence.
+    /// one of `starts` to the next being one sequence. A [`turned`](Self::turned) tower takes their numbers there for positions.
     pub fn through(&self, cx: &mut Ctx, h: &Tensor, starts: &[usize], seen: Seen) -> Result<()> {
         let segments = Segments { seen, ..Segments::of(cx, starts)? };
+        let numbers: Vec<i32> = starts.windows(2).flat_map(|pair| 0..(pair[1] - pair[0]) as i32).collect();
+        let positions = match self.ropes.is_empty() {
+            true => None,
+            false => Some(cx.upload(&[1, numbers.len()], &numbers)?),
+        };
         for layer in &self.layers {
-            cx.scope(|cx| self.layer(cx, layer, h, &segments, None))?;
+            cx.scope(|cx| self.layer(cx, layer, h, &segments, positions.as_ref()))?;
         }
         match &self.post_norm {
             Some(norm) => norm.write_to(cx, h, h),
@@ -392,7 +403,10 @@ impl Vit {
             let embed = PatchEmbed {
                 pixels: cx.view(&pixels.values)?,
                 w: patch.clone(),
-                pos: positions.or_else(|| self.positions.clone().filter(|_| !self.plan.places.rotate())),
+                pos: positions.or_else(|| {
+                    let with_patches = !self.plan.places.rotate() && !self.plan.norm_first;
+                    self.positions.clone().filter(|_| with_patches)
+                }),
                 pos_ids: pos_ids.as_ref().map(|ids| cx.view(ids)).transpose()?,
                 mean: pixels.mean,
                 std: pixels.std,
@@ -406,6 +420,9 @@ impl Vit {
             let taps = match self.plan.places {
                 Places::RotationAndTable(between) => Some(between.taps(grid, self.plan.side())),
                 Places::Crossed { places, .. } => Some(crossed(grid, places)),
+                Places::Table if self.plan.norm_first => {
+                    Some(((0..patches as i32).collect(), vec![1.0; patches], 1))
+                }
                 _ => None,
             };
             if let (Some((ids, factors, taps)), Some(table)) = (taps, &self.positions) {
