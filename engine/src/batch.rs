@@ -430,7 +430,7 @@ impl Batch<'_> {
         let chunks = || self.chunks.iter().zip(before).skip(run.seqs.start).take(run.seqs.len());
         let new = |(chunk, past): (&Chunk<'_>, &usize)| *past..past + chunk.tokens.len();
         let window = match group.keep {
-            Keep::All => 0,
+            Keep::All | Keep::Chunk(_) => 0,
             Keep::Window(window) => window,
             Keep::Memory => {
                 let whole = |(chunk, past): (&Chunk<'_>, &usize)| {
@@ -438,7 +438,7 @@ impl Batch<'_> {
                     new((chunk, past)).all(|token| chunk.prompt.reach(token) == all)
                 };
                 let reach = |chunk: &Chunk<'_>, token| chunk.prompt.reach(token);
-                return Seen::of(Sees::All, chunks().all(whole), chunks(), reach);
+                return Seen::of(Sees::All, chunks().all(whole), chunks(), reach).padded(run.rows.len());
             }
             Keep::State => return Seen { same: Sees::All, pairs: 0, ranges: None },
         };
@@ -448,14 +448,25 @@ impl Batch<'_> {
             let among_new = |block: &Range<usize>| block.start < new.end && block.end > new.start;
             blocks != Blocks::Nothing && chunk.prompt.blocks.iter().any(among_new)
         };
-        Seen::of(Sees::Causal { window }, !chunks().any(in_block), chunks(), |chunk, token| {
-            let first = if window == 0 { 0 } else { (token + 1).saturating_sub(window) };
+        // Of sequences in their first chunk every token before is seen.
+        let ended = |(chunk, past): (&Chunk<'_>, &usize)| match group.keep {
+            Keep::Chunk(size) => past + chunk.tokens.len() > size,
+            _ => false,
+        };
+        let suffices = !chunks().any(|both| in_block(both) || ended(both));
+        let seen = Seen::of(Sees::Causal { window }, suffices, chunks(), |chunk, token| {
+            let first = match group.keep {
+                Keep::Window(window) if window > 0 => (token + 1).saturating_sub(window),
+                Keep::Chunk(size) => token - token % size.max(1),
+                _ => 0,
+            };
             match (chunk.prompt.block_of(token), blocks) {
                 (Some(block), Blocks::Whole) => first.min(block.start)..block.end,
                 (Some(block), Blocks::Ahead) => first..block.end,
                 _ => first..token + 1,
             }
-        })
+        });
+        seen.padded(run.rows.len())
     }
 
     /// Whether each of `rows` rows attends to memory that is before it, [`Packed::reached`].
@@ -598,6 +609,15 @@ impl Seen {
             }
         }
         Self { same, pairs, ranges: (!suffices).then_some((from, to)) }
+    }
+
+    /// The same for so many rows, of which the last ones see nothing.
+    fn padded(mut self, rows: usize) -> Self {
+        if let Some((from, to)) = &mut self.ranges {
+            from.resize(rows, 0);
+            to.resize(rows, 0);
+        }
+        self
     }
 }
 

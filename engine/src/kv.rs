@@ -15,6 +15,9 @@ pub enum Keep {
     All,
     /// Those of the tokens that a query sees which sees the last so many, itself included. Pages behind them go back to the pool.
     Window(usize),
+    /// Those of the tokens that are in the same run of so many positions as the query: 0 to the number, and so on. Pages of runs that
+    /// have ended go back to the pool.
+    Chunk(usize),
     /// Those of what the sequence attends to beside its tokens ([`Features::memory`](crate::prompt::Features::memory)): written
     /// with its first tokens and read by all.
     Memory,
@@ -82,7 +85,7 @@ impl KvGroup {
     #[must_use]
     pub fn bytes_per_token(&self, dtype: DType) -> u64 {
         match self.keep {
-            Keep::All | Keep::Window(_) => self.bytes_per_page(dtype) / PAGE as u64,
+            Keep::All | Keep::Window(_) | Keep::Chunk(_) => self.bytes_per_page(dtype) / PAGE as u64,
             Keep::Memory | Keep::State => 0,
         }
     }
@@ -92,7 +95,9 @@ impl KvGroup {
     pub fn most_pages(&self, of: Extent, chunk: usize) -> usize {
         match self.keep {
             // The first page kept may hold one token that is needed, the last one may have one.
-            Keep::Window(window) => of.tokens.min(window.saturating_add(chunk) + 2 * PAGE).div_ceil(PAGE),
+            Keep::Window(window) | Keep::Chunk(window) => {
+                of.tokens.min(window.saturating_add(chunk) + 2 * PAGE).div_ceil(PAGE)
+            }
             _ => self.pages(of),
         }
     }
@@ -100,7 +105,7 @@ impl KvGroup {
     /// Pages that a sequence takes, those behind a window included.
     fn pages(&self, of: Extent) -> usize {
         match self.keep {
-            Keep::All | Keep::Window(_) => of.tokens.div_ceil(PAGE),
+            Keep::All | Keep::Window(_) | Keep::Chunk(_) => of.tokens.div_ceil(PAGE),
             Keep::Memory if of.tokens == 0 => 0,
             Keep::Memory => of.memory.div_ceil(PAGE),
             Keep::State => of.tokens.min(1),
@@ -123,7 +128,7 @@ impl KvGroup {
     #[must_use]
     pub fn tokens_more(&self, of: Extent, free: usize) -> usize {
         match self.keep {
-            Keep::All | Keep::Window(_) => {
+            Keep::All | Keep::Window(_) | Keep::Chunk(_) => {
                 of.tokens.next_multiple_of(PAGE).saturating_add(free.saturating_mul(PAGE)) - of.tokens
             }
             // All of them, or none.
@@ -141,6 +146,7 @@ impl KvGroup {
     fn behind(&self, len: usize) -> usize {
         match self.keep {
             Keep::Window(window) => (len + 1).saturating_sub(window) / PAGE,
+            Keep::Chunk(size) => (len - len % size.max(1)) / PAGE,
             _ => 0,
         }
     }
@@ -417,7 +423,7 @@ impl KvCache {
             }
             let slot = |token: usize| (pages[token / PAGE] as usize * PAGE + token % PAGE) as i32;
             slots.push(match pool.group.keep {
-                Keep::All | Keep::Window(_) => (old.tokens..new.tokens).map(slot).collect(),
+                Keep::All | Keep::Window(_) | Keep::Chunk(_) => (old.tokens..new.tokens).map(slot).collect(),
                 Keep::Memory if old.tokens > 0 => Vec::new(),
                 Keep::Memory => (0..new.memory).map(slot).collect(),
                 Keep::State => pages.iter().map(|&page| page as i32).collect(),
@@ -460,7 +466,7 @@ impl KvCache {
             match pool.group.keep {
                 Keep::State => seq.spoilt = len > 0,
                 Keep::Memory => {}
-                Keep::All | Keep::Window(_) => {
+                Keep::All | Keep::Window(_) | Keep::Chunk(_) => {
                     if let Some(last) = pages.last_mut().filter(|&&mut page| page != GONE)
                         && !len.is_multiple_of(PAGE)
                         && pool.counts[*last as usize] > 1

@@ -60,6 +60,33 @@ fn pages_behind_a_window_return() {
     assert_eq!((kv.used_pages(0), kv.used_pages(1)), (0, 0));
 }
 
+/// A sequence holds the pages of the chunk that it is in, and of no chunk before.
+#[test]
+fn pages_of_ended_chunks_return() {
+    let size = 3 * PAGE + 5;
+    let group = KvGroup { keep: Keep::Chunk(size), ..ALL };
+    let held = group.most_pages(Extent { tokens: 100_000, memory: 0 }, 7);
+    let mut kv = cache(&[ALL, group], &[1250, held]);
+    let seq = kv.open(0);
+    let mut most = 0;
+    for step in 0..1500 {
+        let (new, before) = (1 + step % 7, kv.len(seq));
+        let slots = kv.extend(seq, new).unwrap();
+        most = most.max(kv.used_pages(1));
+        let pages: Vec<u32> = kv.pages(seq, 1).collect();
+        let first = (before - before % size) / PAGE;
+        for (place, page) in pages.iter().enumerate().skip(first) {
+            let own = pages[first..].iter().filter(|&other| other == page).count();
+            assert_eq!(own, 1, "page {place} is one's own");
+        }
+        assert_eq!(slots[1][0] as usize / PAGE, pages[before / PAGE] as usize);
+        kv.trim(seq);
+        let len = kv.len(seq);
+        assert_eq!(kv.used_pages(1), len.div_ceil(PAGE) - (len - len % size) / PAGE);
+    }
+    assert!(kv.len(seq) > 5000 && most <= held, "{most} pages of {held}");
+}
+
 /// A memory is taken with the first token and stays as it is, whatever follows, until the sequence ends or goes back to nothing.
 #[test]
 fn a_memory_is_written_once() {

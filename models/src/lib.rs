@@ -18,6 +18,7 @@ pub mod internvl;
 pub mod janus;
 pub mod layers;
 pub mod lfm2_vl;
+pub mod llama4;
 pub mod llava;
 pub mod llava_next;
 pub mod minicpmv;

@@ -10,8 +10,8 @@ use serde::Deserialize;
 use crate::fields::Config;
 use crate::{
     blip, blip2, clip, cohere_vision, deepseek_ocr2, florence2, gemma3, gemma4, glm4v, internvl, janus,
-    lfm2_vl, llava, llava_next, minicpmv, mllama, ovis2, paddleocr_vl, paligemma, pixtral, qwen_vl, siglip,
-    smolvlm, text_only,
+    lfm2_vl, llama4, llava, llava_next, minicpmv, mllama, ovis2, paddleocr_vl, paligemma, pixtral, qwen_vl,
+    siglip, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -37,6 +37,7 @@ pub struct Family {
 /// Every family.
 pub const FAMILIES: &[Family] = &[
     smolvlm::FAMILY,
+    llama4::FAMILY,
     llava::FAMILY,
     llava_next::FAMILY,
     qwen_vl::QWEN2,

@@ -638,6 +638,7 @@ def run_generative(spec, ctx):
     for case in spec.cases:
         inputs, prompt, files, messages = encode(spec, case, ctx)
         fwd = {k: v for k, v in inputs.items() if torch.is_tensor(v) and k != "labels"}
+        fwd = {k: v.float() if v.is_floating_point() else v for k, v in fwd.items()}  # Llama 4 makes bfloat16 pixels
         with Taps(model, spec) as taps:
             logits = model(**fwd).logits
         new, margins, step_logits = greedy(model, fwd, NEW_TOKENS)
@@ -2740,6 +2741,65 @@ def build_deepseek_ocr2(c):
 # --------------------------------------------------------------------------------------------------
 # 28. Driver
 # --------------------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------------------
+# 27. Llama 4: layers that see a chunk of positions, experts that take scaled rows
+# --------------------------------------------------------------------------------------------------
+
+LLAMA4_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|header_start|>' + message['role'] + '<|header_end|>\\n\\n' }}
+    {%- if message['content'] is string %}
+        {{- message['content'] | trim }}
+    {%- else %}
+        {%- for content in message['content'] %}
+            {%- if content['type'] == 'image' %}
+                {{- '<|image|>' }}
+            {%- elif content['type'] == 'text' %}
+                {{- content['text'] | trim }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|eot|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|header_start|>assistant<|header_end|>\\n\\n' }}
+{%- endif %}
+"""
+
+
+@arch("llama4")
+def build_llama4(c):
+    last = ("<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eot|>", "<|image_start|>", "<|image_end|>",
+            "<|tile_x_separator|>", "<|tile_y_separator|>", "<|image|>", "<|patch|>", "<|finetune_right_pad|>")
+    base = with_bos(bytelevel_tokenizer(LLAMA3_SPLIT, last=last), "<|begin_of_text|>")
+    tok = wrap(base, bos_token="<|begin_of_text|>", eos_token="<|eot|>", pad_token="<|finetune_right_pad|>", padding_side="left")
+    vocab = pad_vocab(tok)
+    patch_id, image_id, boi, eoi = ids(tok, "<|patch|>", "<|image|>", "<|image_start|>", "<|image_end|>")
+    size, patch, width = c.pick((32, 8, 48), (36, 6, 40))
+    layers = c.pick(4, 3)
+    text = dict(vocab_size=vocab, rms_norm_eps=1e-5, head_dim=c.pick(16, 20), intermediate_size=c.pick(40, 32), intermediate_size_mlp=c.pick(96, 72),
+                num_local_experts=c.pick(4, 5), num_experts_per_tok=1, moe_layers=c.pick([1, 3], [0, 2]), use_qk_norm=not c.is_second,
+                no_rope_layers=c.pick([1, 1, 1, 0], [1, 0, 1]), attention_chunk_size=c.pick(32, 24), attn_temperature_tuning=True,
+                floor_scale=c.pick(16, 12), attn_scale=0.3, tie_word_embeddings=False, bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id,
+                pad_token_id=tok.pad_token_id, rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                                                "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+                **{k: v for k, v in text_dims(c, num_hidden_layers=layers, hidden_size=c.pick(48, 56)).items() if k != "intermediate_size"})
+    vision = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2, num_attention_heads=c.pick(3, 5), image_size=size,
+                  patch_size=patch, pixel_shuffle_ratio=0.5, projector_input_dim=c.pick(56, 64), projector_output_dim=c.pick(56, 64),
+                  vision_output_dim=c.pick(56, 64), rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    cfg = transformers.Llama4Config(text_config=text, vision_config=vision, boi_token_index=boi, eoi_token_index=eoi, image_token_index=patch_id)
+    # Versions 5.23 and 5.24 read a field that the text model's output class lacks; without this no forward pass works.
+    transformers.models.llama4.modeling_llama4.MoeCausalLMOutputWithPast.image_outputs = None
+    model = make(transformers.Llama4ForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.Llama4ImageProcessor(size={"height": size, "width": size}, max_patches=c.pick(6, 4), resize_to_max_canvas=c.is_second)
+    proc = transformers.Llama4Processor(ip, tok, patch_size=patch, pixel_shuffle_ratio=0.5, chat_template=LLAMA4_TEMPLATE)
+    c.sizes_for(size, c.pick(83, 79))
+    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "vision_model", "image_features": "multi_modal_projector"},
+                layers="language_model.model.layers", vocab=vocab, never=[patch_id, image_id, boi])
 
 
 def tidy(golden):

@@ -221,6 +221,12 @@ fn a_crowd_with_delta_rules_and_experts() {
     crowd_with_states("qwen3_5_moe");
 }
 
+/// Chunks of positions that end within prompts and within answers.
+#[test]
+fn a_crowd_with_chunks() {
+    crowd_with_states("llama4");
+}
+
 /// Answers that attend to a memory beside their tokens: the rows of a picture, or what an encoder makes of a question about it.
 fn crowd_with_memory(family: &str) {
     let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");

@@ -40,6 +40,7 @@ const FAMILIES: &[&str] = &[
     "internvl",
     "internvl_qwen3",
     "lfm2_vl",
+    "llama4",
     "llava_next",
     "llava_onevision",
     "paddleocr_vl",
@@ -137,7 +138,7 @@ fn every_instruction_set() {
 
 /// Families whose rows choose experts. Where two scores are nearer than 16 bits tell, a row goes to another expert than in the
 /// reference's run, and what its layers give has no bound.
-const ROUTED: &[&str] = &["qwen3_vl_moe", "qwen3_5_moe", "gemma4_moe", "deepseek_ocr2"];
+const ROUTED: &[&str] = &["qwen3_vl_moe", "qwen3_5_moe", "gemma4_moe", "llama4", "deepseek_ocr2"];
 
 /// Whether everything passes that comes before the first choice, and the greedy tokens that count are equal.
 fn passes_but_for_choices(report: &Report) -> bool {

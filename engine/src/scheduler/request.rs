@@ -353,7 +353,7 @@ pub(super) fn capacities(groups: &[KvGroup], limits: &Limits) -> Vec<usize> {
         Keep::All => group.most_pages(all, 0),
         Keep::Memory => group.most_pages(all.at(1), 0),
         Keep::State => limits.seqs,
-        Keep::Window(_) => {
+        Keep::Window(_) | Keep::Chunk(_) => {
             let most = all.tokens.div_ceil(PAGE);
             group.most_pages(all, limits.tokens).saturating_mul(limits.seqs).min(most)
         }

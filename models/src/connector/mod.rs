@@ -1,5 +1,6 @@
 //! What stands between towers and decoders.
 
+mod adapter;
 mod averaged;
 mod downsample;
 mod halved;
@@ -14,6 +15,7 @@ mod unfold;
 mod visual_words;
 mod whole;
 
+pub use adapter::Adapter;
 pub use averaged::Averaged;
 pub use downsample::Downsample;
 pub use halved::Halved;

@@ -21,6 +21,8 @@ pub struct ProjectorPlan {
     pub between: usize,
     /// Activation between the layers.
     pub act: Activation,
+    /// Whether it follows the second layer too.
+    pub act_after: bool,
     /// Whether the second half of what the first layer gives is the gate of the first half.
     pub gated: bool,
     /// Whether the layers have biases.
@@ -31,6 +33,8 @@ pub struct ProjectorPlan {
     pub block: usize,
     /// Name and epsilon of the norm of blocks, if there is one.
     pub norm: Option<(&'static str, f32)>,
+    /// Names of the layers.
+    pub names: [&'static str; 2],
 }
 
 impl ProjectorPlan {
@@ -42,7 +46,19 @@ impl ProjectorPlan {
         bias: bool,
         extra: (usize, bool),
     ) -> Self {
-        Self { d_vision, d_text, between: d_text, act, gated: false, bias, extra, block: 1, norm: None }
+        Self {
+            d_vision,
+            d_text,
+            between: d_text,
+            act,
+            act_after: false,
+            gated: false,
+            bias,
+            extra,
+            block: 1,
+            norm: None,
+            names: ["linear_1", "linear_2"],
+        }
     }
 }
 
@@ -58,7 +74,7 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// Loads the layers `linear_1` and `linear_2` below `scope`, and the norm before them.
+    /// Loads the layers below `scope`, and the norm before them.
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: ProjectorPlan) -> Result<Self> {
         let scope = scope.role(Role::Connector);
         let ProjectorPlan { d_text, between, bias, .. } = plan;
@@ -68,8 +84,8 @@ impl Projector {
         Ok(Self {
             path: scope.prefix().to_owned(),
             norm,
-            first: Linear::load(cx, &scope.at("linear_1"), between, k, bias)?,
-            second: Linear::load(cx, &scope.at("linear_2"), d_text, halves, bias)?,
+            first: Linear::load(cx, &scope.at(plan.names[0]), between, k, bias)?,
+            second: Linear::load(cx, &scope.at(plan.names[1]), d_text, halves, bias)?,
             plan,
             newline: None,
         })
@@ -152,6 +168,10 @@ impl Connect for Projector {
         } else {
             self.first.forward_act(cx, &x, self.plan.act)?
         };
+        if self.plan.act_after {
+            let rows = self.second.forward_act(cx, &hidden, self.plan.act)?;
+            return cx.exec(&self.path, &Pointwise::new(cx.view(&rows)?, cx.view(out)?));
+        }
         self.second.write_to(cx, &hidden, out)
     }
 }

@@ -6,9 +6,9 @@ use ocelli_engine::prompt::Reach;
 use ocelli_engine::text::Tokenizer;
 use ocelli_engine::{Error, Prompt, Result};
 
-use super::tower::{TowerPlan, arrangements};
+use super::tower::TowerPlan;
 use crate::fields::Config;
-use crate::processor::{Edge, ImageFields, added_token, cut};
+use crate::processor::{Edge, Fit, ImageFields, added_token, cut, pad};
 
 const KEYS: &[&str] = &["max_image_tiles", "do_pad"];
 
@@ -16,8 +16,7 @@ const KEYS: &[&str] = &["max_image_tiles", "do_pad"];
 pub(super) struct Processor {
     fields: ImageFields,
     tower: TowerPlan,
-    side: usize,
-    most: usize,
+    fit: Fit,
     filter: Filter,
     /// What stands for a picture, as text and as a token.
     mark: (String, u32),
@@ -52,45 +51,9 @@ impl Processor {
             return Err(Error::Request(format!("max_image_tiles: {what}")));
         }
         fields.normalize([0.5; 3], [0.5; 3])?;
-        Ok(Self { filter: fields.resample(Filter::Bilinear)?, fields, tower, side, most, mark })
+        let fit = Fit { side, most, largest: false, single: false };
+        Ok(Self { filter: fields.resample(Filter::Bilinear)?, fields, tower, fit, mark })
     }
-
-    /// Rows and columns of the tiles that a picture goes into with the least enlargement, or the least reduction; the fewest of those.
-    fn shape(&self, width: usize, height: usize) -> (usize, usize) {
-        let scale = |&(rows, cols): &(usize, usize)| {
-            let (down, across) =
-                ((rows * self.side) as f64 / height as f64, (cols * self.side) as f64 / width as f64);
-            if across > down { down } else { across }
-        };
-        let shapes = arrangements(self.most);
-        let enlarged = shapes.iter().map(scale).filter(|scale| *scale >= 1.0).reduce(f64::min);
-        let best = enlarged.or_else(|| shapes.iter().map(scale).reduce(f64::max)).unwrap_or(1.0);
-        let fitting = shapes.iter().filter(|shape| scale(shape) == best);
-        fitting.min_by_key(|(rows, cols)| rows * cols).copied().unwrap_or((1, 1))
-    }
-
-    /// Width and height of a picture in tiles of that shape.
-    fn fitted(&self, (width, height): (usize, usize), (rows, cols): (usize, usize)) -> (usize, usize) {
-        let target_w = width.clamp(self.side, cols * self.side);
-        let target_h = height.clamp(self.side, rows * self.side);
-        let (scale_w, scale_h) = (target_w as f64 / width as f64, target_h as f64 / height as f64);
-        if scale_w < scale_h {
-            (target_w, (((height as f64 * scale_w).floor() as usize).max(1)).min(target_h))
-        } else {
-            ((((width as f64 * scale_h).floor() as usize).max(1)).min(target_w), target_h)
-        }
-    }
-}
-
-/// The picture on a larger black one, at its left upper corner.
-fn pad(image: &Rgb8Image, width: usize, height: usize) -> Rgb8Image {
-    let mut data = vec![0; width * height * 3];
-    let len = image.width() * 3;
-    for (to, from) in data.chunks_exact_mut(width * 3).zip(image.data().chunks_exact(len)) {
-        to[..len].copy_from_slice(from);
-    }
-    // As many bytes as pixels.
-    Rgb8Image::from_raw(width, height, data).unwrap_or_else(|| image.clone())
 }
 
 impl ocelli_engine::Processor for Processor {
@@ -102,13 +65,13 @@ impl ocelli_engine::Processor for Processor {
     }
 
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
-        let size = (image.width(), image.height());
-        let (rows, cols) = self.shape(size.0, size.1);
-        let (width, height) = self.fitted(size, (rows, cols));
+        let (size, side) = ((image.width(), image.height()), self.fit.side);
+        let (rows, cols) = self.fit.shape(size);
+        let (width, height) = self.fit.fitted(size, (rows, cols));
         let fitted = resize(image, width, height, self.filter, threads)?;
-        let canvas = pad(&fitted, cols * self.side, rows * self.side);
+        let canvas = pad(&fitted, cols * side, rows * side);
         let normalize = self.fields.normalize([0.5; 3], [0.5; 3])?;
-        let tiles = cut(&canvas, rows, cols, (self.side, self.side));
+        let tiles = cut(&canvas, rows, cols, (side, side));
         Ok(PreparedImage { tiles, rows, cols, normalize, assembly: None })
     }
 
@@ -124,7 +87,7 @@ impl ocelli_engine::Processor for Processor {
             return Err(Error::Request(format!("prompt: {what}")));
         }
         let memory: Vec<usize> = images.iter().map(|image| self.tower.rows_of(image.tiles.len())).collect();
-        let rest: Vec<usize> = memory.iter().map(|rows| self.tower.rows_of(self.most) - rows).collect();
+        let rest: Vec<usize> = memory.iter().map(|rows| self.tower.rows_of(self.fit.most) - rows).collect();
         let before = |media: usize| memory.iter().take(media).sum::<usize>();
         let total = memory.iter().chain(&rest).sum();
         let mut reaches = Vec::with_capacity(at.len() + 1);

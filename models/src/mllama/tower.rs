@@ -10,6 +10,7 @@ use ocelli_kernels::{View, Weights};
 
 use crate::fields::Fields;
 use crate::layers::{Linear, Norm, Stacked, add_rows, constant, copy_rows, rows_or_zeros, table};
+use crate::processor::arrangements;
 use crate::vision::{activation, upload};
 
 /// Rows of a tile are filled up to a multiple of this many.
@@ -84,12 +85,6 @@ impl TowerPlan {
     pub fn rows_of(&self, tiles: usize) -> usize {
         tiles * self.rows()
     }
-}
-
-/// Rows and columns of tiles, in the order that their tables have.
-pub(super) fn arrangements(most: usize) -> Vec<(usize, usize)> {
-    let all = (1..=most).flat_map(|a| (1..=most).map(move |b| (a, b)));
-    all.filter(|(a, b)| a * b <= most).collect()
 }
 
 struct Layer {

@@ -18,4 +18,4 @@ pub use canvas::{
 pub use fields::{Edge, ImageFields};
 pub use prompt::{added_token, lay_out, special_token, splice};
 pub use square::{CLIP_MEAN, CLIP_STD, SquareProcessor};
-pub use tiles::{cut, in_square};
+pub use tiles::{Fit, arrangements, cut, in_square, pad};

@@ -14,6 +14,7 @@ use super::head::Head;
 use super::inputs::{Inputs, Taking, factor};
 use super::paged::paged;
 use super::short_conv::GatedConv;
+use super::tempered::Tempered;
 use super::{Keys, LayerPlan, Mix, Norms, TextPlan};
 use crate::layers::{Embedding, Linear, Mlp, Norm, RopeTable, Stacked, add_rows};
 
@@ -114,6 +115,8 @@ pub struct Decoder {
     norm: Option<Norm>,
     head: Head,
     ropes: Vec<RopeTable>,
+    /// Factors of queries in layers that do not turn them.
+    tempered: Option<Tempered>,
     /// Inputs of all layers.
     inputs: Option<Inputs>,
     /// Tells this decoder's launches from those of others.
@@ -169,6 +172,9 @@ impl Decoder {
             let turned = plan.layers.iter().find(|layer| layer.rope == number);
             ropes.push(rope.table(cx, config, turned.map_or(plan.head_dim, |layer| layer.head_dim))?);
         }
+        let path = scope.prefix();
+        let tempered =
+            plan.temper.map(|temper| Tempered::new(cx, path, temper, plan.max_positions)).transpose()?;
         let inputs = plan.inputs.map(|inputs| Inputs::load(cx, &scope, &plan, inputs)).transpose()?;
         Ok(Self {
             path: scope.prefix().to_owned(),
@@ -179,6 +185,7 @@ impl Decoder {
             norm,
             head,
             ropes,
+            tempered,
             inputs,
             plan,
             id: ReplayKey::unique(),
@@ -479,6 +486,9 @@ impl Decoder {
         if let (Some(norm), Some(v)) = (&heads.v, &v) {
             norm.heads(cx, v, &v.narrow(1, 0, 0)?, norm, &batch.positions)?;
         }
+        if let Some(tempered) = self.tempered.as_ref().filter(|_| !self.plan.turns(&layer.plan)) {
+            tempered.apply(cx, &qkv.narrow(1, 0, heads_q * head_dim)?, &batch.positions)?;
+        }
         let norm = heads.qk.as_ref().map(|(q, k)| {
             let (scale, weight_offset, eps) = q.scale();
             QkNorm { q: scale.clone(), k: k.scale().0.clone(), weight_offset, eps }
@@ -542,6 +552,9 @@ impl Heads {
             let q = norm(cx, q)?;
             let k = if keys == Keys::Earlier { q.clone() } else { norm(cx, k)? };
             Some((q, k))
+        } else if plan.qk_bare && plan.turns(&of_layer) {
+            let bare = Norm::bare(cx, attn.prefix(), head_dim, plan.norm_eps)?;
+            Some((bare.clone(), bare))
         } else {
             None
         };

@@ -11,6 +11,7 @@ mod glm;
 mod head;
 mod inputs;
 mod lfm2;
+mod llama4;
 mod mllama;
 mod older;
 mod paged;
@@ -19,6 +20,7 @@ mod qwen3;
 mod qwen3_5;
 mod read;
 mod short_conv;
+mod tempered;
 
 pub use cross::CrossPlan;
 pub use decoder::Decoder;
@@ -26,5 +28,5 @@ pub use encoder::{BERT_NAMES, Encoder, EncoderCross, EncoderNames, EncoderPlan};
 pub use head::HeadPlan;
 pub use plan::{
     ConvPlan, DeltaPlan, InputsPlan, Keys, LLAMA_NAMES, LayerPlan, Learned, Mix, Names, Norms, TEXT_TYPES,
-    TextPlan,
+    TemperPlan, TextPlan,
 };

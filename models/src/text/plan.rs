@@ -8,7 +8,7 @@ use ocelli_kernels::ops::{Activation, NormKind, RopeStyle};
 use super::read::layer_kinds;
 use super::{CrossPlan, HeadPlan};
 use crate::fields::Fields;
-use crate::layers::{ExpertsPlan, RopeConfig};
+use crate::layers::{ExpertsPlan, RopeConfig, RopeKind};
 
 /// Where the norms of a layer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +121,15 @@ impl DeltaPlan {
     }
 }
 
+/// Factors of queries by their positions: `1 + scale * ln(1 + floor((position + 1) / floor))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TemperPlan {
+    /// Positions that have the same factor.
+    pub floor: usize,
+    /// How much it grows.
+    pub scale: f32,
+}
+
 /// Names of modules in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Names {
@@ -206,6 +215,10 @@ pub struct TextPlan {
     pub norm_eps: f32,
     /// Whether queries and keys are normalized.
     pub qk_norm: bool,
+    /// Whether they are, without weights, in the layers that turn them.
+    pub qk_bare: bool,
+    /// Factors of queries in the layers that do not turn them, if there are such.
+    pub temper: Option<TemperPlan>,
     /// Whether values are normalized, without weights.
     pub value_norm: bool,
     /// Whether the query, key and value projections have biases.
@@ -287,6 +300,7 @@ pub const TEXT_TYPES: &[&str] = &[
     "paddleocr_vl_text",
     "qwen3_5_text",
     "qwen3_5_moe_text",
+    "llama4_text",
     "opt",
     "deepseek_ocr2_text",
 ];
@@ -306,6 +320,7 @@ impl TextPlan {
             "lfm2" => Self::lfm2(text, tied),
             "qwen3_5_text" => Self::qwen3_5(text, tied),
             "qwen3_5_moe_text" => Self::qwen3_5_moe(text, tied),
+            "llama4_text" => Self::llama4(text, tied),
             "mistral" => Self::mistral(text, tied),
             "deepseek_ocr2_text" => Self::deepseek_ocr2(text, tied),
             "opt" => Self::opt(text, tied),
@@ -360,6 +375,8 @@ impl TextPlan {
             norm_offset: 0.0,
             norm_eps: text.or("rms_norm_eps", 1e-6)?,
             qk_norm: false,
+            qk_bare: false,
+            temper: None,
             value_norm: false,
             qkv_bias: false,
             out_bias: false,
@@ -507,6 +524,12 @@ impl TextPlan {
             kv: self.kv.clone(),
             axes: self.axes(),
         }
+    }
+
+    /// Whether a layer turns queries and keys.
+    #[must_use]
+    pub fn turns(&self, layer: &LayerPlan) -> bool {
+        self.ropes.get(layer.rope).is_some_and(|rope| rope.kind != RopeKind::Still)
     }
 
     /// Axes of positions.

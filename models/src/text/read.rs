@@ -15,6 +15,16 @@ pub(super) fn layer_kinds(
     count: usize,
     default: impl Fn(usize) -> bool,
 ) -> Result<Vec<bool>> {
+    layer_kinds_of(text, count, SLIDING, default)
+}
+
+/// Which of `count` layers are of this kind, and do not see everything.
+pub(super) fn layer_kinds_of(
+    text: &Fields<'_>,
+    count: usize,
+    known: &str,
+    default: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>> {
     let Some(kinds) = text.get::<Vec<String>>("layer_types")? else {
         return Ok((0..count).map(default).collect());
     };
@@ -23,8 +33,8 @@ pub(super) fn layer_kinds(
     }
     let kind = |kind: &String| match kind.as_str() {
         FULL => Ok(false),
-        SLIDING => Ok(true),
-        other => Err(text.bad("layer_types", format!("expected {FULL} or {SLIDING}, found {other}"))),
+        kind if kind == known => Ok(true),
+        other => Err(text.bad("layer_types", format!("expected {FULL} or {known}, found {other}"))),
     };
     kinds.iter().map(kind).collect()
 }
@@ -32,10 +42,15 @@ pub(super) fn layer_kinds(
 impl TextPlan {
     /// Puts the layers that `slides` marks in a group of the cache that keeps a window; their rotation is `rope`.
     pub(super) fn split(&mut self, slides: &[bool], window: usize, rope: usize) {
+        self.split_by(slides, Keep::Window(window), rope);
+    }
+
+    /// The same with a group that keeps as it is told.
+    pub(super) fn split_by(&mut self, slides: &[bool], keep: Keep, rope: usize) {
         let Some(&all) = self.kv.0.first() else { return };
         let sliding = slides.iter().filter(|slides| **slides).count();
         let full = KvGroup { layers: slides.len() - sliding, ..all };
-        let groups = [full, KvGroup { layers: sliding, keep: Keep::Window(window), ..all }];
+        let groups = [full, KvGroup { layers: sliding, keep, ..all }];
         // A group without layers is none.
         let numbers = [0, usize::from(full.layers > 0)];
         let mut next = [0, 0];

@@ -4,6 +4,7 @@ mod alike;
 mod davit;
 mod encode;
 mod inner;
+mod llama4;
 mod plan;
 mod positions;
 mod product;

@@ -32,13 +32,19 @@ pub enum Places {
         /// Base of the frequencies.
         theta: f32,
     },
+    /// A table for pictures of `image_size`, whose last row is that of the row before the patches; and a rotation of neighbouring elements,
+    /// half of the pairs by the column and half by the row, both counted from 1. The row before the patches is not turned.
+    Counted {
+        /// Base of the frequencies.
+        theta: f32,
+    },
 }
 
 impl Places {
     /// Whether queries and keys are turned.
     #[must_use]
     pub const fn rotate(&self) -> bool {
-        matches!(self, Self::Rotation | Self::RotationAndTable(_) | Self::Turns { .. } | Self::Crossed { .. })
+        !matches!(self, Self::Table | Self::Buckets | Self::Resized)
     }
 }
 

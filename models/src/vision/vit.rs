@@ -115,7 +115,8 @@ impl Vit {
                 class_row = Some(Self::class(cx, &scope, &plan)?);
             }
             let table = cx.stream().place_view(&table)?;
-            positions = Some(table.narrow(0, extra, first * patches)?);
+            let before = if matches!(plan.places, Places::Counted { .. }) { 0 } else { extra };
+            positions = Some(table.narrow(0, before, first * patches)?);
         }
         let ropes = Self::rotations(cx, &plan)?;
         Ok(Self { patch, positions, resized, class_row, ropes, ..Self::layers(cx, &scope, plan)? })
@@ -182,7 +183,7 @@ impl Vit {
         Ok(Weights::dense(filters.view().clone(), bias)?)
     }
 
-    /// The class embedding with its position, which is row 0 of the table.
+    /// The class embedding with its position, which is the first row of the table or the last.
     fn class(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Tensor> {
         let (d, names) = (plan.d, &plan.names);
         let shape = [1, 1, d];
@@ -190,7 +191,11 @@ impl Vit {
         let checkpoint = scope.checkpoint();
         let mut row = checkpoint.floats(&scope.path(names.class))?;
         let positions = checkpoint.floats(&scope.path(names.positions))?;
-        row.iter_mut().zip(&positions).for_each(|(value, position)| *value += position);
+        let own = match plan.places {
+            Places::Counted { .. } => positions.len().saturating_sub(d),
+            _ => 0,
+        };
+        row.iter_mut().zip(&positions[own..]).for_each(|(value, position)| *value += position);
         constant(cx, &[1, d], &row)
     }
 
@@ -200,7 +205,9 @@ impl Vit {
             return Ok(Vec::new());
         }
         let pairs = plan.head_dim() / 2;
-        let axes: Vec<i32> = (0..pairs).map(|pair| i32::from(pair >= pairs.div_ceil(2))).collect();
+        let across_first = matches!(plan.places, Places::Counted { .. });
+        let axes: Vec<i32> =
+            (0..pairs).map(|pair| i32::from((pair >= pairs.div_ceil(2)) != across_first)).collect();
         let frequencies = |theta: f32, count| {
             RopeConfig { theta: f64::from(theta), ..RopeConfig::default() }.inv_freq(count)
         };
@@ -214,6 +221,7 @@ impl Vit {
                 let all = frequencies(theta, pairs);
                 all.iter().step_by(2).chain(all.iter().skip(1).step_by(2)).copied().collect()
             }
+            Places::Counted { theta } => frequencies(theta, pairs / 2).repeat(2),
             _ => frequencies(10_000.0, pairs / 2).repeat(2),
         };
         Ok(vec![RopeTable::new(cx, &all, &axes)?])
@@ -254,13 +262,14 @@ impl Vit {
         let patch = self.plan.patch;
         let (rows, cols, side) = (height / patch, width / patch, self.plan.side());
         let fits = match self.plan.places {
-            Places::Table => (rows, cols) == (side, side),
+            Places::Table | Places::Counted { .. } => (rows, cols) == (side, side),
             Places::Buckets => self.plan.merges.is_some() || (rows <= side && cols <= side),
             Places::Crossed { places, .. } => rows.max(cols) <= places,
             Places::Rotation | Places::Turns { .. } | Places::RotationAndTable(_) | Places::Resized => true,
         };
         if rows == 0 || cols == 0 || !fits {
-            let least = if self.plan.places == Places::Table { self.plan.image } else { patch };
+            let exact = matches!(self.plan.places, Places::Table | Places::Counted { .. });
+            let least = if exact { self.plan.image } else { patch };
             let most = match self.plan.places {
                 Places::Crossed { places, .. } => places.saturating_mul(patch),
                 _ => self.plan.image,
@@ -327,7 +336,11 @@ impl Vit {
             }
             None => None,
         };
-        let positions = if self.ropes.is_empty() { None } else { Some(places(cx, tiles, grid, layout)?) };
+        let positions = if self.ropes.is_empty() {
+            None
+        } else {
+            Some(places(cx, tiles, grid, layout, plan.extra_rows())?)
+        };
         let result = if plan.used < plan.layers { Some(cx.alloc(h.shape(), cx.dtype())?) } else { None };
         let mut taken = Vec::with_capacity(deep.len());
         for _ in deep {
@@ -390,6 +403,7 @@ impl Vit {
             | Places::Turns { .. }
             | Places::RotationAndTable(_)
             | Places::Crossed { .. }
+            | Places::Counted { .. }
             | Places::Resized => None,
         };
         let Some(patch) = &self.patch else {
@@ -400,11 +414,12 @@ impl Vit {
             let positions = resized.as_ref().map(|table| cx.view(table)).transpose()?;
             let direct = layout.is_none() && !self.plan.class_row;
             let out = if direct { h.clone() } else { cx.alloc(&[tiles * patches, self.plan.d], cx.dtype())? };
+            let added = !self.plan.places.rotate() || matches!(self.plan.places, Places::Counted { .. });
             let embed = PatchEmbed {
                 pixels: cx.view(&pixels.values)?,
                 w: patch.clone(),
                 pos: positions.or_else(|| {
-                    let with_patches = !self.plan.places.rotate() && !self.plan.norm_first;
+                    let with_patches = added && !self.plan.norm_first;
                     self.positions.clone().filter(|_| with_patches)
                 }),
                 pos_ids: pos_ids.as_ref().map(|ids| cx.view(ids)).transpose()?,
@@ -501,7 +516,10 @@ impl Vit {
                 positions: cx.view(positions)?,
                 inv_freq: cx.view(&table.inv_freq)?,
                 pair_axis: table.pair_axis.as_ref().map(|axes| cx.view(axes)).transpose()?,
-                style: RopeStyle::Half,
+                style: match plan.places {
+                    Places::Counted { .. } => RopeStyle::Interleaved,
+                    _ => RopeStyle::Half,
+                },
                 attention_scaling: table.attention_scaling,
                 norm: of_heads.filter(|_| parts == 1).map(|(q, k)| {
                     let (scale, weight_offset, eps) = q.scale();
@@ -642,13 +660,21 @@ fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Row and column of each patch in the order of the layers, i32 `[2, rows]`.
-fn places(cx: &mut Ctx, tiles: usize, grid: (usize, usize), layout: Option<&Layout>) -> Result<Tensor> {
+/// Row and column of each patch in the order of the layers, i32 `[2, rows]`; after `extra` rows at 0 they are counted from 1.
+fn places(
+    cx: &mut Ctx,
+    tiles: usize,
+    grid: (usize, usize),
+    layout: Option<&Layout>,
+    extra: usize,
+) -> Result<Tensor> {
+    let first = i32::from(extra > 0);
     let row_by_row: Vec<usize> = (0..grid.0 * grid.1).collect();
     let order = layout.map_or(&row_by_row, |layout| &layout.order);
     let axis = |of: fn(usize, usize) -> usize| {
-        (0..tiles).flat_map(move |_| order.iter().map(move |&patch| of(patch, grid.1) as i32))
+        let patches = move || order.iter().map(move |&patch| of(patch, grid.1) as i32 + first);
+        (0..tiles).flat_map(move |_| std::iter::repeat_n(0, extra).chain(patches()))
     };
     let values: Vec<i32> = axis(|patch, cols| patch / cols).chain(axis(|patch, cols| patch % cols)).collect();
-    cx.upload(&[2, tiles * order.len()], &values)
+    cx.upload(&[2, tiles * (extra + order.len())], &values)
 }

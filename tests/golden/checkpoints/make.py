@@ -50,6 +50,7 @@ SQUARE = {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_me
           "rescale_factor": 1 / 255, "image_processor_type": "SiglipImageProcessor", "size": {"height": 384, "width": 384}}
 BY_HAND = {
     "google__siglip-so400m-patch14-384": {"preprocessor_config.json": SQUARE},
+    "meta-llama__Llama-4-Scout-17B-16E-Instruct": {"preprocessor_config.json": {"image_processor_type": "Llama4ImageProcessor"}},
     "LiquidAI__LFM2.5-VL-1.6B": {"preprocessor_config.json": {"image_processor_type": "Lfm2VlImageProcessorFast"}},
 }
 # Ids of tokens, by the beginning of a checkpoint's name: some files have none, and some come from tests with other numbers.
@@ -66,6 +67,9 @@ TOKENS = {
     "LiquidAI": {"<|pad|>": 0, "<|startoftext|>": 1, "<|im_start|>": 6, "<|im_end|>": 7, "<image>": 396, "<|img_row_1_col_1|>": 397,
                  "<|img_thumbnail|>": 497, "<|image_start|>": 498, "<|image_end|>": 499},
     "google__siglip": {"</s>": 1, "<unk>": 2},
+    "meta-llama__Llama-4": {"<|begin_of_text|>": 200000, "<|end_of_text|>": 200001, "<|header_start|>": 200005, "<|header_end|>": 200006,
+                            "<|eot|>": 200008, "<|finetune_right_pad|>": 200018, "<|image_start|>": 200080, "<|image_end|>": 200081,
+                            "<|tile_x_separator|>": 200084, "<|tile_y_separator|>": 200085, "<|image|>": 200090, "<|patch|>": 200092},
 }
 TOKENS["google__gemma-4"] = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<turn|>": 106, "<|image>": 255999, "<|audio>": 256000,
                              "<|image|>": 258880, "<|audio|>": 258881, "<image|>": 258882, "<audio|>": 258883, "<|video|>": 258884}
