@@ -79,6 +79,14 @@ pub enum Error {
     /// The model gave logits or vectors that are no numbers, or infinite: no token can be chosen.
     #[error("logits or vectors: expected finite numbers, found NaN or infinity")]
     NotNumbers,
+    /// A file or folder of stored features.
+    #[error("{path}: {error}")]
+    Store {
+        /// The file.
+        path: String,
+        /// The reason.
+        error: std::io::Error,
+    },
     /// The thread that answers requests is gone.
     #[error("the thread that answers requests has ended: {0}")]
     Worker(String),

@@ -169,6 +169,12 @@ impl KvLayout {
         self.0.iter().map(|group| group.bytes_per_token(dtype)).sum()
     }
 
+    /// Whether sequences can begin with pages of others: a state cannot be taken from the middle of a sequence.
+    #[must_use]
+    pub fn shares(&self) -> bool {
+        self.0.iter().all(|group| group.keep != Keep::State)
+    }
+
     /// Layers of all groups.
     #[must_use]
     pub fn layers(&self) -> usize {
@@ -191,6 +197,8 @@ struct Seq {
     /// A state has gone further than the sequence's tokens.
     spoilt: bool,
     used: bool,
+    /// Nobody runs it.
+    kept: bool,
 }
 
 /// What a layer keeps.
@@ -218,6 +226,8 @@ struct Pool {
     free: Vec<u32>,
     /// Sequences that hold each page.
     counts: Vec<u32>,
+    /// Those of them that are kept.
+    kept: Vec<u32>,
 }
 
 impl Pool {
@@ -235,7 +245,7 @@ impl Pool {
             });
         }
         let free = (0..u32::try_from(pages).unwrap_or(GONE)).rev().collect();
-        Ok(Self { group, layers, free, counts: vec![0; pages] })
+        Ok(Self { group, layers, free, counts: vec![0; pages], kept: vec![0; pages] })
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -331,7 +341,8 @@ impl KvCache {
             self.seqs.push(Seq::default());
         }
         let extent = Extent { tokens: 0, memory };
-        self.seqs[id] = Seq { pages: vec![Vec::new(); self.pools.len()], extent, spoilt: false, used: true };
+        self.seqs[id] =
+            Seq { pages: vec![Vec::new(); self.pools.len()], extent, used: true, ..Seq::default() };
         SeqId(id)
     }
 
@@ -364,10 +375,29 @@ impl KvCache {
         Some(id)
     }
 
+    /// Keeps a sequence that nobody runs any more: it can be shared and closed, and no more.
+    pub fn keep(&mut self, id: SeqId) {
+        let Some(seq) = self.seqs.get_mut(id.0).filter(|seq| seq.used && !seq.kept) else { return };
+        seq.kept = true;
+        for (pool, pages) in self.pools.iter_mut().zip(&seq.pages) {
+            pages.iter().filter(|&&page| page != GONE).for_each(|&page| pool.kept[page as usize] += 1);
+        }
+    }
+
+    /// Pages of a group that sequences hold which are kept, and no others.
+    #[must_use]
+    pub fn kept_pages(&self, group: usize) -> usize {
+        let Some(pool) = self.pools.get(group) else { return 0 };
+        pool.kept.iter().zip(&pool.counts).filter(|&(&kept, &all)| kept > 0 && kept == all).count()
+    }
+
     /// Gives the pages of a sequence back.
     pub fn close(&mut self, id: SeqId) {
         let Some(seq) = self.seqs.get_mut(id.0) else { return };
         for (pool, pages) in self.pools.iter_mut().zip(&mut seq.pages) {
+            if seq.kept {
+                pages.iter().filter(|&&page| page != GONE).for_each(|&page| pool.kept[page as usize] -= 1);
+            }
             pages.drain(..).rev().for_each(|page| pool.give(page));
         }
         *seq = Seq::default();

@@ -19,6 +19,7 @@ pub mod prompt;
 pub mod regions;
 pub mod sample;
 pub mod scheduler;
+pub mod store;
 mod tensor;
 pub mod text;
 mod timing;

@@ -103,7 +103,7 @@ impl Pipeline {
         params.validate()?;
         let prepared = self.prepare(images)?;
         let prompt = self.lay_out(messages, &prepared.iter().collect::<Vec<_>>())?;
-        let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
+        let media = prepared.into_iter().map(Media::from).collect();
         Ok(Request { prompt, media, params })
     }
 
@@ -161,7 +161,7 @@ impl Pipeline {
         let text: String =
             pieces.into_iter().zip(texts).flat_map(|(piece, text)| [piece.to_owned(), text]).collect();
         let prompt = self.laid_out(&text, &all.iter().collect::<Vec<_>>())?;
-        let media = all.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
+        let media = all.into_iter().map(Media::from).collect();
         Ok(Request { prompt, media, params })
     }
 

@@ -304,6 +304,19 @@ impl Features {
         self.memory.as_ref().map_or(0, |rows| rows.size(0))
     }
 
+    /// Bytes of memory that they take.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.named().map(|(_, tensor)| tensor.view().bytes()).sum()
+    }
+
+    /// All rows that there are, with names that say which: `rows`, `memory`, `deep.000` and so on.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let deep = self.deep.iter().enumerate().map(|(layer, rows)| (format!("deep.{layer:03}"), rows));
+        let named = |name: &'static str| move |rows| (name.to_owned(), rows);
+        self.rows.iter().map(named("rows")).chain(deep).chain(self.memory.iter().map(named("memory")))
+    }
+
     /// Rows that stand for tokens.
     #[must_use]
     pub fn len(&self) -> usize {

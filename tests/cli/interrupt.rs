@@ -11,7 +11,7 @@ fn send(signal: &str, child: &Child) {
     assert!(done.success());
 }
 
-fn interrupt(child: &Child) {
+pub fn interrupt(child: &Child) {
     send("-INT", child);
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Runs the binary that lies beside the test's own (`tests/run.sh` builds it first), at the level of `OCELLI_ISA`.
 
+mod batch;
 mod binary;
 mod broken;
 mod cuda;

@@ -9,6 +9,8 @@ use clap_complete::Shell;
 use ocelli_engine::Precision;
 use ocelli_kernels::{Arch, Backend, Caps, DType};
 
+use crate::batch::args::BatchArgs;
+
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]
 #[command(name = "ocelli", version, about, max_term_width = 110)]
@@ -29,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Answer a prompt about pictures.
     Run(RunArgs),
+    /// Answer prompts about many pictures, into a file that survives whatever ends the run.
+    Batch(Box<BatchArgs>),
     /// Make vectors of pictures and texts, which are alike where those are; by a model such as CLIP or SigLIP.
     Embed(EmbedArgs),
     /// Say how well labels fit pictures; by a model such as CLIP or SigLIP.
@@ -555,11 +559,13 @@ fn size(text: &str) -> Result<(usize, usize), String> {
     }
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+/// A number of things.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&count| count > 0).ok_or_else(|| "expected a whole number, 1 or more".into())
 }
 
-fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+/// A whole number.
+pub fn whole<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number, 0 or more".into())
 }
 

@@ -1,6 +1,7 @@
 //! The `ocelli` command.
 
 mod args;
+mod batch;
 mod bench;
 mod chat;
 mod classify;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
 fn execute(command: &Command) -> fail::Outcome {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Batch(args) => batch::batch(args),
         Command::Embed(args) => embed::embed(args),
         Command::Classify(args) => classify::classify(args),
         Command::Verify(args) => verify::verify(args),

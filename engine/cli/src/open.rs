@@ -132,7 +132,7 @@ pub fn pipeline(
 }
 
 /// The same with files that are here.
-fn pipeline_of(
+pub fn pipeline_of(
     files: &ModelFiles,
     processor: &[(String, String)],
     leftovers: Leftovers,

@@ -21,7 +21,7 @@ mod webp;
 
 pub use decode::{Alpha, DecodeOptions, decode_bytes, decode_file};
 pub use error::ImageError;
-pub use prepared::{Assembly, Normalize, Pixels, PreparedImage, Tile};
+pub use prepared::{Assembly, Key, Normalize, Pixels, PreparedImage, Tile};
 pub use resize::{Filter, resize};
 pub use save::write_png;
 pub use source::PictureSource;

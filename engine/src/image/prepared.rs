@@ -1,4 +1,9 @@
+use blake3::Hasher;
+
 use super::Rgb8Image;
+
+/// A BLAKE3 hash of what something consists of.
+pub type Key = [u8; 32];
 
 /// Per-channel normalization in grey levels: `value = (level - mean) / std` with `level` in `0..=255`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,6 +120,32 @@ impl PreparedImage {
             tile.write_values(&self.normalize, &mut out);
         }
         out
+    }
+
+    /// A hash of everything that a model sees of the picture.
+    pub fn key(&self) -> Key {
+        let mut hash = Hasher::new();
+        let number = |hash: &mut Hasher, value: usize| drop(hash.update(&(value as u64).to_le_bytes()));
+        for value in [self.rows, self.cols, self.tiles.len()] {
+            number(&mut hash, value);
+        }
+        for value in self.normalize.mean.iter().chain(&self.normalize.std) {
+            hash.update(&value.to_le_bytes());
+        }
+        for tile in &self.tiles {
+            number(&mut hash, tile.height);
+            number(&mut hash, tile.width);
+            match &tile.pixels {
+                Pixels::Rgb8(levels) => hash.update(b"8").update(levels),
+                Pixels::F32(values) => hash.update(b"f").update(bytemuck::cast_slice(values)),
+            };
+        }
+        if let Some(Assembly { taps, rows, weights }) = &self.assembly {
+            number(&mut hash, *taps);
+            number(&mut hash, rows.len());
+            hash.update(bytemuck::cast_slice(rows)).update(bytemuck::cast_slice(weights));
+        }
+        hash.finalize().into()
     }
 
     /// The same picture with given normalized values in place of its own pixels.

@@ -4,7 +4,9 @@
 //! answer, then chunks of prompts. Requests begin as the pages of the cache allow; where pages run out, the youngest gives its own
 //! back and is read again later. A request that fails does so alone.
 
+mod pictures;
 mod plan;
+mod prefix;
 mod request;
 mod worker;
 
@@ -19,18 +21,21 @@ use ocelli_kernels::ops::{Sample, params as column};
 use crate::batch::{Batch, Chunk};
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
-use crate::image::PreparedImage;
+use crate::image::{Key, PreparedImage};
 use crate::kv::{KvCache, KvGroup, PAGE};
 use crate::prompt::Features;
 use crate::sample::uniform;
+use crate::store::FeatureStore;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::timing::Phase;
 use crate::vlm::{ModelInfo, Vlm};
 
+use pictures::Pictures;
 pub use plan::Limits;
 use plan::{Ask, Plan, Room, plan};
-pub use request::{Answer, Event, FinishReason, Media, Request};
+use prefix::Prefixes;
+pub use request::{Answer, Event, FinishReason, Media, Picture, Request};
 use request::{Live, Step, capacities, check_rows};
 pub use worker::{Client, Load, Stream, Ticket, Worker};
 
@@ -95,6 +100,10 @@ pub struct Scheduler {
     /// A pass was taken back: a sequence may have less than its next token needs.
     taken_back: bool,
     preempted: usize,
+    pictures: Pictures,
+    prefixes: Prefixes,
+    /// Tokens of prompts that did not have to be read.
+    reused: usize,
 }
 
 impl Scheduler {
@@ -111,6 +120,7 @@ impl Scheduler {
         let groups = model.info().kv.0.clone();
         let capacity = capacities(&groups, &limits);
         let kv = KvCache::new(cx, &model.info().kv, &capacity)?;
+        let shares = model.info().kv.shares();
         let (waiting, running, ahead, tokens) = Default::default();
         Ok(Self {
             model,
@@ -126,6 +136,9 @@ impl Scheduler {
             tokens,
             taken_back: false,
             preempted: 0,
+            pictures: Pictures::new(limits.features),
+            prefixes: Prefixes::new(if shares { limits.prefixes } else { 0 }),
+            reused: 0,
         })
     }
 
@@ -144,12 +157,15 @@ impl Scheduler {
     /// How it does; the times are the context's.
     #[must_use]
     pub fn load(&self) -> Load {
-        let pages = (0..self.groups.len()).map(|group| (self.kv.used_pages(group), self.capacity[group]));
+        let used = |group| self.kv.used_pages(group) - self.kv.kept_pages(group);
+        let pages = (0..self.groups.len()).map(|group| (used(group), self.capacity[group]));
         Load {
             waiting: self.waiting.len(),
             running: self.running.len(),
             pages: pages.min_by_key(|(used, all)| all - used).unwrap_or_default(),
             preempted: self.preempted,
+            reused_tokens: self.reused,
+            reused_pictures: self.pictures.found,
             ..Load::default()
         }
     }
@@ -160,8 +176,27 @@ impl Scheduler {
         request.check(info, &self.capacity)?;
         let number = self.submitted;
         self.submitted += 1;
-        self.waiting.push_back(Live::new(number, request, &self.tokenizer, info));
+        let mut live = Live::new(number, request, &self.tokenizer, info);
+        if self.prefixes.is_on() {
+            live.chain = prefix::chain(&live.prompt, &live.media, &live.prompt.tokens);
+        }
+        self.look_up(&mut live);
+        self.waiting.push_back(live);
         Ok(number)
+    }
+
+    /// Gives a request the features that are in memory.
+    fn look_up(&mut self, live: &mut Live) {
+        for (slot, media) in live.features.iter_mut().zip(&live.media) {
+            if let (None, Media::Picture(picture)) = (&slot, media) {
+                *slot = self.pictures.get(picture);
+            }
+        }
+    }
+
+    /// Looks for features of pictures in a store too, and leaves there what is encoded.
+    pub fn set_store(&mut self, store: FeatureStore) {
+        self.pictures.set_store(store);
     }
 
     /// Whether every request is done.
@@ -172,17 +207,40 @@ impl Scheduler {
 
     /// Ends a request now and gives its answer so far; `None` if it has ended before.
     pub fn cancel(&mut self, number: usize) -> Option<Answer> {
-        self.take(number).map(|live| live.into_answer(FinishReason::Cancelled))
+        self.end(number).map(|live| live.into_answer(FinishReason::Cancelled))
     }
 
     /// Takes a request out, with its pages given back.
     fn take(&mut self, number: usize) -> Option<Live> {
-        let live = match self.waiting.iter().position(|live| live.number == number) {
-            Some(place) => self.waiting.remove(place)?,
-            None => self.running.remove(self.place(number)?),
+        let live = self.take_out(number)?;
+        live.seq.into_iter().for_each(|seq| self.kv.close(seq));
+        Some(live)
+    }
+
+    fn take_out(&mut self, number: usize) -> Option<Live> {
+        match self.waiting.iter().position(|live| live.number == number) {
+            Some(place) => self.waiting.remove(place),
+            None => Some(self.running.remove(self.place(number)?)),
+        }
+    }
+
+    /// Takes a request out whose pages are as they should be: others may begin with them.
+    fn end(&mut self, number: usize) -> Option<Live> {
+        let live = self.take_out(number)?;
+        let Some(seq) = live.seq else { return Some(live) };
+        let settled = live.settled().min(live.prompt.len() + live.answer.len());
+        let mut chain = match live.chain.is_empty() || settled <= live.prompt.len() {
+            true => live.chain.clone(),
+            false => prefix::chain(&live.prompt, &live.media, &live.tokens(0..settled)),
         };
-        if let Some(seq) = live.seq {
-            self.kv.close(seq);
+        // Pages of a block that was not read to its end are of no use.
+        chain.truncate(match settled < live.prompt.len() {
+            true => prefix::whole(&live.prompt, settled / PAGE),
+            false => settled / PAGE,
+        });
+        match chain.is_empty() || !self.kv.is_whole(seq) {
+            true => self.kv.close(seq),
+            false => self.prefixes.keep(&mut self.kv, seq, chain),
         }
         Some(live)
     }
@@ -276,7 +334,7 @@ impl Scheduler {
             Ok(Step { text, thought, ends }) => {
                 events.push(Event::Text { request, text, thought });
                 if let Some(reason) = ends
-                    && let Some(live) = self.take(request)
+                    && let Some(live) = self.end(request)
                 {
                     events.push(Event::Done { request, answer: live.into_answer(reason) });
                 }
@@ -285,16 +343,84 @@ impl Scheduler {
         }
     }
 
-    /// The plan of a step, once the pages that nobody sees any more are free.
-    fn plan(&mut self) -> Plan {
+    /// The plan of a step in which at most `room` requests begin, once the pages that nobody sees any more are free.
+    fn plan(&mut self, room: usize) -> Plan {
         for seq in self.running.iter().filter_map(|live| live.seq) {
             self.kv.trim(seq);
         }
-        let free = (0..self.groups.len()).map(|group| self.kv.free_pages(group)).collect();
+        let room = self.begin_with_others(room.min(self.limits.seqs.saturating_sub(self.running.len())));
+        let free = |group| self.kv.free_pages(group) + self.kv.kept_pages(group);
+        let free = (0..self.groups.len()).map(free).collect();
         let running: Vec<Ask<'_>> = self.running.iter().map(Live::ask).collect();
-        let room = self.limits.seqs.saturating_sub(running.len());
         let waiting: Vec<Ask<'_>> = self.waiting.iter().take(room).map(Live::ask).collect();
         plan(&running, &waiting, Room { groups: &self.groups, free }, &self.limits)
+    }
+
+    /// Has the first `room` waiting requests begin with the pages that others have in common with them; how many of them may begin:
+    /// one of whose pages another is about to write waits for these.
+    fn begin_with_others(&mut self, room: usize) -> usize {
+        let room = room.min(self.waiting.len());
+        if !self.prefixes.is_on() {
+            return room;
+        }
+        for place in 0..room {
+            let live = &self.waiting[place];
+            if live.chain.is_empty() {
+                continue;
+            }
+            let own = |pages: usize| prefix::whole(&live.prompt, pages);
+            let (mut best, mut coming) = (None, 0);
+            let mut most = 0;
+            // Those before it are about to begin, or have.
+            for other in self.running.iter().chain(self.waiting.range(..place)) {
+                let pages = own(prefix::common(&live.chain, &other.chain));
+                coming = coming.max(pages);
+                let there = own(pages.min(other.settled() / PAGE));
+                if there > most {
+                    (most, best) = (there, other.seq);
+                }
+            }
+            if let Some((seq, pages)) = self.prefixes.find(&live.chain)
+                && own(pages) > most
+            {
+                (most, best) = (own(pages), Some(seq));
+            }
+            if coming > most {
+                return place;
+            }
+            if let Some(seq) = best.and_then(|seq| self.kv.share(seq, most * PAGE)) {
+                let live = &mut self.waiting[place];
+                (live.seq, live.done) = (Some(seq), most * PAGE);
+            }
+        }
+        room
+    }
+
+    /// Gives back what requests that do not begin yet would have begun with.
+    fn begin_later(&mut self) {
+        for live in &mut self.waiting {
+            if let Some(seq) = live.seq.take() {
+                self.kv.close(seq);
+                live.done = 0;
+            }
+        }
+    }
+
+    /// Has kept sequences make room for new tokens, `(place, tokens)`.
+    fn make_room(&mut self, places: &[(usize, usize)]) {
+        loop {
+            let lacks = |(number, group): (usize, &KvGroup)| {
+                let of = |live: &Live| live.seq.map(|seq| live.prompt.extent().at(self.kv.len(seq)));
+                let more = |&(place, len): &(usize, usize)| {
+                    of(&self.running[place]).map_or(0, |there| group.pages_more(there, len))
+                };
+                places.iter().map(more).sum::<usize>() > self.kv.free_pages(number)
+            };
+            let lacks = self.prefixes.is_on() && self.groups.iter().enumerate().any(lacks);
+            if !lacks || !self.prefixes.forget_one(&mut self.kv) {
+                return;
+            }
+        }
     }
 
     /// Does what the plan says up to the pass: the numbers of its requests, with their new tokens.
@@ -306,15 +432,29 @@ impl Scheduler {
             false => Vec::new(),
         };
         broken.into_iter().for_each(|number| self.preempt(number));
-        let plan = self.plan();
-        for _ in 0..plan.preempted {
-            let youngest = self.running.last().map(|live| live.number);
-            youngest.into_iter().for_each(|number| self.preempt(number));
-        }
+        let mut room = usize::MAX;
+        let plan = loop {
+            let plan = self.plan(room);
+            for _ in 0..plan.preempted {
+                let youngest = self.running.last().map(|live| live.number);
+                youngest.into_iter().for_each(|number| self.preempt(number));
+            }
+            // Pages that others hold too have not become free, and those that waiting requests would begin with are held.
+            let stuck = plan.chunks.is_empty() && room > 0 && !self.running.is_empty();
+            if !self.prefixes.is_on() || !(plan.preempted > 0 || stuck) {
+                break plan;
+            }
+            self.begin_later();
+            if stuck {
+                room = 0;
+            }
+        };
         for mut live in self.waiting.drain(..plan.admitted) {
-            live.seq = Some(self.kv.open(live.prompt.memory_rows()));
+            self.reused += live.done;
+            live.seq = live.seq.or_else(|| Some(self.kv.open(live.prompt.memory_rows())));
             self.running.push(live);
         }
+        self.begin_later();
         let number = |place: usize| self.running[place].number;
         let mut chunks: Vec<_> = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
         let pictures: Vec<_> = plan.pictures.iter().map(|&(place, media)| (number(place), media)).collect();
@@ -328,6 +468,7 @@ impl Scheduler {
     fn preempt(&mut self, number: usize) {
         let Some(mut live) = self.take(number) else { return };
         live.restart();
+        self.look_up(&mut live);
         self.preempted += 1;
         let place = self.waiting.partition_point(|other| other.number < number);
         self.waiting.insert(place, live);
@@ -359,21 +500,29 @@ impl Scheduler {
 
     /// Runs the tower for these pictures, each once wherever it is asked for.
     fn encode(&mut self, cx: &mut Ctx, pictures: &[(usize, usize)], events: &mut Vec<Event>) {
-        let mut once: Vec<(usize, Arc<PreparedImage>)> = Vec::new();
+        let mut once: Vec<(usize, Arc<Picture>)> = Vec::new();
         for &(number, media) in pictures {
             let Some(place) = self.place(number) else { continue };
             if let Some(Media::Picture(picture)) = self.running[place].media.get(media)
-                && !once.iter().any(|(_, other)| Arc::ptr_eq(other, picture))
+                && !once.iter().any(|(_, other)| other.key() == picture.key())
             {
                 once.push((number, picture.clone()));
             }
         }
+        once.retain(|(_, picture)| match self.pictures.load(cx, picture) {
+            Some(features) => {
+                self.place_features(picture.key(), &features, events);
+                false
+            }
+            None => true,
+        });
         if once.len() > 1 {
-            let all: Vec<&PreparedImage> = once.iter().map(|(_, picture)| &**picture).collect();
+            let all: Vec<&PreparedImage> = once.iter().map(|(_, picture)| &***picture).collect();
             match self.run_tower(cx, &all) {
                 Ok(features) => {
                     for ((_, picture), features) in once.iter().zip(features) {
-                        self.place_features(picture, &features, events);
+                        self.pictures.save(cx, picture, &features);
+                        self.place_features(picture.key(), &features, events);
                     }
                     return;
                 }
@@ -381,9 +530,12 @@ impl Scheduler {
             }
         }
         for (number, picture) in once {
-            match self.run_tower(cx, &[&*picture]) {
+            match self.run_tower(cx, &[&**picture]) {
                 Ok(features) => {
-                    features.iter().for_each(|features| self.place_features(&picture, features, events));
+                    for features in &features {
+                        self.pictures.save(cx, &picture, features);
+                        self.place_features(picture.key(), features, events);
+                    }
                 }
                 Err(error) => self.fail(number, error, events),
             }
@@ -402,12 +554,12 @@ impl Scheduler {
     }
 
     /// Gives features to every request that asks about the picture.
-    fn place_features(&mut self, picture: &Arc<PreparedImage>, features: &Features, events: &mut Vec<Event>) {
+    fn place_features(&mut self, picture: Key, features: &Features, events: &mut Vec<Event>) {
         let mut failed = Vec::new();
         for live in self.running.iter_mut().chain(&mut self.waiting) {
             for (number, (media, slot)) in live.media.iter().zip(&mut live.features).enumerate() {
                 let Media::Picture(other) = media else { continue };
-                if slot.is_some() || live.done >= live.prompt.len() || !Arc::ptr_eq(other, picture) {
+                if slot.is_some() || live.done >= live.prompt.len() || other.key() != picture {
                     continue;
                 }
                 match check_rows(number, features, &live.prompt) {
@@ -438,7 +590,8 @@ impl Scheduler {
         {
             return None;
         }
-        let plan = self.plan();
+        let plan = self.plan(usize::MAX);
+        self.begin_later();
         let only_answers = plan.admitted == 0
             && plan.preempted == 0
             && plan.pictures.is_empty()
@@ -459,6 +612,7 @@ impl Scheduler {
         for &(number, len) in chunks {
             places.extend(self.place(number).map(|place| (place, len)));
         }
+        self.make_room(&places);
         let ids = self.token_memory(cx, places.len())?;
         let phase = if places.iter().any(|&(_, len)| len > 1) { Phase::Prefill } else { Phase::Decode };
         let started = cx.during(phase, |cx| cx.scope(|cx| self.forward(cx, &places, after, &ids)));

@@ -17,11 +17,23 @@ pub struct Limits {
     pub memory: usize,
     /// Patches of pictures that are encoded in one step, of 16 x 16 pixels each. A larger picture goes alone.
     pub patches: usize,
+    /// Sequences that are kept after their end, for prompts that begin likewise.
+    pub prefixes: usize,
+    /// Bytes of features of pictures that are kept, for requests about the same.
+    pub features: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { tokens: 1024, seqs: 256, kv_tokens: 32_768, memory: 32_768, patches: 4096 }
+        Self {
+            tokens: 1024,
+            seqs: 256,
+            kv_tokens: 32_768,
+            memory: 32_768,
+            patches: 4096,
+            prefixes: 0,
+            features: 0,
+        }
     }
 }
 
@@ -80,7 +92,8 @@ impl Ask<'_> {
     /// Pages of a group that the request must find before it begins: for what is to be read, and one for the answer.
     fn pages_to_begin(&self, group: &KvGroup, limits: &Limits) -> usize {
         let tokens = self.known.saturating_add(PAGE).min(self.longest);
-        group.most_pages(self.there().at(tokens), limits.tokens.max(self.prompt.longest_block()))
+        let chunk = limits.tokens.max(self.prompt.longest_block()).min(self.known - self.done);
+        group.most_pages(self.there().at(tokens), chunk)
     }
 }
 
@@ -283,7 +296,8 @@ impl Planning<'_> {
                     other.pages_to_begin(group, self.limits).saturating_sub(held)
                 })
                 .sum();
-            ask.pages_to_begin(group, self.limits).saturating_add(promised) <= free
+            let more = ask.pages_to_begin(group, self.limits).saturating_sub(group.pages_at(ask.there()));
+            more.saturating_add(promised) <= free
         })
     }
 }

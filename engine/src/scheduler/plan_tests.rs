@@ -3,7 +3,8 @@ use crate::kv::{Blocks, Keep};
 use crate::prompt::Span;
 
 const ALL: KvGroup = KvGroup { layers: 1, heads: 1, head_dim: 1, keep: Keep::All, blocks: Blocks::Whole };
-const LIMITS: Limits = Limits { tokens: 64, seqs: 8, kv_tokens: 1 << 20, memory: 0, patches: 10 };
+const LIMITS: Limits =
+    Limits { tokens: 64, seqs: 8, kv_tokens: 1 << 20, memory: 0, patches: 10, prefixes: 0, features: 0 };
 
 fn text(len: usize) -> Prompt {
     Prompt::text(vec![0; len])

@@ -1,27 +1,62 @@
 //! What is asked, what comes back, and a request on its way.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::plan::{Ask, Limits};
 use crate::error::{Error, Result};
-use crate::image::PreparedImage;
+use crate::image::{Key, PreparedImage};
 use crate::kv::{Extent, Keep, KvGroup, PAGE, SeqId};
 use crate::prompt::{Features, Prompt};
 use crate::sample::SamplingParams;
 use crate::text::{Detokenizer, StopMatcher, Thinking, Tokenizer};
 use crate::vlm::ModelInfo;
 
+/// A picture that is ready for the tower, and what it is known by. Two that look the same to the model are the same.
+#[derive(Debug)]
+pub struct Picture {
+    image: PreparedImage,
+    key: Key,
+}
+
+impl Picture {
+    /// What it is known by.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        self.key
+    }
+}
+
+impl From<PreparedImage> for Picture {
+    fn from(image: PreparedImage) -> Self {
+        Self { key: image.key(), image }
+    }
+}
+
+impl Deref for Picture {
+    type Target = PreparedImage;
+
+    fn deref(&self) -> &PreparedImage {
+        &self.image
+    }
+}
+
 /// A picture of a request.
 #[derive(Clone, Debug)]
 pub enum Media {
-    /// Prepared pixels; the scheduler runs the tower. Pictures that share their memory are encoded together once.
-    Picture(Arc<PreparedImage>),
+    /// Prepared pixels; the scheduler runs the tower, once for all that are the same.
+    Picture(Arc<Picture>),
     /// Features that are there already.
     Features(Box<Features>),
+}
+
+impl From<PreparedImage> for Media {
+    fn from(image: PreparedImage) -> Self {
+        Self::Picture(Arc::new(image.into()))
+    }
 }
 
 impl From<Features> for Media {
@@ -31,6 +66,14 @@ impl From<Features> for Media {
 }
 
 impl Media {
+    /// What the picture is known by; `None` of features that were given.
+    pub(super) fn key(&self) -> Option<Key> {
+        match self {
+            Self::Picture(picture) => Some(picture.key()),
+            Self::Features(_) => None,
+        }
+    }
+
     fn given(&self) -> Option<Features> {
         match self {
             Self::Picture(_) => None,
@@ -214,6 +257,8 @@ pub(super) struct Live {
     pub longest: usize,
     /// Was part of a pass that failed.
     pub alone: bool,
+    /// What the full pages of the prompt are known by, where prompts are compared.
+    pub chain: Vec<Key>,
     text: String,
     thoughts: String,
     thinking: Thinking,
@@ -249,8 +294,14 @@ impl Live {
             answer: Vec::new(),
             coming: 0,
             alone: false,
+            chain: Vec::new(),
             text: String::new(),
         }
+    }
+
+    /// Tokens of prompt and answer whose keys and values are in the cache for certain: not those of a pass that is under way.
+    pub fn settled(&self) -> usize {
+        self.done.saturating_sub(self.coming)
     }
 
     pub fn known(&self) -> usize {

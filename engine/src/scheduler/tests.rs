@@ -1,4 +1,5 @@
 mod fake;
+mod shared;
 mod thoughts;
 
 use std::sync::Arc;
@@ -143,7 +144,7 @@ fn crowd(kv: &KvLayout, kv_tokens: usize) {
     let mut cx = context();
     let requests = ragged(64, kv.0.len() > 2);
     let expected = alone(&mut cx, kv, &requests);
-    let limits = Limits { tokens: 256, seqs: 24, kv_tokens, memory: 300, patches: 8 };
+    let limits = Limits { tokens: 256, seqs: 24, kv_tokens, memory: 300, patches: 8, ..Limits::default() };
     let (model, mut scheduler) = scheduler(&mut cx, kv, limits);
     let mut all: Vec<_> = requests.iter().map(|_| (String::new(), None)).collect();
     let (mut state, mut most, mut preempted, mut cancelled) = (5, 0, 0, 0);

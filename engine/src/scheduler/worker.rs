@@ -63,10 +63,15 @@ pub struct Load {
     pub waiting: usize,
     /// Requests that run.
     pub running: usize,
-    /// Pages of keys and values that sequences hold, of the group of layers that has the fewest left, and those of that group.
+    /// Pages of keys and values that sequences hold, of the group of layers that has the fewest left, and those of that group;
+    /// pages that are only kept for prompts that begin likewise do not count.
     pub pages: (usize, usize),
     /// How often a running request gave its pages back.
     pub preempted: usize,
+    /// Tokens of prompts that were not read, as others had been read that begin likewise.
+    pub reused_tokens: usize,
+    /// Pictures that were not encoded, as their features were there.
+    pub reused_pictures: usize,
     /// Time and work of each stage so far.
     pub timings: Timings,
 }

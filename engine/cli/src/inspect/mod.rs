@@ -13,13 +13,14 @@ use ocelli_bench::plan::{Plan, Wanted};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::vlm::PartInfo;
 use ocelli_engine::weights::{Checkpoint, Copied, Quantization};
-use ocelli_engine::{Ctx, Error, Precision};
+use ocelli_engine::{Ctx, Error, Gives, Precision};
 use ocelli_kernels::{Backend, Caps, DType};
 use ocelli_models::{Family, Leftovers};
 use serde::Serialize;
 use serde_json::Value;
 
 use self::fits::Fits;
+pub use self::fits::available;
 use crate::args::InspectArgs;
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::open;
@@ -50,6 +51,8 @@ struct Report {
     /// The reference's class of image processor, and what it does.
     processor: Option<String>,
     plan: Option<Plan>,
+    /// Whether prompts that begin likewise are read once, where a command keeps them (`batch`).
+    shared_prompts: Option<bool>,
     /// Whether it fits this machine.
     fits: Fits,
     /// Why the model cannot run; empty if it can.
@@ -161,6 +164,7 @@ impl Report {
             copied: Copies::default(),
             processor: None,
             plan: None,
+            shared_prompts: None,
             fits: Fits::of(checkpoint.bytes(), caps.backend),
             refused: Vec::new(),
         }
@@ -181,6 +185,8 @@ impl Report {
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);
         let mut loaded = ocelli_models::load_from(files, checkpoint, &mut cx, Leftovers::Ignore)?;
         self.parts = loaded.model.parts().into_iter().map(Part::from).collect();
+        self.shared_prompts =
+            matches!(loaded.model.gives(), Gives::Answers).then(|| loaded.model.info().kv.shares());
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();
         self.copied = checkpoint.copied().into();

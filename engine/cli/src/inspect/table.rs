@@ -45,6 +45,10 @@ impl Report {
         if let Some(plan) = &self.plan {
             write_plan(plan, &mut text);
         }
+        if self.shared_prompts == Some(false) {
+            let why = "not shared between prompts: the states of this model's layers cannot be taken from the middle of one";
+            let _ = writeln!(text, "\nbeginnings    {why}");
+        }
         let _ = writeln!(text, "\nfits          {}", self.fits.why);
         for reason in self.refused.iter().take(NAMED) {
             let _ = writeln!(text, "refused       {reason}");

@@ -16,6 +16,7 @@ use crate::files::ModelFiles;
 use crate::image::{Normalize, Pixels, PreparedImage, Tile};
 use crate::kv::{Keep, KvCache, KvLayout, PAGE};
 use crate::prompt::Features;
+use crate::scheduler::Picture;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::vlm::{ModelInfo, PartInfo, Vlm};
@@ -63,15 +64,16 @@ impl Fake {
 }
 
 /// A picture with `patches` patches; number 99 cannot be encoded.
-pub fn picture(number: usize, patches: usize) -> Arc<PreparedImage> {
+pub fn picture(number: usize, patches: usize) -> Arc<Picture> {
     let tile = Tile { height: 16, width: 16 * patches, pixels: Pixels::Rgb8(Vec::new()) };
-    Arc::new(PreparedImage {
+    let image = PreparedImage {
         tiles: vec![tile],
         rows: 1,
         cols: number,
         normalize: Normalize::IDENTITY,
         assembly: None,
-    })
+    };
+    Arc::new(image.into())
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -263,9 +265,12 @@ fn advance(
     Ok(())
 }
 
+pub fn files() -> ModelFiles {
+    ModelFiles::dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/smolvlm"))
+}
+
 pub fn tokenizer() -> Tokenizer {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/smolvlm");
-    Tokenizer::load(&ModelFiles::dir(dir)).unwrap()
+    Tokenizer::load(&files()).unwrap()
 }
 
 fn cpu() -> Box<dyn Queued> {
