@@ -55,7 +55,9 @@ impl FeatureStore {
                 }
             }
             ModelFiles::Embedded { files, .. } => {
-                files.iter().for_each(|(_, bytes)| drop(hash.update(bytes)));
+                for (_, bytes) in *files {
+                    hash.update(bytes);
+                }
             }
         }
         let dir = dir.join(&hash.finalize().to_hex()[..32]);
@@ -116,7 +118,9 @@ impl FeatureStore {
         }
         tensors.sort();
         let mut hash = Hasher::new();
-        tensors.iter().for_each(|(name, .., bytes)| drop(hash.update(name.as_bytes()).update(bytes)));
+        for (name, .., bytes) in &tensors {
+            hash.update(name.as_bytes()).update(bytes);
+        }
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
             Ok((
                 name,

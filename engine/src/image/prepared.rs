@@ -125,7 +125,9 @@ impl PreparedImage {
     /// A hash of everything that a model sees of the picture.
     pub fn key(&self) -> Key {
         let mut hash = Hasher::new();
-        let number = |hash: &mut Hasher, value: usize| drop(hash.update(&(value as u64).to_le_bytes()));
+        let number = |hash: &mut Hasher, value: usize| {
+            hash.update(&(value as u64).to_le_bytes());
+        };
         for value in [self.rows, self.cols, self.tiles.len()] {
             number(&mut hash, value);
         }

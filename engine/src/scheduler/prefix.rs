@@ -15,7 +15,9 @@ use crate::prompt::{Positions, Prompt};
 pub(super) fn chain(prompt: &Prompt, media: &[Media], tokens: &[u32]) -> Vec<Key> {
     let keys: Option<Vec<Key>> = media.iter().map(Media::key).collect();
     let Some(keys) = keys.filter(|_| prompt.source.tokens.is_empty()) else { return Vec::new() };
-    let number = |hash: &mut Hasher, value: usize| drop(hash.update(&(value as u64).to_le_bytes()));
+    let number = |hash: &mut Hasher, value: usize| {
+        hash.update(&(value as u64).to_le_bytes());
+    };
     let mut root = Hasher::new();
     if prompt.memory_rows() > 0 {
         for (media, key) in keys.iter().enumerate() {
@@ -39,7 +41,9 @@ pub(super) fn chain(prompt: &Prompt, media: &[Media], tokens: &[u32]) -> Vec<Key
             }
         }
         if let Positions::Axes { .. } = prompt.positions {
-            (start..end).for_each(|token| drop(hash.update(bytemuck::bytes_of(&prompt.position(token)))));
+            for token in start..end {
+                hash.update(bytemuck::bytes_of(&prompt.position(token)));
+            }
         }
         let first = prompt.blocks.partition_point(|block| block.end <= start);
         for block in prompt.blocks[first..].iter().take_while(|block| block.start < end) {

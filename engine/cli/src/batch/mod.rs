@@ -81,7 +81,7 @@ impl Questions {
         }
         let mut templates = Environment::new();
         templates.set_undefined_behavior(UndefinedBehavior::Strict);
-        let text = templates.render_str(source, &row.fields);
+        let text = templates.render_str(source, minijinja::value::Serde(&row.fields));
         text.map_err(|error| {
             let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
             let there: Vec<&str> = row.fields.keys().map(String::as_str).collect();
