@@ -40,6 +40,7 @@ macro_rules! for_each_op {
             gate Gate [whole],
             depth_conv DepthConv [whole],
             softmax Softmax [whole],
+            group_norm GroupNorm [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {
