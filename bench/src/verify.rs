@@ -5,6 +5,7 @@
 //! ids are compared with the stored ones; then the stored pixels are fed on, so that each later stage is compared on
 //! equal inputs.
 
+mod drawn;
 mod dual;
 
 use std::collections::BTreeMap;
@@ -243,6 +244,9 @@ fn verify_case(
     if loaded.model.gives() == Gives::Vectors {
         return dual::verify_case(files, reference, device, cx, loaded, golden, &read_case(case, reference)?);
     }
+    if case.get("generation_mode").is_some_and(|mode| mode == "image") {
+        return drawn::verify_case(files, device, cx, loaded, golden, &read_case(case, reference)?);
+    }
     let case: &Case = &read_case(case, reference)?;
     for (key, value) in &case.processor_kwargs {
         loaded.processor.set(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
@@ -337,7 +341,7 @@ fn verify_case(
     let got = answers.into_iter().next().map(|answer| answer.token_ids).unwrap_or_default();
     let counted = match precision.coarsest() {
         DType::F32 => case.greedy_ids.len(),
-        _ => golden.firm_tokens(&case.name)?.min(case.greedy_ids.len()),
+        _ => golden.firm_tokens(&case.name, "greedy_")?.min(case.greedy_ids.len()),
     };
     let greedy = got.get(..counted) == case.greedy_ids.get(..counted);
     Ok(CaseReport {
@@ -469,12 +473,13 @@ impl Golden {
     }
 
     /// Greedy tokens before the first that the reference's own 16-bit run can flip: whose margin is no more than twice the largest
-    /// difference of its logits.
-    fn firm_tokens(&self, case: &str) -> Result<usize> {
-        if !self.has(case, "greedy_margins") || !self.has(case, "greedy_drift") {
+    /// difference of its logits. `prefix` is that of the names of both.
+    fn firm_tokens(&self, case: &str, prefix: &str) -> Result<usize> {
+        let [margins, drift] = ["margins", "drift"].map(|name| format!("{prefix}{name}"));
+        if !self.has(case, &margins) || !self.has(case, &drift) {
             return Ok(0);
         }
-        let (margins, drift) = (self.floats(case, "greedy_margins")?, self.floats(case, "greedy_drift")?);
+        let (margins, drift) = (self.floats(case, &margins)?, self.floats(case, &drift)?);
         Ok(margins.iter().zip(&drift).take_while(|(margin, drift)| **margin > 2.0 * **drift).count())
     }
 

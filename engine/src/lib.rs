@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod choices;
 mod ctx;
+pub mod drawing;
 mod embedding;
 mod error;
 pub mod files;

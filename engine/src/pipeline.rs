@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::ctx::Ctx;
+use crate::drawing::Guide;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
@@ -163,6 +164,15 @@ impl Pipeline {
         let prompt = self.laid_out(&text, &all.iter().collect::<Vec<_>>())?;
         let media = all.into_iter().map(Media::from).collect();
         Ok(Request { prompt, media, params })
+    }
+
+    /// What guides a drawing of what a prompt asks for. Errors if the family does not draw.
+    pub fn guide(&self, prompt: &str) -> Result<Guide> {
+        let family = self.model.info().family;
+        let Some(processor) = self.processor.drawing() else {
+            return Err(Error::Request(format!("models of family {family} do not draw")));
+        };
+        processor.lay_out(&self.render(&[Message::user(0, prompt)])?, &self.tokenizer)
     }
 
     /// Features of pictures, by the tower.

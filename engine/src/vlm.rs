@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::batch::{Packed, Packing};
 use crate::ctx::Ctx;
+use crate::drawing::{DrawingProcessor, Painter};
 use crate::error::Result;
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::kv::{KvCache, KvLayout};
@@ -94,6 +95,11 @@ pub trait Processor: Send + Sync {
         None
     }
 
+    /// How drawings are laid out; `None` where the family does not draw.
+    fn drawing(&self) -> Option<&dyn DrawingProcessor> {
+        None
+    }
+
     /// The values that the reference's processor gives for a picture, in its order.
     fn pixel_values(&self, image: &PreparedImage) -> Vec<f32> {
         image.pixel_values()
@@ -119,6 +125,11 @@ pub trait Vlm: Send + Sync {
     /// Logits of the wanted rows, f32 `[rows_wanted, vocab]`, in the order of the batch. New keys and values go to `kv`.
     /// The result lives in the caller's scope of `cx`.
     fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor>;
+
+    /// The model as one that draws; `None` where it does not.
+    fn painter(&self) -> Option<&dyn Painter> {
+        None
+    }
 }
 
 /// How logits of a picture become probabilities of texts.

@@ -1,5 +1,7 @@
 //! A tower, a connector and a decoder: what most families are; or a decoder alone.
 
+use std::sync::Arc;
+
 use ocelli_engine::batch::Packed;
 use ocelli_engine::image::PreparedImage;
 use ocelli_engine::kv::KvCache;
@@ -29,24 +31,42 @@ impl Composed {
         connector: impl Connect + Send + Sync + 'static,
         decoder: Decoder,
     ) -> Model {
-        Self::with(family, source, Some((tower, Box::new(connector))), decoder)
+        Model::Vlm(Arc::new(Self::part_of(family, source, tower, connector, decoder)))
+    }
+
+    /// As [`of`](Self::of), for a model that is more than these parts.
+    #[must_use]
+    pub fn part_of(
+        family: &'static str,
+        source: &Source<'_>,
+        tower: Vit,
+        connector: impl Connect + Send + Sync + 'static,
+        decoder: Decoder,
+    ) -> Self {
+        Self::new(family, source, Some((tower, Box::new(connector))), decoder)
+    }
+
+    /// The decoder.
+    #[must_use]
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// The model of a decoder alone, which was loaded from `source`.
     #[must_use]
     pub fn of_text(family: &'static str, source: &Source<'_>, decoder: Decoder) -> Model {
-        Self::with(family, source, None, decoder)
+        Model::Vlm(Arc::new(Self::new(family, source, None, decoder)))
     }
 
-    fn with(
+    fn new(
         family: &'static str,
         source: &Source<'_>,
         eye: Option<(Vit, Box<dyn Connect + Send + Sync>)>,
         decoder: Decoder,
-    ) -> Model {
+    ) -> Self {
         let info = decoder.plan().info(family);
         let parts = source.checkpoint.parts();
-        Model::Vlm(std::sync::Arc::new(Self { info, parts, eye, decoder }))
+        Self { info, parts, eye, decoder }
     }
 }
 

@@ -36,4 +36,4 @@ pub mod text;
 pub mod text_only;
 pub mod vision;
 
-pub use registry::{FAMILIES, Family, Leftovers, family, load, load_from, load_with, roles};
+pub use registry::{DRAW, FAMILIES, Family, Leftovers, family, load, load_from, load_with, roles};

@@ -70,6 +70,9 @@ pub const FAMILIES: &[Family] = &[
     siglip::FAMILY,
 ];
 
+/// Families whose models draw ([`Vlm::painter`](ocelli_engine::Vlm::painter)).
+pub const DRAW: &[&str] = &[janus::FAMILY.name];
+
 /// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed.
 const SPARE: &[&str] = &["rotary_emb.inv_freq", "position_ids"];
 

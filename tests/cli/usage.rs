@@ -137,6 +137,7 @@ fn help_and_version() {
     let help = ocelli(&["--help"]).well();
     for command in [
         "run",
+        "imagine",
         "embed",
         "classify",
         "verify",

@@ -470,7 +470,9 @@ class Taps:
     def __enter__(self):
         def keep(key, pick=first_tensor):
             def hook(_m, _args, out):
-                self.found.setdefault(key, pick(out).detach().clone())
+                t = pick(out).detach().clone()
+                # Of towers that are convolutions to the end, as rows.
+                self.found.setdefault(key, t.flatten(2).transpose(1, 2) if t.ndim == 4 and key == "vision_last_hidden" else t)
             return hook
 
         for key, path in self.spec.taps.items():
@@ -1595,6 +1597,34 @@ JANUS_TEMPLATE = """\
 """
 
 
+def janus_scores(model, inputs, tokens):
+    """Raw scores of each step of drawing given image tokens, (tokens, 2, codes): row 0 with the prompt, row 1 without."""
+    own = model.generation_config
+    ids = inputs["input_ids"].repeat(2, 1)
+    kept = (ids[1] == own.bos_token_id) | (ids[1] == own.generation_kwargs["boi_token_id"])
+    ids[1] = torch.where(kept, ids[1], own.pad_token_id)
+    embeds, cache, scores = model.get_input_embeddings()(ids), None, []
+    for token in tokens:
+        out = model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        scores.append(model.model.generation_head(out.last_hidden_state[:, -1]))
+        embeds = model.prepare_embeddings_for_image_generation(token.repeat(2, 1))
+    return torch.stack(scores).float()
+
+
+def drift_janus(model, taps, *run):
+    """As `drift`; of a drawing the scores of its tokens and its pixels, and the largest difference of a guided score for each token."""
+    if not isinstance(run[0], torch.Tensor):
+        return drift(model, taps, *run)
+    tokens, inputs, guidance, stages = run
+    scores = janus_scores(model, inputs, tokens)
+    found = {"scores_first": scores[0], "scores_last": scores[-1], "decoded": model.decode_image_tokens(tokens[None])[0]}
+    gaps = {k: (v.float() - stages[k]).abs() for k, v in found.items()}
+    mixed = [s[:, 1] + (s[:, 0] - s[:, 1]) * guidance for s in (scores, stages["scores"])]
+    return {f"{k}.bf16_drift": torch.stack([v.max(), v.mean()]) for k, v in gaps.items()} | {
+        "drift": (mixed[0] - mixed[1]).abs().amax(-1)}
+
+
 def run_janus(spec, ctx):
     """The usual understanding cases, then image generation with classifier-free guidance, greedily."""
     golden, cases = run_generative(spec, ctx)
@@ -1606,32 +1636,36 @@ def run_janus(spec, ctx):
     inputs = dict(proc(text=prompt, generation_mode="image", return_tensors="pt"))
     cfg = copy.deepcopy(model.generation_config)
     cfg.update(do_sample=False, num_beams=1, guidance_scale=guidance, eos_token_id=None, max_new_tokens=None)
-    scores = []
-    hook = model.model.generation_head.register_forward_hook(lambda _m, _a, out: scores.append(out.detach().clone()))
+    steps = []
+    hook = model.model.generation_head.register_forward_hook(lambda _m, _a, out: steps.append(out.detach().clone()))
     tokens = model.generate(**inputs, generation_mode="image", generation_config=cfg, use_cache=True)
     hook.remove()
-    mixed = torch.stack([s[1] + (s[0] - s[1]) * guidance for s in scores])
+    scores = torch.stack(steps)
+    assert (janus_scores(model, inputs, tokens[0]) - scores).abs().max() < 2e-3
+    mixed = scores[:, 1] + (scores[:, 0] - scores[:, 1]) * guidance
     assert torch.equal(mixed.argmax(-1), tokens[0])
     top = mixed.topk(2, dim=-1).values
     pixels = model.decode_image_tokens(tokens)  # (1, H, W, 3), still normalised
     image = proc.postprocess(list(pixels.float()), return_tensors="pt")["pixel_values"][0]  # uint8, truncated
-    golden.update({f"generate.{k}": v for k, v in inputs.items()})
+    stages = {
+        "scores_first": scores[0],  # row 0 with the prompt, row 1 without
+        "scores_last": scores[-1],
+        "decoded": pixels[0],
+    }
+    spec.drifts["generate"] = (tokens[0], inputs, guidance, stages | {"scores": scores})
+    golden.update({f"generate.{k}": v for k, v in (inputs | stages).items()})
     golden.update({
         "generate.image_tokens": tokens[0],
-        "generate.scores_first": scores[0],  # row 0 with the prompt, row 1 without
-        "generate.scores_last": scores[-1],
         "generate.margins": top[:, 0] - top[:, 1],
-        "generate.decoded": pixels[0],
         "generate.image_uint8": image.long(),
     })
     # The VQ encoder, which plain use never touches: picture -> tokens -> picture
     _, pic = ctx.picture("photo")
     pv = proc.image_processor(pic, return_tensors="pt")["pixel_values"]
     side = model.config.vq_config.num_patches * 2 ** (len(model.config.vq_config.channel_multiplier) - 1)
-    small = pv[:, :, :side, :side].contiguous()
-    enc = model.model.vqmodel.encode(small)
-    golden.update({"vq.pixel_values": small, "vq.encoder_hidden": enc.last_hidden_state, "vq.image_tokens": enc.image_tokens.reshape(-1),
-                   "vq.decoded": model.model.vqmodel.decode(enc.image_tokens.view(1, -1))})
+    enc = model.model.vqmodel.encode(pv[:, :, :side, :side].contiguous())
+    again = model.decode_image_tokens(enc.image_tokens.view(1, -1))
+    golden.update({"vq.image_tokens": enc.image_tokens.reshape(-1), "vq.decoded": again[0]})
     facts = {"distinct_image_tokens": len(set(tokens[0].tolist())), "min_margin": round(float((top[:, 0] - top[:, 1]).min()), 5),
              "guidance_scale": guidance, "decoded_std": round(float(pixels.std()), 4),
              "vq_distinct": len(set(enc.image_tokens.reshape(-1).tolist()))}
@@ -1639,6 +1673,13 @@ def run_janus(spec, ctx):
                   "prompt": prompt + proc.image_start_token, "input_ids": inputs["input_ids"][0].tolist(),
                   "image_tokens": tokens[0].tolist(), "facts": facts})
     return golden, cases
+
+
+def without_encoder(target):
+    """Takes the tensors out that turn pictures into tokens to draw, which neither reading nor drawing needs."""
+    path = target / "model.safetensors"
+    parts = ("model.vqmodel.encoder.", "model.vqmodel.quant_conv.")
+    save_file({k: v for k, v in load_file(path).items() if not k.startswith(parts)}, path, metadata={"format": "pt"})
 
 
 @arch("janus")
@@ -1660,7 +1701,7 @@ def build_janus(c):
         vision_config=dict(hidden_size=c.pick(48, c.v_hidden), num_hidden_layers=2, num_attention_heads=c.v_heads, image_size=size,
                            patch_size=patch, mlp_ratio=1.5, projection_dim=width, depth=c.pick(2, 3), num_image_tokens=per_side**2),
         vq_config=dict(embed_dim=8, num_embeddings=c.pick(96, 80), latent_channels=c.pick(24, 16), base_channels=32,
-                       channel_multiplier=c.pick([1], [2, 1]), num_res_blocks=1, num_patches=per_side, projection_dim=width,
+                       channel_multiplier=c.pick([1, 1], [2, 1]), num_res_blocks=1, num_patches=per_side, projection_dim=width,
                        num_hidden_layers=2, image_token_embed_dim=width),
         image_token_id=image_id, tie_word_embeddings=False,
     )
@@ -1670,9 +1711,10 @@ def build_janus(c):
     proc = transformers.JanusProcessor(ip, tok, chat_template=JANUS_TEMPLATE, num_image_tokens=per_side**2,
                                        use_default_system_prompt=c.pick(False, True))
     c.sizes_for(size, c.pick(131, 127))
-    # What it says of pictures; run_janus has the pictures that it makes too.
-    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.vision_model"}, features="model",
-                layers="model.language_model.layers", vocab=vocab, never=[image_id, boi])
+    cases = c.standard_cases() if c.is_second else c.standard_cases(two=False, text=False)
+    return Spec(model, proc, cases, run=run_janus, taps={"vision_last_hidden": "model.vision_model"}, features="model",
+                layers="model.language_model.layers", vocab=vocab, never=[image_id, boi],
+                extra_save=None if c.is_second else without_encoder)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2739,7 +2781,43 @@ def build_deepseek_ocr2(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 28. Driver
+# 28. FastVLM (its tower needs timm)
+# --------------------------------------------------------------------------------------------------
+
+
+@arch("fast_vlm")
+def build_fast_vlm(c):
+    tok = qwen_tokenizer(("<image>",))
+    tok.image_token, tok.image_token_id = "<image>", tok.convert_tokens_to_ids("<image>")
+    vocab = pad_vocab(tok)
+    image_id = tok.image_token_id
+    size = c.pick(128, 192)
+    dims, ratio = [4, 8, 16, 32, 64], c.pick(2.0, 3.0)
+    cfg = transformers.FastVlmConfig(
+        vision_config=dict(model_type="timm_wrapper", architecture="fastvit_mci3", do_pooling=True, global_pool="avg", hidden_size=int(ratio * dims[-1]),
+                           num_classes=0, initializer_range=0.02,
+                           model_args=dict(inference_mode=True, layers=c.pick([1, 1, 2, 1, 1], [1, 1, 1, 2, 1]), embed_dims=dims,
+                                           mlp_ratios=c.pick([3, 3, 3, 3, 3], [2, 2, 2, 2, 2]), cls_ratio=ratio)),
+        text_config=dict(model_type="qwen2", vocab_size=vocab, rms_norm_eps=1e-6, tie_word_embeddings=False, eos_token_id=tok.eos_token_id,
+                         rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+                         **text_dims(c, num_hidden_layers=2, intermediate_size=c.pick(128, 88))),
+        image_token_index=image_id, image_seq_length=(size // 64) ** 2, tie_word_embeddings=False,
+    )
+    model = make(transformers.FastVlmForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, image_mean=[0.0, 0.0, 0.0],
+                                         image_std=[1.0, 1.0, 1.0])
+    proc = transformers.LlavaProcessor(ip, tok, patch_size=64, vision_feature_select_strategy="full", num_additional_image_tokens=0,
+                                       chat_template=ONEVISION_TEMPLATE)
+    c.sizes_for(size, c.pick(131, 127))
+    return Spec(model, proc, c.standard_cases(two=c.is_second), taps={"vision_last_hidden": "model.vision_tower"}, features="model",
+                layers="model.language_model.layers", vocab=vocab, never=[image_id],
+                values=(("running_mean", 0.0, 0.2), ("running_var", 1.0, 0.1), ("stem.0.reparam_conv.bias", 0.0, 0.6),
+                        ("vision_tower.timm_model.final_conv.se.fc1.bias", 0.3, 0.2)))
+
+
+# --------------------------------------------------------------------------------------------------
+# 29. Driver
 # --------------------------------------------------------------------------------------------------
 
 
@@ -2862,7 +2940,7 @@ def produce(name, ctx, out, lean):
     if spec.drifts:
         model = type(spec.model).from_pretrained(target, dtype=torch.bfloat16, attn_implementation="eager").eval()
         for case, run in spec.drifts.items():
-            measure = {run_dual: drift_dual, run_blip: drift_blip, run_florence2: drift_florence}.get(spec.run, drift)
+            measure = {run_dual: drift_dual, run_blip: drift_blip, run_florence2: drift_florence, run_janus: drift_janus}.get(spec.run, drift)
             golden |= {f"{case}.{k}": v for k, v in measure(model, Taps(model, spec), *run).items()}
     if spec.coarse:
         exact = type(spec.model).from_pretrained(target, dtype=torch.float64, attn_implementation="eager",

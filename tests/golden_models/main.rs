@@ -66,6 +66,7 @@ const FAMILIES: &[&str] = &[
     "blip_vqa",
     "blip2",
     "florence2",
+    "janus",
     "clip",
     "siglip",
     "siglip2",
@@ -86,6 +87,7 @@ const SAMPLE: &[&str] = &[
     "gemma4_e",
     "florence2",
     "ovis2",
+    "janus",
 ];
 
 fn golden(family: &str) -> PathBuf {
@@ -121,6 +123,24 @@ fn reference_stream() {
         let dir = golden(family);
         let report = run(&dir, &dir, &ReferenceDevice::default());
         assert!(report.pass, "{}", explain(&report));
+    }
+}
+
+/// Families that draw are those that the registry names, and their references have a picture whose every token counts.
+#[test]
+fn drawings_are_compared() {
+    for family in ocelli_models::FAMILIES.iter().filter(|family| FAMILIES.contains(&family.name)) {
+        let dir = golden(family.name);
+        let report = run(&dir, &dir, &ReferenceDevice::default());
+        let drawn = |stage: &ocelli_bench::verify::StageReport| stage.name == "picture";
+        let found = report.cases.iter().find(|case| case.stages.iter().any(drawn));
+        assert_eq!(found.is_some(), ocelli_models::DRAW.contains(&family.name), "{}", family.name);
+        let tokens = found.map(|case| (case.greedy.counted, case.greedy.got.len()));
+        assert!(
+            tokens.is_none_or(|(counted, got)| counted == got && got > 30),
+            "{}: {tokens:?}",
+            family.name
+        );
     }
 }
 

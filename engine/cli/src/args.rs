@@ -33,6 +33,8 @@ pub enum Command {
     Run(RunArgs),
     /// Answer prompts about many pictures, into a file that survives whatever ends the run.
     Batch(Box<BatchArgs>),
+    /// Draw what a prompt asks for; by a model such as Janus.
+    Imagine(ImagineArgs),
     /// Make vectors of pictures and texts, which are alike where those are; by a model such as CLIP or SigLIP.
     Embed(EmbedArgs),
     /// Say how well labels fit pictures; by a model such as CLIP or SigLIP.
@@ -307,6 +309,42 @@ pub struct RunArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100_000_000, value_parser = whole::<u64>)]
     pub max_pixels: u64,
     /// Print one JSON object in place of the text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ocelli imagine`.
+#[derive(Debug, Args)]
+pub struct ImagineArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What to draw.
+    #[arg(value_name = "PROMPT")]
+    pub prompt: String,
+    /// The picture, a PNG file, which appears when it is whole; of several, NAME-0.png, NAME-1.png and so on.
+    #[arg(long, value_name = "NAME.png")]
+    pub out: PathBuf,
+    /// Pictures, drawn together.
+    #[arg(long = "n", allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub pictures: usize,
+    /// How much the prompt counts: 1 not more than the model has it, more with each step above.
+    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 5.0)]
+    pub guidance: f32,
+    /// Randomness: 0 always takes the most likely token.
+    #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 1.0)]
+    pub temperature: f32,
+    /// Sample among this many most likely tokens; 0 is all.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = top_k)]
+    pub top_k: u32,
+    /// Sample among the most likely tokens that reach this probability together.
+    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Seed of the random numbers.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<u64>)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// Print one JSON object in place of the names: token ids, timings.
     #[arg(long)]
     pub json: bool,
 }

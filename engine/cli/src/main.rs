@@ -10,6 +10,7 @@ mod devices;
 mod embed;
 mod fail;
 mod frames;
+mod imagine;
 mod inspect;
 mod interrupt;
 mod kernels;
@@ -46,6 +47,7 @@ fn execute(command: &Command) -> fail::Outcome {
     match command {
         Command::Run(args) => run::run(args),
         Command::Batch(args) => batch::batch(args),
+        Command::Imagine(args) => imagine::imagine(args),
         Command::Embed(args) => embed::embed(args),
         Command::Classify(args) => classify::classify(args),
         Command::Verify(args) => verify::verify(args),

@@ -53,6 +53,7 @@ impl Role {
             Self::Decoder => "decoder",
             Self::Text => "text tower",
             Self::Head | Self::Embedding => "embedding and head",
+            Self::Painter => "painter",
         }
     }
 }

@@ -54,6 +54,12 @@ impl Conv {
         Ok(Self { path: scope.prefix().to_owned(), w, filter })
     }
 
+    /// Path of the module.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Rows and columns of the result for a picture of `grid`.
     #[must_use]
     pub fn places(&self, grid: (usize, usize)) -> (usize, usize) {
@@ -62,25 +68,44 @@ impl Conv {
 
     /// `x: [rows * columns, channels]  ->  out: [places, n]`, a picture of `grid`.
     pub fn write_to(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize), out: &Tensor) -> Result<()> {
+        self.write_zoomed(cx, x, grid, 1, out)
+    }
+
+    /// The same of a picture in which each row and each column of `grid` comes so many times.
+    pub fn write_zoomed(
+        &self,
+        cx: &mut Ctx,
+        x: &Tensor,
+        grid: (usize, usize),
+        zoom: usize,
+        out: &Tensor,
+    ) -> Result<()> {
         let (taps, channels) = (self.filter.taps(), x.size(1));
+        if taps == 1 && self.filter.stride == 1 && self.filter.padding == 0 && zoom == 1 {
+            return self.product(cx, x, out);
+        }
         let (places, most) = (out.size(0), (MOST / (taps * channels).max(1)).max(1));
-        let ids = self.ids(grid);
+        let ids = self.ids(grid, zoom);
         for first in (0..places).step_by(most) {
             let count = most.min(places - first);
             cx.scope(|cx| {
                 let ids = ids.get(first * taps..(first + count) * taps).unwrap_or_default();
                 let seen = rows_or_zeros(cx, &self.path, x, ids)?.reshape(&[count, taps * channels])?;
-                let mut op =
-                    Matmul::new(cx.view(&seen)?, self.w.clone(), cx.view(&out.narrow(0, first, count)?)?);
-                op.math = cx.math(&self.w);
-                cx.exec(&self.path, &op)
+                self.product(cx, &seen, &out.narrow(0, first, count)?)
             })?;
         }
         Ok(())
     }
 
+    fn product(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor) -> Result<()> {
+        let mut op = Matmul::new(cx.view(x)?, self.w.clone(), cx.view(out)?);
+        op.math = cx.math(&self.w);
+        cx.exec(&self.path, &op)
+    }
+
     /// The row that each tap of each place sees; -1 beyond the edges.
-    fn ids(&self, grid: (usize, usize)) -> Vec<i32> {
+    fn ids(&self, of: (usize, usize), zoom: usize) -> Vec<i32> {
+        let grid = (of.0 * zoom, of.1 * zoom);
         let (down, across) = self.filter.places(grid);
         let Filter { size: (height, width), stride, padding } = self.filter;
         let along = |place: usize, tap: u32, size: usize| {
@@ -90,7 +115,7 @@ impl Conv {
         for (y, x) in (0..down).flat_map(|y| (0..across).map(move |x| (y, x))) {
             for (ty, tx) in (0..height).flat_map(|ty| (0..width).map(move |tx| (ty, tx))) {
                 let at = along(y, ty, grid.0).zip(along(x, tx, grid.1));
-                ids.push(at.map_or(-1, |(row, col)| (row * grid.1 + col) as i32));
+                ids.push(at.map_or(-1, |(row, col)| (row / zoom * of.1 + col / zoom) as i32));
             }
         }
         ids
@@ -165,8 +190,10 @@ mod tests {
         let w = Weights::dense(nothing(), None).expect("an empty matrix");
         let conv = Conv { path: String::new(), w, filter };
         assert_eq!(conv.places((3, 2)), (2, 1));
-        let ids = conv.ids((3, 2));
+        let ids = conv.ids((3, 2), 1);
         assert_eq!(ids, [-1, -1, -1, -1, 0, 1, -1, 2, 3, -1, 4, 5]);
+        let ids = Conv { filter: Filter { size: (1, 3), stride: 1, padding: 0 }, ..conv }.ids((1, 2), 2);
+        assert_eq!(ids, [0, 0, 1, 0, 1, 1, 0, 0, 1, 0, 1, 1]);
     }
 
     fn nothing() -> View {

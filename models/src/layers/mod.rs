@@ -3,6 +3,7 @@
 mod conv;
 mod embedding;
 mod experts;
+mod group_norm;
 mod linear;
 mod mlp;
 mod norm;
@@ -13,6 +14,7 @@ mod scale;
 pub use conv::{Conv, DepthConv, rows_or_zeros, table};
 pub use embedding::Embedding;
 pub use experts::{Experts, ExpertsPlan, SharedPlan};
+pub use group_norm::GroupNorm;
 pub use linear::{Linear, Stacked};
 pub use mlp::Mlp;
 pub use norm::Norm;

@@ -103,6 +103,21 @@ struct Io<'a> {
     input: Option<&'a Tensor>,
 }
 
+/// Other ends of a decoder than its token embeddings and its head.
+pub trait Ends {
+    /// Rows of the batch's ids, `[tokens, d]`; `None`: those are tokens of the vocabulary.
+    fn embed(&self, cx: &mut Ctx, ids: &Tensor) -> Result<Option<Tensor>>;
+
+    /// Numbers of a row of the result.
+    fn width(&self) -> usize;
+
+    /// `rows: [rows, d]`, normalized  ->  `out: f32 [rows, width]`.
+    fn write_to(&self, cx: &mut Ctx, rows: &Tensor, out: &Tensor) -> Result<()>;
+
+    /// Tells launches with these ends from those with others.
+    fn id(&self) -> usize;
+}
+
 /// The decoder with its head.
 pub struct Decoder {
     plan: TextPlan,
@@ -211,12 +226,38 @@ impl Decoder {
         memory: &[Tensor],
         kv: &KvCache,
     ) -> Result<Tensor> {
-        let logits = cx.alloc(&[batch.rows_wanted, self.plan.vocab], DType::F32)?;
-        let work = |cx: &mut Ctx| self.pass(cx, batch, memory, kv, &logits);
+        self.run(cx, batch, memory, kv, None)
+    }
+
+    /// As [`forward`](Self::forward) between other ends: `batch: [tokens]  ->  f32 [rows_wanted, width]`.
+    pub fn forward_between(
+        &self,
+        cx: &mut Ctx,
+        batch: &Packed,
+        kv: &KvCache,
+        ends: &dyn Ends,
+    ) -> Result<Tensor> {
+        self.run(cx, batch, &batch.memory, kv, Some(ends))
+    }
+
+    fn run(
+        &self,
+        cx: &mut Ctx,
+        batch: &Packed,
+        memory: &[Tensor],
+        kv: &KvCache,
+        ends: Option<&dyn Ends>,
+    ) -> Result<Tensor> {
+        let width = ends.map_or(self.plan.vocab, Ends::width);
+        let logits = cx.alloc(&[batch.rows_wanted, width], DType::F32)?;
+        let work = |cx: &mut Ctx| self.pass(cx, batch, memory, kv, (ends, &logits));
         // A step of one token a sequence is the same launches each time.
         if batch.repeats() {
             let mut key = batch.replay_key();
             key.number(self.id).view(logits.view());
+            if let Some(ends) = ends {
+                key.number(ends.id());
+            }
             for view in kv.views() {
                 key.view(view);
             }
@@ -234,7 +275,7 @@ impl Decoder {
         batch: &Packed,
         memory: &[Tensor],
         kv: &KvCache,
-        logits: &Tensor,
+        (ends, logits): (Option<&dyn Ends>, &Tensor),
     ) -> Result<()> {
         let memory = together(cx, &self.path, memory)?;
         if let Some(memory) = &memory {
@@ -242,7 +283,8 @@ impl Decoder {
                 cx.scope(|cx| cross.keep(cx, memory, batch, kv))?;
             }
         }
-        let h = self.embedding.forward(cx, &batch.ids)?;
+        let own = ends.map(|ends| ends.embed(cx, &batch.ids)).transpose()?.flatten();
+        let h = own.map_or_else(|| self.embedding.forward(cx, &batch.ids), Ok)?;
         for (features, rows) in &batch.features {
             let op = ScatterRows { src: cx.view(features)?, rows: cx.view(rows)?, out: cx.view(&h)? };
             cx.exec(&self.path, &op)?;
@@ -287,6 +329,10 @@ impl Decoder {
             Some(wanted) => gather(cx, &self.path, rows, wanted)?,
         };
         let norm = self.norm.as_ref().filter(|_| normed.is_none());
+        if let Some(ends) = ends {
+            let rows = norm.map_or_else(|| Ok(rows.clone()), |norm| norm.forward(cx, &rows))?;
+            return ends.write_to(cx, &rows, logits);
+        }
         self.head.write_to(cx, &self.plan, norm, &rows, logits)?;
         self.finish(cx, logits)
     }

@@ -23,7 +23,7 @@ mod short_conv;
 mod tempered;
 
 pub use cross::CrossPlan;
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Ends};
 pub use encoder::{BERT_NAMES, Encoder, EncoderCross, EncoderNames, EncoderPlan};
 pub use head::HeadPlan;
 pub use plan::{

@@ -17,4 +17,5 @@ pub use encode::{Connect, encode};
 pub use plan::{Mlp, Names, Places, Together, VitPlan, activation};
 pub(crate) use positions::{cubic_taps, stretched};
 pub use taps::Between;
+pub(crate) use vit::Segments;
 pub use vit::{Layout, Pixels, Vit};

@@ -72,7 +72,7 @@ pub struct Layout {
 }
 
 /// Rows that see each other: first row of each segment, the most rows of one, the pairs, and which rows of its segment one sees.
-pub(super) struct Segments {
+pub(crate) struct Segments {
     pub starts: Tensor,
     pub max: usize,
     pub pairs: u64,

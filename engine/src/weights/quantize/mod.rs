@@ -65,6 +65,8 @@ pub enum Role {
     Tower,
     /// A linear layer between tower and decoder.
     Connector,
+    /// What draws pictures.
+    Painter,
 }
 
 /// How to quantize.
@@ -130,6 +132,7 @@ impl QuantizeOptions {
             Role::Tower => self.tower.then_some(self.bits)?,
             Role::Connector => self.connector.then_some(self.bits)?,
             Role::Head | Role::Embedding => self.head.then_some(8)?,
+            Role::Painter => return None,
         };
         let fits = |group: &u32| *group <= self.group && k.is_multiple_of(*group as usize);
         let group = [128, 64, 32].into_iter().find(fits).unwrap_or(0);

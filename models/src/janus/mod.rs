@@ -1,7 +1,13 @@
-//! Janus: what it says of pictures. A tower, a few layers and a Llama decoder.
+//! Janus: what it says of pictures, by a tower, a few layers and a Llama decoder, and pictures that it draws.
 //!
 //! After `JanusForConditionalGeneration`, `JanusProcessor` and `JanusImageProcessor` of transformers.
 
+mod drawing;
+mod vq;
+
+use std::sync::Arc;
+
+use ocelli_engine::drawing::DrawingProcessor;
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, PreparedImage, Rgb8Image, resize};
 use ocelli_engine::text::Tokenizer;
@@ -10,6 +16,7 @@ use ocelli_engine::{Ctx, Error, Model, Prompt, Result, Tensor};
 use ocelli_kernels::ops::Activation;
 use serde_json::Value;
 
+use self::drawing::{Drawing, Janus, Prompts};
 use crate::composed::Composed;
 use crate::fields::{Config, Fields};
 use crate::layers::Linear;
@@ -22,13 +29,13 @@ use crate::vision::{Connect, Vit, VitPlan, activation};
 pub const FAMILY: Family = Family {
     name: "janus",
     model_types: &["janus"],
-    models: "Janus (what it says of pictures)",
+    models: "Janus (answers, and draws: `imagine`)",
     pictures: "one square, filled up",
     file: file!(),
     processor: |files| Ok(Box::new(Processor::load(files)?)),
     load,
-    // What makes pictures, which is not built.
-    spare: &["vqmodel.", "generation_embeddings.", "generation_aligner.", "generation_head."],
+    // What makes codes of pictures, which neither answers nor drawings need.
+    spare: &["vqmodel.encoder.", "vqmodel.quant_conv."],
 };
 
 /// Layers with an activation between each and the next.
@@ -44,12 +51,21 @@ impl Aligner {
         (d, out, depth): (usize, usize, usize),
         act: Activation,
     ) -> Result<Self> {
-        let scope = scope.role(Role::Connector);
         let mut layers = vec![Linear::load(cx, &scope.at("fc1"), out, d, true)?];
         for i in 1..depth {
             layers.push(Linear::load(cx, &scope.at("hidden_layers").at(i - 1), out, out, true)?);
         }
         Ok(Self { layers, act })
+    }
+
+    /// `x: [rows, d]  ->  [rows, out]`.
+    fn forward(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let last = i + 1 == self.layers.len();
+            x = layer.forward_act(cx, &x, if last { Activation::None } else { self.act })?;
+        }
+        Ok(x)
     }
 }
 
@@ -78,21 +94,25 @@ fn tower(vision: &Fields<'_>) -> Result<VitPlan> {
 
 fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     let config = source.config.root();
-    config.inert(&["image_token_id", "vq_config"]);
+    config.inert(&["image_token_id"]);
     let vision = config.part("vision_config")?;
     let plan = tower(&vision)?;
     let text = TextPlan::read(&config.part("text_config")?, &["llama"], config.get("tie_word_embeddings")?)?;
     let depth = vision.size("depth", 2)?.min(1 << 10);
     vision.only("projection_dim", text.d)?;
     let act = activation(&vision, "hidden_act", "gelu")?;
+    let rows = plan.side() * plan.side();
     let root = source.checkpoint.at_any(&["model", ""]);
     let sizes = (plan.d, text.d, depth);
     let tower = Vit::load(cx, &root.at("vision_model"), plan)?;
-    let connector = Aligner::load(cx, &root.at("aligner"), sizes, act)?;
+    let connector = Aligner::load(cx, &root.at("aligner").role(Role::Connector), sizes, act)?;
     let head = source.checkpoint.at_any(&["lm_head", "language_model.lm_head"]);
     let language = root.at("language_model").at_any(&["model", ""]);
     let decoder = Decoder::load(cx, &language, &head, text, config.file())?;
-    Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
+    let vq = config.part("vq_config")?;
+    let drawing = Drawing::load(cx, &root, &vq, rows, sizes.1)?;
+    let answers = Composed::part_of(FAMILY.name, source, tower, connector, decoder);
+    Ok(Model::Vlm(Arc::new(Janus { answers, drawing })))
 }
 
 /// What the prompt begins with, where the processor is told so.
@@ -111,6 +131,7 @@ struct Processor {
     ends: [String; 2],
     rows: usize,
     system: bool,
+    prompts: Prompts,
 }
 
 /// Fields of the outer `processor_config.json` and of the image processor beside those that all have.
@@ -129,10 +150,18 @@ impl Processor {
         };
         let ends = [special("boi_token", "<begin_of_image>"), special("eoi_token", "<end_of_image>")];
         let rows = plan.side() * plan.side();
-        Self::of(ImageFields::load(files, KEYS)?, (added_token(files, id)?, id), ends, rows)
+        let fields = ImageFields::load(files, KEYS)?;
+        let prompts = Prompts::load(files, &ends[0], fields.normalize(MEAN, STD)?)?;
+        Self::of(fields, (added_token(files, id)?, id), ends, rows, prompts)
     }
 
-    fn of(fields: ImageFields, token: (String, u32), ends: [String; 2], rows: usize) -> Result<Self> {
+    fn of(
+        fields: ImageFields,
+        token: (String, u32),
+        ends: [String; 2],
+        rows: usize,
+        prompts: Prompts,
+    ) -> Result<Self> {
         let side = match fields.edge("size", Edge::Exact { height: 384, width: 384 })? {
             Edge::Exact { height, width } if height == width => height,
             other => {
@@ -147,8 +176,9 @@ impl Processor {
             return Err(Error::Request(format!("num_image_tokens: expected {rows}, found {found}")));
         }
         let mean = fields.mean(MEAN)?;
-        fields.normalize(MEAN, STD)?;
+        let prompts = prompts.with(fields.normalize(MEAN, STD)?);
         Ok(Self {
+            prompts,
             side,
             least: fields.pixels("min_size")?.unwrap_or(14),
             filter: fields.resample(Filter::Bicubic)?,
@@ -171,7 +201,7 @@ impl ocelli_engine::Processor for Processor {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let mut fields = self.fields.clone();
         fields.set(key, value)?;
-        *self = Self::of(fields, self.token.clone(), self.ends.clone(), self.rows)?;
+        *self = Self::of(fields, self.token.clone(), self.ends.clone(), self.rows, self.prompts.clone())?;
         Ok(())
     }
 
@@ -183,6 +213,10 @@ impl ocelli_engine::Processor for Processor {
         let square = self.colour.map(|colour| in_square(&fitted, colour)).unwrap_or(fitted);
         let normalize = self.fields.normalize(MEAN, STD)?;
         Ok(PreparedImage { tiles: vec![square.into()], rows: 0, cols: 0, normalize, assembly: None })
+    }
+
+    fn drawing(&self) -> Option<&dyn DrawingProcessor> {
+        Some(&self.prompts)
     }
 
     fn image_mark(&self) -> &str {

@@ -1,0 +1,318 @@
+//! Pictures that models draw: tokens one after the other, guided by a prompt, then pixels of the tokens.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use ocelli_kernels::ops::{MixRows, NO_TOKEN, Sample, params as column};
+use ocelli_kernels::{DType, Fetch};
+
+use crate::batch::{Batch, Chunk, Packed};
+use crate::ctx::{Ctx, Stage};
+use crate::error::{Error, Result};
+use crate::image::Rgb8Image;
+use crate::kv::{Extent, KvCache, SeqId};
+use crate::prompt::Prompt;
+use crate::sample::{ParamError, uniform};
+use crate::tensor::Tensor;
+use crate::text::Tokenizer;
+use crate::timing::Phase;
+use crate::vlm::{ModelInfo, Vlm};
+
+/// What a model draws on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Canvas {
+    /// Tokens of a picture, row by row.
+    pub tokens: usize,
+    /// Codes that a token is one of.
+    pub codes: usize,
+    /// Pixels of a row.
+    pub width: usize,
+    /// Rows of pixels.
+    pub height: usize,
+}
+
+/// What the ids of a batch are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ids {
+    /// Tokens of the vocabulary.
+    Text,
+    /// Codes of tokens of a picture.
+    Codes,
+}
+
+/// A model that draws.
+pub trait Painter: Send + Sync {
+    /// What it draws on.
+    fn canvas(&self) -> Canvas;
+
+    /// Scores of the codes for the wanted rows, f32 `[rows_wanted, codes]`; new keys and values go to `kv`. The result lives in
+    /// the caller's scope of `cx`.
+    fn scores(&self, cx: &mut Ctx, batch: &Packed, ids: Ids, kv: &KvCache) -> Result<Tensor>;
+
+    /// The values of a picture's pixels, `[height * width, 3]` in the caller's scope of `cx`, of its codes, i32 `[tokens]`.
+    fn pixels(&self, cx: &mut Ctx, codes: &Tensor) -> Result<Tensor>;
+}
+
+/// How prompts and pixels of drawings are laid out. It has no weights and may be used on any thread.
+pub trait DrawingProcessor {
+    /// Tokens of a rendered conversation that asks for a picture.
+    fn lay_out(&self, text: &str, tokenizer: &Tokenizer) -> Result<Guide>;
+
+    /// The picture of so many columns that pixels with these values are, `[height * width, 3]`.
+    fn picture(&self, values: &[f32], width: usize) -> Result<Rgb8Image>;
+}
+
+/// What guides a drawing.
+#[derive(Clone, Debug)]
+pub struct Guide {
+    /// What is asked for.
+    pub with: Prompt,
+    /// The same without what is asked for: scores go away from what it gives.
+    pub without: Prompt,
+}
+
+/// How pictures are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawingParams {
+    /// Scores are `without + guidance * (with - without)`; 1 takes those with the prompt alone.
+    pub guidance: f32,
+    /// 0 is greedy: the largest score.
+    pub temperature: f32,
+    /// Sample among this many most likely codes; 0 is all.
+    pub top_k: u32,
+    /// Sample among the most likely codes that reach this mass; 1 is all.
+    pub top_p: f32,
+    /// Seed of the random numbers; picture `i` is the same in any number of pictures.
+    pub seed: u64,
+    /// Pictures.
+    pub count: usize,
+}
+
+impl Default for DrawingParams {
+    fn default() -> Self {
+        Self { guidance: 5.0, temperature: 1.0, top_k: 0, top_p: 1.0, seed: 0, count: 1 }
+    }
+}
+
+impl DrawingParams {
+    /// Checks every range.
+    ///
+    /// # Errors
+    /// Names the first parameter that is outside its range.
+    pub fn validate(&self) -> Result<(), ParamError> {
+        let checks = [
+            ("guidance", "a number, 1 or above", self.guidance, self.guidance >= 1.0),
+            ("temperature", "a number, 0 or above", self.temperature, self.temperature >= 0.0),
+            ("top_p", "a number above 0, at most 1", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0),
+        ];
+        for (name, expected, value, ok) in checks {
+            if !(ok && value.is_finite()) {
+                return Err(ParamError { name, expected, found: value.to_string() });
+            }
+        }
+        if self.count == 0 {
+            return Err(ParamError { name: "count", expected: "1 or more", found: "0".into() });
+        }
+        Ok(())
+    }
+}
+
+/// What was drawn.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// Codes of each picture.
+    pub codes: Vec<Vec<u32>>,
+    /// Time over the prompts.
+    pub prompt: Duration,
+    /// Time over the tokens.
+    pub tokens: Duration,
+}
+
+/// The model as one that draws.
+///
+/// # Errors
+/// If it does not.
+pub fn painter(model: &dyn Vlm) -> Result<&dyn Painter> {
+    let family = model.info().family;
+    model.painter().ok_or_else(|| Error::Request(format!("models of family {family} do not draw")))
+}
+
+/// Draws the tokens of pictures, all at once; `each` hears of every token that all pictures have and may end it, which is
+/// [`Error::Cancelled`].
+pub fn draw(
+    cx: &mut Ctx,
+    model: &dyn Vlm,
+    guide: &Guide,
+    params: &DrawingParams,
+    mut each: impl FnMut() -> ControlFlow<()>,
+) -> Result<Drawn> {
+    params.validate()?;
+    let mut drawing = Drawing::new(cx, model, guide, params)?;
+    let tokens = drawing.canvas.tokens;
+    let mut codes = vec![Vec::with_capacity(tokens); params.count];
+    let start = Instant::now();
+    let mut prompt = Duration::ZERO;
+    // One step is under way while the host reads what the one before chose.
+    let mut waiting: Option<Box<dyn Fetch>> = None;
+    for token in 0..=tokens {
+        let next = if token < tokens { Some(drawing.step(cx, token)?) } else { None };
+        if let Some(fetch) = std::mem::replace(&mut waiting, next) {
+            let bytes = fetch.wait()?;
+            for (codes, id) in codes.iter_mut().zip(bytes.as_chunks().0) {
+                match i32::from_le_bytes(*id) {
+                    NO_TOKEN => return Err(Error::NotNumbers),
+                    id => codes.push(id as u32),
+                }
+            }
+            if token == 1 {
+                prompt = start.elapsed();
+            }
+            if each().is_break() {
+                return Err(Error::Cancelled);
+            }
+        }
+    }
+    Ok(Drawn { codes, prompt, tokens: start.elapsed() - prompt })
+}
+
+/// Sequences of one drawing: of each picture one with the prompt, then, where there is guidance, of each one without.
+struct Drawing<'a> {
+    painter: &'a dyn Painter,
+    info: &'a ModelInfo,
+    canvas: Canvas,
+    params: &'a DrawingParams,
+    prompts: Vec<&'a Prompt>,
+    seqs: Vec<SeqId>,
+    kv: KvCache,
+    /// i32: the codes chosen last, one for each sequence.
+    ids: Tensor,
+}
+
+/// Scores of each step, `[sequences, codes]`: those with the prompt before those without.
+pub const SCORES: Stage = Stage::of("scores");
+
+impl<'a> Drawing<'a> {
+    fn new(cx: &mut Ctx, model: &'a dyn Vlm, guide: &'a Guide, params: &'a DrawingParams) -> Result<Self> {
+        let (painter, info) = (painter(model)?, model.info());
+        let canvas = painter.canvas();
+        let mut prompts = vec![&guide.with; params.count];
+        if params.guidance != 1.0 {
+            prompts.extend(vec![&guide.without; params.count]);
+        }
+        let longest = guide.with.len().max(guide.without.len());
+        let positions = longest + canvas.tokens;
+        if positions > info.max_positions {
+            let limit = info.max_positions.saturating_sub(canvas.tokens);
+            return Err(Error::PromptTooLong { limit, found: longest });
+        }
+        let extent = Extent { tokens: positions, memory: 0 };
+        let pages = info.kv.0.iter().map(|group| group.most_pages(extent, longest) * prompts.len());
+        let pages: Vec<usize> = pages.collect();
+        let mut kv = KvCache::new(cx, &info.kv, &pages)?;
+        let seqs = prompts.iter().map(|_| kv.open(0)).collect();
+        let ids = cx.alloc_owned(&[prompts.len().next_power_of_two()], DType::I32)?;
+        Ok(Self { painter, info, canvas, params, prompts, seqs, kv, ids })
+    }
+
+    /// Chooses the code of a token for every picture; those of the pictures are on their way to the host.
+    fn step(&mut self, cx: &mut Ctx, token: usize) -> Result<Box<dyn Fetch>> {
+        let (ids, phase) = if token == 0 { (Ids::Text, Phase::Prefill) } else { (Ids::Codes, Phase::Decode) };
+        cx.during(phase, |cx| cx.scope(|cx| self.step_in(cx, token, ids)))
+    }
+
+    fn step_in(&mut self, cx: &mut Ctx, token: usize, ids: Ids) -> Result<Box<dyn Fetch>> {
+        let chunks = self.prompts.iter().zip(&self.seqs).map(|(&prompt, &seq)| {
+            let tokens: &[u32] = if ids == Ids::Text { &prompt.tokens } else { &[0] };
+            Chunk { seq, prompt, features: &[], tokens, want: 1 }
+        });
+        let known = (ids == Ids::Codes).then(|| self.ids.clone());
+        let batch = Batch { chunks: chunks.collect(), ids: known };
+        let packed = batch.pack(cx, &mut self.kv, self.info.packing())?;
+        let scores = self.painter.scores(cx, &packed, ids, &self.kv)?;
+        cx.stage(SCORES, &scores.narrow(0, 0, self.prompts.len())?)?;
+        let guided = self.guided(cx, &scores)?;
+        let out = self.ids.narrow(0, 0, self.prompts.len())?;
+        self.sample(cx, &guided, token, &out)?;
+        cx.fetch(&out.narrow(0, 0, self.params.count)?)
+    }
+
+    /// Scores of each sequence, those of a picture's two sequences mixed: `[sequences, codes]`.
+    fn guided(&self, cx: &mut Ctx, scores: &Tensor) -> Result<Tensor> {
+        let (count, seqs) = (self.params.count, self.prompts.len());
+        if seqs == count {
+            return scores.narrow(0, 0, count);
+        }
+        let ids: Vec<i32> =
+            (0..seqs).flat_map(|row| [(row % count) as i32, (row % count + count) as i32]).collect();
+        let weights = [self.params.guidance, 1.0 - self.params.guidance].repeat(seqs);
+        let (ids, weights) = (cx.upload(&[seqs, 2], &ids)?, cx.upload(&[seqs, 2], &weights)?);
+        let out = cx.alloc(&[seqs, self.canvas.codes], DType::F32)?;
+        let op = MixRows {
+            src: cx.view(scores)?,
+            ids: Some(cx.view(&ids)?),
+            weights: cx.view(&weights)?,
+            add: false,
+            out: cx.view(&out)?,
+        };
+        cx.exec("guidance", &op)?;
+        Ok(out)
+    }
+
+    /// Chooses a code for each row: both sequences of a picture get the same.
+    fn sample(&self, cx: &mut Ctx, scores: &Tensor, token: usize, out: &Tensor) -> Result<()> {
+        let params = self.params;
+        let row = |seq: usize| {
+            let mut row = [0f32; column::COUNT];
+            row[column::TEMPERATURE] = params.temperature;
+            row[column::TOP_K] = params.top_k as f32;
+            row[column::TOP_P] = params.top_p;
+            row[column::REPETITION_PENALTY] = 1.0;
+            row[column::UNIFORM] = uniform(params.seed, (seq % params.count) as u64, token as u64);
+            row
+        };
+        let settings: Vec<f32> = (0..self.prompts.len()).flat_map(row).collect();
+        let settings = cx.upload(&[self.prompts.len(), column::COUNT], &settings)?;
+        let op = Sample {
+            logits: cx.view(scores)?,
+            params: cx.view(&settings)?,
+            history: None,
+            out: cx.view(out)?,
+        };
+        cx.exec("sample", &op)
+    }
+}
+
+/// The values of a picture's pixels, `[height * width, 3]`, of its codes.
+pub fn pixels(cx: &mut Ctx, painter: &dyn Painter, codes: &[u32]) -> Result<Vec<f32>> {
+    let canvas = painter.canvas();
+    if codes.len() != canvas.tokens || codes.iter().any(|&code| code as usize >= canvas.codes) {
+        let Canvas { tokens, codes, .. } = canvas;
+        return Err(Error::Request(format!("a picture: expected {tokens} codes below {codes}")));
+    }
+    cx.scope(|cx| {
+        let codes: Vec<i32> = codes.iter().map(|&code| code as i32).collect();
+        let codes = cx.upload(&[codes.len()], &codes)?;
+        let values = painter.pixels(cx, &codes)?;
+        cx.download(&values)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DrawingParams;
+
+    #[test]
+    fn ranges_of_parameters() {
+        let of = |change: fn(&mut DrawingParams)| {
+            let mut params = DrawingParams::default();
+            change(&mut params);
+            params.validate().err().map(|error| error.name)
+        };
+        assert_eq!(of(|_| ()), None);
+        assert_eq!(of(|params| params.guidance = 0.5), Some("guidance"));
+        assert_eq!(of(|params| params.guidance = f32::NAN), Some("guidance"));
+        assert_eq!(of(|params| params.temperature = -1.0), Some("temperature"));
+        assert_eq!(of(|params| params.top_p = 0.0), Some("top_p"));
+        assert_eq!(of(|params| params.count = 0), Some("count"));
+    }
+}
