@@ -4,7 +4,8 @@
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
 # Needs Rust and a C compiler (a C++ compiler for CUDA kernels on the host); uses cargo-nextest where it is installed; fetches software
-# Vulkan drivers, NVIDIA's run-time compiler and tokenizers of published models, see vulkan.sh, nvrtc.sh and tokenizers.sh. What cannot run here is printed as
+# Vulkan drivers, NVIDIA's run-time compiler, tokenizers of published models and OpenAI's clients, see vulkan.sh, nvrtc.sh,
+# tokenizers.sh and clients.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last lines are the slowest tests and `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
@@ -164,6 +165,21 @@ with_tokenizers() { # COMMAND...
     )
 }
 
+# Runs a command with OpenAI's clients where they can be had; else what needs them skips.
+with_clients() { # COMMAND...
+    local env code=0
+    env=$(tests/clients.sh 2>"$logs/clients.why") || code=1
+    [ -s "$logs/clients.why" ] && cat "$logs/clients.why"
+    if [ $code -ne 0 ]; then
+        "$@"
+        return
+    fi
+    (
+        eval "$env"
+        "$@"
+    )
+}
+
 # Always the whole workspace and one profile, so that every stream shares its artefacts.
 tests() { # CARGO SELECTION...
     if [ $nextest = yes ]; then
@@ -172,6 +188,14 @@ tests() { # CARGO SELECTION...
     else
         cargo test --release --locked --workspace --no-fail-fast "$@" -- --show-output
     fi
+}
+
+# Builds the command itself, which some tests run.
+bins() { # STREAM
+    cargo build --release --locked --workspace --bins >"$logs/$1-build.log" 2>&1 && return
+    tail -n 40 "$logs/$1-build.log"
+    failed=$((failed + 1)) broken+=("$1")
+    return 1
 }
 
 stream() {
@@ -210,12 +234,13 @@ stream() {
             not_run "$logs/cuda.log"
             printf 'emulated: %s rows\n' "$(sed -nE 's/^ *([a-z_]+ [a-z0-9-]+ at emulated [a-z0-9_]+): [0-9]+ cases$/\1/p' "$logs/cuda.log" | sort -u | wc -l)" ;;
         text) counted text with_tokenizers tests --test text ;;
+        serve)
+            if bins serve; then
+                counted serve with_clients tests --test serve
+                grep -hoE '[0-9]+ answered, [0-9]+ refused in .*' "$logs/serve.log" | sort -u
+            fi ;;
         *)
-            if [ "$1" = cli ] && ! cargo build --release --locked --workspace --bins >"$logs/cli-build.log" 2>&1; then
-                tail -n 40 "$logs/cli-build.log"
-                failed=$((failed + 1)) broken+=("$1")
-                return
-            fi
+            if [ "$1" = cli ] && ! bins cli; then return; fi
             case $by_level in
                 *" $1 "*)
                     for level in $(levels); do

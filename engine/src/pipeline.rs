@@ -56,8 +56,13 @@ impl Pipeline {
     /// The prompt of a conversation, pictures still marked by one token each. A model without a chat template gets the
     /// texts of the messages as they are.
     pub fn render(&self, messages: &[Message]) -> Result<String> {
+        self.render_with(messages, &self.options)
+    }
+
+    /// As [`render`](Self::render), with options that are not its own.
+    pub fn render_with(&self, messages: &[Message], options: &RenderOptions) -> Result<String> {
         match &self.template {
-            Some(template) => Ok(template.render(messages, &self.options)?),
+            Some(template) => Ok(template.render(messages, options)?),
             None => {
                 let mark = self.processor.image_mark();
                 let video = self.processor.video().map_or("", |video| video.mark());
@@ -105,6 +110,20 @@ impl Pipeline {
         let prepared = self.prepare(images)?;
         let prompt = self.lay_out(messages, &prepared.iter().collect::<Vec<_>>())?;
         let media = prepared.into_iter().map(Media::from).collect();
+        Ok(Request { prompt, media, params })
+    }
+
+    /// A rendered conversation, or any text that is to go on, as a request; marks in it stand for the pictures.
+    pub fn request_rendered(
+        &self,
+        text: &str,
+        images: &[Rgb8Image],
+        params: SamplingParams,
+    ) -> Result<Request> {
+        params.validate()?;
+        let prepared = self.prepare(images)?;
+        let prompt = self.laid_out(text, &prepared.iter().collect::<Vec<_>>())?;
+        let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
         Ok(Request { prompt, media, params })
     }
 

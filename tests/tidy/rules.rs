@@ -15,7 +15,8 @@ const LARGE: &[&str] = &[];
 const SELF: &[&str] = &["tests/tidy/"];
 
 /// Crates whose code may not panic on user input.
-const NO_PANIC: &[&str] = &["kernels/src/", "engine/src/", "models/src/", "engine/cli/src/"];
+const NO_PANIC: &[&str] =
+    &["kernels/src/", "engine/src/", "models/src/", "engine/cli/src/", "engine/serve/src/"];
 
 /// Which of our crates each may use.
 const DIRECTION: &[(&str, &[&str])] = &[
@@ -23,7 +24,8 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("ocelli-engine", &["ocelli-kernels"]),
     ("ocelli-models", &["ocelli-kernels", "ocelli-engine"]),
     ("ocelli-bench", &["ocelli-kernels", "ocelli-engine", "ocelli-models"]),
-    ("ocelli", &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench"]),
+    ("ocelli-serve", &["ocelli-engine"]),
+    ("ocelli", &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench", "ocelli-serve"]),
     ("ocelli-tests", &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench", "ocelli"]),
 ];
 

@@ -2,6 +2,9 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments here are help texts, not Markdown")]
 
+#[path = "args_serve.rs"]
+mod serve;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -10,6 +13,7 @@ use ocelli_engine::Precision;
 use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 use crate::batch::args::BatchArgs;
+pub use serve::ServeArgs;
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]
@@ -35,6 +39,8 @@ pub enum Command {
     Batch(Box<BatchArgs>),
     /// Draw what a prompt asks for; by a model such as Janus.
     Imagine(ImagineArgs),
+    /// Answer over HTTP by OpenAI's protocol, and on a web page.
+    Serve(ServeArgs),
     /// Make vectors of pictures and texts, which are alike where those are; by a model such as CLIP or SigLIP.
     Embed(EmbedArgs),
     /// Say how well labels fit pictures; by a model such as CLIP or SigLIP.

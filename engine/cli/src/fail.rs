@@ -86,15 +86,24 @@ fn say(message: &str, hint: Option<&str>) {
 /// Makes a panic of any thread one error line and the end of the process.
 pub fn catch_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let text = info.payload_as_str().unwrap_or("panic");
-        let place = info.location().map(|place| format!(" ({}:{})", in_crate(place.file()), place.line()));
-        let place = place.unwrap_or_default();
-        say(&format!("internal: {text}{place}"), Some("this is a bug of ocelli; please report it"));
-        if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
-            let _ = writeln!(std::io::stderr(), "{}", std::backtrace::Backtrace::force_capture());
-        }
+        say_panic(info);
         std::process::exit(i32::from(FAILED));
     }));
+}
+
+/// Makes a panic of any thread one error line: what one request does is not to end those of others.
+pub fn survive_panics() {
+    std::panic::set_hook(Box::new(say_panic));
+}
+
+fn say_panic(info: &std::panic::PanicHookInfo<'_>) {
+    let text = info.payload_as_str().unwrap_or("panic");
+    let place = info.location().map(|place| format!(" ({}:{})", in_crate(place.file()), place.line()));
+    let place = place.unwrap_or_default();
+    say(&format!("internal: {text}{place}"), Some("this is a bug of ocelli; please report it"));
+    if std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value != "0") {
+        let _ = writeln!(std::io::stderr(), "{}", std::backtrace::Backtrace::force_capture());
+    }
 }
 
 /// A source file from its crate's folder on: nobody needs to know where the binary was built.

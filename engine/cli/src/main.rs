@@ -19,6 +19,7 @@ mod open;
 mod progress;
 mod quantize;
 mod run;
+mod serve;
 mod tune;
 mod units;
 mod vectors;
@@ -48,6 +49,7 @@ fn execute(command: &Command) -> fail::Outcome {
         Command::Run(args) => run::run(args),
         Command::Batch(args) => batch::batch(args),
         Command::Imagine(args) => imagine::imagine(args),
+        Command::Serve(args) => serve::serve(args),
         Command::Embed(args) => embed::embed(args),
         Command::Classify(args) => classify::classify(args),
         Command::Verify(args) => verify::verify(args),

@@ -143,6 +143,17 @@ pub fn pipeline_of(
     Ok((Pipeline::new(files, model, threads)?, cx))
 }
 
+/// A model of any kind with its files, the threads that prepare pictures for it, and a context to run it in.
+pub fn any(
+    args: &ModelArgs,
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(ModelFiles, ocelli_engine::Loaded, usize, Ctx), Failure> {
+    let files = files(args.model.as_deref())?;
+    let (model, threads, cx) = loaded(&files, &args.processor, args.leftovers(), device, precision)?;
+    Ok((files, model, threads, cx))
+}
+
 /// A model, the threads that prepare pictures for it, and a context to run it in.
 fn loaded(
     files: &ModelFiles,

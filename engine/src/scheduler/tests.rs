@@ -441,7 +441,9 @@ fn threads_share_a_worker() {
     });
     let left = worker.submit(asks(3, 10, 600)).unwrap();
     let client = worker.client();
+    assert!(!client.has_ended());
     worker.stop().unwrap();
+    assert!(client.has_ended());
     assert!(
         matches!(left.last(), Some(Event::Done { answer, .. }) if answer.finish_reason == FinishReason::Cancelled)
     );

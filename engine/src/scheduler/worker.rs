@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use super::{Event, Request, Scheduler};
@@ -47,6 +47,8 @@ pub struct Worker {
 pub struct Client {
     commands: Sender<Command>,
     shared: Arc<Shared>,
+    /// Of what the thread holds as long as it lives.
+    alive: Weak<()>,
 }
 
 /// Events of one request. Dropping it cancels the request.
@@ -86,7 +88,10 @@ impl Worker {
         let (ready, started) = channel();
         let shared = Arc::new(Shared::default());
         let of_thread = shared.clone();
+        let lives = Arc::new(());
+        let alive = Arc::downgrade(&lives);
         let work = move || {
+            let _lives = lives;
             match start() {
                 Ok((cx, scheduler)) => {
                     let _ = ready.send(Ok(()));
@@ -101,7 +106,8 @@ impl Worker {
         };
         let thread = std::thread::Builder::new().name("ocelli-scheduler".into()).spawn(work);
         let thread = thread.map_err(|error| Error::Worker(format!("no thread: {error}")))?;
-        let worker = Self { client: Client { commands, shared: shared.clone() }, thread: Some(thread) };
+        let worker =
+            Self { client: Client { commands, shared: shared.clone(), alive }, thread: Some(thread) };
         match started.recv() {
             Ok(Ok(())) => Ok(worker),
             Ok(Err(error)) => Err(error),
@@ -177,6 +183,12 @@ impl Client {
     #[must_use]
     pub fn load(&self) -> Load {
         *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the thread has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.alive.strong_count() == 0
     }
 
     /// Why the thread has ended.
@@ -264,18 +276,24 @@ impl Thread {
         while self.listen() {
             let events = self.scheduler.step(&mut self.cx);
             // First, so that who hears of an answer finds its work counted.
-            *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) =
-                Load { timings: self.cx.timings, ..self.scheduler.load() };
+            self.note_load();
             events.into_iter().for_each(|event| self.tell(event));
         }
         let numbers: Vec<usize> = self.requests.keys().copied().collect();
         numbers.into_iter().for_each(|number| self.cancel(number));
     }
 
+    fn note_load(&self) {
+        *self.shared.load.lock().unwrap_or_else(PoisonError::into_inner) =
+            Load { timings: self.cx.timings, ..self.scheduler.load() };
+    }
+
     /// Obeys what has come, and waits for it while there is nothing to do; false at the end.
     fn listen(&mut self) -> bool {
         loop {
             let command = if self.scheduler.is_idle() {
+                // What was cancelled is not waited for by any step.
+                self.note_load();
                 self.received.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.received.try_recv()

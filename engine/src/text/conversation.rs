@@ -23,6 +23,8 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Where each picture is: a path, or an address such as `data:image/png;base64,...`.
     pub pictures: Vec<String>,
+    /// The parts that those are: `messages[2].content[0]`.
+    pub places: Vec<String>,
     /// Variables for the chat template.
     pub variables: Map<String, Json>,
 }
@@ -35,6 +37,15 @@ impl Conversation {
     pub fn read(name: &str, json: &[u8]) -> Result<Self, TextError> {
         let bad = |reason: String| TextError::Conversation { name: name.to_owned(), reason };
         let value: Json = serde_json::from_slice(json).map_err(|e| bad(format!("not JSON: {e}")))?;
+        Self::from_json(name, value)
+    }
+
+    /// As [`read`](Self::read), of JSON that is read already.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_json(name: &str, value: Json) -> Result<Self, TextError> {
+        let bad = |reason: String| TextError::Conversation { name: name.to_owned(), reason };
         let mut out = Self::default();
         let messages = match value {
             Json::Array(messages) => messages,
@@ -111,6 +122,7 @@ impl Conversation {
                     return Err(unlike(&format!("{at}.{name}"), "an address or an object with `url`", value));
                 };
                 self.pictures.push(address.to_owned());
+                self.places.push(at.to_owned());
                 Ok(Part::Image)
             }
             other => Err(format!("{at}.type: expected `text` or `image_url`, found `{}`", short(other))),
@@ -159,6 +171,10 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(read.pictures, ["1.png", "data:image/png;base64,AA==", "2.png"]);
+        assert_eq!(
+            read.places,
+            ["messages[1].content[1]", "messages[1].content[2]", "messages[3].content[0]"]
+        );
         let contents: Vec<_> = read.messages.iter().map(|message| &message.content).collect();
         assert_eq!(contents[0], &Content::Text("Be brief.".into()));
         assert_eq!(contents[1], &Content::Parts(vec![text("a"), Part::Image, Part::Image]));

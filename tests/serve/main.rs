@@ -1,0 +1,11 @@
+//! `ocelli serve` as its clients meet it, with the demo model on loopback.
+//!
+//! Runs the binary that lies beside the test's own (`tests/run.sh` builds it first).
+#![cfg(unix)]
+
+mod clients;
+mod ends;
+mod errors;
+mod http;
+mod many;
+mod protocol;
