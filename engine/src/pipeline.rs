@@ -123,7 +123,7 @@ impl Pipeline {
         params.validate()?;
         let prepared = self.prepare(images)?;
         let prompt = self.laid_out(text, &prepared.iter().collect::<Vec<_>>())?;
-        let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image))).collect();
+        let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image.into()))).collect();
         Ok(Request { prompt, media, params })
     }
 
