@@ -50,22 +50,22 @@ fn main(
     if row >= p.rows {
         return;
     }
-    let from = p.x + row * p.x_stride;
+    let source = p.x + row * p.x_stride;
     let to = p.out + row * p.out_stride;
-    var most = x_at(from);
+    var most = x_at(source);
     for (var col = number; col < p.d; col += WG) {
-        most = max(most, x_at(from + col));
+        most = max(most, x_at(source + col));
     }
     most = joined(most, number, true);
     var sum = 0.0;
     for (var col = number; col < p.d; col += WG) {
-        sum += exp_f32(x_at(from + col) - most);
+        sum += exp_f32(x_at(source + col) - most);
     }
     let share = 1.0 / joined(sum, number, false);
     for (var col = 2u * number; col < p.d; col += 2u * WG) {
-        let first = exp_f32(x_at(from + col) - most) * share;
+        let first = exp_f32(x_at(source + col) - most) * share;
         if col + 1u < p.d {
-            out_set2(to + col, vec2<f32>(first, exp_f32(x_at(from + col + 1u) - most) * share));
+            out_set2(to + col, vec2<f32>(first, exp_f32(x_at(source + col + 1u) - most) * share));
         } else {
             out_set(to + col, first);
         }
