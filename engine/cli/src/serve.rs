@@ -46,7 +46,11 @@ pub fn serve(args: &ServeArgs) -> Outcome {
     let (engine, worker, vectors) = match loaded.model.gives() {
         Gives::Answers => {
             let pipeline = Box::new(Pipeline::new(&files, loaded, threads)?);
-            let limits = Limits { seqs: args.max_running, kv_tokens: args.kv_tokens, ..Limits::default() };
+            let limits = Limits {
+                seqs: args.max_running,
+                kv_tokens: args.kv_tokens,
+                ..Limits::default().remembering()
+            };
             let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
             let worker = Worker::spawn(move || {
                 let scheduler = Scheduler::new(&mut cx, model, tokenizer, limits)?;

@@ -37,6 +37,15 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The same for requests that go on coming: what was seen before is kept for those about the same pictures, and for those that
+    /// begin likewise.
+    #[must_use]
+    pub fn remembering(self) -> Self {
+        Self { prefixes: 64, features: 256 << 20, ..self }
+    }
+}
+
 /// What the plan knows of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Ask<'a> {

@@ -39,10 +39,6 @@ use crate::progress::{Spinner, Steps};
 
 /// Done, but some rows have an error in place of an answer.
 const SOME_FAILED: u8 = 3;
-/// Features that are kept in memory for rows about the same pictures.
-const FEATURES: u64 = 256 << 20;
-/// Ended prompts that are kept for rows that begin likewise.
-const PREFIXES: usize = 64;
 /// Rows about the same picture that are prepared together.
 const TOGETHER: usize = 64;
 
@@ -264,9 +260,7 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     let limits = Limits {
         seqs: args.parallel,
         kv_tokens: most.min(default.kv_tokens).min((memory / per_token) as usize).max(16),
-        prefixes: PREFIXES,
-        features: FEATURES,
-        ..default
+        ..default.remembering()
     };
     let mut scheduler = Scheduler::new(&mut cx, pipeline.model.clone(), pipeline.tokenizer.clone(), limits)?;
     if let Some(dir) = &args.cache_dir {
