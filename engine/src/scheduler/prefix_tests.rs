@@ -36,7 +36,7 @@ fn what_a_page_follows_from() {
         tokens: vec![1; 96],
         spans: vec![Span { media: 0, rows: 0..40, at: 20 }],
         positions: Positions::Axes { at: (0..96).map(|i| [i; 3]).collect(), next: 96 },
-        blocks: vec![70..90],
+        blocks: std::iter::once(70..90).collect(),
         memory: vec![3],
         reaches: vec![Reach { from: 50, rows: 0..3, early: false }],
         ..Prompt::default()

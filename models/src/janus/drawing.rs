@@ -74,7 +74,7 @@ impl crate::text::Ends for Ends<'_> {
         self.0.aligner.forward(cx, &rows).map(Some)
     }
 
-    fn width(&self) -> usize {
+    fn logits(&self) -> usize {
         self.0.canvas.codes
     }
 

@@ -109,9 +109,9 @@ pub trait Ends {
     fn embed(&self, cx: &mut Ctx, ids: &Tensor) -> Result<Option<Tensor>>;
 
     /// Numbers of a row of the result.
-    fn width(&self) -> usize;
+    fn logits(&self) -> usize;
 
-    /// `rows: [rows, d]`, normalized  ->  `out: f32 [rows, width]`.
+    /// `rows: [rows, d]`, normalized  ->  `out: f32 [rows, logits]`.
     fn write_to(&self, cx: &mut Ctx, rows: &Tensor, out: &Tensor) -> Result<()>;
 
     /// Tells launches with these ends from those with others.
@@ -248,7 +248,7 @@ impl Decoder {
         kv: &KvCache,
         ends: Option<&dyn Ends>,
     ) -> Result<Tensor> {
-        let width = ends.map_or(self.plan.vocab, Ends::width);
+        let width = ends.map_or(self.plan.vocab, Ends::logits);
         let logits = cx.alloc(&[batch.rows_wanted, width], DType::F32)?;
         let work = |cx: &mut Ctx| self.pass(cx, batch, memory, kv, (ends, &logits));
         // A step of one token a sequence is the same launches each time.

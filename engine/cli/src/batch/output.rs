@@ -251,6 +251,9 @@ fn from_table(path: &Path) -> Result<Vec<Record>, Failure> {
     rows.collect()
 }
 
+/// A column of texts.
+type Text<'a> = &'a dyn Fn(&Record) -> Option<String>;
+
 fn write_table(path: &Path, rows: &[Record]) -> parquet::errors::Result<()> {
     let text = |name: &str, repetition| {
         let field = Type::primitive_type_builder(name, Physical::BYTE_ARRAY);
@@ -283,7 +286,7 @@ fn write_table(path: &Path, rows: &[Record]) -> parquet::errors::Result<()> {
             Value::String(one) => Some(one.clone()),
             list => Some(list.to_string()),
         };
-        let texts: [&dyn Fn(&Record) -> Option<String>; 6] = [
+        let texts: [Text<'_>; 6] = [
             &image,
             &|row| row.prompt.clone(),
             &|row| row.text.clone(),
@@ -294,7 +297,7 @@ fn write_table(path: &Path, rows: &[Record]) -> parquet::errors::Result<()> {
         let mut group = writer.next_row_group()?;
         let ids: Vec<ByteArray> = rows.iter().map(|row| row.id.as_str().into()).collect();
         column::<ByteArrayType>(&mut group, &ids, None)?;
-        let optional = |value: &dyn Fn(&Record) -> Option<String>| -> (Vec<ByteArray>, Vec<i16>) {
+        let optional = |value: Text<'_>| -> (Vec<ByteArray>, Vec<i16>) {
             let values: Vec<Option<String>> = rows.iter().map(value).collect();
             let levels = values.iter().map(|value| i16::from(value.is_some())).collect();
             (values.iter().flatten().map(|value| value.as_str().into()).collect(), levels)
