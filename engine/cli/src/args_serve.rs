@@ -55,7 +55,7 @@ pub struct ServeArgs {
     /// are not of the public internet are refused but for those of networks that are listed too, such as 10.1.0.0/16.
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     pub allow_remote_images: Vec<String>,
-    /// The origin of web pages that may ask, such as https://app.example, or * for all.
+    /// The origin of web pages that may ask, such as `https://app.example`, or * for all.
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Option<String>,
     #[command(flatten)]
