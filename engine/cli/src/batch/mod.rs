@@ -86,36 +86,38 @@ impl Questions {
     }
 }
 
-/// Counts down; waits at zero.
+/// Has items wait for their turn: item N begins once fewer than `count` of those before it are left. So the first that is left never
+/// waits, whoever comes before it.
 struct Permits {
-    free: Mutex<usize>,
+    count: usize,
+    written: Mutex<usize>,
     changed: Condvar,
     closed: AtomicBool,
 }
 
 impl Permits {
     fn new(count: usize) -> Self {
-        Self { free: Mutex::new(count), changed: Condvar::new(), closed: AtomicBool::new(false) }
+        Self { count, written: Mutex::new(0), changed: Condvar::new(), closed: AtomicBool::new(false) }
     }
 
-    /// Takes one when there is one; false at the end of all.
-    fn take(&self) -> bool {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        while *free == 0 && !self.closed.load(Ordering::Relaxed) {
-            free = self.changed.wait(free).unwrap_or_else(PoisonError::into_inner);
+    /// Waits for the turn of an item; false at the end of all.
+    fn take(&self, number: usize) -> bool {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        while number >= *written + self.count && !self.closed.load(Ordering::Relaxed) {
+            written = self.changed.wait(written).unwrap_or_else(PoisonError::into_inner);
         }
-        *free = free.saturating_sub(1);
         !self.closed.load(Ordering::Relaxed)
     }
 
+    /// One more is done.
     fn give(&self) {
-        *self.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        self.changed.notify_one();
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_all();
     }
 
-    /// Nobody gets one any more.
+    /// Nobody's turn comes any more.
     fn close(&self) {
-        let _free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let _written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         self.closed.store(true, Ordering::Relaxed);
         self.changed.notify_all();
     }
@@ -158,14 +160,14 @@ impl Feed<'_> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some((group, &first)) = self.groups.get(number).zip(self.first.get(number)) else { return };
-            if !self.permits.take() {
+            if !self.permits.take(first) {
                 return;
             }
             let start = Instant::now();
             let pictures = self.pictures(&self.rows[group[0].row]);
             for (place, item) in group.iter().enumerate() {
                 let number = first + place;
-                if place > 0 && !self.permits.take() {
+                if place > 0 && !self.permits.take(number) {
                     return;
                 }
                 let request = match &pictures {
