@@ -10,14 +10,32 @@ use ocelli_engine::{Ctx, Features, Model, Result, Tensor, Vlm};
 
 use crate::registry::Source;
 use crate::text::Decoder;
-use crate::vision::{Connect, Vit, encode};
+use crate::vision::{ByTile, Connect, Vit, encode};
+
+/// What makes features of pictures.
+pub trait Eye: Send + Sync {
+    /// Features of each picture, of `d` numbers a row.
+    fn features(&self, cx: &mut Ctx, d: usize, images: &[&PreparedImage]) -> Result<Vec<Features>>;
+}
+
+impl Eye for (Vit, Box<dyn Connect + Send + Sync>) {
+    fn features(&self, cx: &mut Ctx, d: usize, images: &[&PreparedImage]) -> Result<Vec<Features>> {
+        encode(cx, &self.0, &*self.1, d, images)
+    }
+}
+
+impl<C: Connect + Send + Sync> Eye for ByTile<C> {
+    fn features(&self, cx: &mut Ctx, d: usize, images: &[&PreparedImage]) -> Result<Vec<Features>> {
+        self.encode(cx, d, images)
+    }
+}
 
 /// A model of these parts.
 pub struct Composed {
     info: ModelInfo,
     parts: Vec<PartInfo>,
     /// Tower and connector; none of a model that takes text alone.
-    eye: Option<(Vit, Box<dyn Connect + Send + Sync>)>,
+    eye: Option<Box<dyn Eye>>,
     decoder: Decoder,
 }
 
@@ -43,7 +61,19 @@ impl Composed {
         connector: impl Connect + Send + Sync + 'static,
         decoder: Decoder,
     ) -> Self {
-        Self::new(family, source, Some((tower, Box::new(connector))), decoder)
+        let connector: Box<dyn Connect + Send + Sync> = Box::new(connector);
+        Self::new(family, source, Some(Box::new((tower, connector))), decoder)
+    }
+
+    /// The model of another eye and a decoder that were loaded from `source`.
+    #[must_use]
+    pub fn of_eye(
+        family: &'static str,
+        source: &Source<'_>,
+        eye: impl Eye + 'static,
+        decoder: Decoder,
+    ) -> Model {
+        Model::Vlm(Arc::new(Self::new(family, source, Some(Box::new(eye)), decoder)))
     }
 
     /// The decoder.
@@ -58,12 +88,7 @@ impl Composed {
         Model::Vlm(Arc::new(Self::new(family, source, None, decoder)))
     }
 
-    fn new(
-        family: &'static str,
-        source: &Source<'_>,
-        eye: Option<(Vit, Box<dyn Connect + Send + Sync>)>,
-        decoder: Decoder,
-    ) -> Self {
+    fn new(family: &'static str, source: &Source<'_>, eye: Option<Box<dyn Eye>>, decoder: Decoder) -> Self {
         let info = decoder.plan().info(family);
         let parts = source.checkpoint.parts();
         Self { info, parts, eye, decoder }
@@ -81,7 +106,7 @@ impl Vlm for Composed {
 
     fn encode(&self, cx: &mut Ctx, images: &[&PreparedImage]) -> Result<Vec<Features>> {
         match &self.eye {
-            Some((tower, connector)) => encode(cx, tower, &**connector, self.info.d_model, images),
+            Some(eye) => eye.features(cx, self.info.d_model, images),
             None if images.is_empty() => Ok(Vec::new()),
             None => Err(crate::text_only::no_pictures()),
         }

@@ -9,6 +9,7 @@ pub mod connector;
 pub mod deepseek_ocr2;
 pub mod demo;
 pub mod dual;
+pub mod fast_vlm;
 pub mod fields;
 pub mod florence2;
 pub mod gemma3;

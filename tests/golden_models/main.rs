@@ -66,6 +66,7 @@ const FAMILIES: &[&str] = &[
     "blip_vqa",
     "blip2",
     "florence2",
+    "fast_vlm",
     "janus",
     "clip",
     "siglip",

@@ -2,7 +2,7 @@
 
 use ocelli_engine::weights::Scope;
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::ops::{self, Filter, Matmul, MixRows};
+use ocelli_kernels::ops::{self, Activation, Filter, Matmul, MixRows};
 use ocelli_kernels::{DType, View, Weights};
 
 /// Most elements that are gathered for a product at once.
@@ -28,6 +28,7 @@ pub struct Conv {
     path: String,
     w: Weights,
     filter: Filter,
+    act: Activation,
 }
 
 impl Conv {
@@ -51,7 +52,21 @@ impl Conv {
         let w = table(cx, &[n, taps * channels], &turned)?;
         let bias = if bias { Some(bias_of(cx, scope, n)?) } else { None };
         let w = cx.stream().place(&Weights::dense(w.view().clone(), bias)?)?;
-        Ok(Self { path: scope.prefix().to_owned(), w, filter })
+        Ok(Self { path: scope.prefix().to_owned(), w, filter, act: Activation::None })
+    }
+
+    /// The same with an activation after it.
+    #[must_use]
+    pub fn then(self, act: Activation) -> Self {
+        Self { act, ..self }
+    }
+
+    /// `x: [rows * columns, channels]  ->  [places, n]`, a picture of `grid`.
+    pub fn forward(&self, cx: &mut Ctx, x: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
+        let places = self.places(grid);
+        let out = cx.alloc(&[places.0 * places.1, self.w.n()], cx.dtype())?;
+        self.write_to(cx, x, grid, &out)?;
+        Ok(out)
     }
 
     /// Path of the module.
@@ -99,7 +114,7 @@ impl Conv {
 
     fn product(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor) -> Result<()> {
         let mut op = Matmul::new(cx.view(x)?, self.w.clone(), cx.view(out)?);
-        op.math = cx.math(&self.w);
+        (op.math, op.act) = (cx.math(&self.w), self.act);
         cx.exec(&self.path, &op)
     }
 
@@ -148,12 +163,53 @@ pub struct DepthConv {
 }
 
 impl DepthConv {
-    /// Loads `weight [channels, 1, height, width]` and `bias [channels]` at `scope`. `more` is added to the taps in the middle: with 1 the
+    /// Loads `weight [channels, 1, height, width]` and `bias [channels]` at `scope`; where the input has fewer channels, neighbours
+    /// of the result come from one of them. `more` is added to the taps in the middle: with 1 the
     /// result is `x + conv(x)`.
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, channels: usize, filter: Filter, more: f32) -> Result<Self> {
-        let taps = filter.taps();
+        let stored = Self::stored(scope, channels, filter)?;
+        scope.take("bias", &[channels])?;
+        let bias = scope.checkpoint().floats(&scope.path("bias"))?;
+        Self::of(cx, scope, (&stored, &bias), filter, more)
+    }
+
+    /// Loads `weight` at `scope` with the norm by running statistics (`BatchNorm2d`) after it, at `norm`, taken in.
+    pub fn normed(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        norm: &Scope<'_>,
+        channels: usize,
+        filter: Filter,
+        eps: f32,
+    ) -> Result<Self> {
+        let mut stored = Self::stored(scope, channels, filter)?;
+        let of = |name: &str| -> Result<Vec<f32>> {
+            norm.take(name, &[channels])?;
+            Ok(norm.checkpoint().floats(&norm.path(name))?)
+        };
+        let (mean, var, scale) = (of("running_mean")?, of("running_var")?, of("weight")?);
+        let mut bias = of("bias")?;
+        for channel in 0..channels {
+            let factor = scale[channel] / (var[channel] + eps).sqrt();
+            bias[channel] -= mean[channel] * factor;
+            stored[channel * filter.taps()..][..filter.taps()].iter_mut().for_each(|tap| *tap *= factor);
+        }
+        Self::of(cx, scope, (&stored, &bias), filter, 0.0)
+    }
+
+    fn stored(scope: &Scope<'_>, channels: usize, filter: Filter) -> Result<Vec<f32>> {
         scope.take("weight", &[channels, 1, filter.size.0 as usize, filter.size.1 as usize])?;
-        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        Ok(scope.checkpoint().floats(&scope.path("weight"))?)
+    }
+
+    fn of(
+        cx: &mut Ctx,
+        scope: &Scope<'_>,
+        (stored, bias): (&[f32], &[f32]),
+        filter: Filter,
+        more: f32,
+    ) -> Result<Self> {
+        let (taps, channels) = (filter.taps(), bias.len());
         let of = |tap: usize, channel: usize| {
             stored[channel * taps + tap] + if tap == taps / 2 { more } else { 0.0 }
         };
@@ -161,9 +217,21 @@ impl DepthConv {
         Ok(Self {
             path: scope.prefix().to_owned(),
             weight: table(cx, &[taps, channels], &turned)?.view().clone(),
-            bias: bias_of(cx, scope, channels)?,
+            bias: table(cx, &[channels], bias)?.view().clone(),
             filter,
         })
+    }
+
+    /// Channels of the result.
+    #[must_use]
+    pub fn channels(&self) -> usize {
+        self.bias.size(0)
+    }
+
+    /// Rows and columns of the result for a picture of `grid`.
+    #[must_use]
+    pub fn places(&self, grid: (usize, usize)) -> (usize, usize) {
+        self.filter.places(grid)
     }
 
     /// `x: [rows * columns, channels]  ->  out: [places, channels]`, a picture of `grid`.
@@ -188,7 +256,7 @@ mod tests {
     fn taps_of_places() {
         let filter = Filter { size: (2, 3), stride: 2, padding: 1 };
         let w = Weights::dense(nothing(), None).expect("an empty matrix");
-        let conv = Conv { path: String::new(), w, filter };
+        let conv = Conv { path: String::new(), w, filter, act: Activation::None };
         assert_eq!(conv.places((3, 2)), (2, 1));
         let ids = conv.ids((3, 2), 1);
         assert_eq!(ids, [-1, -1, -1, -1, 0, 1, -1, 2, 3, -1, 4, 5]);

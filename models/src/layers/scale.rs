@@ -19,6 +19,12 @@ impl LayerScale {
         Ok(Self { path: scope.path(name), factors })
     }
 
+    /// The same where the file has them as `[d, 1, 1]`.
+    pub fn of_channels(cx: &mut Ctx, scope: &Scope<'_>, name: &str, d: usize) -> Result<Self> {
+        let factors = cx.stream().place_view(&scope.take(name, &[d, 1, 1])?.reshape(&[d])?)?;
+        Ok(Self { path: scope.path(name), factors })
+    }
+
     /// `h += factors * x`, in place; `x: [rows, d]`.
     pub fn add_to(&self, cx: &mut Ctx, x: &Tensor, h: &Tensor) -> Result<()> {
         let h = cx.view(h)?;

@@ -5,9 +5,10 @@
 use ocelli_engine::weights::{Role, Scope};
 use ocelli_engine::{Ctx, Result, Stage, Tensor};
 use ocelli_kernels::Weights;
-use ocelli_kernels::ops::{Activation, Attention, AttentionKv, Filter, Math, Matmul, PatchEmbed, Seen};
+use ocelli_kernels::ops::{Activation, Attention, AttentionKv, Filter, Math, Matmul, Seen};
 
 use super::plan::activation;
+use super::raw::RawPixels;
 use super::vit::{Pixels, Segments};
 use crate::fields::Fields;
 use crate::layers::{Conv, DepthConv, Linear, Norm, copy_rows, rows_or_zeros, table};
@@ -181,9 +182,7 @@ struct Blocks {
 /// The tower.
 pub struct Davit {
     plan: DavitPlan,
-    path: String,
-    /// Pixels as they are: an embedding of patches of one pixel.
-    pixels: Weights,
+    pixels: RawPixels,
     stages: Vec<Blocks>,
 }
 
@@ -210,9 +209,8 @@ impl Davit {
             stages.push(Blocks { plan: *stage, conv, norm, blocks, identity, identities });
             before = stage.d;
         }
-        let pixels = table(cx, &[3, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])?;
-        let pixels = cx.stream().place(&Weights::dense(pixels.view().clone(), None)?)?;
-        Ok(Self { path: scope.prefix().to_owned(), pixels, stages, plan })
+        let pixels = RawPixels::new(cx, scope.prefix())?;
+        Ok(Self { pixels, stages, plan })
     }
 
     /// The plan.
@@ -224,18 +222,7 @@ impl Davit {
     /// `pixels: [1, ...]` of `size` rows and columns  ->  `out: [rows * columns, d]` of the last stage.
     pub fn write_to(&self, cx: &mut Ctx, pixels: &Pixels, size: (usize, usize), out: &Tensor) -> Result<()> {
         cx.scope(|cx| {
-            let mut h = cx.alloc(&[size.0 * size.1, 3], cx.dtype())?;
-            let embed = PatchEmbed {
-                pixels: cx.view(&pixels.values)?,
-                w: self.pixels.clone(),
-                pos: None,
-                pos_ids: None,
-                mean: pixels.mean,
-                std: pixels.std,
-                patch: 1,
-                out: cx.view(&h)?,
-            };
-            cx.exec(&self.path, &embed)?;
+            let mut h = self.pixels.rows(cx, pixels, size)?;
             let mut grid = size;
             for (i, stage) in self.stages.iter().enumerate() {
                 let places = stage.conv.places(grid);

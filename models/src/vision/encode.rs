@@ -5,7 +5,7 @@ use ocelli_engine::{Ctx, Error, Features, Phase, Result, Stage, Tensor};
 use ocelli_kernels::ops::{GatherRows, Pointwise, ScatterRows};
 use ocelli_kernels::{DType, Weights};
 
-use super::{Layout, Pixels, Vit};
+use super::{FastVit, Layout, Pixels, Vit};
 use crate::layers::copy_rows;
 
 /// Most patches that go through the tower at once: bounds the memory of activations, and is more than enough rows to
@@ -57,6 +57,41 @@ pub trait Connect {
     ) -> Result<()> {
         let _ = number;
         self.connect(cx, x, grid, out)
+    }
+}
+
+/// A tower whose pictures go through it one by one, and what stands between it and the decoder.
+pub struct ByTile<C> {
+    /// The tower.
+    pub tower: FastVit,
+    /// What is behind it.
+    pub connector: C,
+}
+
+impl<C: Connect> ByTile<C> {
+    /// Features of each picture, `[rows, d]`.
+    pub fn encode(&self, cx: &mut Ctx, d: usize, images: &[&PreparedImage]) -> Result<Vec<Features>> {
+        let mut all = Vec::with_capacity(images.len());
+        for (number, image) in images.iter().enumerate() {
+            let [tile] = &image.tiles[..] else {
+                let found = image.tiles.len();
+                return Err(Error::Request(format!("picture: expected one tile, found {found}")));
+            };
+            let (size, plan) = ((tile.height, tile.width), self.tower.plan());
+            let grid = plan.grid(size);
+            let rows = cx.alloc_owned(&[self.connector.rows(grid)?, d], cx.dtype())?;
+            cx.scope(|cx| {
+                let values = upload(cx, images, &[(number, tile)])?;
+                let pixels = Pixels { values, mean: image.normalize.mean, std: image.normalize.std };
+                let hidden = cx.alloc(&[grid.0 * grid.1, plan.d()], cx.dtype())?;
+                cx.measure(Phase::Tower, |cx| self.tower.write_to(cx, &pixels, size, &hidden))?;
+                cx.measure(Phase::Connector, |cx| self.connector.connect(cx, &hidden, grid, &rows))?;
+                cx.stage(Stage::FEATURES, &rows)
+            })?;
+            cx.timings.tiles += 1;
+            all.push(Features::of_rows(rows));
+        }
+        Ok(all)
     }
 }
 

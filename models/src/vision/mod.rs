@@ -3,17 +3,20 @@
 mod alike;
 mod davit;
 mod encode;
+mod fastvit;
 mod inner;
 mod llama4;
 mod plan;
 mod positions;
 mod product;
+mod raw;
 mod taps;
 mod vit;
 
 pub use davit::{Davit, DavitPlan, DavitStage};
 pub(crate) use encode::upload;
-pub use encode::{Connect, encode};
+pub use encode::{ByTile, Connect, encode};
+pub use fastvit::{FastVit, FastVitPlan};
 pub use plan::{Mlp, Names, Places, Together, VitPlan, activation};
 pub(crate) use positions::{cubic_taps, stretched};
 pub use taps::Between;
