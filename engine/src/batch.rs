@@ -516,7 +516,8 @@ impl Batch<'_> {
                 }
                 let deep = &mut gathered.deep;
                 deep.resize(deep.len().max(features.deep.len()), Vec::new());
-                for (layer, values) in deep.iter_mut().zip(&features.deep) {
+                let some = deep.iter_mut().zip(&features.deep).filter(|(_, values)| values.size(0) > 0);
+                for (layer, values) in some {
                     layer.push((values.narrow(0, from, end - start)?, rows.clone()));
                 }
             }

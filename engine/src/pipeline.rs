@@ -8,13 +8,12 @@ use crate::drawing::Guide;
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
-use crate::parallel::try_map;
 use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
 use crate::sample::SamplingParams;
 use crate::scheduler::{Media, Request, generate};
 use crate::text::{ChatTemplate, Content, Message, Part, RenderOptions, Tokenizer};
-use crate::video::Video;
+use crate::video::{Placed, Video};
 use crate::vlm::{Gives, Loaded, Model, Processor, Vlm};
 
 /// A model with its processor, tokenizer and chat template.
@@ -156,11 +155,14 @@ impl Pipeline {
         };
         params.validate()?;
         let images = self.processor.prepare_all(images, self.threads)?;
-        let frames = |video: &Video| {
-            try_map(&video.frames, self.threads, |frame, threads| processor.prepare(frame, threads))
-        };
-        let frames = videos.iter().map(frames).collect::<Result<Vec<_>>>()?;
-        let all = in_order(messages, images, frames)?;
+        let pictures = |video: &Video| processor.pictures(&video.frames, self.threads);
+        let pictures = videos.iter().map(pictures).collect::<Result<Vec<_>>>()?;
+        let (all, firsts) = in_order(messages, images, pictures)?;
+        let placed: Vec<Placed<'_>> = firsts
+            .iter()
+            .zip(videos)
+            .map(|(&(first, count), video)| Placed { first, count, video })
+            .collect();
         let rendered = match processor.template() {
             Some(source) => {
                 let name = "the template for videos";
@@ -180,7 +182,9 @@ impl Pipeline {
         let texts = texts.into_iter().chain([String::new()]);
         let text: String =
             pieces.into_iter().zip(texts).flat_map(|(piece, text)| [piece.to_owned(), text]).collect();
-        let prompt = self.laid_out(&text, &all.iter().collect::<Vec<_>>())?;
+        let pictures: Vec<&PreparedImage> = all.iter().collect();
+        let mut prompt = self.laid_out(&text, &pictures)?;
+        processor.place(&mut prompt, &pictures, &placed);
         let media = all.into_iter().map(Media::from).collect();
         Ok(Request { prompt, media, params })
     }
@@ -222,15 +226,18 @@ impl Pipeline {
     }
 }
 
-/// Pictures and the frames of videos in the order in which messages place them.
+/// Of each video the number of its first picture, and how many it has.
+type Runs = Vec<(usize, usize)>;
+
+/// Pictures and those of videos in the order in which messages place them, and where those of videos are.
 fn in_order(
     messages: &[Message],
     images: Vec<PreparedImage>,
     videos: Vec<Vec<PreparedImage>>,
-) -> Result<Vec<PreparedImage>> {
+) -> Result<(Vec<PreparedImage>, Runs)> {
     let given = (images.len(), videos.len());
     let (mut images, mut videos) = (images.into_iter(), videos.into_iter());
-    let (mut all, mut placed) = (Vec::new(), (0, 0));
+    let (mut all, mut placed, mut firsts) = (Vec::new(), (0, 0), Vec::new());
     for message in messages {
         let Content::Parts(parts) = &message.content else { continue };
         for part in parts {
@@ -241,7 +248,9 @@ fn in_order(
                 }
                 Part::Video => {
                     placed.1 += 1;
-                    all.extend(videos.next().into_iter().flatten());
+                    let pictures = videos.next().unwrap_or_default();
+                    firsts.push((all.len(), pictures.len()));
+                    all.extend(pictures);
                 }
                 Part::Text { .. } => {}
             }
@@ -254,5 +263,5 @@ fn in_order(
             found.0, found.1
         )));
     }
-    Ok(all)
+    Ok((all, firsts))
 }

@@ -96,7 +96,12 @@ impl Prompt {
     /// # Errors
     /// If tokens and rows differ in number.
     pub fn with_image_tokens(tokens: Vec<u32>, image: u32, rows: &[usize]) -> Result<Self> {
-        let places: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i] == image).collect();
+        Self::with_tokens_of(tokens, &[image], rows)
+    }
+
+    /// As [`with_image_tokens`](Self::with_image_tokens), where several tokens stand for features.
+    pub fn with_tokens_of(tokens: Vec<u32>, kinds: &[u32], rows: &[usize]) -> Result<Self> {
+        let places: Vec<usize> = (0..tokens.len()).filter(|&i| kinds.contains(&tokens[i])).collect();
         let total: usize = rows.iter().sum();
         if places.len() != total {
             return Err(Error::Request(format!(
@@ -279,7 +284,8 @@ impl Prompt {
 pub struct Features {
     /// Rows that replace embeddings, `[rows, d_model]`.
     pub rows: Option<Tensor>,
-    /// Rows that are added to the result of text layers 0, 1, ... at the same tokens, `[rows, d_model]` each.
+    /// Rows that are added to the result of text layers 0, 1, ... at the same tokens, `[rows, d_model]` each; no rows where a layer has
+    /// none.
     pub deep: Vec<Tensor>,
     /// Rows that text layers attend to beside the tokens, `[rows, d]`: they are no tokens.
     pub memory: Option<Tensor>,

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::{PreparedImage, Rgb8Image};
+use crate::prompt::Prompt;
 
 /// Frames of a video.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +43,18 @@ fn evenly(count: usize, most: usize) -> Vec<usize> {
     (0..most).map(|i| if most > 1 { i * last / (most - 1) } else { 0 }).collect()
 }
 
-/// How a family lays videos out: as pictures, one for each frame, with text around them.
+/// A video in a request: the first of its pictures, how many there are, and itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'a> {
+    /// Number of its first picture among all of the request.
+    pub first: usize,
+    /// Pictures.
+    pub count: usize,
+    /// The video.
+    pub video: &'a Video,
+}
+
+/// How a family lays videos out: as pictures, of one frame or several, with text around them.
 pub trait VideoProcessor: Send + Sync {
     /// What stands for a video in a rendered conversation.
     fn mark(&self) -> &str;
@@ -52,12 +64,17 @@ pub trait VideoProcessor: Send + Sync {
         None
     }
 
-    /// Resizes a frame for the tower, with at most `threads` threads.
-    fn prepare(&self, frame: &Rgb8Image, threads: usize) -> Result<PreparedImage>;
+    /// The pictures that the tower sees of a video's frames, with at most `threads` threads.
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>>;
 
-    /// What stands for a video in the prompt, with the mark of a picture for each frame: `times` has theirs in seconds, `seconds` is
-    /// the length of the video.
+    /// What stands for a video in the prompt, with the mark of a picture for each of its pictures: `times` has those of the frames in
+    /// seconds, `seconds` is the length of the video.
     fn text(&self, times: &[f64], seconds: f64) -> String;
+
+    /// Gives the tokens of a prompt that was laid out the positions that videos ask for.
+    fn place(&self, prompt: &mut Prompt, pictures: &[&PreparedImage], videos: &[Placed<'_>]) {
+        let _ = (prompt, pictures, videos);
+    }
 }
 
 /// A number in English words, as Python's num2words writes it; digits from a million on.

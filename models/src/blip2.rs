@@ -36,15 +36,23 @@ const NAMES: EncoderNames = EncoderNames {
     ..BERT_NAMES
 };
 
-/// `Blip2QFormerConfig`; `tower` has the features of a patch.
-fn qformer(config: &Fields<'_>, tower: usize) -> Result<EncoderPlan> {
+/// `Blip2QFormerConfig`; `tower` has the features of a patch. `alike`: the queries have as many, a head for each 64, and one layer where
+/// nothing is stated.
+pub(crate) fn qformer(config: &Fields<'_>, tower: usize, alike: bool) -> Result<EncoderPlan> {
     config.model_type(&["blip_2_qformer"])?;
     config.unset("use_qformer_text_input")?;
-    config.only("encoder_hidden_size", tower)?;
     // Of texts, which it does not read.
     config.inert(&["vocab_size", "max_position_embeddings", "position_embedding_type"]);
     config.inert(&["hidden_dropout_prob", "attention_probs_dropout_prob"]);
-    let (d, heads) = (config.size("hidden_size", 768)?, config.size("num_attention_heads", 12)?);
+    let (d, heads) = if alike {
+        // What the outer configuration writes over.
+        config.inert(&["encoder_hidden_size", "hidden_size", "num_attention_heads"]);
+        (tower, (tower / 64).max(1))
+    } else {
+        config.only("encoder_hidden_size", tower)?;
+        (config.size("hidden_size", 768)?, config.size("num_attention_heads", 12)?)
+    };
+    let (layers, every) = if alike { (1, 1) } else { (12, 2) };
     if !d.is_multiple_of(heads) {
         let what = format!("expected a multiple of num_attention_heads {heads}, found {d}");
         return Err(config.bad("hidden_size", what));
@@ -56,11 +64,11 @@ fn qformer(config: &Fields<'_>, tower: usize) -> Result<EncoderPlan> {
         embed_scale: 1.0,
         d,
         mlp: config.size("intermediate_size", 3072)?,
-        layers: config.size("num_hidden_layers", 12)?.min(1 << 16),
+        layers: config.size("num_hidden_layers", layers)?.min(1 << 16),
         heads,
         eps: config.or("layer_norm_eps", 1e-12)?,
         act: activation(config, "hidden_act", "gelu")?,
-        cross: Some(EncoderCross { memory: tower, every: config.size("cross_attention_frequency", 2)? }),
+        cross: Some(EncoderCross { memory: tower, every: config.size("cross_attention_frequency", every)? }),
         names: NAMES,
     })
 }
@@ -71,7 +79,7 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     config.only("use_decoder_only_language_model", true)?;
     let queries = config.size("num_query_tokens", 32)?;
     let tower = VitPlan::blip2(&config.part("vision_config")?)?;
-    let connector = qformer(&config.part("qformer_config")?, tower.d)?;
+    let connector = qformer(&config.part("qformer_config")?, tower.d, false)?;
     let tied: Option<bool> = config.get("tie_word_embeddings")?;
     let text = TextPlan::read(&config.part("text_config")?, &["opt"], tied)?;
     let sizes = (queries, text.d, tower.extra_rows());

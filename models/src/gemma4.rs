@@ -7,12 +7,13 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, Normalize, Pixels, PreparedImage, Rgb8Image, Tile, resize};
 use ocelli_engine::prompt::Span;
 use ocelli_engine::text::Tokenizer;
+use ocelli_engine::video::VideoProcessor;
 use ocelli_engine::{Ctx, Error, Model, Prompt, Result};
 
 use crate::composed::Composed;
 use crate::connector::Averaged;
 use crate::fields::Config;
-use crate::processor::{ImageFields, added_token, lay_out};
+use crate::processor::{ImageFields, added_token, lay_out_kinds};
 use crate::registry::{Family, Source};
 use crate::text::{Decoder, TextPlan};
 use crate::vision::{Vit, VitPlan};
@@ -22,7 +23,7 @@ pub const FAMILY: Family = Family {
     name: "gemma4",
     model_types: &["gemma4"],
     models: "Gemma 4",
-    pictures: "any size, within a budget of tokens",
+    pictures: "any size, within a budget of tokens; frames of videos",
     file: file!(),
     processor: |files| Ok(Box::new(Processor::load(files)?)),
     load,
@@ -61,6 +62,9 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
 /// Fields beside the common ones.
 const KEYS: &[&str] = &["max_soft_tokens", "patch_size", "pooling_kernel_size"];
 
+/// Tokens of a frame of a video where the files say nothing.
+const FRAME: usize = 70;
+
 /// Budgets that the reference takes.
 const BUDGETS: [usize; 5] = [70, 140, 280, 560, 1120];
 
@@ -76,6 +80,8 @@ struct Processor {
     /// Most tokens of a picture.
     budget: usize,
     marks: Marks,
+    /// What prepares frames of videos.
+    frames: Option<Box<Processor>>,
 }
 
 /// What is in a prompt for a picture.
@@ -85,6 +91,8 @@ struct Marks {
     image: String,
     end: String,
     image_id: u32,
+    /// Stands for a video in a rendered conversation, and for a feature of its frames; none where the tokenizer has no such token.
+    video: Option<(String, u32)>,
     /// Whether the tokens of a picture see each other.
     blocks: bool,
 }
@@ -94,15 +102,22 @@ impl Processor {
         let config = Config::load(files, "config.json")?;
         let root = config.root();
         let image_id = root.or("image_token_id", 258_880)?;
+        let video_id = root.or("video_token_id", 258_884)?;
+        let video = added_token(files, video_id).ok();
         let seen: Option<String> = root.at("text_config").get("use_bidirectional_attention")?;
         let marks = Marks {
             begin: added_token(files, root.or("boi_token_id", 255_999)?)?,
             image: added_token(files, image_id)?,
             end: added_token(files, root.or("eoi_token_id", 258_882)?)?,
             image_id,
+            video: video.map(|mark| (mark, video_id)),
             blocks: seen.as_deref() == Some("vision"),
         };
-        Self::new(ImageFields::load(files, KEYS)?, marks)
+        let frames = Self::new(
+            ImageFields::load_video(files, KEYS)?.or("max_soft_tokens", FRAME.into()),
+            marks.clone(),
+        )?;
+        Ok(Self { frames: Some(Box::new(frames)), ..Self::new(ImageFields::load(files, KEYS)?, marks)? })
     }
 
     fn new(fields: ImageFields, marks: Marks) -> Result<Self> {
@@ -118,6 +133,7 @@ impl Processor {
             budget,
             fields,
             marks,
+            frames: None,
         };
         own.normalize()?;
         Ok(own)
@@ -181,7 +197,8 @@ impl ocelli_engine::Processor for Processor {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let mut fields = self.fields.clone();
         fields.set(key, value)?;
-        *self = Self::new(fields, self.marks.clone())?;
+        let own = Self::new(fields, self.marks.clone())?;
+        *self = Self { frames: self.frames.take(), ..own };
         Ok(())
     }
 
@@ -202,15 +219,21 @@ impl ocelli_engine::Processor for Processor {
     }
 
     fn lay_out(&self, text: &str, images: &[&PreparedImage], tokenizer: &Tokenizer) -> Result<Prompt> {
-        let Marks { begin, image: mark, end, image_id, blocks } = &self.marks;
+        let Marks { begin, image, end, image_id, video, blocks } = &self.marks;
         let rows: Vec<usize> = images.iter().map(|image| self.tokens(image)).collect();
-        let pictures: Vec<String> =
-            rows.iter().map(|&rows| format!("{begin}{}{end}", mark.repeat(rows))).collect();
-        let mut prompt = lay_out(tokenizer, text, mark, &pictures, *image_id, &rows)?;
+        let mut kinds = vec![(&**image, *image_id)];
+        kinds.extend(video.as_ref().map(|(mark, id)| (&**mark, *id)));
+        let expand =
+            |picture: usize, mark: &str, _: &str| format!("{begin}{}{end}", mark.repeat(rows[picture]));
+        let mut prompt = lay_out_kinds(tokenizer, text, &kinds, &rows, expand)?;
         if *blocks {
             prompt.blocks = prompt.spans.iter().map(Span::tokens).collect();
         }
         Ok(prompt)
+    }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        (self.marks.video.is_some() && self.frames.is_some()).then_some(self)
     }
 
     fn pixel_values(&self, image: &PreparedImage) -> Vec<f32> {
@@ -238,6 +261,26 @@ impl ocelli_engine::Processor for Processor {
     }
 }
 
+/// Each frame is a picture of a smaller budget, behind its time.
+impl VideoProcessor for Processor {
+    fn mark(&self) -> &str {
+        self.marks.video.as_ref().map_or("", |(mark, _)| mark)
+    }
+
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        let own = self.frames.as_deref().unwrap_or(self);
+        ocelli_engine::Processor::prepare_all(own, frames, threads)
+    }
+
+    fn text(&self, times: &[f64], _: f64) -> String {
+        let frame = |&time: &f64| {
+            let seconds = time as u64;
+            format!("{:02}:{:02} {}", seconds / 60, seconds % 60, VideoProcessor::mark(self))
+        };
+        times.iter().map(frame).collect::<Vec<_>>().join(" ")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use ocelli_engine::Processor as _;
@@ -249,7 +292,8 @@ mod tests {
         let fields = ImageFields::of_json(String::new(), None, Some(&json!({"max_soft_tokens": 70})), KEYS);
         let text = |text: &str| text.to_owned();
         let (begin, image, end) = (text("<|image>"), text("<|image|>"), text("<image|>"));
-        Processor::new(fields, Marks { begin, image, end, image_id: 1, blocks: true }).expect("fields")
+        Processor::new(fields, Marks { begin, image, end, image_id: 1, video: None, blocks: true })
+            .expect("fields")
     }
 
     /// Sizes as `get_aspect_ratio_preserving_size` gives them.

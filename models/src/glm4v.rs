@@ -9,7 +9,7 @@ use ocelli_engine::{Ctx, Model, Processor, Result};
 
 use crate::composed::Composed;
 use crate::connector::Downsample;
-use crate::processor::{AreaDefaults, AreaProcessor, AreaRule, CLIP_MEAN, CLIP_STD};
+use crate::processor::{AreaDefaults, AreaProcessor, AreaRule, CLIP_MEAN, CLIP_STD, VideoRule};
 use crate::registry::{Family, Source};
 use crate::text::{Decoder, TextPlan};
 use crate::vision::{Vit, VitPlan};
@@ -19,9 +19,9 @@ pub const GLM4V: Family = Family {
     name: "glm4v",
     model_types: &["glm4v"],
     models: "GLM-4.1V",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor: |files| processor(files, 151_343),
+    processor: |files| processor(files, 151_343, VideoRule::Whole),
     load: |source, cx| load(GLM4V.name, source, cx),
     spare: &[],
 };
@@ -31,9 +31,9 @@ pub const GLM46V: Family = Family {
     name: "glm46v",
     model_types: &["glm46v"],
     models: "GLM-4.6V",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor: |files| processor(files, 151_343),
+    processor: |files| processor(files, 151_343, VideoRule::Tenths),
     load: |source, cx| load(GLM46V.name, source, cx),
     spare: &[],
 };
@@ -43,14 +43,14 @@ pub const GLM_OCR: Family = Family {
     name: "glm_ocr",
     model_types: &["glm_ocr"],
     models: "GLM-OCR",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor: |files| processor(files, 59_280),
+    processor: |files| processor(files, 59_280, VideoRule::Tenths),
     load: |source, cx| load(GLM_OCR.name, source, cx),
     spare: &["language_model.layers.16."],
 };
 
-fn processor(files: &ModelFiles, image_token: u32) -> Result<Box<dyn Processor>> {
+fn processor(files: &ModelFiles, image_token: u32, video: VideoRule) -> Result<Box<dyn Processor>> {
     let defaults = AreaDefaults {
         image_token,
         patch: 14,
@@ -59,6 +59,7 @@ fn processor(files: &ModelFiles, image_token: u32) -> Result<Box<dyn Processor>>
         rule: AreaRule::Glm,
         mean: CLIP_MEAN,
         std: CLIP_STD,
+        video: Some(video),
     };
     Ok(Box::new(AreaProcessor::load(files, defaults)?))
 }

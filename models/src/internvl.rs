@@ -120,8 +120,8 @@ impl VideoProcessor for Processor {
         &self.video
     }
 
-    fn prepare(&self, frame: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
-        ocelli_engine::Processor::prepare(&self.frames, frame, threads)
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        ocelli_engine::Processor::prepare_all(&self.frames, frames, threads)
     }
 
     fn text(&self, times: &[f64], _: f64) -> String {

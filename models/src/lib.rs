@@ -15,6 +15,7 @@ pub mod florence2;
 pub mod gemma3;
 pub mod gemma4;
 pub mod glm4v;
+pub mod granite4_vision;
 pub mod internvl;
 pub mod janus;
 pub mod layers;

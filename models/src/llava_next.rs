@@ -18,7 +18,7 @@ pub const FAMILY: Family = Family {
     name: "llava_next",
     model_types: &["llava_next", "llava_onevision"],
     models: "LLaVA-NeXT, LLaVA-OneVision",
-    pictures: "the whole picture, and fitted into the best of several resolutions",
+    pictures: "the whole picture, and fitted into the best of several resolutions; frames of videos (OneVision)",
     file: file!(),
     processor: |files| Ok(Box::new(processor(files)?)),
     load,
@@ -80,27 +80,40 @@ fn processor(files: &ModelFiles) -> Result<AnyresProcessor> {
     let id: u32 =
         root.any(&["image_token_index", "image_token_id"])?.unwrap_or(if newer { 151_646 } else { 32_000 });
     let side = tower.image;
-    let resolutions = match root.get::<Vec<(usize, usize)>>("image_grid_pinpoints")? {
-        Some(stated) => stated,
-        None if newer => (1..=6).flat_map(|rows| (1..=6).map(move |cols| (rows * 384, cols * 384))).collect(),
-        None => vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)],
-    };
-    if resolutions.iter().any(|(rows, cols)| !rows.is_multiple_of(side) || !cols.is_multiple_of(side)) {
-        return Err(
-            root.bad("image_grid_pinpoints", format!("expected multiples of {side}, found {resolutions:?}"))
-        );
-    }
     let most: String = root.or("vision_aspect_ratio", MOST.into())?;
     let number = most.strip_prefix("anyres_max_").and_then(|number| number.parse().ok()).filter(|n| *n > 0);
     if newer && number.is_none() {
         return Err(root.bad("vision_aspect_ratio", format!("expected anyres_max_N, found {most}")));
     }
     let plan = AnyresPlan {
-        resolutions,
+        resolutions: resolutions(&root, side, newer)?,
         side: (side, tower.side()),
         lone: newer,
         most: number.filter(|_| newer),
         token: (added_token(files, id)?, id),
+        video: if newer { video(files, &root)? } else { None },
     };
     AnyresProcessor::new(ImageFields::load(files, ANYRES_KEYS)?, plan)
+}
+
+/// What prepares frames of LLaVA-OneVision, and what stands for a video; none where the tokenizer has no such token.
+fn video(files: &ModelFiles, config: &Fields<'_>) -> Result<Option<(ImageFields, (String, u32))>> {
+    let id: u32 = config.any(&["video_token_index", "video_token_id"])?.unwrap_or(151_647);
+    let fields = ImageFields::load_video(files, ANYRES_KEYS)?;
+    Ok(added_token(files, id).ok().map(|mark| (fields, (mark, id))))
+}
+
+/// Rows and columns of pixels that pictures are fitted into, multiples of `side`; `newer`: what LLaVA-OneVision takes where `config`
+/// says nothing.
+pub(crate) fn resolutions(config: &Fields<'_>, side: usize, newer: bool) -> Result<Vec<(usize, usize)>> {
+    let resolutions = match config.get::<Vec<(usize, usize)>>("image_grid_pinpoints")? {
+        Some(stated) => stated,
+        None if newer => (1..=6).flat_map(|rows| (1..=6).map(move |cols| (rows * 384, cols * 384))).collect(),
+        None => vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)],
+    };
+    if resolutions.iter().any(|(rows, cols)| !rows.is_multiple_of(side) || !cols.is_multiple_of(side)) {
+        return Err(config
+            .bad("image_grid_pinpoints", format!("expected multiples of {side}, found {resolutions:?}")));
+    }
+    Ok(resolutions)
 }

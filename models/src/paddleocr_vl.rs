@@ -34,6 +34,7 @@ fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
         rule: AreaRule::Paddle,
         mean: CLIP_MEAN,
         std: CLIP_STD,
+        video: None,
     };
     Ok(Box::new(AreaProcessor::load(files, defaults)?))
 }

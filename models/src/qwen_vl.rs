@@ -10,7 +10,7 @@ use ocelli_engine::{Ctx, Model, Processor, Result};
 use crate::composed::Composed;
 use crate::connector::{Merger, MergerPlan};
 use crate::fields::Fields;
-use crate::processor::{AreaDefaults, AreaProcessor, AreaRule, CLIP_MEAN, CLIP_STD};
+use crate::processor::{AreaDefaults, AreaProcessor, AreaRule, CLIP_MEAN, CLIP_STD, VideoRule};
 use crate::registry::{Family, Source};
 use crate::text::{Decoder, TextPlan};
 use crate::vision::{Vit, VitPlan};
@@ -20,9 +20,9 @@ pub const QWEN2: Family = Family {
     name: "qwen2_vl",
     model_types: &["qwen2_vl"],
     models: "Qwen2-VL",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor,
+    processor: |files| processor(files, VideoRule::Run),
     load: |source, cx| load(QWEN2.name, source, cx, qwen2, &["qwen2_vl_text", "qwen2_vl"]),
     spare: &[],
 };
@@ -32,9 +32,9 @@ pub const QWEN2_5: Family = Family {
     name: "qwen2_5_vl",
     model_types: &["qwen2_5_vl"],
     models: "Qwen2.5-VL",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor,
+    processor: |files| processor(files, VideoRule::Timed),
     load: |source, cx| load(QWEN2_5.name, source, cx, qwen2_5, &["qwen2_5_vl_text", "qwen2_5_vl"]),
     spare: &[],
 };
@@ -44,9 +44,9 @@ pub const QWEN3: Family = Family {
     name: "qwen3_vl",
     model_types: &["qwen3_vl"],
     models: "Qwen3-VL",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor,
+    processor: |files| processor(files, VideoRule::Before),
     load: |source, cx| load(QWEN3.name, source, cx, qwen3, &["qwen3_vl_text"]),
     spare: &[],
 };
@@ -56,9 +56,9 @@ pub const QWEN3_MOE: Family = Family {
     name: "qwen3_vl_moe",
     model_types: &["qwen3_vl_moe"],
     models: "Qwen3-VL with experts",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor,
+    processor: |files| processor(files, VideoRule::Before),
     load: |source, cx| load(QWEN3_MOE.name, source, cx, qwen3, &["qwen3_vl_moe_text"]),
     spare: &[],
 };
@@ -68,9 +68,9 @@ pub const QWEN3_5: Family = Family {
     name: "qwen3_5",
     model_types: &["qwen3_5"],
     models: "Qwen3.5",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor,
+    processor: |files| processor(files, VideoRule::Before),
     load: |source, cx| load(QWEN3_5.name, source, cx, qwen3_5, &["qwen3_5_text"]),
     spare: &["mtp."],
 };
@@ -80,14 +80,14 @@ pub const QWEN3_5_MOE: Family = Family {
     name: "qwen3_5_moe",
     model_types: &["qwen3_5_moe"],
     models: "Qwen3.5 with experts",
-    pictures: "any size, three axes of positions",
+    pictures: "any size, three axes of positions; videos",
     file: file!(),
-    processor,
+    processor: |files| processor(files, VideoRule::Before),
     load: |source, cx| load(QWEN3_5_MOE.name, source, cx, qwen3_5, &["qwen3_5_moe_text"]),
     spare: &["mtp."],
 };
 
-fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
+fn processor(files: &ModelFiles, video: VideoRule) -> Result<Box<dyn Processor>> {
     let defaults = AreaDefaults {
         image_token: 151_655,
         patch: 14,
@@ -96,6 +96,7 @@ fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
         rule: AreaRule::Qwen,
         mean: CLIP_MEAN,
         std: CLIP_STD,
+        video: Some(video),
     };
     Ok(Box::new(AreaProcessor::load(files, defaults)?))
 }

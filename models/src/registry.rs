@@ -9,9 +9,9 @@ use serde::Deserialize;
 
 use crate::fields::Config;
 use crate::{
-    blip, blip2, clip, cohere_vision, deepseek_ocr2, fast_vlm, florence2, gemma3, gemma4, glm4v, internvl,
-    janus, lfm2_vl, llama4, llava, llava_next, minicpmv, mllama, ovis2, paddleocr_vl, paligemma, pixtral,
-    qwen_vl, siglip, smolvlm, text_only,
+    blip, blip2, clip, cohere_vision, deepseek_ocr2, fast_vlm, florence2, gemma3, gemma4, glm4v,
+    granite4_vision, internvl, janus, lfm2_vl, llama4, llava, llava_next, minicpmv, mllama, ovis2,
+    paddleocr_vl, paligemma, pixtral, qwen_vl, siglip, smolvlm, text_only,
 };
 
 /// A model family as a row of data.
@@ -40,6 +40,7 @@ pub const FAMILIES: &[Family] = &[
     llama4::FAMILY,
     llava::FAMILY,
     llava_next::FAMILY,
+    granite4_vision::FAMILY,
     qwen_vl::QWEN2,
     qwen_vl::QWEN2_5,
     qwen_vl::QWEN3,

@@ -15,8 +15,18 @@ use crate::text::{Decoder, TextPlan};
 /// The family's row in the registry.
 pub const FAMILY: Family = Family {
     name: "text",
-    model_types: &["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "cohere2"],
-    models: "Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3, Cohere 2",
+    model_types: &[
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "cohere2",
+        "granite",
+    ],
+    models: "Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3, Cohere 2, Granite",
     pictures: "none: text alone",
     file: file!(),
     processor: |files| Ok(Box::new(Processor { chats: has_template(files)? })),

@@ -505,6 +505,10 @@ class Taps:
                     feats = torch.cat([f.reshape(-1, f.shape[-1]) for f in feats], dim=0)
                 self.found.setdefault("image_features", feats.reshape(-1, feats.shape[-1]).detach().clone())
                 for i, extra in enumerate(getattr(out, "deepstack_features", None) or []):
+                    if isinstance(extra, tuple) and isinstance(extra[0], int):  # Granite 4: (layer, features); those of layer 0 are above
+                        if extra[0] == 0:
+                            continue
+                        extra = extra[1]
                     extra = torch.cat(list(extra), dim=0) if isinstance(extra, (list, tuple)) else extra
                     self.found.setdefault(f"deepstack_features_{i}", extra.detach().clone())
                 return out
@@ -2083,7 +2087,7 @@ def cohere_like(c, aya):
         proc = transformers.Cohere2VisionProcessor(ip, tok, chat_template=COHERE_TEMPLATE)
     generation(model, tok)
     c.sizes_for(size, c.pick(131, 127))
-    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.vision_tower"}, features="model",
+    return Spec(model, proc, c.standard_cases(two=c.is_second or not aya), taps={"vision_last_hidden": "model.vision_tower"}, features="model",
                 layers="model.language_model.layers", vocab=vocab, embed_std=0.3, scales={"mlp.down_proj": 1.6, "o_proj": 0.8},
                 never=[image_id, 0, boi])
 
@@ -2145,6 +2149,15 @@ def build_llama(c):
     return decoder(c, "Llama", tok, LLAVA_TEMPLATE, pad_vocab(tok), text_dims(
         c, rope_parameters=rope, rms_norm_eps=1e-5, tie_word_embeddings=False, attention_bias=c.pick(False, True),
         mlp_bias=c.pick(False, True)))
+
+
+@arch("granite")
+def build_granite(c):
+    tok = plain_tokenizer()
+    return decoder(c, "Granite", tok, LLAVA_TEMPLATE, pad_vocab(tok), text_dims(
+        c, embedding_multiplier=c.pick(3.0, 2.5), logits_scaling=c.pick(1.5, 0.75), residual_multiplier=c.pick(0.7, 0.8),
+        attention_multiplier=c.pick(0.2, 0.25), attention_bias=c.pick(False, True), mlp_bias=c.pick(True, False),
+        tie_word_embeddings=c.pick(True, False)))
 
 
 @arch("mistral")
@@ -2284,7 +2297,7 @@ def glm_like(c, kind):
         getattr(transformers, part + "ImageProcessor")(**ip_kw), tok, getattr(transformers, part + "VideoProcessor")(**ip_kw),
         chat_template=GLM_TEMPLATE.replace("NOTHINK", "true" if kind == "4.6" else "false"))
     c.sizes_for(c.pick(64, 40), c.pick(131, 103))
-    return Spec(model, proc, c.standard_cases(), taps={"vision_last_hidden": "model.visual"}, features="model",
+    return Spec(model, proc, c.standard_cases(two=c.is_second or kind != "4.6"), taps={"vision_last_hidden": "model.visual"}, features="model",
                 layers="model.language_model.layers", positions="model.language_model", vocab=vocab, never=[image_id, video_id, start, vstart])
 
 
@@ -2817,7 +2830,67 @@ def build_fast_vlm(c):
 
 
 # --------------------------------------------------------------------------------------------------
-# 29. Driver
+# 29. Granite 4 Vision
+# --------------------------------------------------------------------------------------------------
+
+
+GRANITE4_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|start_of_role|>' + message['role'] + '<|end_of_role|>' }}
+    {%- if message['content'] is string %}
+        {{- message['content'] }}
+    {%- else %}
+        {%- for part in message['content'] %}
+            {%- if part['type'] == 'image' %}{{- '<image>\\n' }}{% elif part['type'] == 'text' %}{{- part['text'] }}{% endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|end_of_text|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{% endif %}"""
+
+
+@arch("granite4_vision")
+def build_granite4_vision(c):
+    last = ("<|end_of_text|>", "<|pad|>", "<|start_of_role|>", "<|end_of_role|>", "<image>")
+    tok = wrap(bytelevel_tokenizer(LLAMA3_SPLIT, last=last, merges=160), bos_token="<|end_of_text|>", eos_token="<|end_of_text|>", pad_token="<|pad|>",
+               padding_side="left", image_token="<image>")
+    vocab = pad_vocab(tok)
+    image_id = tok.convert_tokens_to_ids("<image>")
+    size, patch = c.pick((32, 4), (36, 6))
+    pins = c.pick([[32, 64], [64, 32], [32, 96]], [[36, 72], [72, 36], [36, 108]])
+    rate = c.pick("2/4", "3/6")  # one query per window would hide the query and key weights of self attention
+    layers = 5
+    text = dict(vocab_size=vocab, rms_norm_eps=1e-5, embedding_multiplier=c.pick(3.0, 2.5), logits_scaling=c.pick(1.5, 0.75),
+                residual_multiplier=c.pick(0.7, 0.8), attention_multiplier=c.pick(0.2, 0.25), attention_bias=False, mlp_bias=False,
+                rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, pad_token_id=tok.pad_token_id, bos_token_id=tok.bos_token_id,
+                eos_token_id=tok.eos_token_id, tie_word_embeddings=False,
+                **text_dims(c, num_hidden_layers=layers, hidden_size=40, intermediate_size=c.pick(48, 40)))
+    # The configuration sets one Q-Former head per 64 of vision width, so below 128 there is one.
+    cfg = transformers.Granite4VisionConfig(
+        text_config=text, vision_config=dict(model_type="siglip_vision_model", vision_use_head=False, hidden_size=c.pick(64, 72),
+                                             intermediate_size=c.pick(72, 48), num_hidden_layers=2, num_attention_heads=c.pick(4, 3),
+                                             image_size=size, patch_size=patch),
+        qformer_config=dict(model_type="blip_2_qformer", num_hidden_layers=1, intermediate_size=c.pick(20, 16), cross_attention_frequency=1,
+                            max_position_embeddings=64, use_qformer_text_input=False, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+        image_token_index=image_id, vision_feature_select_strategy="full", vision_feature_layer=-1, image_grid_pinpoints=pins, downsample_rate=rate,
+        deepstack_layer_map=c.pick([[-2, 0]], [[1, 1]]), spatial_vision_layer=-1, spatial_target_layers=c.pick([1, 2, 3, 4], [0, 2, 3, 4]),
+        projector_dropout=0.0)
+    model = make(transformers.Granite4VisionForConditionalGeneration, cfg)
+    generation(model, tok)
+    ip = transformers.LlavaNextImageProcessor(size={"height": size, "width": size}, crop_size={"height": size, "width": size}, image_grid_pinpoints=pins,
+                                              do_center_crop=False, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5])
+    proc = transformers.Granite4VisionProcessor(ip, tok, patch_size=patch, vision_feature_select_strategy="full", downsample_rate=rate,
+                                                chat_template=GRANITE4_TEMPLATE)
+    c.sizes_for(size, c.pick(131, 127))
+    cases = [case for case in c.standard_cases() if c.is_second or case.name in ("wide", "text")]
+    return Spec(model, proc, cases, taps={"vision_last_hidden": "model.vision_tower"}, features="model",
+                pooled=lambda out: torch.cat(list(next(rows for layer, rows in out.deepstack_features if layer == 0)), dim=0),
+                layers="model.language_model.layers", vocab=vocab,
+                never=[image_id, tok.pad_token_id])
+
+
+# --------------------------------------------------------------------------------------------------
+# 30. Driver
 # --------------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,7 @@ const FAMILIES: &[&str] = &[
     "blip2",
     "florence2",
     "fast_vlm",
+    "granite4_vision",
     "janus",
     "clip",
     "siglip",

@@ -22,13 +22,13 @@ impl Normalize {
 /// Pixels of one tile.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pixels {
-    /// Grey levels, `[height, width, 3]`, to be normalized by [`PreparedImage::normalize`].
+    /// Grey levels, `[frames, height, width, 3]`, to be normalized by [`PreparedImage::normalize`].
     Rgb8(Vec<u8>),
-    /// Normalized values, `[3, height, width]`, used as they are.
+    /// Normalized values, `[frames, 3, height, width]`, used as they are.
     F32(Vec<f32>),
 }
 
-/// One picture of the size that the vision tower takes.
+/// One picture of the size that the vision tower takes, or several frames of a video that it takes for one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tile {
     /// Rows.
@@ -46,17 +46,29 @@ impl From<Rgb8Image> for Tile {
 }
 
 impl Tile {
-    /// Appends the normalized values, `[3, height, width]`, to `out`.
+    /// Frames of a video, at least 1; 1 for a picture.
+    #[must_use]
+    pub fn frames(&self) -> usize {
+        let len = match &self.pixels {
+            Pixels::Rgb8(levels) => levels.len(),
+            Pixels::F32(values) => values.len(),
+        };
+        (len / (self.height * self.width * 3).max(1)).max(1)
+    }
+
+    /// Appends the normalized values, `[frames, 3, height, width]`, to `out`.
     pub fn write_values(&self, normalize: &Normalize, out: &mut Vec<f32>) {
         match &self.pixels {
             Pixels::F32(values) => out.extend_from_slice(values),
             Pixels::Rgb8(levels) => {
-                for channel in 0..3 {
-                    let (mean, std) = (normalize.mean[channel], normalize.std[channel]);
-                    let table: [f32; 256] = std::array::from_fn(|level| (level as f32 - mean) / std);
-                    out.extend(
-                        levels.iter().skip(channel).step_by(3).map(|&level| table[usize::from(level)]),
-                    );
+                for frame in levels.chunks((levels.len() / self.frames()).max(1)) {
+                    for channel in 0..3 {
+                        let (mean, std) = (normalize.mean[channel], normalize.std[channel]);
+                        let table: [f32; 256] = std::array::from_fn(|level| (level as f32 - mean) / std);
+                        out.extend(
+                            frame.iter().skip(channel).step_by(3).map(|&level| table[usize::from(level)]),
+                        );
+                    }
                 }
             }
         }
@@ -112,9 +124,9 @@ pub struct PreparedImage {
 }
 
 impl PreparedImage {
-    /// Normalized values of all tiles, `[tiles, 3, height, width]`: the reference's `pixel_values`.
+    /// Normalized values of all tiles, `[tiles, frames, 3, height, width]`: the reference's `pixel_values`.
     pub fn pixel_values(&self) -> Vec<f32> {
-        let len = self.tiles.iter().map(|t| t.height * t.width * 3).sum();
+        let len = self.tiles.iter().map(|t| t.frames() * t.height * t.width * 3).sum();
         let mut out = Vec::with_capacity(len);
         for tile in &self.tiles {
             tile.write_values(&self.normalize, &mut out);
@@ -151,12 +163,12 @@ impl PreparedImage {
     }
 
     /// The same picture with given normalized values in place of its own pixels.
-    /// `values: [tiles, 3, height, width]`; `None` if the length differs.
+    /// `values: [tiles, frames, 3, height, width]`; `None` if the length differs.
     pub fn with_pixel_values(&self, values: &[f32]) -> Option<Self> {
         let mut rest = values;
         let mut tiles = Vec::with_capacity(self.tiles.len());
         for tile in &self.tiles {
-            let (own, after) = rest.split_at_checked(tile.height * tile.width * 3)?;
+            let (own, after) = rest.split_at_checked(tile.frames() * tile.height * tile.width * 3)?;
             rest = after;
             tiles.push(Tile { pixels: Pixels::F32(own.to_vec()), ..*tile });
         }

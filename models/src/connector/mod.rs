@@ -14,6 +14,7 @@ mod single;
 mod unfold;
 mod visual_words;
 mod whole;
+mod windowed;
 
 pub use adapter::Adapter;
 pub use averaged::Averaged;
@@ -29,6 +30,7 @@ pub use single::Single;
 pub use unfold::Unfold;
 pub use visual_words::{VisualWords, VisualWordsPlan};
 pub use whole::Whole;
+pub use windowed::{Begins, Group, Windowed, WindowedPlan};
 
 use ocelli_engine::{Error, Result};
 

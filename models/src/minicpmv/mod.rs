@@ -18,7 +18,7 @@ pub const FAMILY: Family = Family {
     name: "minicpmv4_6",
     model_types: &["minicpmv4_6"],
     models: "MiniCPM-V 4.6 (`16x`)",
-    pictures: "the whole picture and slices, any size",
+    pictures: "the whole picture and slices, any size; frames of videos",
     file: file!(),
     processor: |files| Ok(Box::new(processor::Processor::load(files)?)),
     load,

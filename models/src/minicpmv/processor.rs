@@ -6,10 +6,11 @@
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, Pixels, PreparedImage, Rgb8Image, Tile, resize};
 use ocelli_engine::text::Tokenizer;
+use ocelli_engine::video::VideoProcessor;
 use ocelli_engine::{Error, Prompt, Result};
 use serde_json::Value;
 
-use crate::processor::{ImageFields, cut, lay_out, special_token};
+use crate::processor::{ImageFields, cut, lay_out_kinds, special_token};
 
 /// Fields beside the common ones.
 const KEYS: &[&str] =
@@ -22,6 +23,8 @@ const MERGED: usize = 4;
 #[derive(Clone, Debug)]
 struct Marks {
     image: String,
+    /// The same of videos and their frames.
+    video: String,
     whole: [String; 2],
     slice: [String; 2],
     number: [String; 2],
@@ -39,6 +42,8 @@ pub struct Processor {
     most: usize,
     numbered: bool,
     marks: Marks,
+    /// What prepares frames of videos.
+    frames: Option<Box<Processor>>,
 }
 
 /// The multiple of `divisor` that is nearest, at least one.
@@ -55,11 +60,13 @@ impl Processor {
         };
         let marks = Marks {
             image: mark("image_token", "<|image_pad|>"),
+            video: mark("video_token", "<|video_pad|>"),
             whole: [mark("image_start_token", "<image>"), mark("image_end_token", "</image>")],
             slice: [mark("slice_start_token", "<slice>"), mark("slice_end_token", "</slice>")],
             number: [mark("image_id_start_token", "<image_id>"), mark("image_id_end_token", "</image_id>")],
         };
-        Self::new(ImageFields::load(files, KEYS)?, marks)
+        let frames = Self::new(ImageFields::load_video(files, KEYS)?, marks.clone())?;
+        Ok(Self { frames: Some(Box::new(frames)), ..Self::new(ImageFields::load(files, KEYS)?, marks)? })
     }
 
     fn new(fields: ImageFields, marks: Marks) -> Result<Self> {
@@ -77,6 +84,7 @@ impl Processor {
             numbered: fields.flag("use_image_id", true)?,
             fields,
             marks,
+            frames: None,
         })
     }
 
@@ -117,13 +125,13 @@ impl Processor {
         (tile.height / self.patch) * (tile.width / self.patch) / (MERGED * MERGED)
     }
 
-    /// What stands for picture `number` of a prompt.
-    fn expansion(&self, number: usize, image: &PreparedImage) -> String {
+    /// What stands for a picture or a frame in a prompt: `mark` for each of its features. What has a `number` begins with it.
+    fn expansion(&self, number: Option<usize>, mark: &str, image: &PreparedImage) -> String {
         let around = |[start, end]: &[String; 2], inside: &str| format!("{start}{inside}{end}");
-        let features = |tile: &Tile| self.marks.image.repeat(self.tokens(tile));
+        let features = |tile: &Tile| mark.repeat(self.tokens(tile));
         let mut tiles = image.tiles.iter();
         let mut out = String::new();
-        if self.numbered {
+        if let Some(number) = number.filter(|_| self.numbered) {
             out += &around(&self.marks.number, &number.to_string());
         }
         out += &around(&self.marks.whole, &tiles.next().map_or(String::new(), features));
@@ -149,7 +157,8 @@ impl ocelli_engine::Processor for Processor {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let mut fields = self.fields.clone();
         fields.set(key, value)?;
-        *self = Self::new(fields, self.marks.clone())?;
+        let own = Self::new(fields, self.marks.clone())?;
+        *self = Self { frames: self.frames.take(), ..own };
         Ok(())
     }
 
@@ -173,14 +182,28 @@ impl ocelli_engine::Processor for Processor {
     }
 
     fn lay_out(&self, text: &str, images: &[&PreparedImage], tokenizer: &Tokenizer) -> Result<Prompt> {
-        let mark = &self.marks.image;
+        let Marks { image: mark, video, .. } = &self.marks;
         let id = tokenizer.token_to_id(mark);
         let id = id.ok_or_else(|| Error::Request(format!("the tokenizer has no token {mark}")))?;
-        let pictures: Vec<String> =
-            images.iter().enumerate().map(|(number, image)| self.expansion(number, image)).collect();
+        let mut kinds = vec![(&**mark, id)];
+        kinds.extend(tokenizer.token_to_id(video).map(|id| (&**video, id)));
         let of_image = |image: &&PreparedImage| image.tiles.iter().map(|tile| self.tokens(tile)).sum();
         let rows: Vec<usize> = images.iter().map(of_image).collect();
-        lay_out(tokenizer, text, mark, &pictures, id, &rows)
+        // Pictures and videos are counted apart; the frames of one video follow each other.
+        let (mut pictures, mut videos, mut within) = (0, 0, false);
+        let expand = |picture: usize, mark: &str, before: &str| {
+            let is_video = mark == video;
+            let count = if is_video { &mut videos } else { &mut pictures };
+            let number = (!(is_video && within && before.is_empty())).then_some(*count);
+            *count += usize::from(number.is_some());
+            within = is_video;
+            self.expansion(number, mark, images[picture])
+        };
+        lay_out_kinds(tokenizer, text, &kinds, &rows, expand)
+    }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        self.frames.is_some().then_some(self)
     }
 
     fn pixel_values(&self, image: &PreparedImage) -> Vec<f32> {
@@ -204,5 +227,24 @@ impl ocelli_engine::Processor for Processor {
             rest = after;
         }
         rest.is_empty().then_some(PreparedImage { tiles, assembly: None, ..*image })
+    }
+}
+
+/// Each frame is a picture, cut into slices as the video processor's fields say.
+impl VideoProcessor for Processor {
+    fn mark(&self) -> &str {
+        &self.marks.video
+    }
+
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        let own = self.frames.as_deref().unwrap_or(self);
+        if let Some(value) = own.fields.value("stack_frames").filter(|value| **value != 1) {
+            return Err(own.fields.bad("stack_frames", "1", value));
+        }
+        ocelli_engine::Processor::prepare_all(own, frames, threads)
+    }
+
+    fn text(&self, times: &[f64], _: f64) -> String {
+        self.marks.video.repeat(times.len())
     }
 }

@@ -2,10 +2,12 @@
 //! cut into tiles, whose features lose the padding again and get a row at the end of each line.
 
 use ocelli_engine::image::{Assembly, Filter, PreparedImage, Rgb8Image, Tile, resize};
+use ocelli_engine::parallel::try_map;
 use ocelli_engine::text::Tokenizer;
+use ocelli_engine::video::VideoProcessor;
 use ocelli_engine::{Error, Prompt, Result};
 
-use super::{CLIP_MEAN, CLIP_STD, Edge, ImageFields, cut, lay_out};
+use super::{CLIP_MEAN, CLIP_STD, Edge, ImageFields, cut, lay_out_kinds};
 
 /// Fields beside the common ones that this processor knows.
 pub const ANYRES_KEYS: &[&str] =
@@ -24,6 +26,8 @@ pub struct AnyresPlan {
     pub most: Option<usize>,
     /// What stands for a picture in a prompt, and for each of its features after expansion.
     pub token: (String, u32),
+    /// What prepares frames, and what stands for a video, of classes that take such.
+    pub video: Option<(ImageFields, (String, u32))>,
 }
 
 /// A processor of one checkpoint.
@@ -41,12 +45,7 @@ impl AnyresProcessor {
     pub fn new(fields: ImageFields, plan: AnyresPlan) -> Result<Self> {
         let side = plan.side.0;
         for key in ["size", "crop_size"] {
-            let square = Edge::Exact { height: side, width: side };
-            let found = fields.edge(key, square)?;
-            if found != square && found != Edge::Shortest(side) {
-                let value = fields.value(key).cloned().unwrap_or_default();
-                return Err(fields.bad(key, &format!("the tower's {side} pixels a side"), &value));
-            }
+            Self::check_size(&fields, key, side)?;
         }
         let resolutions = match fields.value("image_grid_pinpoints") {
             None => plan.resolutions.clone(),
@@ -73,6 +72,17 @@ impl AnyresProcessor {
     fn prepared(&self, tiles: Vec<Tile>, grid: (usize, usize), assembly: Assembly) -> Result<PreparedImage> {
         let normalize = self.fields.normalize(CLIP_MEAN, CLIP_STD)?;
         Ok(PreparedImage { tiles, rows: grid.0, cols: grid.1, normalize, assembly: Some(assembly) })
+    }
+
+    /// Errors unless a size field says the tower's side.
+    fn check_size(fields: &ImageFields, key: &str, side: usize) -> Result<()> {
+        let square = Edge::Exact { height: side, width: side };
+        let found = fields.edge(key, square)?;
+        if found == square || found == Edge::Shortest(side) {
+            return Ok(());
+        }
+        let value = fields.value(key).cloned().unwrap_or_default();
+        Err(fields.bad(key, &format!("the tower's {side} pixels a side"), &value))
     }
 
     /// A picture in one tile, padded to a square with the mean colour.
@@ -137,10 +147,56 @@ impl ocelli_engine::Processor for AnyresProcessor {
     fn lay_out(&self, text: &str, images: &[&PreparedImage], tokenizer: &Tokenizer) -> Result<Prompt> {
         let rows: Vec<usize> =
             images.iter().map(|image| image.assembly.as_ref().map_or(0, Assembly::len)).collect();
-        let (mark, id) = &self.plan.token;
-        let pictures: Vec<String> = rows.iter().map(|&rows| mark.repeat(rows)).collect();
-        lay_out(tokenizer, text, mark, &pictures, *id, &rows)
+        let kinds = std::iter::once(&self.plan.token).chain(self.plan.video.iter().map(|(_, token)| token));
+        let kinds: Vec<(&str, u32)> = kinds.map(|(mark, id)| (&**mark, *id)).collect();
+        lay_out_kinds(tokenizer, text, &kinds, &rows, |picture, mark, _| mark.repeat(rows[picture]))
     }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        self.plan.video.is_some().then_some(self)
+    }
+}
+
+/// All frames are the tiles of one picture, whose features are scaled down to half of each side, with one row behind them all.
+impl VideoProcessor for AnyresProcessor {
+    fn mark(&self) -> &str {
+        self.plan.video.as_ref().map_or("", |(_, (mark, _))| mark)
+    }
+
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        let Some((fields, _)) = &self.plan.video else { return Ok(Vec::new()) };
+        let (side, patches) = self.plan.side;
+        Self::check_size(fields, "size", side)?;
+        let filter = fields.resample(Filter::Bicubic)?;
+        let tiles = try_map(frames, threads, |frame, threads| {
+            resize(frame, side, side, filter, threads).map(Tile::from)
+        })?;
+        let normalize = fields.normalize(CLIP_MEAN, CLIP_STD)?;
+        let assembly = Some(halved(frames.len(), patches));
+        Ok(vec![PreparedImage { tiles, rows: 0, cols: 0, normalize, assembly }])
+    }
+
+    fn text(&self, _: &[f64], _: f64) -> String {
+        VideoProcessor::mark(self).to_owned()
+    }
+}
+
+/// Features of `frames` tiles of `patches` a side scaled down to half of these, frame by frame, and the row for the end of a line.
+fn halved(frames: usize, patches: usize) -> Assembly {
+    let area = patches * patches;
+    let places = taps(patches, patches.div_ceil(2));
+    let (mut rows, mut weights) = (Vec::new(), Vec::new());
+    for (i, j) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        for (frame, row) in (0..frames).flat_map(|frame| places.iter().map(move |row| (frame, row))) {
+            for col in &places {
+                rows.push((frame * area + row[i].0 * patches + col[j].0) as i32);
+                weights.push(row[i].1 * col[j].1);
+            }
+        }
+        rows.push((frames * area) as i32);
+        weights.push(if (i, j) == (0, 0) { 1.0 } else { 0.0 });
+    }
+    Assembly { taps: 4, rows, weights }
 }
 
 /// The resolution in which most of a picture's pixels are kept; of equal ones the one with least left over. All are rows and
@@ -272,6 +328,18 @@ mod tests {
         assert_eq!((wide.len(), wide.taps), (14, 1));
         let high = assembly((100, 50), (2, 2), 2, Some(9));
         assert_eq!(rows(&high), [0, 1, 2, 3, 5, 8, 20, 7, 10, 20, 13, 16, 20, 15, 18, 20]);
+    }
+
+    /// Two frames of 3 x 3 patches become 2 x 2 each: places 0.25 and 1.75 along each side.
+    #[test]
+    fn frames_are_halved() {
+        let small = halved(2, 3);
+        assert_eq!((small.len(), small.taps), (9, 4));
+        let of = |row: usize| -> Vec<(i32, f32)> {
+            (0..4).map(|tap| (small.rows[tap * 9 + row], small.weights[tap * 9 + row])).collect()
+        };
+        assert_eq!(of(4), [(9, 0.5625), (10, 0.1875), (12, 0.1875), (13, 0.0625)]);
+        assert_eq!(of(8), [(18, 1.0), (18, 0.0), (18, 0.0), (18, 0.0)]);
     }
 
     #[test]

@@ -3,15 +3,19 @@
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, Pixels, PreparedImage, Rgb8Image, Tile, resize};
+use ocelli_engine::parallel::try_map;
 use ocelli_engine::text::Tokenizer;
+use ocelli_engine::video::{Placed, VideoProcessor};
 use ocelli_engine::{Error, Prompt, Result};
 
-use super::{ImageFields, added_token, lay_out, place_grids};
+use super::area_video::{AreaVideo, VideoRule};
+use super::{ImageFields, added_token, lay_out_kinds, place_grids};
 use crate::fields::Config;
 
 /// Fields beside the common ones. `size` holds the bounds of the area as `shortest_edge` and `longest_edge`; `min_pixels` and
 /// `max_pixels` are older names of these and go before them in a file.
-const KEYS: &[&str] = &["min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size"];
+pub(super) const KEYS: &[&str] =
+    &["min_pixels", "max_pixels", "patch_size", "merge_size", "temporal_patch_size"];
 
 /// Largest ratio of the sides of a picture.
 const MAX_ASPECT: usize = 200;
@@ -45,6 +49,8 @@ pub struct AreaDefaults {
     pub mean: [f32; 3],
     /// Standard deviation of each channel.
     pub std: [f32; 3],
+    /// How the class lays videos out, if it takes such.
+    pub video: Option<VideoRule>,
 }
 
 /// Keeps the aspect of pictures, within bounds of their area.
@@ -59,6 +65,7 @@ pub struct AreaProcessor {
     area: Option<(usize, usize)>,
     filter: Filter,
     token: (String, u32),
+    video: Option<AreaVideo>,
 }
 
 impl AreaProcessor {
@@ -66,10 +73,15 @@ impl AreaProcessor {
     pub fn load(files: &ModelFiles, defaults: AreaDefaults) -> Result<Self> {
         let config = Config::load(files, "config.json")?;
         let id: u32 = config.root().or("image_token_id", defaults.image_token)?;
-        Self::new(ImageFields::load(files, KEYS)?, defaults, (added_token(files, id)?, id))
+        let token = (added_token(files, id)?, id);
+        let video = match defaults.video {
+            Some(rule) => Some(AreaVideo::load(files, &config.root(), defaults, rule, &token)?),
+            None => None,
+        };
+        Ok(Self { video, ..Self::new(ImageFields::load(files, KEYS)?, defaults, token)? })
     }
 
-    fn new(mut fields: ImageFields, defaults: AreaDefaults, token: (String, u32)) -> Result<Self> {
+    pub(super) fn new(mut fields: ImageFields, defaults: AreaDefaults, token: (String, u32)) -> Result<Self> {
         // What was set last holds, by whichever name.
         fields.rename("min_pixels", "size.shortest_edge");
         fields.rename("max_pixels", "size.longest_edge");
@@ -90,11 +102,13 @@ impl AreaProcessor {
             fields,
             defaults,
             token,
+            video: None,
         })
     }
 
-    /// Width and height as multiples of a block, the area within the bounds.
-    fn resized(&self, width: usize, height: usize) -> Result<(usize, usize)> {
+    /// Width and height as multiples of a block, the area within the bounds; `frames`: those of a video, whose pixels count together
+    /// where the rule says so.
+    fn resized(&self, width: usize, height: usize, frames: Option<usize>) -> Result<(usize, usize)> {
         let factor = self.patch * self.merge;
         let Some((least, most)) = self.area else {
             return if width.is_multiple_of(factor) && height.is_multiple_of(factor) {
@@ -107,7 +121,20 @@ impl AreaProcessor {
             };
         };
         let (width, height) = self.enlarged(width, height);
-        let frames = if self.defaults.rule == AreaRule::Glm { self.frames } else { 1 };
+        let (counted, rounded) = match (self.defaults.rule, frames) {
+            (AreaRule::Glm, None) => (self.frames, self.frames),
+            (AreaRule::Glm, Some(count)) => {
+                let pairs = (count as f64 / self.frames as f64).round_ties_even() as usize;
+                (count, pairs * self.frames)
+            }
+            _ => (1, 1),
+        };
+        if counted < self.frames && self.defaults.rule == AreaRule::Glm {
+            let expected = self.frames;
+            return Err(Error::Request(format!(
+                "video: expected at least {expected} frames, found {counted}"
+            )));
+        }
         if width.max(height) > MAX_ASPECT * width.min(height) {
             let found = format!("{width} x {height}");
             return Err(Error::Request(format!(
@@ -116,13 +143,13 @@ impl AreaProcessor {
         }
         let sides = [width as f64, height as f64];
         let step = factor as f64;
-        let area = frames as f64 * sides[0] * sides[1];
+        let area = counted as f64 * sides[0] * sides[1];
         let of = |round: &dyn Fn(f64) -> f64| sides.map(|side| (round(side) * step) as usize);
         let mut out = of(&|side| (side / step).round_ties_even());
-        if frames * out[0] * out[1] > most {
+        if rounded * out[0] * out[1] > most {
             let beta = (area / most as f64).sqrt();
             out = of(&|side| (side / beta / step).floor().max(1.0));
-        } else if frames * out[0] * out[1] < least {
+        } else if rounded * out[0] * out[1] < least {
             let beta = (least as f64 / area).sqrt();
             out = of(&|side| (side * beta / step).ceil());
         }
@@ -157,11 +184,38 @@ impl AreaProcessor {
         image.tiles.first().map_or((0, 0), |tile| (tile.height / step, tile.width / step))
     }
 
+    /// Frames of a video, of one size, as the tower sees them: as many in one as a patch has; the last one again where some lack.
+    pub(super) fn joined(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        let size = |frame: &Rgb8Image| (frame.width(), frame.height());
+        let first = frames.first().map_or((0, 0), size);
+        if let Some(other) = frames.iter().map(size).find(|other| *other != first) {
+            let what = format!("frames of {} x {}, found {} x {}", first.0, first.1, other.0, other.1);
+            return Err(Error::Request(format!("video: expected {what}")));
+        }
+        let (width, height) = self.resized(first.0, first.1, Some(frames.len()))?;
+        let resized =
+            try_map(frames, threads, |frame, threads| resize(frame, width, height, self.filter, threads))?;
+        let normalize = self.fields.normalize(self.defaults.mean, self.defaults.std)?;
+        let joined = resized.chunks(self.frames).map(|some| {
+            let all = some.iter().chain(some.last().into_iter().cycle()).take(self.frames);
+            let levels = all.flat_map(|frame| frame.data().iter().copied()).collect();
+            let tile = Tile { height, width, pixels: Pixels::Rgb8(levels) };
+            PreparedImage { tiles: vec![tile], rows: 0, cols: 0, normalize, assembly: None }
+        });
+        Ok(joined.collect())
+    }
+
+    /// Frames of a patch.
+    pub(super) fn frames(&self) -> usize {
+        self.frames
+    }
+
     /// For each value of the reference's `pixel_values`, `[patches, 3 * frames * patch * patch]` with the patches of a block side
-    /// by side or row by row, its place in `[3, height, width]`.
+    /// by side or row by row, its place in `[frames, 3, height, width]`.
     fn places(&self, tile: &Tile) -> impl Iterator<Item = usize> + use<> {
         let merge = if self.defaults.rule == AreaRule::Paddle { 1 } else { self.merge };
         let (patch, frames, height, width) = (self.patch, self.frames, tile.height, tile.width);
+        let own = tile.frames();
         let (rows, cols) = (height / patch, width / patch);
         let patches = (0..rows / merge).flat_map(move |row| {
             (0..cols / merge).flat_map(move |col| {
@@ -171,7 +225,8 @@ impl AreaProcessor {
         patches.flat_map(move |(row, col)| {
             (0..3 * frames * patch * patch).map(move |i| {
                 let (channel, y, x) = (i / (frames * patch * patch), i / patch % patch, i % patch);
-                (channel * height + row * patch + y) * width + col * patch + x
+                let frame = i / (patch * patch) % frames % own;
+                ((frame * 3 + channel) * height + row * patch + y) * width + col * patch + x
             })
         })
     }
@@ -181,12 +236,12 @@ impl ocelli_engine::Processor for AreaProcessor {
     fn set(&mut self, key: &str, value: &str) -> Result<()> {
         let mut fields = self.fields.clone();
         fields.set(key, value)?;
-        *self = Self::new(fields, self.defaults, self.token.clone())?;
+        *self = Self { video: self.video.clone(), ..Self::new(fields, self.defaults, self.token.clone())? };
         Ok(())
     }
 
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
-        let (width, height) = self.resized(image.width(), image.height())?;
+        let (width, height) = self.resized(image.width(), image.height(), None)?;
         let tile = resize(image, width, height, self.filter, threads)?.into();
         let normalize = self.fields.normalize(self.defaults.mean, self.defaults.std)?;
         Ok(PreparedImage { tiles: vec![tile], rows: 0, cols: 0, normalize, assembly: None })
@@ -199,11 +254,16 @@ impl ocelli_engine::Processor for AreaProcessor {
     fn lay_out(&self, text: &str, images: &[&PreparedImage], tokenizer: &Tokenizer) -> Result<Prompt> {
         let grids: Vec<(usize, usize)> = images.iter().map(|image| self.grid(image)).collect();
         let rows: Vec<usize> = grids.iter().map(|grid| grid.0 * grid.1).collect();
-        let (mark, id) = (&self.token.0, self.token.1);
-        let pictures: Vec<String> = rows.iter().map(|&rows| mark.repeat(rows)).collect();
-        let mut prompt = lay_out(tokenizer, text, mark, &pictures, id, &rows)?;
-        place_grids(&mut prompt, &grids);
+        let mut kinds = vec![(&*self.token.0, self.token.1)];
+        kinds.extend(self.video.as_ref().and_then(AreaVideo::kind));
+        let mut prompt =
+            lay_out_kinds(tokenizer, text, &kinds, &rows, |picture, mark, _| mark.repeat(rows[picture]))?;
+        place_grids(&mut prompt, &grids, &[]);
         Ok(prompt)
+    }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        self.video.is_some().then_some(self)
     }
 
     fn pixel_values(&self, image: &PreparedImage) -> Vec<f32> {
@@ -214,7 +274,7 @@ impl ocelli_engine::Processor for AreaProcessor {
 
     fn with_pixel_values(&self, image: &PreparedImage, values: &[f32]) -> Option<PreparedImage> {
         let tile = image.tiles.first()?;
-        let mut own = vec![0f32; 3 * tile.height * tile.width];
+        let mut own = vec![0f32; tile.frames() * 3 * tile.height * tile.width];
         let mut places = 0;
         for (place, &value) in self.places(tile).zip(values) {
             own[place] = value;
@@ -222,6 +282,26 @@ impl ocelli_engine::Processor for AreaProcessor {
         }
         let tile = Tile { pixels: Pixels::F32(own), ..*tile };
         (places == values.len()).then(|| PreparedImage { tiles: vec![tile], assembly: None, ..*image })
+    }
+}
+
+impl VideoProcessor for AreaProcessor {
+    fn mark(&self) -> &str {
+        self.video.as_ref().map_or("", AreaVideo::mark)
+    }
+
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+        self.video.as_ref().map_or(Ok(Vec::new()), |video| video.pictures(frames, threads))
+    }
+
+    fn text(&self, times: &[f64], _: f64) -> String {
+        self.video.as_ref().map_or(String::new(), |video| video.text(times, &self.token.0))
+    }
+
+    fn place(&self, prompt: &mut Prompt, pictures: &[&PreparedImage], videos: &[Placed<'_>]) {
+        let Some(video) = &self.video else { return };
+        let grids: Vec<(usize, usize)> = pictures.iter().map(|image| self.grid(image)).collect();
+        place_grids(prompt, &grids, &video.later(pictures.len(), videos));
     }
 }
 
@@ -235,15 +315,17 @@ mod tests {
     fn processor(fields: Value, rule: AreaRule, area: (usize, usize)) -> AreaProcessor {
         let fields = ImageFields::of_json(String::new(), None, Some(&fields), KEYS);
         let (mean, std) = ([0.5; 3], [0.5; 3]);
-        let defaults = AreaDefaults { image_token: 1, patch: 14, frames: 2, area, rule, mean, std };
+        let defaults =
+            AreaDefaults { image_token: 1, patch: 14, frames: 2, area, rule, mean, std, video: None };
         AreaProcessor::new(fields, defaults, ("<image>".into(), 1)).expect("fields")
     }
 
     /// Sizes as the reference's functions give them.
     #[test]
     fn sizes_within_bounds() {
-        let sized =
-            |rule, area, (width, height)| processor(Value::Null, rule, area).resized(width, height).ok();
+        let sized = |rule, area, (width, height)| {
+            processor(Value::Null, rule, area).resized(width, height, None).ok()
+        };
         for (rule, area, from, to) in [
             (AreaRule::Qwen, (3136, 1_003_520), (4000, 3000), (1148, 840)),
             (AreaRule::Qwen, (3136, 1_003_520), (20, 10), (84, 56)),

@@ -69,6 +69,27 @@ impl ImageFields {
         Ok(Self::of_json(files.describe(name), processor.as_ref(), flat.as_ref(), known))
     }
 
+    /// Reads the video processor of a model: nested in `processor_config.json`, in `video_preprocessor_config.json`, or the fields of
+    /// `preprocessor_config.json`, which files from before it was apart mean too. Without any each field is the reference class's.
+    pub fn load_video(files: &ModelFiles, known: &'static [&'static str]) -> Result<Self> {
+        let mut outer: Option<Value> = files.json("processor_config.json")?;
+        let nested = outer.as_mut().and_then(|outer| outer.get_mut("video_processor")).map(Value::take);
+        let found = match nested.filter(Value::is_object) {
+            Some(nested) => Some(("processor_config.json", nested)),
+            None => {
+                let mut found = None;
+                for name in ["video_preprocessor_config.json", "preprocessor_config.json"] {
+                    if let (None, Some(value)) = (&found, files.json::<Value>(name)?) {
+                        found = Some((name, value));
+                    }
+                }
+                found
+            }
+        };
+        let (name, value) = found.unwrap_or(("", Value::Null));
+        Ok(Self::of_json(files.describe(name), None, Some(&value), known))
+    }
+
     /// As [`load`](Self::load), from the parsed files; absent ones leave every field to the reference class.
     #[must_use]
     pub fn of_json(
@@ -144,6 +165,15 @@ impl ImageFields {
                 }
             }
         }
+    }
+
+    /// The same with a value for a field that the files leave out.
+    #[must_use]
+    pub fn or(mut self, key: &str, usual: Value) -> Self {
+        if self.value(key).is_none() {
+            self.values.insert(key.to_owned(), usual);
+        }
+        self
     }
 
     /// Leaves a field to the reference class, whatever the files say.

@@ -37,6 +37,40 @@ pub fn lay_out(
     Prompt::with_image_tokens(tokenizer.encode(&splice(text, mark, pictures)?)?, image, rows)
 }
 
+/// As [`lay_out`], of pictures and videos: `kinds` are marks with their tokens. Each mark is replaced by what `expand` makes of the
+/// next picture's number, the mark and the text since the mark before; the picture has `rows` of the mark's token.
+pub fn lay_out_kinds(
+    tokenizer: &Tokenizer,
+    text: &str,
+    kinds: &[(&str, u32)],
+    rows: &[usize],
+    mut expand: impl FnMut(usize, &str, &str) -> String,
+) -> Result<Prompt> {
+    let (mut out, mut rest, mut places) = (String::with_capacity(text.len()), text, 0);
+    let next = |rest: &str| {
+        let found = kinds.iter().filter_map(|(mark, _)| Some((rest.find(mark)?, *mark)));
+        found.min_by_key(|(at, _)| *at)
+    };
+    while let Some((at, mark)) = next(rest) {
+        let before = rest.get(..at).unwrap_or_default();
+        out += before;
+        if places < rows.len() {
+            out += &expand(places, mark, before);
+        }
+        rest = rest.get(at + mark.len()..).unwrap_or_default();
+        places += 1;
+    }
+    if places != rows.len() {
+        let (marks, pictures) =
+            (kinds.iter().map(|kind| kind.0).collect::<Vec<_>>().join(" or "), rows.len());
+        return Err(Error::Request(format!(
+            "the prompt has {places} {marks} tokens, but {pictures} pictures were given"
+        )));
+    }
+    let ids: Vec<u32> = kinds.iter().map(|kind| kind.1).collect();
+    Prompt::with_tokens_of(tokenizer.encode(&(out + rest))?, &ids, rows)
+}
+
 /// The string of a special token that `tokenizer_config.json` names, at the top or among its extra special tokens.
 #[must_use]
 pub fn special_token(config: Option<&Value>, key: &str) -> Option<String> {

@@ -229,9 +229,9 @@ impl VideoProcessor for Processor {
         Some(VIDEO_TEMPLATE)
     }
 
-    fn prepare(&self, frame: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
+    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
         let whole = Self { split: false, size: self.frame_size, ..self.clone() };
-        ocelli_engine::Processor::prepare(&whole, frame, threads)
+        ocelli_engine::Processor::prepare_all(&whole, frames, threads)
     }
 
     fn text(&self, times: &[f64], seconds: f64) -> String {

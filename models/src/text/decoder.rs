@@ -432,6 +432,14 @@ impl Decoder {
                 cx.exec(&layer.path, &sum)?;
                 next.write_to(cx, h, normed)
             }
+            _ if self.plan.residual != 1.0 => {
+                let factor = self.plan.residual;
+                let out = layer.out.forward(cx, &mixed)?;
+                self.add_scaled(cx, layer, &out, factor, None, h)?;
+                let x = norm2.forward(cx, h)?;
+                let out = layer.mlp.forward(cx, &x, batch.repeats())?;
+                self.add_scaled(cx, layer, &out, factor, None, h)
+            }
             _ => {
                 layer.out.add_to(cx, &mixed, h)?;
                 layer.mlp.add_normalized(cx, norm2, h, batch.repeats())

@@ -8,6 +8,7 @@ mod encoder;
 mod gated_delta;
 mod gemma4;
 mod glm;
+mod granite;
 mod head;
 mod inputs;
 mod lfm2;

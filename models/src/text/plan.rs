@@ -251,6 +251,8 @@ pub struct TextPlan {
     pub logit_softcap: f32,
     /// Factor of token embeddings.
     pub embed_scale: f32,
+    /// Factor of what attention and MLP add; where norms are [`Norms::Before`].
+    pub residual: f32,
     /// Rows of the embedding beyond those that logits are given for.
     pub embed_more: usize,
     /// Whether the head is the embedding where the file has none; if it need not, an absent head is an error.
@@ -303,6 +305,8 @@ pub const TEXT_TYPES: &[&str] = &[
     "llama4_text",
     "opt",
     "deepseek_ocr2_text",
+    "granite",
+    "granite4_vision_text",
 ];
 
 impl TextPlan {
@@ -316,6 +320,7 @@ impl TextPlan {
             "gemma3_text" => Self::gemma3(text, tied),
             "gemma4_text" => Self::gemma4(text, tied),
             "glm4v_text" | "glm4v" => Self::glm4v(text, tied),
+            "granite" | "granite4_vision_text" => Self::granite(text, tied),
             "glm_ocr_text" | "glm_ocr" => Self::glm_ocr(text, tied),
             "lfm2" => Self::lfm2(text, tied),
             "qwen3_5_text" => Self::qwen3_5(text, tied),
@@ -393,6 +398,7 @@ impl TextPlan {
             logit_scale: 1.0,
             logit_softcap: 0.0,
             embed_scale: 1.0,
+            residual: 1.0,
             embed_more: 0,
             tied: tied.or(own).unwrap_or(sizes.tied),
             experts: None,

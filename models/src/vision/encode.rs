@@ -41,12 +41,28 @@ pub trait Connect {
         None
     }
 
-    /// Layers of the tower, ascending, whose results give features for the first layers of the decoder.
+    /// Layers of the tower, ascending, whose results are taken beside the tower's own.
     fn deep(&self) -> &[usize] {
         &[]
     }
 
-    /// As [`connect`](Self::connect), from the result of the deep layer `number` in that list.
+    /// Which of [`deep`](Self::deep) the features that replace embeddings come from; `None`: from the tower's own result.
+    fn first(&self) -> Option<usize> {
+        None
+    }
+
+    /// For each of the first layers of the decoder, which of [`deep`](Self::deep) the features come from that are added to its result;
+    /// `None`: it has no such.
+    fn groups(&self) -> Vec<Option<usize>> {
+        (0..self.deep().len()).map(Some).collect()
+    }
+
+    /// The number under which features are shown that are added to the result of the decoder's layer `number`.
+    fn shown(&self, number: usize) -> usize {
+        number
+    }
+
+    /// As [`connect`](Self::connect), features that are added to the result of the decoder's layer `number`.
     fn connect_deep(
         &self,
         cx: &mut Ctx,
@@ -111,6 +127,7 @@ pub fn encode(
     images: &[&PreparedImage],
 ) -> Result<Vec<Features>> {
     let mut tiles: Vec<(usize, &Tile)> = Vec::new();
+    let groups = connector.groups();
     let mut outs = Vec::with_capacity(images.len());
     for (number, image) in images.iter().enumerate() {
         let mut rows = 0;
@@ -119,7 +136,7 @@ pub fn encode(
             tiles.push((number, tile));
         }
         rows += usize::from(image.assembly.is_some()) + connector.behind().map_or(0, |behind| behind.size(0));
-        let deep = connector.deep().iter().map(|_| cx.alloc_owned(&[rows, d], cx.dtype()));
+        let deep = groups.iter().map(|from| cx.alloc_owned(&[from.map_or(0, |_| rows), d], cx.dtype()));
         let deep = deep.collect::<Result<_>>()?;
         outs.push(Filled { rows: cx.alloc_owned(&[rows, d], connector.dtype(cx))?, deep, filled: 0 });
     }
@@ -129,7 +146,8 @@ pub fn encode(
         let normalize = images[number].normalize;
         let most = (MAX_PATCHES / (grid.0 * grid.1)).max(1);
         let alike = |&&(other, tile): &&(usize, &Tile)| {
-            (tile.height, tile.width) == (first.height, first.width) && images[other].normalize == normalize
+            let alike = |tile: &Tile| (tile.height, tile.width, tile.frames());
+            alike(tile) == alike(first) && images[other].normalize == normalize
         };
         let count = rest.iter().take(most).take_while(alike).count();
         let (batch, after) = rest.split_at(count);
@@ -148,16 +166,20 @@ pub fn encode(
                 let (first, rows) = (out.filled, same.len() * connector.rows(grid)?);
                 let part = |x: &Tensor| x.narrow(0, row, same.len() * per_tile);
                 let to = out.rows.narrow(0, first, rows)?;
-                cx.measure(Phase::Connector, |cx| connector.connect(cx, &part(&hidden)?, grid, &to))?;
+                let from = connector.first().and_then(|number| deep.get(number)).unwrap_or(&hidden);
+                cx.measure(Phase::Connector, |cx| connector.connect(cx, &part(from)?, grid, &to))?;
                 if !assembled {
                     cx.stage(Stage::FEATURES, &to)?;
                 }
-                for (number, (x, out)) in deep.iter().zip(&out.deep).enumerate() {
+                for (number, (from, out)) in groups.iter().zip(&out.deep).enumerate() {
+                    let Some(x) = from.and_then(|from| deep.get(from)) else { continue };
                     let to = out.narrow(0, first, rows)?;
                     cx.measure(Phase::Connector, |cx| {
                         connector.connect_deep(cx, number, &part(x)?, grid, &to)
                     })?;
-                    cx.stage(Stage::layer("deepstack_features", number), &to)?;
+                    if !assembled {
+                        cx.stage(deep_stage(connector, number), &to)?;
+                    }
                 }
                 out.filled += rows;
                 row += same.len() * per_tile;
@@ -168,7 +190,7 @@ pub fn encode(
         rest = after;
     }
     let mut all = Vec::with_capacity(outs.len());
-    for (Filled { rows, deep, filled }, image) in outs.into_iter().zip(images) {
+    for (Filled { rows, mut deep, filled }, image) in outs.into_iter().zip(images) {
         let rows = match &image.assembly {
             None => {
                 if let Some(behind) = connector.behind() {
@@ -176,20 +198,33 @@ pub fn encode(
                 }
                 rows
             }
-            Some(assembly) => assemble(cx, connector, &rows, filled, assembly)?,
+            Some(assembly) => {
+                for (number, rows) in deep.iter_mut().enumerate().filter(|(_, rows)| rows.size(0) > 0) {
+                    let stage = deep_stage(connector, number);
+                    *rows = assemble(cx, connector, rows, filled, assembly, stage)?;
+                }
+                assemble(cx, connector, &rows, filled, assembly, Stage::FEATURES)?
+            }
         };
         all.push(Features { deep, ..Features::of_rows(rows) });
     }
     Ok(all)
 }
 
-/// The rows that `assembly` makes of the first `filled` ones of `rows`, which has room for one more; on memory of their own.
+/// What features are shown as that are added to the result of the decoder's layer `number`.
+fn deep_stage(connector: &dyn Connect, number: usize) -> Stage {
+    Stage::layer("deepstack_features", connector.shown(number))
+}
+
+/// The rows that `assembly` makes of the first `filled` ones of `rows`, which has room for one more, shown as `stage`; on memory of
+/// their own.
 fn assemble(
     cx: &mut Ctx,
     connector: &dyn Connect,
     rows: &Tensor,
     filled: usize,
     assembly: &Assembly,
+    stage: Stage,
 ) -> Result<Tensor> {
     const PATH: &str = "features";
     let (count, d) = (assembly.len(), rows.size(1));
@@ -222,27 +257,38 @@ fn assemble(
                 cx.exec(PATH, &op)?;
             }
         }
-        cx.stage(Stage::FEATURES, &out)
+        cx.stage(stage, &out)
     })?;
     Ok(out)
 }
 
-/// One buffer with the pixels of all tiles, which are of one size.
+/// One buffer with the pixels of all tiles, which are of one size and of as many frames: those of the first frames, then of the second.
 pub(crate) fn upload(cx: &mut Ctx, images: &[&PreparedImage], tiles: &[(usize, &Tile)]) -> Result<Tensor> {
     let Some((_, first)) = tiles.first() else { return Err(Error::Request("no tiles".into())) };
-    let (height, width) = (first.height, first.width);
-    let mut bytes = Vec::with_capacity(tiles.len() * height * width * 3);
-    for (_, tile) in tiles {
-        if let TilePixels::Rgb8(levels) = &tile.pixels {
-            bytes.extend_from_slice(levels);
+    let (height, width, frames) = (first.height, first.width, first.frames());
+    let (len, count) = (height * width * 3, tiles.len() * frames);
+    let mut bytes = Vec::with_capacity(count * len);
+    for frame in 0..frames {
+        for (_, tile) in tiles {
+            if let TilePixels::Rgb8(levels) = &tile.pixels {
+                bytes.extend_from_slice(levels.get(frame * len..(frame + 1) * len).unwrap_or_default());
+            }
         }
     }
-    if bytes.len() == tiles.len() * height * width * 3 {
-        return cx.upload(&[tiles.len(), height, width, 3], &bytes);
+    if bytes.len() == count * len {
+        return cx.upload(&[count, height, width, 3], &bytes);
     }
-    let mut values = Vec::with_capacity(tiles.len() * height * width * 3);
+    let mut values = Vec::with_capacity(count * len);
     for &(number, tile) in tiles {
         tile.write_values(&images[number].normalize, &mut values);
     }
-    cx.upload(&[tiles.len(), 3, height, width], &values)
+    if frames > 1 {
+        let by_tile = values;
+        values = Vec::with_capacity(count * len);
+        for (frame, tile) in (0..frames).flat_map(|frame| (0..tiles.len()).map(move |tile| (frame, tile))) {
+            let from = (tile * frames + frame) * len;
+            values.extend_from_slice(by_tile.get(from..from + len).unwrap_or_default());
+        }
+    }
+    cx.upload(&[count, 3, height, width], &values)
 }

@@ -201,7 +201,7 @@ impl Mix {
 
 /// What is before the MLP of a block.
 enum Mixer {
-    Conv(DepthConv),
+    Conv(Box<DepthConv>),
     Attention(Box<Mix>),
 }
 
@@ -241,7 +241,10 @@ impl Stages {
                 true => (Mixer::Attention(Box::new(Mix::load(cx, &block, plan.d)?)), "layer_scale_2"),
                 false => {
                     let at = block.at("token_mixer.reparam_conv");
-                    (Mixer::Conv(DepthConv::load(cx, &at, plan.d, square(3, 1), 0.0)?), "layer_scale")
+                    (
+                        Mixer::Conv(Box::new(DepthConv::load(cx, &at, plan.d, square(3, 1), 0.0)?)),
+                        "layer_scale",
+                    )
                 }
             };
             blocks.push((mixer, Mlp::load(cx, &block, scale, plan)?));

@@ -11,7 +11,7 @@ use super::inner::WindowMerger;
 use super::plan::{Mlp, Places, Together, VitPlan};
 use super::positions::ResizedTable;
 use super::product::Product;
-use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, add_rows, constant, copy_rows};
+use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, add_rows, constant, copy_rows, table};
 
 enum LayerMlp {
     Plain(Box<(Linear, Product)>),
@@ -38,6 +38,8 @@ pub struct Vit {
     path: String,
     /// The patch embedding, unless something else embeds rows.
     patch: Option<Weights>,
+    /// The filters of each frame, of towers that take several for one picture; the first have the bias.
+    frames: Vec<Weights>,
     /// Position embeddings of the patches `[side * side, d]`.
     positions: Option<View>,
     /// The same table for pictures of other sizes.
@@ -54,7 +56,8 @@ pub struct Vit {
 
 /// The pixels of some tiles of one size.
 pub struct Pixels {
-    /// u8 `[tiles, height, width, 3]` or f32 `[tiles, 3, height, width]`.
+    /// u8 `[tiles, height, width, 3]` or f32 `[tiles, 3, height, width]`; of tiles of several frames those of each frame one after
+    /// the other.
     pub values: Tensor,
     /// Mean of each channel in grey levels, for bytes.
     pub mean: [f32; 3],
@@ -98,6 +101,7 @@ impl Vit {
         let scope = scope.role(Role::Tower);
         let (d, names) = (plan.d, &plan.names);
         let patch = Some(Self::patch_weights(cx, &scope.at(names.patch), &plan)?);
+        let frames = Self::frame_weights(cx, &scope.at(names.patch), &plan)?;
         let (mut positions, mut class_row, mut resized) = (None, None, None);
         let only_turns = matches!(plan.places, Places::Rotation | Places::Turns { .. });
         if plan.places == Places::Resized {
@@ -119,7 +123,7 @@ impl Vit {
             positions = Some(table.narrow(0, before, first * patches)?);
         }
         let ropes = Self::rotations(cx, &plan)?;
-        Ok(Self { patch, positions, resized, class_row, ropes, ..Self::layers(cx, &scope, plan)? })
+        Ok(Self { patch, frames, positions, resized, class_row, ropes, ..Self::layers(cx, &scope, plan)? })
     }
 
     /// Loads the layers and norms below `scope` alone, for rows that something else embeds.
@@ -141,6 +145,7 @@ impl Vit {
         Ok(Self {
             path: scope.prefix().to_owned(),
             patch: None,
+            frames: Vec::new(),
             positions: None,
             resized: None,
             class_row: None,
@@ -181,6 +186,25 @@ impl Vit {
         let bias = w.parts().first().and_then(|part| part.bias.as_ref());
         let bias = bias.map(|bias| cx.stream().place_view(bias)).transpose()?;
         Ok(Weights::dense(filters.view().clone(), bias)?)
+    }
+
+    /// The filters `[d, 3 * patch * patch]` of each frame by itself, of towers that take several for one picture.
+    fn frame_weights(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Vec<Weights>> {
+        if plan.frames == 1 {
+            return Ok(Vec::new());
+        }
+        let (d, area) = (plan.d, plan.patch * plan.patch);
+        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        let w = scope.patch_embed(d, 3 * plan.frames * area, plan.patch_bias)?;
+        let bias = w.parts().first().and_then(|part| part.bias.as_ref());
+        let mut all = Vec::with_capacity(plan.frames);
+        for frame in 0..plan.frames {
+            let of = |i: usize| stored[(i / area * plan.frames + frame) * area + i % area];
+            let filters = table(cx, &[d, 3 * area], &(0..d * 3 * area).map(of).collect::<Vec<f32>>())?;
+            let bias = bias.filter(|_| frame == 0).map(|bias| cx.stream().place_view(bias)).transpose()?;
+            all.push(Weights::dense(filters.view().clone(), bias)?);
+        }
+        Ok(all)
     }
 
     /// The class embedding with its position, which is the first row of the table or the last.
@@ -406,8 +430,10 @@ impl Vit {
             | Places::Counted { .. }
             | Places::Resized => None,
         };
-        let Some(patch) = &self.patch else {
-            return Err(Error::Request(format!("{}: no patch embedding", self.path)));
+        let frames = pixels.values.size(0) / tiles.max(1);
+        let patch = if frames > 1 { self.frames.first() } else { self.patch.as_ref() };
+        let Some(patch) = patch.filter(|_| frames == 1 || frames == self.frames.len()) else {
+            return Err(Error::Request(format!("{}: no patch embedding of {frames} frames", self.path)));
         };
         cx.scope(|cx| {
             let resized = self.resized.as_ref().map(|table| table.of(cx, grid)).transpose()?;
@@ -416,7 +442,7 @@ impl Vit {
             let out = if direct { h.clone() } else { cx.alloc(&[tiles * patches, self.plan.d], cx.dtype())? };
             let added = !self.plan.places.rotate() || matches!(self.plan.places, Places::Counted { .. });
             let embed = PatchEmbed {
-                pixels: cx.view(&pixels.values)?,
+                pixels: cx.view(&pixels.values.narrow(0, 0, tiles)?)?,
                 w: patch.clone(),
                 pos: positions.or_else(|| {
                     let with_patches = added && !self.plan.norm_first;
@@ -429,6 +455,15 @@ impl Vit {
                 out: cx.view(&out)?,
             };
             cx.exec(&self.path, &embed)?;
+            for (frame, w) in self.frames.iter().enumerate().take(frames).skip(1) {
+                let more = cx.alloc(out.shape(), cx.dtype())?;
+                let seen = cx.view(&pixels.values.narrow(0, frame * tiles, tiles)?)?;
+                let (w, to) = (w.clone(), cx.view(&more)?);
+                let embed =
+                    PatchEmbed { pixels: seen, w, pos: None, pos_ids: None, out: to, ..embed.clone() };
+                cx.exec(&self.path, &embed)?;
+                add_rows(cx, &self.path, &out, &more)?;
+            }
             if let Some(norm) = self.pre_norm.as_ref().filter(|_| self.plan.norm_first) {
                 norm.write_to(cx, &out, &out)?;
             }
