@@ -2157,7 +2157,7 @@ def build_granite(c):
     return decoder(c, "Granite", tok, LLAVA_TEMPLATE, pad_vocab(tok), text_dims(
         c, embedding_multiplier=c.pick(3.0, 2.5), logits_scaling=c.pick(1.5, 0.75), residual_multiplier=c.pick(0.7, 0.8),
         attention_multiplier=c.pick(0.2, 0.25), attention_bias=c.pick(False, True), mlp_bias=c.pick(True, False),
-        tie_word_embeddings=c.pick(True, False)))
+        tie_word_embeddings=False))
 
 
 @arch("mistral")

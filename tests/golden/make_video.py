@@ -43,7 +43,7 @@ QWEN = template("", ("<|im_start|>", "\n"), "<|vision_start|><|image_pad|><|visi
 GLM = template("[gMASK]<sop>", ("<|", "|>\n"), "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
                "") + "<|assistant|>\n"
 ONEVISION = template("", ("<|im_start|>", " "), "<image>", "<video>", "<|im_end|>") + "<|im_start|>assistant\n"
-GEMMA = template("<bos>", ("<|turn>", "\n"), "<|image|>", "<|video|>", "<turn|>\n") + "<|turn>model\n"
+GEMMA = template("", ("<|turn>", "\n"), "<|image|>", "<|video|>", "<turn|>\n") + "<|turn>model\n"
 MINICPM = template("", ("<|im_start|>", "\n"), "<|image_pad|>\n", "<|video_pad|>\n", "<|im_end|>\n") + "<|im_start|>assistant\n"
 # Family: its cases, and its template.
 FAMILIES = {

@@ -4,6 +4,7 @@
 //! After `DeepseekOcr2ForConditionalGeneration` of transformers.
 
 mod processor;
+mod published;
 mod sam;
 
 use ocelli_engine::batch::Packed;
@@ -25,8 +26,8 @@ use crate::vision::{Mlp, Names, Pixels, Vit, VitPlan, activation, upload};
 /// The family's row in the registry.
 pub const FAMILY: Family = Family {
     name: "deepseek_ocr2",
-    model_types: &["deepseek_ocr2"],
-    models: "DeepSeek-OCR 2 (as transformers has it)",
+    model_types: &["deepseek_ocr2", published::OLD],
+    models: "DeepSeek-OCR 2",
     pictures: "tiles and the whole picture on a grey square, as answers of learned queries",
     file: file!(),
     processor: |files| Ok(Box::new(Processor::load(files)?)),
@@ -95,7 +96,8 @@ fn encoder(config: &Fields<'_>) -> Result<(VitPlan, Vec<f32>)> {
 }
 
 fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
-    let config = source.config.root();
+    let modern = published::modern(&source.config.root())?;
+    let config = modern.as_ref().unwrap_or(&source.config).root();
     config.inert(&["image_token_id"]);
     let vision = config.part("vision_config")?;
     vision.model_type(&["deepseek_ocr2_vision"])?;

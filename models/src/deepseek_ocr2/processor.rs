@@ -8,6 +8,7 @@ use ocelli_engine::text::Tokenizer;
 use ocelli_engine::{Prompt, Result};
 use serde_json::Value;
 
+use super::published::OLD;
 use crate::fields::Config;
 use crate::processor::{Edge, ImageFields, added_token, cut, in_square, lay_out, nearest_aspect};
 
@@ -45,7 +46,13 @@ impl Processor {
     pub fn load(files: &ModelFiles) -> Result<Self> {
         let config = Config::load(files, "config.json")?;
         let id: u32 = config.root().or("image_token_id", 128_815)?;
-        let mut fields = ImageFields::load(files, KEYS)?;
+        let mut fields = if config.root().get::<String>("model_type")?.as_deref() == Some(OLD) {
+            // The published file has the fields at its top.
+            let outer = files.json::<Value>("processor_config.json")?;
+            ImageFields::of_json(files.describe("processor_config.json"), None, outer.as_ref(), KEYS)
+        } else {
+            ImageFields::load(files, KEYS)?
+        };
         // The reference's processor gives these itself with every call.
         for key in ["crop_to_patches", "min_patches", "max_patches"] {
             fields.forget(key);
