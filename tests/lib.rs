@@ -1,5 +1,7 @@
 //! Helpers shared by the tests.
 
+pub mod command;
+
 use std::env;
 use std::path::PathBuf;
 

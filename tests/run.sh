@@ -240,7 +240,7 @@ stream() {
                 grep -hoE '[0-9]+ answered, [0-9]+ refused in .*' "$logs/serve.log" | sort -u
             fi ;;
         *)
-            if [ "$1" = cli ] && ! bins cli; then return; fi
+            case $1 in cli | search) bins "$1" || return ;; esac
             case $by_level in
                 *" $1 "*)
                     for level in $(levels); do

@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod choices;
 mod ctx;
+pub mod devices;
 pub mod drawing;
 mod embedding;
 mod error;
@@ -16,6 +17,7 @@ pub mod json;
 pub mod kv;
 pub mod parallel;
 mod pipeline;
+mod pooled;
 pub mod prompt;
 pub mod regions;
 pub mod sample;
@@ -30,9 +32,10 @@ pub mod vlm;
 pub mod weights;
 
 pub use ctx::{Ctx, Observer, Precision, ReplayKey, Stage};
-pub use embedding::EmbeddingPipeline;
+pub use embedding::{EmbeddingPipeline, VectorKind};
 pub use error::{Error, Result};
 pub use pipeline::Pipeline;
+pub use pooled::PooledTower;
 pub use prompt::{Features, Prompt};
 pub use tensor::Tensor;
 pub use timing::{Phase, Timings};

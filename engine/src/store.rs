@@ -18,6 +18,50 @@ use crate::tensor::Tensor;
 /// Where a file keeps the hash of its data.
 const HASH: &str = "blake3";
 
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::Store { path: path.display().to_string(), error }
+}
+
+/// Adds a model's weights to a hash, and those of its files that have one of `names`. Reads all of them.
+fn weigh(hash: &mut Hasher, files: &ModelFiles, names: &[&str]) -> Result<()> {
+    match files {
+        ModelFiles::Dir(model) => {
+            let entries = std::fs::read_dir(model).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+            let entries = entries.map_err(|error| failed(model, error))?;
+            let mut paths: Vec<_> = entries.iter().map(std::fs::DirEntry::path).collect();
+            paths.retain(|path| {
+                path.extension().is_some_and(|end| end == "safetensors")
+                    || path.file_name().is_some_and(|name| names.iter().any(|known| name == *known))
+            });
+            paths.sort();
+            for path in &paths {
+                hash.update_mmap_rayon(path).map_err(|error| failed(path, error))?;
+            }
+        }
+        ModelFiles::Embedded { files, .. } => {
+            for (_, bytes) in *files {
+                hash.update(bytes);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What tells a model's vectors from those of another one: a hash of its weights and of the files that say how it sees pictures and
+/// texts. Reads all of them.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn model_hash(files: &ModelFiles) -> Result<String> {
+    let mut hash = Hasher::new();
+    weigh(
+        &mut hash,
+        files,
+        &["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"],
+    )?;
+    Ok(hash.finalize().to_hex().to_string())
+}
+
 /// A directory of features, each in a safetensors file that is named by the hashes of the model and of the prepared picture. Processes
 /// may share it. A file that is damaged counts as absent.
 pub struct FeatureStore {
@@ -30,36 +74,12 @@ impl FeatureStore {
     /// # Errors
     /// If the directory cannot be made, or a file of the model not read.
     pub fn open(dir: &Path, files: &ModelFiles, precision: Precision, backend: &str) -> Result<Self> {
-        let failed =
-            |path: &Path, error: std::io::Error| Error::Store { path: path.display().to_string(), error };
         let mut hash = Hasher::new();
         hash.update(
             format!("{backend} {:?} {} {}", precision.dtype, precision.fast_int8, precision.fast_fp8)
                 .as_bytes(),
         );
-        match files {
-            ModelFiles::Dir(model) => {
-                let entries = std::fs::read_dir(model).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-                let mut paths: Vec<_> = entries
-                    .map_err(|error| failed(model, error))?
-                    .iter()
-                    .map(std::fs::DirEntry::path)
-                    .collect();
-                paths.retain(|path| {
-                    path.extension().is_some_and(|end| end == "safetensors")
-                        || path.file_name().is_some_and(|name| name == "config.json")
-                });
-                paths.sort();
-                for path in &paths {
-                    hash.update_mmap_rayon(path).map_err(|error| failed(path, error))?;
-                }
-            }
-            ModelFiles::Embedded { files, .. } => {
-                for (_, bytes) in *files {
-                    hash.update(bytes);
-                }
-            }
-        }
+        weigh(&mut hash, files, &["config.json"])?;
         let dir = dir.join(&hash.finalize().to_hex()[..32]);
         std::fs::create_dir_all(&dir).map_err(|error| failed(&dir, error))?;
         Ok(Self { dir })

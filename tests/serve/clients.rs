@@ -50,20 +50,29 @@ fn chromium() -> Option<String> {
     })
 }
 
-#[test]
-fn browser() {
+/// Runs a script with a browser and more arguments; it ends with `ok`.
+pub fn browse(script: &str, more: &[&std::ffi::OsStr]) {
     let modules = std::env::var("OCELLI_PUPPETEER").unwrap_or_default();
     let Some(chromium) = chromium().filter(|_| !modules.is_empty()) else {
         return skip("chromium", "there is none, or no puppeteer-core, which tests/clients.sh fetches");
     };
-    let server = Server::start(&[]);
     let own = std::env::current_exe().expect("the path of this test");
     let logs = own.ancestors().nth(3).expect("target").join("test-logs");
     std::fs::create_dir_all(&logs).expect("a folder for pictures of the page");
     let mut command = Command::new("node");
-    command.arg(root().join("tests/serve/page.cjs")).arg(chromium).arg(format!("http://{}/", server.address));
-    command.arg(example("01.png")).arg(&logs).env("NODE_PATH", modules);
+    command
+        .arg(root().join("tests/serve").join(script))
+        .arg(chromium)
+        .arg(&logs)
+        .args(more)
+        .env("NODE_PATH", modules);
     let output = command.output().expect("node");
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.ends_with("ok\n"), "{out}\n{err}");
+}
+
+#[test]
+fn browser() {
+    let server = Server::start(&[]);
+    browse("page.cjs", &[format!("http://{}/", server.address).as_ref(), example("01.png").as_os_str()]);
 }

@@ -9,3 +9,4 @@ mod errors;
 mod http;
 mod many;
 mod protocol;
+mod search;

@@ -1,4 +1,4 @@
-// The page as a person uses it: node page.cjs CHROMIUM URL PICTURE OUT_DIR
+// The page as a person uses it: node page.cjs CHROMIUM OUT_DIR URL PICTURE
 "use strict";
 
 const assert = require("node:assert");
@@ -8,7 +8,7 @@ const { join } = require("node:path");
 const { launch } = require("puppeteer-core");
 
 async function main() {
-  const [executablePath, url, picture, out] = process.argv.slice(2);
+  const [executablePath, out, url, picture] = process.argv.slice(2);
   const userDataDir = mkdtempSync(join(tmpdir(), "ocelli-page-"));
   const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync"];

@@ -15,8 +15,15 @@ const LARGE: &[&str] = &[];
 const SELF: &[&str] = &["tests/tidy/"];
 
 /// Crates whose code may not panic on user input.
-const NO_PANIC: &[&str] =
-    &["kernels/src/", "engine/src/", "models/src/", "engine/cli/src/", "engine/serve/src/"];
+const NO_PANIC: &[&str] = &[
+    "kernels/src/",
+    "engine/src/",
+    "models/src/",
+    "engine/cli/src/",
+    "engine/python/src/",
+    "engine/search/src/",
+    "engine/serve/src/",
+];
 
 /// Which of our crates each may use.
 const DIRECTION: &[(&str, &[&str])] = &[
@@ -24,8 +31,19 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("ocelli-engine", &["ocelli-kernels"]),
     ("ocelli-models", &["ocelli-kernels", "ocelli-engine"]),
     ("ocelli-bench", &["ocelli-kernels", "ocelli-engine", "ocelli-models"]),
-    ("ocelli-serve", &["ocelli-engine"]),
-    ("ocelli", &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench", "ocelli-serve"]),
+    ("ocelli-search", &["ocelli-engine"]),
+    ("ocelli-serve", &["ocelli-engine", "ocelli-search"]),
+    (
+        "ocelli",
+        &[
+            "ocelli-kernels",
+            "ocelli-engine",
+            "ocelli-models",
+            "ocelli-bench",
+            "ocelli-search",
+            "ocelli-serve",
+        ],
+    ),
     ("ocelli-tests", &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench", "ocelli"]),
 ];
 

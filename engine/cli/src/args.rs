@@ -2,6 +2,8 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments here are help texts, not Markdown")]
 
+#[path = "args_search.rs"]
+mod search;
 #[path = "args_serve.rs"]
 mod serve;
 
@@ -10,9 +12,11 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use ocelli_engine::Precision;
+use ocelli_engine::devices::{usual_dtype, usual_kv};
 use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 use crate::batch::args::BatchArgs;
+pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
 
 /// Run vision language models: pictures and text in, answers out.
@@ -41,8 +45,13 @@ pub enum Command {
     Imagine(ImagineArgs),
     /// Answer over HTTP by OpenAI's protocol, and on a web page.
     Serve(ServeArgs),
-    /// Make vectors of pictures and texts, which are alike where those are; by a model such as CLIP or SigLIP.
+    /// Make vectors of pictures and texts, which are alike where those are; by a model such as CLIP or SigLIP. Other models that see
+    /// pictures give these alone vectors: pooled features of their tower.
     Embed(EmbedArgs),
+    /// Make or renew an index of the pictures in a folder, by which `ocelli search` finds them.
+    Index(IndexArgs),
+    /// Find pictures of an index by a text, or by a picture that they are like.
+    Search(SearchArgs),
     /// Say how well labels fit pictures; by a model such as CLIP or SigLIP.
     Classify(ClassifyArgs),
     /// Compare a model stage by stage with a reference made by transformers.
@@ -175,7 +184,7 @@ impl KvDTypeArg {
     /// The type on a device, `None` for that of activations.
     pub fn on(self, caps: &Caps, fast_int8: bool) -> Option<DType> {
         match self {
-            Self::Auto => (fast_int8 && caps.backend == Backend::Cpu).then_some(DType::F16),
+            Self::Auto => usual_kv(caps, fast_int8),
             Self::F32 => Some(DType::F32),
             Self::Bf16 => Some(DType::BF16),
             Self::F16 => Some(DType::F16),
@@ -234,11 +243,7 @@ impl DTypeArg {
 
     /// The type on a device: auto is bf16 with CUDA, f16 on other GPUs that compute with it, f32 elsewhere.
     pub fn on(self, caps: &Caps) -> DType {
-        self.named().unwrap_or(match caps.backend {
-            Backend::Cuda => DType::BF16,
-            Backend::Wgpu if caps.wgpu.f16 && !caps.wgpu.software => DType::F16,
-            _ => DType::F32,
-        })
+        self.named().unwrap_or_else(|| usual_dtype(caps))
     }
 }
 

@@ -55,6 +55,9 @@ pub struct ServeArgs {
     /// are not of the public internet are refused but for those of networks that are listed too, such as 10.1.0.0/16.
     #[arg(long, value_name = "HOST", value_delimiter = ',')]
     pub allow_remote_images: Vec<String>,
+    /// An index of `ocelli index`, made by this model, that can be searched: at /v1/search, and on the page.
+    #[arg(long, value_name = "IDX")]
+    pub index: Option<PathBuf>,
     /// The origin of web pages that may ask, such as `https://app.example`, or * for all.
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Option<String>,

@@ -42,7 +42,7 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     let shapes = kernels::shapes(backend, args.only.as_deref(), args.decoders).map_err(failure)?;
     let mut cx = Cx::open(backend, &options).map_err(failure)?;
     if !args.no_tune {
-        let picks = open::tuned(cx.target().caps(), options.picks);
+        let picks = ocelli_engine::devices::tuned(cx.target().caps(), options.picks);
         cx.target().prefer(picks);
     }
     let spinner = Spinner::new("measuring roofs");

@@ -5,10 +5,11 @@ use std::io::{BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use ocelli_engine::VectorKind;
 use serde::Serialize;
 
 use crate::args::{EmbedArgs, VectorFormat};
-use crate::fail::{Failure, Outcome};
+use crate::fail::{Failure, Outcome, note};
 use crate::progress::{Spinner, Steps};
 use crate::{open, vectors};
 
@@ -22,6 +23,9 @@ struct Line<'a> {
     picture: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
+    /// What the vector is, where it is not that of a dual encoder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<VectorKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vector: Option<&'a [f32]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,9 +40,14 @@ pub fn embed(args: &EmbedArgs) -> Outcome {
     let pictures = vectors::list(&args.pictures)?;
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
-    let (pipeline, mut cx) = open::vectors(&args.vectors, &*device, precision)?;
+    let (pipeline, mut cx) = open::any_vectors(&args.vectors, &*device, precision)?;
     let tokens = args.texts.iter().map(|text| pipeline.tokens(text)).collect::<Result<Vec<_>, _>>()?;
     drop(spinner);
+    let kind = (pipeline.kind != VectorKind::DualEncoder).then_some(pipeline.kind);
+    if let Some(kind) = kind {
+        let family = pipeline.model.info().family;
+        note(&format!("vectors are {kind} of a {family} model, which gives texts none"));
+    }
 
     let d = pipeline.model.info().d_model;
     let mut sink = Sink::new(args.out.as_deref())?;
@@ -52,7 +61,7 @@ pub fn embed(args: &EmbedArgs) -> Outcome {
             return sink.write(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
         }
         let picture = picture.map(|path| path.display().to_string());
-        let line = Line { picture, text, vector: vector.ok(), error: vector.err() };
+        let line = Line { picture, text, kind, vector: vector.ok(), error: vector.err() };
         sink.write(format!("{}\n", serde_json::to_string(&line)?).as_bytes())
     };
     let failed = vectors::of_pictures(&args.vectors, &pipeline, &mut cx, &pictures, |path, vector| {

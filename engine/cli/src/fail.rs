@@ -15,6 +15,8 @@ use crate::interrupt;
 
 /// Done, but what was asked for does not hold: a verification that failed.
 pub const FAILED: u8 = 1;
+/// Done, but some of the many things that were asked for have an error in place of a result.
+pub const SOME_FAILED: u8 = 3;
 /// Wrong arguments.
 const USAGE: u8 = 2;
 

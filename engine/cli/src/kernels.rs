@@ -27,7 +27,7 @@ pub fn kernels(args: &KernelsArgs) -> Outcome {
                 None => capabilities(backend.backend().unwrap_or(Backend::Cpu))?,
             };
             let picks = open::picks()?;
-            let picks = if arch.is_some() { picks } else { open::tuned(&caps, picks) };
+            let picks = if arch.is_some() { picks } else { ocelli_engine::devices::tuned(&caps, picks) };
             why(op, &spec.join(" "), &caps, &picks, *json)?;
         }
         KernelsCommand::Compile(args) => crate::compile::compile(args)?,

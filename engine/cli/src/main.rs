@@ -19,6 +19,7 @@ mod open;
 mod progress;
 mod quantize;
 mod run;
+mod search;
 mod serve;
 mod tune;
 mod units;
@@ -51,6 +52,8 @@ fn execute(command: &Command) -> fail::Outcome {
         Command::Imagine(args) => imagine::imagine(args),
         Command::Serve(args) => serve::serve(args),
         Command::Embed(args) => embed::embed(args),
+        Command::Index(args) => search::index(args),
+        Command::Search(args) => search::search(args),
         Command::Classify(args) => classify::classify(args),
         Command::Verify(args) => verify::verify(args),
         Command::Inspect(args) => inspect::inspect(args),

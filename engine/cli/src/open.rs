@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ocelli_engine::choices::{Loaded, Table, cache_dir};
+use ocelli_engine::choices::cache_dir;
+use ocelli_engine::devices::{auto, tuned};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
 use ocelli_engine::image::{DecodeOptions, ImageError, PictureSource, Rgb8Image};
@@ -11,7 +12,7 @@ use ocelli_engine::parallel::try_map;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Pipeline, Precision, Processor};
-use ocelli_kernels::{Backend, BackendOp, Caps, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
+use ocelli_kernels::{Backend, BackendOp, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 use ocelli_models::Leftovers;
 
 use crate::args::{BackendArg, DeviceArgs, ModelArgs, VectorArgs};
@@ -52,42 +53,6 @@ pub fn backend(arg: BackendArg, options: &DeviceOptions) -> Result<Backend, Fail
         Some(backend) => Ok(backend),
         None => Ok(auto(options)?.caps().backend),
     }
-}
-
-/// `picks` with what `ocelli kernels tune` measured on a device.
-pub fn tuned(caps: &Caps, mut picks: Picks) -> Picks {
-    let Some(cache) = cache_dir() else { return picks };
-    let path = Table::path(&cache, caps);
-    let place = path.display();
-    match Table::load(&path, caps) {
-        Loaded::Absent => {}
-        Loaded::Stale(why) => {
-            tracing::info!("{place}: not of this device and these kernels, so it is not used: {why}");
-        }
-        Loaded::Corrupt(why) => {
-            tracing::warn!("{place}: not used: {why}; `ocelli kernels tune` makes it anew");
-        }
-        Loaded::Fits(table) => {
-            let count = table.apply(&mut picks);
-            tracing::info!("{place}: {count} measured choices of kernels");
-        }
-    }
-    picks
-}
-
-/// The first backend that has a device of its own: CUDA, wgpu, CPU. A GPU that the CPU emulates is left to those who ask for
-/// it.
-fn auto(options: &DeviceOptions) -> Result<Arc<dyn Device>, Failure> {
-    for backend in [Backend::Cuda, Backend::Wgpu] {
-        match ocelli_kernels::open(backend, options) {
-            Ok(device) if device.caps().wgpu.software => {
-                tracing::info!("backend {backend}: {} is software", device.caps().device);
-            }
-            Ok(device) => return Ok(device),
-            Err(error) => tracing::info!("{error}"),
-        }
-    }
-    Ok(ocelli_kernels::open(Backend::Cpu, options)?)
 }
 
 /// What comes before the estimates of variants.
@@ -155,7 +120,7 @@ pub fn any(
 }
 
 /// A model, the threads that prepare pictures for it, and a context to run it in.
-fn loaded(
+pub fn loaded(
     files: &ModelFiles,
     processor: &[(String, String)],
     leftovers: Leftovers,
@@ -183,6 +148,18 @@ pub fn vectors(
     let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
     let (model, threads, cx) = loaded(&files, &args.processor, leftovers, device, precision)?;
     Ok((EmbeddingPipeline::new(&files, model, threads)?, cx))
+}
+
+/// As [`vectors`], with pooled features of the tower where the model gives answers.
+pub fn any_vectors(
+    args: &VectorArgs,
+    device: &dyn Device,
+    precision: Precision,
+) -> Result<(EmbeddingPipeline, Ctx), Failure> {
+    let files = files(Some(&args.model))?;
+    let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
+    let (model, threads, mut cx) = loaded(&files, &args.processor, leftovers, device, precision)?;
+    Ok((EmbeddingPipeline::of_any(&files, model, threads, &mut cx)?, cx))
 }
 
 /// What will be asked of a model.

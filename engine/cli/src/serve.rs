@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ocelli_engine::files::ModelFiles;
 use ocelli_engine::scheduler::{Limits, Scheduler, Worker};
-use ocelli_engine::{EmbeddingPipeline, Gives, Pipeline};
-use ocelli_serve::{Allowed, Config, Engine, Server, VectorWorker};
+use ocelli_engine::{Ctx, EmbeddingPipeline, Gives, Loaded, Model, Pipeline, VectorKind};
+use ocelli_search::{Index, Live};
+use ocelli_serve::{Allowed, Config, Engine, Search, Server, VectorClient, VectorWorker};
 use serde_json::json;
 
 use crate::args::ServeArgs;
@@ -15,6 +17,7 @@ use crate::fail::{Failure, Outcome, print, survive_panics};
 use crate::interrupt::Gentle;
 use crate::open;
 use crate::progress::Spinner;
+use crate::search::about;
 
 /// Runs the command: until a signal comes, then until what runs has ended.
 pub fn serve(args: &ServeArgs) -> Outcome {
@@ -34,7 +37,8 @@ pub fn serve(args: &ServeArgs) -> Outcome {
     let spinner = Spinner::new("loading the model");
     let (files, loaded, threads, mut cx) = open::any(&args.model, &*device, precision)?;
     let (info, caps) = (loaded.model.info().clone(), device.caps());
-    let details = json!({
+    let index = args.index.as_deref().map(Index::open).transpose()?;
+    let mut details = json!({
         "family": info.family, "gives": loaded.model.gives().to_string(), "parts": loaded.model.parts(),
         "backend": caps.backend, "device": caps.device, "isa": caps.isa.name(), "threads": caps.units,
         "dtype": precision.dtype, "layers": info.layers, "d_model": info.d_model, "vocab": info.vocab,
@@ -43,7 +47,7 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         "max_body": args.max_body,
     });
     survive_panics();
-    let (engine, worker, vectors) = match loaded.model.gives() {
+    let (engine, worker, vectors, search) = match loaded.model.gives() {
         Gives::Answers => {
             let pipeline = Box::new(Pipeline::new(&files, loaded, threads)?);
             let limits = Limits {
@@ -56,14 +60,31 @@ pub fn serve(args: &ServeArgs) -> Outcome {
                 let scheduler = Scheduler::new(&mut cx, model, tokenizer, limits)?;
                 Ok((cx, scheduler))
             })?;
-            (Engine::Answers { pipeline, client: worker.client(), limits }, Some(worker), None)
+            let mut search = None;
+            if let Some(index) = index {
+                // The same weights on a stream of their own, with a processor of their own.
+                let mut cx = Ctx::new(&*device, precision)?;
+                let mut processor = (ocelli_models::family(&files)?.processor)(&files)?;
+                open::set_processor(&mut *processor, &args.model.processor)?;
+                let loaded = Loaded { model: Model::Vlm(pipeline.model.clone()), processor };
+                let tower = Arc::new(EmbeddingPipeline::of_any(&files, loaded, threads, &mut cx)?);
+                let (worker, client) = VectorWorker::spawn(tower.clone(), cx)?;
+                search = Some((searched(args, &files, index, tower, client)?, Some(worker)));
+            }
+            let engine = Engine::Answers { pipeline, client: worker.client(), limits };
+            let (search, vectors) = search.map_or((None, None), |(search, worker)| (Some(search), worker));
+            (engine, Some(worker), vectors, search)
         }
         Gives::Vectors => {
             let pipeline = Arc::new(EmbeddingPipeline::new(&files, loaded, threads)?);
             let (worker, client) = VectorWorker::spawn(pipeline.clone(), cx)?;
-            (Engine::Vectors { pipeline, client }, None, Some(worker))
+            let search = index.map(|index| searched(args, &files, index, pipeline.clone(), client.clone()));
+            (Engine::Vectors { pipeline, client }, None, Some(worker), search.transpose()?)
         }
     };
+    if let Some((_, pictures, kind)) = &search {
+        details["search"] = json!({"pictures": pictures, "kind": kind});
+    }
     let name = args.name.clone().unwrap_or_else(|| name(args.model.model.as_deref()));
     let config = Config {
         name,
@@ -78,6 +99,7 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         remote,
         cors: args.cors.clone(),
         info: details,
+        search: search.map(|(search, ..)| Arc::new(search)),
     };
     drop(spinner);
     let gentle = Gentle::begin();
@@ -85,6 +107,21 @@ pub fn serve(args: &ServeArgs) -> Outcome {
     server.run(config, engine, worker, || gentle.asked())?;
     vectors.into_iter().for_each(VectorWorker::join);
     Ok(ExitCode::SUCCESS)
+}
+
+/// An index that can be asked, its pictures, and what its vectors are. Errors if it is of another model.
+fn searched(
+    args: &ServeArgs,
+    files: &ModelFiles,
+    index: Index,
+    pipeline: Arc<EmbeddingPipeline>,
+    client: VectorClient,
+) -> Result<(Search, usize, VectorKind), Failure> {
+    let root = index.about().root.clone();
+    let about = about(args.model.model.as_deref(), files, &pipeline, &args.model.processor, root)?;
+    index.is_of(&about)?;
+    let (pictures, kind) = (index.len()?, about.kind);
+    Ok((Search::new(Live::new(index)?, pipeline, client), pictures, kind))
 }
 
 /// What a model is called: its name on the hub, or that of its directory.

@@ -1,19 +1,14 @@
 //! What `embed` and `classify` share: lists of pictures, and vectors of them in batches.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use ocelli_engine::image::{DecodeOptions, PreparedImage, decode_file};
-use ocelli_engine::{Ctx, EmbeddingPipeline, Error};
+use ocelli_engine::image::{DecodeOptions, NAME_ENDS, PictureSource};
+use ocelli_engine::{Ctx, EmbeddingPipeline};
 
 use crate::args::VectorArgs;
 use crate::fail::Failure;
 use crate::interrupt::Gentle;
 use crate::progress::Steps;
-
-/// Ends of the names of files that are taken for pictures in a folder.
-const PICTURES: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
 
 /// Files as they are, folders as the pictures in them and below, in order of their names.
 pub fn list(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
@@ -23,7 +18,7 @@ pub fn list(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             let before = all.len();
             below(path, &mut all).map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
             if all.len() == before {
-                let kinds = PICTURES.join(", ");
+                let kinds = NAME_ENDS.join(", ");
                 return Err(Failure::new(format!("{}: no picture in this folder", path.display()))
                     .hint(format!("pictures in folders are known by the end of their name: {kinds}")));
             }
@@ -43,7 +38,7 @@ fn below(dir: &Path, all: &mut Vec<PathBuf>) -> std::io::Result<()> {
         // A link to a folder may lead back up.
         if entry.file_type()?.is_dir() {
             below(&path, all)?;
-        } else if end.is_some_and(|end| PICTURES.contains(&&*end)) && path.is_file() {
+        } else if end.is_some_and(|end| NAME_ENDS.contains(&&*end)) && path.is_file() {
             all.push(path);
         }
     }
@@ -88,50 +83,16 @@ pub fn end(failed: usize, all: usize) -> Result<(), Failure> {
 }
 
 fn batch(args: &VectorArgs, pipeline: &EmbeddingPipeline, cx: &mut Ctx, paths: &[PathBuf]) -> Vec<Vector> {
-    let prepared = prepare(args, pipeline, paths);
-    let good: Vec<&PreparedImage> = prepared.iter().flatten().collect();
-    // Whatever is wrong with one of them is not to be the end of all.
-    let mut vectors = match pipeline.images(cx, &good) {
-        Ok(vectors) => vectors.into_iter().map(Ok).collect(),
-        Err(_) => good
-            .iter()
-            .map(|image| Ok(pipeline.images(cx, &[image])?.pop().unwrap_or_default()))
-            .collect::<Vec<Result<_, Error>>>(),
-    }
-    .into_iter();
-    let of = |(path, prepared): (&PathBuf, Result<PreparedImage, Error>)| match prepared {
-        Err(error) => Err(error.into()),
-        Ok(_) => vectors.next().unwrap_or(Ok(Vec::new())).map_err(|error| {
-            let failure = Failure::from(error);
-            Failure::new(format!("{}: {}", path.display(), failure.message()))
-        }),
-    };
-    paths.iter().zip(prepared).map(of).collect()
-}
-
-/// Reads and resizes pictures, several at a time.
-fn prepare(
-    args: &VectorArgs,
-    pipeline: &EmbeddingPipeline,
-    paths: &[PathBuf],
-) -> Vec<Result<PreparedImage, Error>> {
     let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
-    let workers = pipeline.threads.clamp(1, paths.len().max(1));
-    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(paths.len())));
-    let work = || {
-        while let Some((number, path)) = {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            paths.get(number).map(|path| (number, path))
-        } {
-            let threads = pipeline.threads.div_ceil(workers);
-            let result = decode_file(path, &options)
-                .map_err(Error::from)
-                .and_then(|image| pipeline.processor.prepare(&image, threads));
-            done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-        }
+    let sources: Vec<_> = paths.iter().cloned().map(PictureSource::File).collect();
+    let prepared = pipeline.read(&sources, &options);
+    let read: Vec<bool> = prepared.iter().map(Result::is_ok).collect();
+    let named = |((path, read), vector): ((&PathBuf, bool), ocelli_engine::Result<Vec<f32>>)| {
+        vector.map_err(|error| {
+            let failure = Failure::from(error);
+            // What is wrong with a file names it.
+            if read { Failure::new(format!("{}: {}", path.display(), failure.message())) } else { failure }
+        })
     };
-    std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work))));
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_by_key(|(number, _)| *number);
-    done.into_iter().map(|(_, result)| result).collect()
+    paths.iter().zip(read).zip(pipeline.each(cx, prepared)).map(named).collect()
 }

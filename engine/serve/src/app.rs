@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::remote::Allowed;
+use crate::search::Search;
 use crate::vectors;
 
 /// Longest silence within a body.
@@ -49,6 +50,8 @@ pub struct Config {
     pub cors: Option<String>,
     /// What is told of the model beside its name.
     pub info: Json,
+    /// The index that can be asked.
+    pub search: Option<Arc<Search>>,
 }
 
 /// What answers.

@@ -12,6 +12,7 @@ mod metrics;
 mod page;
 mod pictures;
 mod remote;
+mod search;
 mod server;
 mod shape;
 mod stream;
@@ -19,5 +20,6 @@ mod vectors;
 
 pub use app::{Config, Engine};
 pub use remote::Allowed;
+pub use search::Search;
 pub use server::Server;
 pub use vectors::{Client as VectorClient, Worker as VectorWorker};

@@ -10,6 +10,9 @@ use crate::error::ApiError;
 const FILES: &[(&str, &str, &str)] = &[
     ("index.html", "text/html; charset=utf-8", include_str!("page/index.html")),
     ("style.css", "text/css; charset=utf-8", include_str!("page/style.css")),
+    ("search.html", "text/html; charset=utf-8", include_str!("page/search.html")),
+    ("search.css", "text/css; charset=utf-8", include_str!("page/search.css")),
+    ("search.js", "text/javascript; charset=utf-8", include_str!("page/search.js")),
     ("app.js", "text/javascript; charset=utf-8", include_str!("page/app.js")),
 ];
 

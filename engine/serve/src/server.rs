@@ -23,7 +23,7 @@ use tracing::Instrument;
 
 use crate::app::{App, Config, Engine};
 use crate::error::{ApiError, json_response};
-use crate::{chat, page, vectors};
+use crate::{chat, page, search, vectors};
 
 /// Most connections at once.
 const CONNECTIONS: usize = 8192;
@@ -46,6 +46,7 @@ const PATHS: &[&str] = &[
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models",
+    "/v1/search",
 ];
 
 /// A server that listens already and answers nothing yet.
@@ -191,6 +192,7 @@ fn router(app: &Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(chat::completions))
         .route("/v1/embeddings", post(vectors::embeddings))
+        .route("/v1/search", post(search::search))
         .fallback(async || ApiError::not_found("there is nothing at this address"))
         .method_not_allowed_fallback(async || ApiError::method())
         .layer(from_fn_with_state(app.clone(), guard))

@@ -26,7 +26,7 @@ pub(crate) const BATCH: usize = 16;
 const MOST: usize = 2048;
 
 /// What a vector is made of.
-enum Input {
+pub(crate) enum Input {
     Text(Vec<u32>),
     Picture(PreparedImage),
 }
@@ -50,6 +50,24 @@ pub struct Client {
 }
 
 impl Client {
+    /// The vectors of `inputs`, which come from the field `field`.
+    pub(crate) async fn ask(
+        &self,
+        app: &App,
+        inputs: Vec<Input>,
+        deadline: tokio::time::Instant,
+        field: &'static str,
+    ) -> Result<Vec<Vec<f32>>, ApiError> {
+        let (reply, vectors) = oneshot::channel();
+        let gone = || ApiError::internal("the thread that computes vectors has ended");
+        self.jobs.send(Job { inputs, reply }).map_err(|_| gone())?;
+        tokio::time::timeout_at(deadline, vectors)
+            .await
+            .map_err(|_| ApiError::timeout(app.config.timeout.as_secs()))?
+            .map_err(|_| gone())?
+            .map_err(|error| ApiError::engine(&error, field))
+    }
+
     /// Whether the thread has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.alive.strong_count() == 0
@@ -198,14 +216,7 @@ pub(crate) async fn embeddings(
     let (theirs, shared) = (pipeline.clone(), app.clone());
     let prepared = app.work(move || prepare(&theirs, &asked, &found, &shared));
     let (inputs, tokens) = prepared.await?;
-    let (reply, vectors) = oneshot::channel();
-    let gone = || ApiError::internal("the thread that computes vectors has ended");
-    client.jobs.send(Job { inputs, reply }).map_err(|_| gone())?;
-    let vectors = tokio::time::timeout_at(deadline, vectors)
-        .await
-        .map_err(|_| ApiError::timeout(app.config.timeout.as_secs()))?
-        .map_err(|_| gone())?
-        .map_err(|error| ApiError::engine(&error, "input"))?;
+    let vectors = client.ask(&app, inputs, deadline, "input").await?;
     let data: Vec<Json> = vectors
         .iter()
         .enumerate()

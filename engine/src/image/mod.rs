@@ -35,6 +35,9 @@ fn may_use_avx2() -> bool {
     Isa::detect().is_ok_and(|isa| matches!(isa.level(), Level::Avx2 | Level::Avx512))
 }
 
+/// Ends of the names of files that are taken for pictures in a folder, in lower case.
+pub const NAME_ENDS: [&str; 6] = ["png", "jpg", "jpeg", "webp", "gif", "bmp"];
+
 /// An 8-bit RGB picture, `[height, width, 3]` row-major, both sides at least 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rgb8Image {

@@ -31,14 +31,12 @@ use input::Row;
 use output::{Output, Record, beside};
 use report::Report;
 
-use crate::fail::{Failure, Outcome, note, print_json};
+use crate::fail::{Failure, Outcome, SOME_FAILED, note, print_json};
 use crate::inspect::available;
 use crate::interrupt::{self, Gentle};
 use crate::open;
 use crate::progress::{Spinner, Steps};
 
-/// Done, but some rows have an error in place of an answer.
-const SOME_FAILED: u8 = 3;
 /// Rows about the same picture that are prepared together.
 const TOGETHER: usize = 64;
 

@@ -57,6 +57,7 @@ async function describe() {
     make("th", { scope: "row", textContent: part.name }), make("td", { textContent: number(part.parameters) }),
     make("td", { textContent: bytes(part.bytes) }),
     make("td", { textContent: part.formats.map(([format, count]) => `${count} × ${format}`).join(", ") }))));
+  $("to-search").hidden = !details.search;
   if (details.gives === "vectors") {
     document.querySelector(".empty").textContent = "This model gives vectors: ask /v1/embeddings.";
     $("prompt").disabled = $("send").disabled = $("choose").disabled = true;
