@@ -145,6 +145,8 @@ fn help_and_version() {
         "run",
         "imagine",
         "embed",
+        "index",
+        "search",
         "classify",
         "serve",
         "verify",

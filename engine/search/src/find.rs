@@ -41,8 +41,9 @@ impl Matrix {
         self.values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
         let vector = &self.values[before..];
         let length = product(vector, vector).sqrt();
-        // A length that is no number is none of these either.
-        if !((length - 1.0).abs() <= LENGTH) {
+        // A length that is no number is not near 1 either.
+        let near = (length - 1.0).abs() <= LENGTH;
+        if !near {
             self.values.truncate(before);
             return false;
         }
