@@ -61,7 +61,7 @@ impl Index {
     /// # Errors
     /// If there is none, if the file is something else or damaged.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::existing(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        Self::existing(path)
     }
 
     /// Opens an index to change it.
@@ -69,7 +69,7 @@ impl Index {
     /// # Errors
     /// As [`open`](Self::open), and if it is not of `about`; the model's name may be another one.
     pub fn open_for(path: &Path, about: &About) -> Result<Self> {
-        let mut index = Self::existing(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let mut index = Self::existing(path)?;
         index.is_of(about)?;
         let (old, new) = (&index.about.root, &about.root);
         if old != new && old.is_dir() {
@@ -112,10 +112,10 @@ impl Index {
         make(&index.db).map_err(failed)?;
         drop(index);
         std::fs::rename(&new, path).map_err(|error| SearchError::io(path, error))?;
-        Self::existing(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        Self::existing(path)
     }
 
-    fn existing(path: &Path, flags: OpenFlags) -> Result<Self> {
+    fn existing(path: &Path) -> Result<Self> {
         if !path.exists() {
             return Err(SearchError::Missing(path.display().to_string()));
         }
@@ -123,8 +123,10 @@ impl Index {
             return Err(foreign(path, "a folder"));
         }
         let failed = |error| SearchError::database(path, error);
-        let db =
-            Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
+        // What a killed process left half written is taken back by whoever comes next, readers too. A file that may not be written
+        // is opened to be read all the same.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags).map_err(failed)?;
         db.busy_timeout(PATIENCE).map_err(failed)?;
         let number = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
         let (application, version) =
