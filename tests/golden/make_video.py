@@ -92,7 +92,11 @@ def run(family, case, template):
         # generate() counts on from the last token, though times of a video may be later.
         row["next"] = positions[:, 0, -1].max().item() + 1
     if family not in ("smolvlm", "internvl"):
-        values = inputs["pixel_values_videos"].flatten()
+        values = inputs["pixel_values_videos"]
+        if family == "minicpmv4_6":  # all patches side by side: one after the other
+            (channels, side), width = values.shape[1:3], values.shape[3]
+            values = values[0].reshape(channels, side, width // side, side).permute(2, 0, 1, 3)
+        values = values.flatten()
         row["pixels"] = [len(values), [round(value, 6) for value in values[::STEP].tolist()]]
     row["greedy"] = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0].tolist()[len(ids):]
     return row
