@@ -73,7 +73,20 @@ TOKENS = {
 }
 TOKENS["google__gemma-4"] = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<turn|>": 106, "<|image>": 255999, "<|audio>": 256000,
                              "<|image|>": 258880, "<|audio|>": 258881, "<image|>": 258882, "<audio|>": 258883, "<|video|>": 258884}
+TOKENS["deepseek-ai__DeepSeek-OCR-2"] = {"<\uff5cbegin\u2581of\u2581sentence\uff5c>": 0, "<\uff5cend\u2581of\u2581sentence\uff5c>": 1,
+                                         "<\uff5c\u2581pad\u2581\uff5c>": 2, "<image>": 128815}
 TOKENS["google__medgemma"] = TOKENS["google__gemma-3"]
+# Checkpoints whose configuration transformers does not read: what it reads in place of it.
+SPELLED = {
+    "deepseek-ai__DeepSeek-OCR-2": lambda old: transformers.DeepseekOcr2Config(
+        architectures=["DeepseekOcr2ForConditionalGeneration"],
+        vision_config={"sam_config": {}, "encoder_config": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+                                                            "num_attention_heads": 14, "num_key_value_heads": 2}},
+        text_config={key: value for key, value in old["language_config"].items() if key in (
+            "hidden_size", "intermediate_size", "max_position_embeddings", "moe_intermediate_size", "n_routed_experts", "n_shared_experts",
+            "num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads", "vocab_size")}
+        | {"mlp_layer_types": ["dense"] + ["sparse"] * (old["language_config"]["num_hidden_layers"] - 1)}),
+}
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
@@ -203,7 +216,7 @@ def make(folder, layouts):
     kind = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype") or (
         config.get("text_config") or {}).get("torch_dtype") or "bfloat16"
     out["type"] = TYPES[kind]
-    parsed = transformers.AutoConfig.from_pretrained(folder)
+    parsed = SPELLED[name](config) if name in SPELLED else transformers.AutoConfig.from_pretrained(folder)
     model = meta(parsed)
     shapes = saved(model, layouts.get(config["model_type"], []))
     compare(name, folder, shapes)
