@@ -276,6 +276,7 @@ impl<'a> Drawing<'a> {
             logits: cx.view(scores)?,
             params: cx.view(&settings)?,
             history: None,
+            mask: None,
             out: cx.view(out)?,
         };
         cx.exec("sample", &op)

@@ -76,6 +76,9 @@ pub enum Error {
         /// Tokens of this one.
         found: usize,
     },
+    /// The form of an answer cannot be used.
+    #[error("the answer's form: {0}")]
+    Grammar(String),
     /// The model gave logits or vectors that are no numbers, or infinite: no token can be chosen.
     #[error("logits or vectors: expected finite numbers, found NaN or infinity")]
     NotNumbers,

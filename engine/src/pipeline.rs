@@ -1,7 +1,7 @@
 //! From messages and pictures to requests: what a command needs around a [`Vlm`].
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::ctx::Ctx;
 use crate::drawing::Guide;
@@ -10,7 +10,7 @@ use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
-use crate::sample::SamplingParams;
+use crate::sample::{Form, Grammar, Grammars, SamplingParams};
 use crate::scheduler::{Media, Request, generate};
 use crate::text::{ChatTemplate, Content, Message, Part, RenderOptions, Tokenizer};
 use crate::video::{Placed, Video};
@@ -30,6 +30,8 @@ pub struct Pipeline {
     pub threads: usize,
     /// How the chat template is rendered.
     pub options: RenderOptions,
+    /// What compiles forms of answers, once one is asked for.
+    grammars: OnceLock<Result<Grammars, String>>,
 }
 
 impl Pipeline {
@@ -49,7 +51,15 @@ impl Pipeline {
         }
         let template = ChatTemplate::load(files, &tokenizer)?;
         let options = RenderOptions::default();
-        Ok(Self { model, processor: loaded.processor, tokenizer, template, threads, options })
+        Ok(Self {
+            model,
+            processor: loaded.processor,
+            tokenizer,
+            template,
+            threads,
+            options,
+            grammars: OnceLock::new(),
+        })
     }
 
     /// The prompt of a conversation, pictures still marked by one token each. A model without a chat template gets the
@@ -124,6 +134,21 @@ impl Pipeline {
         let prompt = self.laid_out(text, &prepared.iter().collect::<Vec<_>>())?;
         let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image.into()))).collect();
         Ok(Request { prompt, media, params })
+    }
+
+    /// Compiles a form of answers, for [`SamplingParams::grammar`]. The first one takes longer.
+    ///
+    /// # Errors
+    /// What is wrong with the form, and if the model's tokens allow none.
+    pub fn grammar(&self, form: &Form) -> Result<Grammar> {
+        let made = || {
+            Grammars::new(&self.tokenizer).map_err(|error| match error {
+                Error::Grammar(why) => why,
+                other => other.to_string(),
+            })
+        };
+        let grammars = self.grammars.get_or_init(made);
+        grammars.as_ref().map_err(|why| Error::Grammar(why.clone()))?.compile(form)
     }
 
     /// What an answer says of places in a picture of `(width, height)`, of models whose answers name such.

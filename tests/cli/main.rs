@@ -6,6 +6,7 @@ mod batch;
 mod binary;
 mod broken;
 mod cuda;
+mod forms;
 mod imagine;
 mod interrupt;
 mod messages;

@@ -215,9 +215,13 @@ fn shape_errors_name_operand_axis_and_both_sides() {
         logits: view(s, &[2, 0], DType::F32),
         params: view(s, &[2, params::COUNT], DType::F32),
         history: None,
+        mask: None,
         out: view(s, &[2], DType::I32),
     };
     assert_eq!(refusal(s, &sample), "sample: logits axis vocab: expected at least one token, found 0");
+    let sample =
+        Sample { logits: view(s, &[2, 65], DType::F32), mask: Some(view(s, &[1, 2], DType::I32)), ..sample };
+    assert_eq!(refusal(s, &sample), "sample: mask axis 1: expected 3 of [1, 3], found 2 of [1, 2]");
 
     let embed = PatchEmbed {
         pixels: view(s, &[1, 32, 32, 4], DType::U8),
@@ -294,12 +298,19 @@ fn indices_out_of_range_are_errors_on_every_stream() {
             logits: view(stream, &[1, 6], DType::F32),
             params: view(stream, &[1, params::COUNT], DType::F32),
             history: Some(ints(stream, &[-1, 6]).reshape(&[1, 2]).unwrap()),
+            mask: None,
             out: view(stream, &[1], DType::I32),
         };
         assert_eq!(
             message(stream.exec(&sample)),
             "sample: history token 6 is out of range: expected less than 6"
         );
+        let mut numbers = [0f32; params::COUNT];
+        numbers[params::MASK] = 3.0;
+        let bytes: Vec<u8> = numbers.iter().flat_map(|v| v.to_le_bytes()).collect();
+        stream.write(&sample.params, &bytes).unwrap();
+        let sample = Sample { history: None, mask: Some(view(stream, &[2, 1], DType::I32)), ..sample };
+        assert_eq!(message(stream.exec(&sample)), "sample: mask 2 is out of range: expected less than 2");
     }
     check(&mut ReferenceStream::default());
     for isa in Isa::available() {

@@ -160,7 +160,7 @@ fn crowd_through(pipeline: &Pipeline, cx: &mut Ctx, all: Vec<Request>) -> usize 
         }
         for event in scheduler.step(cx) {
             match event {
-                Event::Text { request, text, thought } => texts[request][usize::from(thought)] += &text,
+                Event::Text { request, text, thought, .. } => texts[request][usize::from(thought)] += &text,
                 Event::Done { request, answer } => answers[request] = Some(answer),
                 Event::Failed { error, .. } => panic!("{error}"),
             }

@@ -34,12 +34,19 @@ fn what_is_wrong_is_named() {
         (more(json!({"stream": "yes"})), "stream", "", "true or false"),
         (more(json!({"seed": "x"})), "seed", "", "whole number"),
         (more(json!({"logprobs": true})), "logprobs", "unsupported_parameter", "not given yet"),
+        (more(json!({"response_format": {"type": "yaml"}})), "response_format.type", "", "`json_object`"),
         (
-            more(json!({"response_format": {"type": "json_object"}})),
-            "response_format",
-            "unsupported_parameter",
-            "not",
+            more(
+                json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "count"}}}}),
+            ),
+            "response_format.json_schema.schema",
+            "",
+            "count",
         ),
+        (more(json!({"guided_regex": "("})), "guided_regex", "", "unclosed"),
+        (more(json!({"guided_choice": []})), "guided_choice", "", "found 0"),
+        (more(json!({"structured_outputs": {"grammar": "start: A"}})), "structured_outputs.grammar", "", "A"),
+        (more(json!({"guided_regex": "a", "ignore_eos": true})), "ignore_eos", "", "guided_regex"),
         (more(json!({"tools": [{"type": "function"}]})), "tools", "unsupported_parameter", "tools"),
         (
             more(json!({"presence_penalty": 0.5})),

@@ -6,6 +6,7 @@
 mod clients;
 mod ends;
 mod errors;
+mod forms;
 mod http;
 mod many;
 mod protocol;

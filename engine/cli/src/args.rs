@@ -16,6 +16,7 @@ use ocelli_engine::devices::{usual_dtype, usual_kv};
 use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 use crate::batch::args::BatchArgs;
+use crate::form::FormArgs;
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
 
@@ -316,6 +317,8 @@ pub struct RunArgs {
     pub device: DeviceArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub form: FormArgs,
     /// Most pixels of a picture, checked before it is decoded.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100_000_000, value_parser = whole::<u64>)]
     pub max_pixels: u64,

@@ -136,7 +136,7 @@ fn one_line(text: &str) -> String {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let code = match &error {
-            Error::Param(_) => USAGE,
+            Error::Param(_) | Error::Grammar(_) => USAGE,
             Error::Cancelled => interrupt::code(),
             _ => FAILED,
         };

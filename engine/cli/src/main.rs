@@ -9,6 +9,7 @@ mod compile;
 mod devices;
 mod embed;
 mod fail;
+mod form;
 mod frames;
 mod imagine;
 mod inspect;

@@ -18,7 +18,7 @@ use crate::chat::Chat;
 use crate::fail::{Failure, Outcome, note, print, print_json};
 use crate::interrupt::{self, Gentle};
 use crate::progress::Spinner;
-use crate::{frames, open};
+use crate::{form, frames, open};
 
 /// What is to be known of the model that is inside the binary.
 const DEMO: &str = "this is the demo model, which knows drawn shapes and numbers alone, and questions about a picture; \
@@ -72,6 +72,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             max_tokens: self.max_tokens,
             ignore_eos: self.ignore_eos,
+            ..SamplingParams::default()
         }
     }
 }
@@ -81,6 +82,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let start = Instant::now();
     let mut params = args.sampling.params();
     params.validate().map_err(ocelli_engine::Error::from)?;
+    let form = args.form.read()?;
     let chat = Chat::read(args)?;
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
@@ -89,6 +91,8 @@ pub fn run(args: &RunArgs) -> Outcome {
     let (mut pipeline, mut cx) = open::pipeline_for(question, &args.model, &*device, precision)?;
     params.max_tokens = params.max_tokens.min(pipeline.model.info().max_positions);
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
+    params.grammar = form::compile(form.as_ref(), &pipeline)?;
+    params.validate().map_err(ocelli_engine::Error::from)?;
     chat.check(args, &pipeline)?;
     pipeline.options = chat.render.clone();
 

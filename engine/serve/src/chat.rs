@@ -19,6 +19,7 @@ use crate::answer::{Answers, Before};
 use crate::app::App;
 use crate::error::{ApiError, json_response};
 use crate::fields::{Fields, is_nothing, unlike};
+use crate::forms;
 use crate::pictures::{self, Found};
 use crate::shape::Shape;
 use crate::stream::{stream, whole};
@@ -30,12 +31,19 @@ const STOPS: usize = 16;
 
 /// How answers are asked for.
 struct Wish {
-    params: SamplingParams,
-    /// The limit of tokens that the request names.
-    max_tokens: Option<usize>,
+    how: How,
     n: usize,
     stream: bool,
     usage: bool,
+}
+
+/// How each of the answers is made.
+#[derive(Clone)]
+struct How {
+    params: SamplingParams,
+    /// The limit of tokens that the request names.
+    max_tokens: Option<usize>,
+    form: Option<forms::Asked>,
 }
 
 /// Takes what chats and texts have in common, in OpenAI's words and in ours.
@@ -66,6 +74,7 @@ fn wish(fields: &mut Fields) -> Result<Wish, ApiError> {
         stop,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(default.ignore_eos),
         max_tokens: default.max_tokens,
+        ..default
     };
     params.validate().map_err(|error| ApiError::engine(&Error::Param(error), "messages"))?;
     let old = fields.whole("max_tokens")?;
@@ -91,9 +100,14 @@ fn wish(fields: &mut Fields) -> Result<Wish, ApiError> {
     for name in ["frequency_penalty", "presence_penalty", "logit_bias"] {
         fields.refuse(name, is_nothing, "not supported; repetition_penalty is")?;
     }
-    let text = |value: &Json| value.get("type").and_then(Json::as_str) == Some("text");
-    fields.refuse("response_format", text, "constrained answers are not supported yet; expected `text`")?;
-    Ok(Wish { params, max_tokens, n: n as usize, stream, usage })
+    let form = forms::take(fields)?;
+    if let (Some(asked), true) = (&form, params.ignore_eos) {
+        return Err(ApiError::field(
+            "ignore_eos",
+            format!("expected false with {}, found true", asked.field),
+        ));
+    }
+    Ok(Wish { how: How { params, max_tokens, form }, n: n as usize, stream, usage })
 }
 
 /// A seed for who asks for none.
@@ -180,14 +194,10 @@ enum Source {
 }
 
 /// Decodes pictures and makes the request of a prompt, with the times that both took. To be run on a thread that may wait.
-fn make(
-    app: &App,
-    source: &Source,
-    found: &[Found],
-    params: SamplingParams,
-    max_tokens: Option<usize>,
-) -> Result<(Request, [Duration; 2]), ApiError> {
+fn make(app: &App, source: &Source, found: &[Found], how: How) -> Result<(Request, [Duration; 2]), ApiError> {
     let (pipeline, _, limits) = app.answers()?;
+    let How { mut params, max_tokens, form } = how;
+    params.grammar = form.map(|asked| asked.compile(pipeline)).transpose()?;
     let start = Instant::now();
     let images = tracing::info_span!("pictures", count = found.len())
         .in_scope(|| pictures::decode(found, &app.config))?;
@@ -267,8 +277,8 @@ pub(crate) async fn chat_completions(
     let start = Instant::now();
     let found = pictures::find(&app, pictures, at).await?;
     let fetched = start.elapsed();
-    let (shared, params, max_tokens) = (app.clone(), wish.params.clone(), wish.max_tokens);
-    let work = move || make(&shared, &Source::Chat(messages, options), &found, params, max_tokens);
+    let (shared, how) = (app.clone(), wish.how.clone());
+    let work = move || make(&shared, &Source::Chat(messages, options), &found, how);
     let (request, times) = app.work(work).await?;
     let before = Before { arrived, pictures: fetched + times[0], prepare: times[1] };
     let shape = Shape {
@@ -292,7 +302,7 @@ pub(crate) async fn completions(
     app.is_model(fields.text("model")?.as_deref())?;
     let mut wish = wish(&mut fields)?;
     // What the protocol says where nothing is asked for.
-    wish.max_tokens = wish.max_tokens.or(Some(16));
+    wish.how.max_tokens = wish.how.max_tokens.or(Some(16));
     let prompts = fields.texts("prompt")?;
     let prompts = prompts.ok_or_else(|| ApiError::field("prompt", "expected a text, found nothing"))?;
     if prompts.is_empty() || prompts.len() > MOST as usize {
@@ -310,12 +320,12 @@ pub(crate) async fn completions(
     )?;
     fields.end()?;
     let places = app.places(wish.n * prompts.len())?;
-    let (shared, params, max_tokens, n) = (app.clone(), wish.params.clone(), wish.max_tokens, wish.n);
+    let (shared, how, n) = (app.clone(), wish.how.clone(), wish.n);
     let work = move || {
         let (mut requests, mut echoes, mut prepare) = (Vec::new(), Vec::new(), Duration::ZERO);
         for prompt in prompts {
             let source = Source::Text(prompt);
-            let (request, times) = make(&shared, &source, &[], params.clone(), max_tokens)?;
+            let (request, times) = make(&shared, &source, &[], how.clone())?;
             prepare += times[1];
             requests.extend(copies(request, n));
             if let (true, Source::Text(prompt)) = (echo, source) {
@@ -352,7 +362,10 @@ pub(crate) async fn tokenize(
     let _place = app.places(1)?;
     let shared = app.clone();
     let work = move || match source {
-        Ok(source) => Ok(make(&shared, &source, &found, SamplingParams::default(), None)?.0.prompt.tokens),
+        Ok(source) => {
+            let how = How { params: SamplingParams::default(), max_tokens: None, form: None };
+            Ok(make(&shared, &source, &found, how)?.0.prompt.tokens)
+        }
         Err((prompt, special)) => {
             let tokenizer = &shared.answers()?.0.tokenizer;
             let tokens = if special { tokenizer.encode(&prompt) } else { tokenizer.encode_plain(&prompt) };

@@ -8,6 +8,7 @@ mod app;
 mod chat;
 mod error;
 mod fields;
+mod forms;
 mod metrics;
 mod page;
 mod pictures;

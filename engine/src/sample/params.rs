@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::Grammar;
+
 /// How an answer is generated. The default is greedy, without penalties.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +29,12 @@ pub struct SamplingParams {
     pub max_tokens: usize,
     /// Goes on after the model's own end tokens.
     pub ignore_eos: bool,
+    /// The form that the answer is held to: only tokens that its grammar allows are chosen, also where none is random. Thoughts are
+    /// free. End tokens come where the grammar accepts, and end the answer.
+    #[serde(skip)]
+    pub grammar: Option<Grammar>,
+    /// Tell how likely each token of the answer was, and so many of the likeliest ones at its place.
+    pub logprobs: Option<u32>,
 }
 
 impl Default for SamplingParams {
@@ -42,6 +50,8 @@ impl Default for SamplingParams {
             stop: Vec::new(),
             max_tokens: 512,
             ignore_eos: false,
+            grammar: None,
+            logprobs: None,
         }
     }
 }
@@ -87,6 +97,13 @@ impl SamplingParams {
         }
         if self.max_tokens == 0 {
             return Err(ParamError { name: "max_tokens", expected: "1 or more", found: "0".into() });
+        }
+        if self.ignore_eos && self.grammar.is_some() {
+            return Err(ParamError {
+                name: "ignore_eos",
+                expected: "false where the answer has a form",
+                found: "true".into(),
+            });
         }
         if self.stop.iter().any(String::is_empty) {
             return Err(ParamError {

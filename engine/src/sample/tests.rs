@@ -31,6 +31,7 @@ fn sample(
         logits: cx.view(&logits)?,
         params: cx.view(&row)?,
         history: Some(cx.view(&history)?),
+        mask: None,
         out: cx.view(&out)?,
     };
     cx.exec("sample", &op)?;

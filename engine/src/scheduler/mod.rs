@@ -8,6 +8,7 @@ mod pictures;
 mod plan;
 mod prefix;
 mod request;
+mod sampling;
 mod worker;
 
 use std::collections::VecDeque;
@@ -15,8 +16,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ocelli_kernels::Fetch;
-use ocelli_kernels::ops::{Sample, params as column};
+use ocelli_kernels::{DType, Fetch};
 
 use crate::batch::{Batch, Chunk};
 use crate::ctx::Ctx;
@@ -24,7 +24,6 @@ use crate::error::{Error, Result};
 use crate::image::{Key, PreparedImage};
 use crate::kv::{KvCache, KvGroup, PAGE};
 use crate::prompt::Features;
-use crate::sample::uniform;
 use crate::store::FeatureStore;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
@@ -37,6 +36,7 @@ use plan::{Ask, Plan, Room, plan};
 use prefix::Prefixes;
 pub use request::{Answer, Event, FinishReason, Media, Picture, Request};
 use request::{Live, Step, capacities, check_rows};
+use sampling::sample_rows;
 pub use worker::{Client, Load, Stream, Ticket, Worker};
 
 /// Tokens that the cache of [`generate`] holds for many requests, unless one of them needs more.
@@ -74,6 +74,8 @@ struct Pass {
     rows: Vec<usize>,
     /// The tokens; `None` where no prompt was complete.
     tokens: Option<Arriving>,
+    /// Rows of logits that are looked at, by the place of their request.
+    looked_at: Vec<(usize, DType, Arriving)>,
     /// The same on the device, on memory that may be longer.
     ids: Tensor,
     /// Tokens of prompts, and of answers, that went through the model.
@@ -278,13 +280,16 @@ impl Scheduler {
             },
         };
         self.ahead = self.run_ahead(cx, &pass);
-        let Pass { chunks, rows, tokens, count, .. } = pass;
+        let Pass { chunks, rows, tokens, looked_at, count, .. } = pass;
         let waited = match tokens {
             Some(fetch) => fetch.wait(),
             None => cx.stream().sync().map(|()| Vec::new()),
         };
-        let sampled = match waited {
-            Ok(sampled) => sampled,
+        let arrived =
+            |(row, dtype, fetch): (usize, DType, Arriving)| fetch.wait().map(|bytes| (row, dtype, bytes));
+        let logits: std::result::Result<Vec<_>, _> = looked_at.into_iter().map(arrived).collect();
+        let (sampled, logits) = match waited.and_then(|sampled| Ok((sampled, logits?))) {
+            Ok(arrived) => arrived,
             Err(error) => {
                 if let Some(ahead) = self.ahead.take() {
                     self.undo(&ahead.chunks);
@@ -310,8 +315,15 @@ impl Scheduler {
                 self.running[place].forget_features();
             }
         }
-        for (number, id) in rows.into_iter().zip(sampled.chunks_exact(4)) {
-            self.accept(number, i32::from_le_bytes([id[0], id[1], id[2], id[3]]), &mut events);
+        let ids = sampled.chunks_exact(4).map(|id| i32::from_le_bytes([id[0], id[1], id[2], id[3]]));
+        let mut logits = logits.iter().peekable();
+        for (row, (number, id)) in rows.into_iter().zip(ids).enumerate() {
+            if let Some((_, dtype, values)) = logits.next_if(|(of, ..)| *of == row)
+                && let (Some(place), Ok(token)) = (self.place(number), u32::try_from(id))
+            {
+                self.running[place].note_logprobs(values, *dtype, token);
+            }
+            self.accept(number, id, &mut events);
         }
         events
     }
@@ -327,12 +339,13 @@ impl Scheduler {
             Err(_) => {
                 // Rows of padding read what is there: it must be ids.
                 self.tokens = [None, None];
-                Err(Error::NotNumbers)
+                Err(live.stuck())
             }
         };
         match step {
             Ok(Step { text, thought, ends }) => {
-                events.push(Event::Text { request, text, thought });
+                let logprobs = live.last_logprobs();
+                events.push(Event::Text { request, text, thought, logprobs });
                 if let Some(reason) = ends
                     && let Some(live) = self.end(request)
                 {
@@ -585,7 +598,7 @@ impl Scheduler {
         let goes_on = |live: &Live| {
             let answer = live.answer.len() + live.coming;
             live.coming == 1
-                && live.params.repetition_penalty == 1.0
+                && live.is_free()
                 && answer < live.params.max_tokens
                 && live.prompt.len() + answer < limit
         };
@@ -622,7 +635,7 @@ impl Scheduler {
         let ids = self.token_memory(cx, places.len())?;
         let phase = if places.iter().any(|&(_, len)| len > 1) { Phase::Prefill } else { Phase::Decode };
         let started = cx.during(phase, |cx| cx.scope(|cx| self.forward(cx, &places, after, &ids)));
-        let (rows, tokens) = match started {
+        let (rows, tokens, looked_at) = match started {
             Ok(started) => started,
             Err(error) => {
                 self.taken_back = true;
@@ -648,7 +661,7 @@ impl Scheduler {
             }
         }
         let chunks = places.iter().map(|&(place, len)| (self.running[place].number, len)).collect();
-        Ok(Pass { chunks, rows, tokens, ids, count })
+        Ok(Pass { chunks, rows, tokens, looked_at, ids, count })
     }
 
     /// Memory for the tokens of a pass: not that of the pass before, which may still be read. It has room for rows of padding.
@@ -671,7 +684,7 @@ impl Scheduler {
         places: &[(usize, usize)],
         after: Option<&Pass>,
         ids: &Tensor,
-    ) -> Result<(Vec<usize>, Option<Arriving>)> {
+    ) -> Result<(Vec<usize>, Option<Arriving>, Vec<(usize, DType, Arriving)>)> {
         let lost = || Error::Request("a request in a pass has no place in the KV cache".into());
         let tokens: Vec<_> = places
             .iter()
@@ -697,43 +710,17 @@ impl Scheduler {
         let packed = batch.pack(cx, &mut self.kv, self.model.info().packing())?;
         let logits = self.model.forward(cx, &packed, &self.kv)?;
         if rows.is_empty() {
-            return Ok((Vec::new(), None));
+            return Ok((Vec::new(), None, Vec::new()));
         }
         let out = ids.narrow(0, 0, rows.len())?;
         sample_rows(cx, &logits.narrow(0, 0, rows.len())?, &rows, &out)?;
         let fetch = cx.fetch(&out)?;
-        Ok((rows.iter().map(|live| live.number).collect(), Some(fetch)))
-    }
-}
-
-/// Chooses a token for each row of `logits: [rows, vocab]`, `out: i32 [rows]`. Tokens that are still under way count.
-fn sample_rows(cx: &mut Ctx, logits: &Tensor, rows: &[&Live], out: &Tensor) -> Result<()> {
-    let mut settings = vec![0f32; rows.len() * column::COUNT];
-    for (row, live) in settings.chunks_exact_mut(column::COUNT).zip(rows) {
-        let params = &live.params;
-        row[column::TEMPERATURE] = params.temperature;
-        row[column::TOP_K] = params.top_k as f32;
-        row[column::TOP_P] = params.top_p;
-        row[column::MIN_P] = params.min_p;
-        row[column::REPETITION_PENALTY] = params.repetition_penalty;
-        row[column::UNIFORM] = uniform(params.seed, 0, (live.answer.len() + live.coming) as u64);
-    }
-    let penalized = rows.iter().any(|live| live.params.repetition_penalty != 1.0);
-    let history = if penalized {
-        let width = rows.iter().map(|live| live.prompt.len() + live.answer.len()).max().unwrap_or(0);
-        let mut ids = vec![-1i32; rows.len() * width];
-        for (row, live) in ids.chunks_exact_mut(width).zip(rows) {
-            let seen = live.prompt.tokens.iter().chain(&live.answer);
-            row.iter_mut().zip(seen).for_each(|(slot, &id)| *slot = id as i32);
+        let mut looked_at = Vec::new();
+        for (row, _) in rows.iter().enumerate().filter(|(_, live)| live.params.logprobs.is_some()) {
+            looked_at.push((row, logits.dtype(), cx.fetch(&logits.narrow(0, row, 1)?)?));
         }
-        let tensor = cx.upload(&[rows.len(), width], &ids)?;
-        Some(cx.view(&tensor)?)
-    } else {
-        None
-    };
-    let settings = cx.upload(&[rows.len(), column::COUNT], &settings)?;
-    let op = Sample { logits: cx.view(logits)?, params: cx.view(&settings)?, history, out: cx.view(out)? };
-    cx.exec("sample", &op)
+        Ok((rows.iter().map(|live| live.number).collect(), Some(fetch), looked_at))
+    }
 }
 
 /// A new piece of text.
@@ -763,7 +750,7 @@ pub fn generate(
     while !scheduler.is_idle() {
         for event in scheduler.step(cx) {
             match event {
-                Event::Text { request, text, thought } => {
+                Event::Text { request, text, thought, .. } => {
                     if on_text(request, Piece { text: &text, thought }).is_break() {
                         for (number, slot) in answers.iter_mut().enumerate() {
                             *slot = scheduler.cancel(number).or(slot.take());

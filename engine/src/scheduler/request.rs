@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use ocelli_kernels::DType;
 use serde::Serialize;
 
 use super::plan::{Ask, Limits};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::image::{Key, PreparedImage};
 use crate::kv::{Extent, Keep, KvGroup, PAGE, SeqId};
 use crate::prompt::{Features, Prompt};
-use crate::sample::SamplingParams;
+use crate::sample::{Guide, Logprobs, SamplingParams};
 use crate::text::{Detokenizer, StopMatcher, Thinking, Tokenizer};
 use crate::vlm::ModelInfo;
 
@@ -196,6 +197,9 @@ pub struct Answer {
     pub prompt_tokens: usize,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// How likely each token was, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprobs: Vec<Logprobs>,
 }
 
 /// What the caller of [`Scheduler::step`](super::Scheduler::step) is told.
@@ -209,6 +213,8 @@ pub enum Event {
         text: String,
         /// Whether it is what the model thinks, which is no part of the answer.
         thought: bool,
+        /// How likely its token was, where that was asked for.
+        logprobs: Option<Box<Logprobs>>,
     },
     /// A request is done.
     Done {
@@ -261,6 +267,8 @@ pub(super) struct Live {
     pub chain: Vec<Key>,
     text: String,
     thoughts: String,
+    guide: Option<Guide>,
+    logprobs: Vec<Logprobs>,
     thinking: Thinking,
     detokenizer: Detokenizer,
     stops: StopMatcher,
@@ -287,6 +295,8 @@ impl Live {
             media: request.media,
             thinking,
             thoughts: String::new(),
+            guide: request.params.grammar.as_ref().map(Guide::new),
+            logprobs: Vec::new(),
             detokenizer: tokenizer.detokenizer(true),
             stops: StopMatcher::new(&request.params.stop),
             params: request.params,
@@ -345,6 +355,38 @@ impl Live {
         }
     }
 
+    /// What says which tokens may come next, where not all may.
+    pub fn guide(&self) -> Option<&Guide> {
+        self.guide.as_ref().filter(|_| !self.thinking.inside())
+    }
+
+    /// Whether a token can be chosen before the host knows the one before it.
+    pub fn is_free(&self) -> bool {
+        self.params.repetition_penalty == 1.0 && self.guide.is_none()
+    }
+
+    /// Sets the bits of the tokens that may come next; those of a guide.
+    pub fn write_mask(&self, guide: &Guide, words: &mut [i32]) {
+        guide.write(words, self.prompt.stop.iter().chain(&self.params.stop_token_ids).copied());
+    }
+
+    /// Why no token could be chosen.
+    pub fn stuck(&self) -> Error {
+        self.guide().map_or(Error::NotNumbers, Guide::error)
+    }
+
+    /// Notes how likely the token was that is about to be added.
+    pub fn note_logprobs(&mut self, row: &[u8], dtype: DType, token: u32) {
+        if let Some(top) = self.params.logprobs {
+            self.logprobs.push(Logprobs::of(row, dtype, token, top as usize));
+        }
+    }
+
+    /// How likely the last token was, if that was noted.
+    pub fn last_logprobs(&self) -> Option<Box<Logprobs>> {
+        self.logprobs.last().filter(|_| self.logprobs.len() == self.answer.len()).cloned().map(Box::new)
+    }
+
     /// Adds a token to the answer.
     pub fn accept(&mut self, token: u32, tokenizer: &Tokenizer, max_positions: usize) -> Result<Step> {
         self.answer.push(token);
@@ -381,6 +423,12 @@ impl Live {
             text.drain(..text.len() - text.trim_start().len());
         }
         all.push_str(&text);
+        if let Some(noted) = self.logprobs.last_mut() {
+            noted.shown = !thought && !ends && !turns;
+        }
+        if let Some(guide) = self.guide.as_mut().filter(|_| !(thought || turns || stopped || length)) {
+            guide.consume(token);
+        }
         let reason = if stopped { FinishReason::Stop } else { FinishReason::Length };
         Ok(Step { text, thought, ends: (stopped || length).then_some(reason) })
     }
@@ -393,6 +441,7 @@ impl Live {
             token_ids: self.answer,
             prompt_tokens: self.prompt.len(),
             finish_reason,
+            logprobs: self.logprobs,
         }
     }
 }

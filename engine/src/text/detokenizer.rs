@@ -123,6 +123,22 @@ fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
+/// The bytes of a token by its name.
+pub(super) fn bytes_of(token: &str, decoding: Decoding) -> Vec<u8> {
+    match decoding {
+        Decoding::ByteLevel => {
+            let mut bytes = Vec::new();
+            push_bytes(token, &mut bytes);
+            bytes
+        }
+        Decoding::ByteFallback => match byte_token(token) {
+            Some(byte) => vec![byte],
+            None => token.replace('\u{2581}', " ").into_bytes(),
+        },
+        Decoding::Text => token.as_bytes().to_vec(),
+    }
+}
+
 fn byte_of(c: char) -> Option<u8> {
     let code = u32::from(c);
     let byte = match code {
@@ -166,10 +182,13 @@ fn take_text(bytes: &mut Vec<u8>) -> String {
 }
 
 fn is_byte_token(token: &str) -> bool {
-    token
-        .strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'))
-        .is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok())
+    byte_token(token).is_some()
+}
+
+/// The byte that `<0xNN>` stands for.
+fn byte_token(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'))?;
+    if hex.len() == 2 { u8::from_str_radix(hex, 16).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -206,6 +225,9 @@ mod tests {
 
     #[test]
     fn byte_tokens() {
+        assert_eq!(bytes_of("\u{2581}a", Decoding::ByteFallback), b" a");
+        assert_eq!(bytes_of("<0x0A>", Decoding::ByteFallback), b"\n");
+        assert_eq!(bytes_of("Ġä", Decoding::ByteLevel), b" \xe4");
         assert!(is_byte_token("<0xE4>") && !is_byte_token("<0xE>") && !is_byte_token("<0x+4>x"));
     }
 }

@@ -136,6 +136,23 @@ impl Tokenizer {
         vocabulary.simple_id_to_token(id).is_some_and(|token| vocabulary.is_special_token(&token))
     }
 
+    /// True for added tokens, special or not: text that is one token wherever it stands.
+    pub fn is_added(&self, id: u32) -> bool {
+        self.inner.tokenizer.get_added_vocabulary().simple_id_to_token(id).is_some()
+    }
+
+    /// Whether the text of an answer is the bytes of its tokens put together, but for a space before it.
+    pub fn is_of_bytes(&self) -> bool {
+        self.inner.decoding != Decoding::Text
+    }
+
+    /// Bytes that a token adds to a text; those of its name where tokens are words. None of an id that the tokenizer does not have.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.id_to_token(id)
+            .map(|token| super::detokenizer::bytes_of(&token, self.decoding()))
+            .unwrap_or_default()
+    }
+
     /// One past the largest id, added tokens included. The model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.inner.id_bound as usize

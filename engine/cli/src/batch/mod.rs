@@ -32,6 +32,7 @@ use output::{Output, Record, beside};
 use report::Report;
 
 use crate::fail::{Failure, Outcome, SOME_FAILED, note, print_json};
+use crate::form;
 use crate::inspect::available;
 use crate::interrupt::{self, Gentle};
 use crate::open;
@@ -226,6 +227,7 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     let begun = Instant::now();
     let mut params = args.sampling.params();
     params.validate().map_err(Error::from)?;
+    let form = args.form.read()?;
     check(args)?;
     let rows = input::read(&args.inputs, &args.columns)?;
     let mut items = items(args, &rows);
@@ -244,6 +246,8 @@ pub fn batch(args: &BatchArgs) -> Outcome {
             .assign(argument)
             .map_err(|error| Failure::usage(format!("--chat-template-arg: {error}")))?;
     }
+    params.grammar = form::compile(form.as_ref(), &pipeline)?;
+    params.validate().map_err(Error::from)?;
     let info = pipeline.model.info().clone();
     params.max_tokens = params.max_tokens.min(info.max_positions);
     // Pictures are prepared beside the device; the CPU has its threads for the model.

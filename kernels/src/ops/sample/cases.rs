@@ -17,6 +17,7 @@ fn settings(cx: &mut CaseCx, rows: usize, each: &[Settings]) -> View {
     for row in 0..rows {
         all.extend(each[row % each.len()].map(f64::from));
         all.push((cx.unit() as f32).min(0.999).into());
+        all.push(0.0);
     }
     cx.values(&[rows, params::COUNT], DType::F32, &all)
 }
@@ -31,6 +32,51 @@ fn history(cx: &mut CaseCx, rows: usize, width: usize, vocab: usize) -> View {
         })
         .collect();
     cx.ints(&[rows, width], &ids)
+}
+
+/// The same, each row with a mask of its own: row `n` of `masks`, or none where that has fewer.
+fn masked_settings(cx: &mut CaseCx, rows: usize, each: &[Settings], masks: usize) -> View {
+    let mut all = Vec::new();
+    for row in 0..rows {
+        all.extend(each[row % each.len()].map(f64::from));
+        all.push((cx.unit() as f32).min(0.999).into());
+        all.push(if row < masks { (row + 1) as f64 } else { 0.0 });
+    }
+    cx.values(&[rows, params::COUNT], DType::F32, &all)
+}
+
+/// A mask for each list of tokens.
+fn mask(cx: &mut CaseCx, vocab: usize, allowed: &[Vec<usize>]) -> View {
+    let words = vocab.div_ceil(32);
+    let mut bits = vec![0u32; allowed.len() * words];
+    for (row, tokens) in allowed.iter().enumerate() {
+        tokens.iter().for_each(|&token| bits[row * words + token / 32] |= 1 << (token % 32));
+    }
+    let bits: Vec<i32> = bits.into_iter().map(u32::cast_signed).collect();
+    cx.ints(&[allowed.len(), words], &bits)
+}
+
+/// Rows with masks that leave one token, few, all but the likeliest, none, all; and rows without.
+fn masked(cx: &mut CaseCx, x: DType, vocab: usize, set: &[Settings]) -> Sample {
+    let tokens = |keep: &dyn Fn(usize) -> bool| (0..vocab).filter(|&token| keep(token)).collect::<Vec<_>>();
+    let allowed = [
+        vec![vocab - 1],
+        vec![0],
+        tokens(&|token| token % 7 == 3 % vocab),
+        tokens(&|token| token % 3 != 0 || token == 0),
+        vec![],
+        tokens(&|_| true),
+        tokens(&|token| token >= vocab / 2),
+        tokens(&|token| token / 32 % 2 == 0),
+    ];
+    let rows = 2 * allowed.len();
+    sure(cx, |cx| Sample {
+        logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), 3),
+        params: masked_settings(cx, rows, set, allowed.len()),
+        history: Some(history(cx, rows, 9, vocab)),
+        mask: Some(mask(cx, vocab, &allowed)),
+        out: cx.output(&[rows], DType::I32),
+    })
 }
 
 /// The first of a few random ops whose tokens rounding cannot change, or the last of them.
@@ -80,6 +126,7 @@ fn strange(cx: &mut CaseCx, x: DType, vocab: usize) -> Sample {
         logits: cx.values(&[count, vocab], x, &values),
         params: settings(cx, count, &set),
         history: Some(history(cx, count, 9, vocab)),
+        mask: None,
         out: cx.output(&[count], DType::I32),
     })
 }
@@ -107,6 +154,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
                 logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), rows),
                 params: settings(cx, rows, &[GREEDY]),
                 history: None,
+                mask: None,
                 out: cx.output(&[rows], DType::I32),
             });
             push(format!("greedy {rows}x{vocab} {x}"), op);
@@ -117,6 +165,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
                     logits: cx.random_gapped(&[rows, vocab], x, Fill::Normal(3.0), 3),
                     params: settings(cx, rows, &[set]),
                     history: Some(history(cx, rows, 9, vocab)),
+                    mask: None,
                     out: cx.output(&[rows], DType::I32),
                 });
                 push(format!("{name} {rows}x{vocab} {x}"), op);
@@ -138,6 +187,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
                     logits: cx.values(&[1, values.len()], x, &values),
                     params: settings(cx, 1, &[set]),
                     history: None,
+                    mask: None,
                     out: cx.output(&[1], DType::I32),
                 });
                 push(format!("{name}, {x}, temperature {}", set[params::TEMPERATURE]), op);
@@ -151,6 +201,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
         logits: cx.random(&[4, 99], F32, Fill::Normal(1.0)),
         params: settings(cx, 4, &[[0.0, 0.0, 1.0, 0.0, 1.7]]),
         history: Some(history(cx, 4, 60, 99)),
+        mask: None,
         out: cx.output(&[4], DType::I32),
     });
     push("greedy with a penalty".into(), op);
@@ -158,9 +209,33 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
         logits: cx.random(&[2, 20], F32, Fill::Normal(1.0)),
         params: settings(cx, 2, &[GREEDY]),
         history: Some(cx.ints(&[2, 0], &[])),
+        mask: None,
         out: cx.output(&[2], DType::I32),
     });
     push("empty history".into(), op);
+    for (x, vocab) in [(F32, 1), (F32, 31), (BF16, 32), (F16, 33), (F32, 1030), (BF16, 4129), (F32, 8200)] {
+        let all = [GREEDY, sampled[0].1, sampled[8].1, sampled[5].1, [0.0, 0.0, 1.0, 0.0, 1.3], sampled[3].1];
+        push(format!("masks, vocabulary of {vocab} {x}"), masked(cx, x, vocab, &all));
+        push(format!("masks of greedy rows, vocabulary of {vocab} {x}"), masked(cx, x, vocab, &[GREEDY]));
+    }
+    // What a mask leaves out may be infinite, but no NaN.
+    let (nan, inf) = (f64::NAN, f64::INFINITY);
+    let bad: Vec<f64> =
+        [[1.0, inf, 3.0, 2.0], [1.0, nan, 3.0, 2.0], [inf, -inf, inf, -inf], [-inf, 1.0, 2.0, 9.0]]
+            .concat()
+            .repeat(2);
+    let op = Sample {
+        logits: cx.values(&[8, 4], F32, &bad),
+        params: {
+            let set: Vec<f64> =
+                (0..8).flat_map(|row| [f64::from(row / 4), 0.0, 1.0, 0.0, 1.0, 0.5, 1.0]).collect();
+            cx.values(&[8, params::COUNT], F32, &set)
+        },
+        history: None,
+        mask: Some(mask(cx, 4, &[vec![0, 2], vec![1]])),
+        out: cx.output(&[8], DType::I32),
+    };
+    push("masks over what is no number".into(), op);
     // Long ties: cuts that fall among hundreds of equal logits, and a top-k that reaches logits without weight.
     let levels: Vec<f64> = (0..5003).map(|_| (cx.value(Fill::Normal(2.0))).round()).collect();
     for (name, set) in [
@@ -176,6 +251,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
             logits: cx.values(&[1, levels.len()], BF16, &levels),
             params: settings(cx, 1, &[set]),
             history: None,
+            mask: None,
             out: cx.output(&[1], DType::I32),
         });
         push(format!("long ties, {name}"), op);
@@ -189,6 +265,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Sample>> {
             &[GREEDY, sampled[0].1, sampled[3].1, sampled[5].1, sampled[7].1, sampled[8].1, sampled[2].1],
         ),
         history: Some(history(cx, 7, 64, 49280)),
+        mask: None,
         out: cx.output(&[7], DType::I32),
     });
     push("a real vocabulary".into(), op);

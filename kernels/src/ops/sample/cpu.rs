@@ -75,13 +75,28 @@ fn launch(op: &Sample, cx: &CpuCx) -> Result<(), KernelError> {
             }
         }
     }
+    let words = vocab.div_ceil(32);
+    let mask = op
+        .mask
+        .as_ref()
+        .map(|view| cx.input::<i32>(view).map(|base| (Ints { base, stride: view.stride(0) }, view.size(0))));
+    let mask = mask.transpose()?;
+    for row in 0..rows {
+        // SAFETY: `spec` checked that the operand has the row.
+        let number = unsafe { settings.row(row) }.get(params::MASK) as usize;
+        if let Some((_, limit)) = mask.filter(|&(_, count)| number > count) {
+            let (what, index) = ("mask", number as i64 - 1);
+            return Err(KernelError::Index { op: Sample::NAME, what, index, limit });
+        }
+    }
     cx.pool.run(rows, |row, worker| {
         // SAFETY: `spec` checked that each operand has the row.
         let (logits, set) = unsafe { (logits.row(row), settings.row(row)) };
         let set: [f32; params::COUNT] = std::array::from_fn(|column| set.get(column));
         let penalty = set[params::REPETITION_PENALTY];
         let penalized = history.filter(|&(_, width)| penalty != 1.0 && width > 0);
-        let token = if set[params::TEMPERATURE] > 0.0 || penalized.is_some() {
+        let masked = mask.filter(|_| set[params::MASK] >= 1.0);
+        let token = if set[params::TEMPERATURE] > 0.0 || penalized.is_some() || masked.is_some() {
             let (keys, weights) = split(worker.scratch.slice::<u64>(vocab + vocab.div_ceil(2)), vocab);
             let numbers = load(cx.isa, logits, weights);
             if let Some((history, width)) = penalized {
@@ -92,6 +107,21 @@ fn launch(op: &Sample, cx: &CpuCx) -> Result<(), KernelError> {
                         // From the logit itself, so that a token seen twice is penalized once.
                         let logit = logits.get(id as usize) + 0.0;
                         weights[id as usize] = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                    }
+                }
+            }
+            if let Some((mask, _)) = masked {
+                let number = set[params::MASK] as usize - 1;
+                for (at, tokens) in (0..words).zip(weights.chunks_mut(32)) {
+                    // SAFETY: it has the row, as checked, and the word, as `spec` checked.
+                    match unsafe { mask.get(number, at) } {
+                        -1 => {}
+                        0 => tokens.fill(f32::NEG_INFINITY),
+                        word => {
+                            let allowed = |bit: usize| word >> bit & 1 == 1;
+                            let refused = tokens.iter_mut().enumerate().filter(|(bit, _)| !allowed(*bit));
+                            refused.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+                        }
                     }
                 }
             }
@@ -256,14 +286,19 @@ fn draw(cx: &CpuCx, set: &[f32; params::COUNT], weights: &mut [f32], keys: &mut 
     }
     let cut = f64::from(set[params::UNIFORM]) * total;
     let mut sum = 0.0;
+    let mut last = ranked.get(0);
     for rank in 0..kept {
         let key = ranked.get(rank);
+        if weight(key) == 0.0 {
+            break;
+        }
+        last = key;
         sum += weight(key);
         if sum > cut {
-            return id_of(key);
+            break;
         }
     }
-    id_of(ranked.get(kept - 1))
+    id_of(last)
 }
 
 /// Keys that are sorted from the front as far as they are asked for.

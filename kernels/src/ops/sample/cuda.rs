@@ -51,9 +51,9 @@ fn read_us(spec: &SampleSpec, caps: &Caps, chunk: usize) -> f32 {
 
 // `Settings` of `search.cuh` names the columns in this order.
 const _: () = {
-    use params::{COUNT, MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_K, TOP_P, UNIFORM};
+    use params::{COUNT, MASK, MIN_P, REPETITION_PENALTY, TEMPERATURE, TOP_K, TOP_P, UNIFORM};
     assert!(TEMPERATURE == 0 && TOP_K == 1 && TOP_P == 2 && MIN_P == 3);
-    assert!(REPETITION_PENALTY == 4 && UNIFORM == 5 && COUNT == 6);
+    assert!(REPETITION_PENALTY == 4 && UNIFORM == 5 && MASK == 6 && COUNT == 7);
 };
 
 /// `Params` of `sample.cu`.
@@ -63,6 +63,7 @@ struct Params {
     logits: u64,
     settings: u64,
     history: u64,
+    mask: u64,
     keys: u64,
     best: u64,
     counters: u64,
@@ -70,11 +71,12 @@ struct Params {
     logits_stride: u64,
     settings_stride: u64,
     history_stride: u64,
+    mask_stride: u64,
     out_stride: u64,
     vocab: u32,
     width: u32,
     chunk: u32,
-    padding: u32,
+    masks: u32,
 }
 
 fn launch(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), KernelError> {
@@ -88,6 +90,7 @@ fn launch_rows(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), Ker
     let best = cx.scratch(1, rows * blocks * 2, DType::I32)?;
     let counters = cx.counters(rows)?;
     let history = op.history.as_ref().filter(|history| !history.is_empty());
+    let mask = op.mask.as_ref().filter(|mask| !mask.is_empty());
     let mut kernel = cx.kernel("ops/sample/sample.cu");
     let fours = vocab.is_multiple_of(4) && kernel.aligned(&op.logits, 4 * op.logits.dtype().size())?;
     kernel.define("X", op.logits.dtype()).define("VEC", if fours { 4 } else { 1 });
@@ -97,6 +100,7 @@ fn launch_rows(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), Ker
         logits: kernel.address(&op.logits)?,
         settings: kernel.address(&op.params)?,
         history: kernel.address_or_null(history)?,
+        mask: kernel.address_or_null(mask)?,
         keys: kernel.address(&keys)?,
         best: kernel.address(&best)?,
         counters: kernel.address(&counters)?,
@@ -104,11 +108,12 @@ fn launch_rows(op: &Sample, cx: &mut CudaCx<'_>, chunk: usize) -> Result<(), Ker
         logits_stride: op.logits.stride(0) as u64,
         settings_stride: op.params.stride(0) as u64,
         history_stride: history.map_or(0, |history| history.stride(0) as u64),
+        mask_stride: mask.map_or(0, |mask| mask.stride(0) as u64),
         out_stride: op.out.stride(0) as u64,
         vocab: vocab as u32,
         width: history.map_or(0, |history| history.size(1) as u32),
         chunk: chunk as u32,
-        padding: 0,
+        masks: mask.map_or(0, |mask| mask.size(0) as u32),
     };
     kernel.launch([blocks as u32, rows as u32, 1], THREADS as u32, &params)
 }

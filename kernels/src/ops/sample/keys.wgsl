@@ -1,6 +1,7 @@
 // First step of sampling: logits to keys, and the best token of each chunk.
 //
-// logits: [rows, vocab] of type X   settings: f32 [rows, 6]   history: i32 [rows, width]
+// logits: [rows, vocab] of type X   settings: f32 [rows, 7]   history: i32 [rows, width]
+// mask: bits [masks, vocab / 32], of which rows name one
 // -> keys: u32 [rows, pitch], pitch = vocab rounded up to 4   best: (key, token) [rows, chunks]
 //
 // A workgroup takes CHUNK neighbouring tokens of a row, four at a time an invocation. With a repetition penalty it first
@@ -8,7 +9,8 @@
 // once. Keys order as logits do, see order.wgsl; those beyond the vocabulary are 0. Greedy rows need no keys and do not
 // get any. Of the tokens with the largest key the lowest is the best.
 //
-// VEC: rows of logits begin at multiples of four elements and have a multiple of four. HISTORY: there is one.
+// VEC: rows of logits begin at multiples of four elements and have a multiple of four. HISTORY, MASK: there is one. Logits of tokens that a
+// row's mask leaves out become minus infinity, but NaN stays.
 #include "ops/sample/order.wgsl"
 #if VEC
 #include "wgpu/include/input4.wgsl" NAME=logits BINDING=0 TYPE=${X} ACCESS=read_write
@@ -21,6 +23,9 @@
 #endif
 @group(0) @binding(3) var<storage, read_write> keys: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> best: array<vec2<u32>>;
+#if MASK
+@group(0) @binding(5) var<storage, read_write> mask: array<u32>;
+#endif
 
 struct Params {
     vocab: u32,
@@ -31,6 +36,9 @@ struct Params {
     history: u32,
     history_stride: u32,
     width: u32,
+    mask: u32,
+    mask_stride: u32,
+    masks: u32,
 }
 ${PARAMS} p: Params;
 
@@ -101,6 +109,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
 #endif
 
+#if MASK
+    let mask_number = u32(max(settings[own_settings + ${MASK_COLUMN}u], 0.0));
+    let masked = mask_number > 0u && mask_number <= p.masks;
+    let own_mask = p.mask + select(0u, (mask_number - 1u) * p.mask_stride, masked);
+#endif
     var own = vec2<u32>(0u, 0u);
     for (var place = 4u * lane; place < CHUNK; place += 4u * WG) {
         let token = first + place;
@@ -109,11 +122,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         let four = logits4(row, token);
         var words = vec4<u32>(0u);
+#if MASK
+        var allowed = 0xfu;
+        if masked {
+            allowed = mask[own_mask + (token >> 5u)] >> (token & 31u);
+        }
+#endif
         for (var i = 0u; i < min(4u, p.vocab - token); i++) {
 #if HISTORY
             words[i] = key_of(penalized(four[i], place + i, penalty));
 #else
             words[i] = key_of(four[i]);
+#endif
+#if MASK
+            if ((allowed >> i) & 1u) == 0u && words[i] <= INFINITE_KEY {
+                words[i] = LEAST_KEY;
+            }
 #endif
             if words[i] > own.x {
                 own = vec2<u32>(words[i], token + i);

@@ -1,8 +1,10 @@
 //! Chooses the next token of each row from its logits.
 //!
-//! In this order, as transformers' logits processors do: repetition penalty, temperature, top-k, top-p, min-p, softmax
+//! In this order, as transformers' logits processors do: repetition penalty, mask, temperature, top-k, top-p, min-p, softmax
 //! over what is left, then the first token (by descending probability, ties by lower id) whose cumulative probability
 //! exceeds `uniform`. A temperature of 0 takes the largest penalized logit, the lowest id among equals.
+//!
+//! A mask leaves some tokens alone; the logits of the others count as minus infinity.
 //!
 //! Where a logit of the row is NaN, or the largest is infinite, nothing can be chosen: the row gets [`NO_TOKEN`]. Minus
 //! infinity is a logit like any other as long as one is finite.
@@ -40,14 +42,16 @@ pub mod params {
     pub const REPETITION_PENALTY: usize = 4;
     /// In `[0, 1)`: where the cumulative distribution is cut.
     pub const UNIFORM: usize = 5;
+    /// Row of [`Sample::mask`] that says which tokens may be chosen, counted from 1; 0 is all tokens.
+    pub const MASK: usize = 6;
     /// Number of columns.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// What a row gets that has a NaN, or no finite largest logit: a model whose weights or inputs are damaged.
 pub const NO_TOKEN: i32 = -1;
 
-/// `logits: [rows, vocab]  params: [rows, 6]  history: [rows, max_history]  ->  out: i32 [rows]`.
+/// `logits: [rows, vocab]  params: [rows, 7]  history: [rows, max_history]  mask: [masks, vocab / 32]  ->  out: i32 [rows]`.
 #[derive(Clone, Debug)]
 pub struct Sample {
     /// Logits `[rows, vocab]`.
@@ -56,6 +60,9 @@ pub struct Sample {
     pub params: View,
     /// i32 `[rows, max_history]`: tokens that the penalty is for; negative ones are padding.
     pub history: Option<View>,
+    /// i32 `[masks, vocab / 32]`, rounded up: bit `t % 32` of word `t / 32` is set where token `t` may be chosen. Rows name the one
+    /// that is theirs, see [`params::MASK`]; none needs to.
+    pub mask: Option<View>,
     /// i32 `[rows]`: the token of each row, or [`NO_TOKEN`].
     pub out: View,
 }
@@ -79,6 +86,7 @@ impl Sample {
                 logits: part(&self.logits)?,
                 params: part(&self.params)?,
                 history: self.history.as_ref().map(part).transpose()?,
+                mask: self.mask.clone(),
                 out: part(&self.out)?,
             })
         };
@@ -98,6 +106,8 @@ pub struct SampleSpec {
     pub x: DType,
     /// Whether there is a history to penalize.
     pub history: bool,
+    /// Whether there are masks.
+    pub mask: bool,
 }
 
 impl Op for Sample {
@@ -105,7 +115,7 @@ impl Op for Sample {
     type Spec = SampleSpec;
 
     fn spec(&self) -> Result<SampleSpec, ShapeError> {
-        let Self { logits, params, history, out } = self;
+        let Self { logits, params, history, mask, out } = self;
         check::rank("logits", logits, 2)?;
         check::float("logits", logits)?;
         let (rows, vocab) = (logits.size(0), logits.size(1));
@@ -119,15 +129,23 @@ impl Op for Sample {
             check::dtype("history", history, DType::I32)?;
             check::shape("history", history, &[rows, history.size(1)])?;
         }
+        if let Some(mask) = mask {
+            check::rank("mask", mask, 2)?;
+            check::dtype("mask", mask, DType::I32)?;
+            check::shape("mask", mask, &[mask.size(0), vocab.div_ceil(32)])?;
+        }
         check::dtype("out", out, DType::I32)?;
         check::shape("out", out, &[rows])?;
         let history = history.as_ref().map(|view| ("history", view));
-        check::output("out", out, [("logits", logits), ("params", params)].into_iter().chain(history))?;
+        let mask = mask.as_ref().map(|view| ("mask", view));
+        let inputs = [("logits", logits), ("params", params)].into_iter().chain(history).chain(mask);
+        check::output("out", out, inputs)?;
         Ok(SampleSpec {
             rows: bucket(rows),
             vocab: vocab as u32,
             x: logits.dtype(),
             history: self.history.is_some(),
+            mask: self.mask.is_some(),
         })
     }
 
@@ -141,6 +159,9 @@ impl Op for Sample {
         if let Some(history) = &mut self.history {
             visit(Access::In, history);
         }
+        if let Some(mask) = &mut self.mask {
+            visit(Access::In, mask);
+        }
         visit(Access::Out, &mut self.out);
     }
 
@@ -151,13 +172,19 @@ impl Op for Sample {
         } else {
             None
         };
+        let mask = match spec.mask {
+            true => Some(operands.ints(&[rows, vocab.div_ceil(32)], &|_| -1)?),
+            false => None,
+        };
         Ok(Sample {
             logits: operands.activations(&[rows, vocab], spec.x)?,
             params: operands.floats(&[rows, params::COUNT], &|i| match i % params::COUNT {
                 params::TOP_P | params::REPETITION_PENALTY => 1.0,
+                params::MASK if spec.mask => (i / params::COUNT + 1) as f32,
                 _ => 0.0,
             })?,
             history,
+            mask,
             out: operands.output(&[rows], DType::I32)?,
         })
     }

@@ -1,6 +1,6 @@
 // Second step of sampling: the token of a row from its keys.
 //
-// keys: u32 [rows, pitch]   best: (key, token) [rows, chunks], both of keys.wgsl   settings: f32 [rows, 6] -> out: i32 [rows]
+// keys: u32 [rows, pitch]   best: (key, token) [rows, chunks], both of keys.wgsl   settings: f32 [rows, 7] -> out: i32 [rows]
 //
 // A row with a NaN or without a finite largest logit gets -1.
 //

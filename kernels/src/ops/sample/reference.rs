@@ -13,7 +13,9 @@ const AMBIGUOUS: f64 = 1e-4;
 pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError> {
     let (logits, settings) = (io.read(&op.logits)?, io.read(&op.params)?);
     let history = op.history.as_ref().map(|view| io.ints(view)).transpose()?;
+    let mask = op.mask.as_ref().map(|view| io.ints(view)).transpose()?;
     let (rows, vocab) = (op.logits.size(0), op.logits.size(1));
+    let words = vocab.div_ceil(32);
     let (mut values, mut errors) = (Vec::new(), Vec::new());
     for row in 0..rows {
         // Adding zero makes both zeros one value.
@@ -34,6 +36,19 @@ pub(super) fn reference(op: &Sample, io: &mut Oracle) -> Result<(), KernelError>
                 })?;
                 let penalty = set[params::REPETITION_PENALTY];
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            }
+        }
+        if let (Some(mask), number @ 1..) = (&mask, set[params::MASK] as usize) {
+            let limit = mask.len() / words.max(1);
+            if number > limit {
+                let (what, index) = ("mask", number as i64 - 1);
+                return Err(KernelError::Index { op: Sample::NAME, what, index, limit });
+            }
+            let allowed = &mask[(number - 1) * words..][..words];
+            for (token, logit) in row_logits.iter_mut().enumerate() {
+                if allowed[token / 32] >> (token % 32) & 1 == 0 && !logit.is_nan() {
+                    *logit = f64::NEG_INFINITY;
+                }
             }
         }
         let most = row_logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -1,12 +1,13 @@
 // The next token of each row from its logits: the largest, or one drawn, see search.cuh.
 //
-// logits: [rows, vocab] of type X   settings: f32 [rows, 6]   history: i32 [rows, width] or null
+// logits: [rows, vocab] of type X   settings: f32 [rows, 7]   history: i32 [rows, width] or null
+// mask: bits [masks, vocab / 32] or null
 // -> out: i32 [rows], -1 for a row with a NaN or without a finite largest logit
 // keys: u32 [rows, pitch], pitch = vocab rounded up to 4   best: u64 [rows, blocks]   counters: [rows], zero: working memory
 //
 // A block takes `chunk` neighbouring tokens of a row, VEC = 4 at a time a thread where rows are aligned. With a repetition
 // penalty it first goes through the row's history and marks the tokens of its chunk in a bit mask, so that a token seen
-// twice is penalized once. Its best token goes to memory, and so do the keys of all its tokens if one is to be drawn. The
+// twice is penalized once. Logits of tokens that the row's mask leaves out become minus infinity, but NaN stays. Its best token goes to memory, and so do the keys of all its tokens if one is to be drawn. The
 // last block of a row to be done, by the row's counter, takes the best of the blocks; in rows that draw it goes on alone. A row
 // of one block needs no counter. One launch serves greedy and drawing rows, because the host does not know which are which.
 #include "cuda/include/vec.cuh"
@@ -16,6 +17,7 @@ struct Params {
     const X* logits;
     const f32* settings;
     const i32* history;
+    const u32* mask;
     u32* keys;
     u64* best;
     i32* counters;
@@ -23,13 +25,15 @@ struct Params {
     u64 logits_stride;
     u64 settings_stride;
     u64 history_stride;
+    u64 mask_stride;
     u64 out_stride;
     u32 vocab;
     // Tokens of a row's history.
     u32 width;
     // Tokens of a block, a multiple of 32.
     u32 chunk;
-    u32 padding;
+    // Rows of the mask.
+    u32 masks;
 };
 
 // In shared memory; the bit mask of seen tokens follows it, MEMORY bytes from the beginning.
@@ -96,6 +100,10 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     const bool penalizes = p.width > 0 && set.repetition_penalty != 1.0f;
     if (penalizes) mark_seen(p, row, first, seen);
 
+    const u32 mask_number = p.masks > 0 && set.mask >= 1.0f ? static_cast<u32>(set.mask) : 0;
+    const bool masked = mask_number > 0 && mask_number <= p.masks;
+    const u32* mask = masked ? p.mask + (mask_number - 1) * p.mask_stride : nullptr;
+
     const X* logits = p.logits + row * p.logits_stride;
     uint4* keys = reinterpret_cast<uint4*>(p.keys) + static_cast<u64>(row) * ((p.vocab + 3) / 4);
     const u32 end = min_of(first + p.chunk, p.vocab);
@@ -103,13 +111,16 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     for (u32 token = first + 4 * threadIdx.x; token < end; token += 4 * THREADS) {
         f32 four[4];
         load_four(four, logits, token, p.vocab);
+        const u32 allowed = masked ? mask[token / 32] >> (token % 32) : 0xfu;
         u32 words[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
             const u32 place = token - first + i;
             const bool again = penalizes && (seen[place / 32] >> (place % 32) & 1);
             if (again) four[i] = penalized(four[i], set.repetition_penalty);
-            words[i] = token + i < p.vocab ? key_of(four[i]) : 0;
+            u32 key = key_of(four[i]);
+            if (!(allowed >> i & 1) && key <= INFINITE_KEY) key = LEAST_KEY;
+            words[i] = token + i < p.vocab ? key : 0;
             best = max_of(best, rank_of(words[i], token + i));
         }
         if (!greedy) keys[token / 4] = make_uint4(words[0], words[1], words[2], words[3]);

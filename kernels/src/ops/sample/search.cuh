@@ -83,6 +83,7 @@ struct Settings {
     f32 min_p;
     f32 repetition_penalty;
     f32 uniform;
+    f32 mask;
 };
 
 // Adds to a sum of two words.

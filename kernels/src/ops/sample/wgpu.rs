@@ -36,6 +36,9 @@ struct KeyParams {
     history_stride: u32,
     /// Tokens of a row's history.
     width: u32,
+    mask: u32,
+    mask_stride: u32,
+    masks: u32,
 }
 
 /// `Params` of `pick.wgsl`.
@@ -73,11 +76,19 @@ fn launch_rows(op: &Sample, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
         history: 0,
         history_stride: 0,
         width: 0,
+        mask: 0,
+        mask_stride: 0,
+        masks: 0,
     };
     if let Some(history) = history {
         kernel.define("HISTORY", true);
         key_params.history = kernel.bind(2, history)?;
         (key_params.history_stride, key_params.width) = (history.stride(0) as u32, history.size(1) as u32);
+    }
+    if let Some(mask) = op.mask.as_ref().filter(|mask| !mask.is_empty()) {
+        kernel.define("MASK", true);
+        key_params.mask = kernel.bind(5, mask)?;
+        (key_params.mask_stride, key_params.masks) = (mask.stride(0) as u32, mask.size(0) as u32);
     }
     kernel.bind(3, &keys)?;
     kernel.bind(4, &best)?;
@@ -85,7 +96,7 @@ fn launch_rows(op: &Sample, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
     kernel.define("VEC", fours.iter().all(|value| value.is_multiple_of(4)));
     kernel.define("X", op.logits.dtype()).define("CHUNK", CHUNK);
     kernel.define("TEMPERATURE", params::TEMPERATURE);
-    kernel.define("REPETITION_PENALTY", params::REPETITION_PENALTY);
+    kernel.define("REPETITION_PENALTY", params::REPETITION_PENALTY).define("MASK_COLUMN", params::MASK);
     kernel.params(&key_params);
     kernel.dispatch([chunks as u32, rows as u32, 1])?;
 
