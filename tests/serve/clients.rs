@@ -11,7 +11,8 @@ fn run(variable: &str, what: &str, command: impl FnOnce(&str) -> Command) {
     let Some(place) = std::env::var(variable).ok().filter(|place| !place.is_empty()) else {
         return skip(what, "tests/clients.sh fetches it");
     };
-    let server = Server::start(&["--api-key", "secret"]);
+    let folder = std::env::temp_dir().join(format!("ocelli-{what}-{}", std::process::id()));
+    let server = Server::start(&["--api-key", "secret", "--files-dir", folder.to_str().expect("UTF-8")]);
     let mut command = command(&place);
     let output = command
         .args([format!("http://{}/v1", server.address), "secret".into()])
@@ -19,6 +20,7 @@ fn run(variable: &str, what: &str, command: impl FnOnce(&str) -> Command) {
         .output()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let _ = std::fs::remove_dir_all(folder);
     assert!(output.status.success() && out.ends_with("ok\n"), "{out}\n{err}");
 }
 

@@ -33,7 +33,9 @@ fn what_is_wrong_is_named() {
         (more(json!({"stop": [""]})), "stop", "", "at least one byte"),
         (more(json!({"stream": "yes"})), "stream", "", "true or false"),
         (more(json!({"seed": "x"})), "seed", "", "whole number"),
-        (more(json!({"logprobs": true})), "logprobs", "unsupported_parameter", "not given yet"),
+        (more(json!({"top_logprobs": 3})), "top_logprobs", "", "`logprobs`"),
+        (more(json!({"logprobs": true, "top_logprobs": 21})), "top_logprobs", "", "at most 20"),
+        (more(json!({"logprobs": 2})), "logprobs", "", "true or false"),
         (more(json!({"response_format": {"type": "yaml"}})), "response_format.type", "", "`json_object`"),
         (
             more(
@@ -47,7 +49,12 @@ fn what_is_wrong_is_named() {
         (more(json!({"guided_choice": []})), "guided_choice", "", "found 0"),
         (more(json!({"structured_outputs": {"grammar": "start: A"}})), "structured_outputs.grammar", "", "A"),
         (more(json!({"guided_regex": "a", "ignore_eos": true})), "ignore_eos", "", "guided_regex"),
-        (more(json!({"tools": [{"type": "function"}]})), "tools", "unsupported_parameter", "tools"),
+        (
+            more(json!({"tools": [{"type": "function", "function": {"name": "f"}}]})),
+            "tools",
+            "unsupported_parameter",
+            "template",
+        ),
         (
             more(json!({"presence_penalty": 0.5})),
             "presence_penalty",

@@ -3,11 +3,13 @@
 //! Runs the binary that lies beside the test's own (`tests/run.sh` builds it first).
 #![cfg(unix)]
 
+mod batches;
 mod clients;
 mod ends;
 mod errors;
 mod forms;
 mod http;
+mod likely;
 mod many;
 mod protocol;
 mod search;

@@ -48,6 +48,14 @@ async function main() {
     await page.keyboard.press("Enter");
     assert.ok(await page.$eval("#facts", (node) => node.textContent.includes("smolvlm")));
     assert.strictEqual(await page.$eval("#show-model", (node) => node.ariaExpanded), "true");
+    await page.waitForSelector("#phases summary");
+    const memory = await page.$$eval("#memory tbody tr", (rows) => rows.map((row) => row.textContent));
+    assert.ok(memory.length === 5 && memory[0].startsWith("weights3.4 MB"), memory);
+    const phases = await page.$$eval("#phases summary", (nodes) => nodes.map((node) => node.textContent.split(":")[0]));
+    assert.deepStrictEqual(phases, ["vision", "prefill", "decode"]);
+    await page.click("#phases summary");
+    const kernels = await page.$$eval("#phases details:first-child tbody tr", (rows) => rows.map((row) => row.cells[2].textContent));
+    assert.ok(kernels.length > 5 && kernels.every((name) => name), kernels);
     await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value: "dark" }]);
     await shot("model-dark");
 

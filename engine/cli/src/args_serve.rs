@@ -58,6 +58,10 @@ pub struct ServeArgs {
     /// An index of `ocelli index`, made by this model, that can be searched: at /v1/search, and on the page.
     #[arg(long, value_name = "IDX")]
     pub index: Option<PathBuf>,
+    /// Folder for files and batches of requests (/v1/files, /v1/batches); it is made if it is not there. A server that is started
+    /// again goes on with the batches in it.
+    #[arg(long, value_name = "DIR")]
+    pub files_dir: Option<PathBuf>,
     /// The origin of web pages that may ask, such as `https://app.example`, or * for all.
     #[arg(long, value_name = "ORIGIN")]
     pub cors: Option<String>,

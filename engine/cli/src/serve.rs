@@ -9,11 +9,12 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::scheduler::{Limits, Scheduler, Worker};
 use ocelli_engine::{Ctx, EmbeddingPipeline, Gives, Loaded, Model, Pipeline, VectorKind};
 use ocelli_search::{Index, Live};
-use ocelli_serve::{Allowed, Config, Engine, Search, Server, VectorClient, VectorWorker};
+use ocelli_serve::{Allowed, Config, Engine, Planner, Search, Server, VectorClient, VectorWorker};
 use serde_json::json;
 
 use crate::args::ServeArgs;
 use crate::fail::{Failure, Outcome, print, survive_panics};
+use crate::inspect;
 use crate::interrupt::Gentle;
 use crate::open;
 use crate::progress::Spinner;
@@ -85,6 +86,12 @@ pub fn serve(args: &ServeArgs) -> Outcome {
     if let Some((_, pictures, kind)) = &search {
         details["search"] = json!({"pictures": pictures, "kind": kind});
     }
+    let plan = {
+        let (model, processor) = (args.model.model.clone(), args.model.processor.clone());
+        let caps = caps.clone();
+        let plan = move || inspect::planned(model.as_deref(), &processor, &caps, precision);
+        Planner(Arc::new(move || plan().map_err(|failure| failure.message().to_owned())))
+    };
     let name = args.name.clone().unwrap_or_else(|| name(args.model.model.as_deref()));
     let config = Config {
         name,
@@ -100,6 +107,8 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         cors: args.cors.clone(),
         info: details,
         search: search.map(|(search, ..)| Arc::new(search)),
+        files: args.files_dir.clone(),
+        plan,
     };
     drop(spinner);
     let gentle = Gentle::begin();

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use ocelli_engine::Error;
+use ocelli_engine::sample::Logprobs;
 use ocelli_engine::scheduler::{Answer, Event, FinishReason, Request, Ticket};
 use serde_json::{Value as Json, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,7 +32,7 @@ pub(crate) struct Before {
 #[derive(Debug)]
 pub(crate) enum News {
     /// More of its text.
-    Text { text: String, thought: bool },
+    Text { text: String, thought: bool, logprobs: Option<Box<Logprobs>> },
     /// It is done.
     Done { answer: Answer },
 }
@@ -139,11 +140,11 @@ impl Answers {
 
     fn note(&mut self, number: usize, event: Event) -> Result<News, ApiError> {
         match event {
-            Event::Text { text, thought, .. } => {
+            Event::Text { text, thought, logprobs, .. } => {
                 self.last = Instant::now();
                 self.first.get_or_insert(self.last);
                 self.thoughts[number] += usize::from(thought);
-                Ok(News::Text { text, thought })
+                Ok(News::Text { text, thought, logprobs: logprobs.filter(|of| of.shown) })
             }
             Event::Done { answer, .. } if answer.finish_reason == FinishReason::Cancelled => {
                 self.cancel("drain");

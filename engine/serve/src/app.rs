@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
@@ -14,6 +14,7 @@ use ocelli_engine::{EmbeddingPipeline, Pipeline};
 use serde_json::Value as Json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::batches::Batches;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::remote::Allowed;
@@ -52,6 +53,20 @@ pub struct Config {
     pub info: Json,
     /// The index that can be asked.
     pub search: Option<Arc<Search>>,
+    /// The folder of files and batches; there are none without it.
+    pub files: Option<PathBuf>,
+    /// Tells how the model runs here: kernels and memory.
+    pub plan: Planner,
+}
+
+/// Tells how a model runs; errors are why it cannot be told.
+#[derive(Clone)]
+pub struct Planner(pub Arc<dyn Fn() -> Result<Json, String> + Send + Sync>);
+
+impl std::fmt::Debug for Planner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Planner")
+    }
 }
 
 /// What answers.
@@ -87,6 +102,9 @@ pub(crate) struct App {
     /// Pictures that are being fetched.
     pub fetches: Arc<Semaphore>,
     pub draining: AtomicBool,
+    batches: Option<Batches>,
+    /// How the model runs, once it was asked for.
+    pub plan: OnceLock<Result<Json, String>>,
     /// Unix time of the start, in seconds.
     pub created: u64,
     started: u128,
@@ -96,7 +114,7 @@ pub(crate) struct App {
 }
 
 impl App {
-    pub fn new(config: Config, engine: Engine, address: IpAddr) -> Self {
+    pub fn new(config: Config, engine: Engine, address: IpAddr, batches: Option<Batches>) -> Self {
         let running = match &engine {
             Engine::Answers { limits, .. } => limits.seqs,
             Engine::Vectors { .. } => vectors::BATCH,
@@ -111,6 +129,8 @@ impl App {
             fetches: Arc::new(Semaphore::new(8)),
             metrics: Metrics::default(),
             draining: AtomicBool::new(false),
+            batches,
+            plan: OnceLock::new(),
             created: now.as_secs(),
             started: now.as_nanos(),
             requests: AtomicU64::new(0),
@@ -137,6 +157,18 @@ impl App {
             // By when a good part of those that are there have ended.
             ApiError::busy((self.metrics.answers.mean().ceil() as u64).clamp(1, 60))
         })
+    }
+
+    /// Whether less than half of what can run at once is taken: work that has time may begin.
+    pub fn has_spare_places(&self) -> bool {
+        let running = self.all_places - self.config.max_queue.min(self.all_places);
+        self.taken().0 < running.div_ceil(2).max(1)
+    }
+
+    /// Files and batches.
+    pub fn batches(&self) -> Result<&Batches, ApiError> {
+        let none = || ApiError::not_found("there are files and batches where the server has --files-dir");
+        self.batches.as_ref().ok_or_else(none)
     }
 
     /// Places that are taken, and all of them.

@@ -10,7 +10,7 @@ use axum::response::Response;
 use ocelli_engine::kv::PAGE;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Limits, Request};
-use ocelli_engine::text::{Content, Conversation, Message, Part, RenderOptions};
+use ocelli_engine::text::{Content, Conversation, Message, Part, RenderOptions, Tokenizer};
 use ocelli_engine::{Error, Pipeline};
 use serde_json::{Value as Json, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -20,9 +20,11 @@ use crate::app::App;
 use crate::error::{ApiError, json_response};
 use crate::fields::{Fields, is_nothing, unlike};
 use crate::forms;
+use crate::likely;
 use crate::pictures::{self, Found};
 use crate::shape::Shape;
 use crate::stream::{stream, whole};
+use crate::tools::{self, Tools};
 
 /// Most answers to one prompt, and most prompts of a request.
 const MOST: u64 = 128;
@@ -47,7 +49,7 @@ struct How {
 }
 
 /// Takes what chats and texts have in common, in OpenAI's words and in ours.
-fn wish(fields: &mut Fields) -> Result<Wish, ApiError> {
+fn wish(fields: &mut Fields, chat: bool) -> Result<Wish, ApiError> {
     let default = SamplingParams::default();
     let stop = fields.texts("stop")?.unwrap_or_default();
     if stop.len() > STOPS {
@@ -74,6 +76,7 @@ fn wish(fields: &mut Fields) -> Result<Wish, ApiError> {
         stop,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(default.ignore_eos),
         max_tokens: default.max_tokens,
+        logprobs: if chat { logprobs_of_chat(fields)? } else { logprobs_of_text(fields)? },
         ..default
     };
     params.validate().map_err(|error| ApiError::engine(&Error::Param(error), "messages"))?;
@@ -94,9 +97,6 @@ fn wish(fields: &mut Fields) -> Result<Wish, ApiError> {
         Some(Json::Bool(usage)) => *usage,
         Some(other) => return Err(unlike("stream_options.include_usage", "true or false", other)),
     };
-    for name in ["logprobs", "top_logprobs"] {
-        fields.refuse(name, is_nothing, "probabilities of tokens are not given yet")?;
-    }
     for name in ["frequency_penalty", "presence_penalty", "logit_bias"] {
         fields.refuse(name, is_nothing, "not supported; repetition_penalty is")?;
     }
@@ -110,22 +110,38 @@ fn wish(fields: &mut Fields) -> Result<Wish, ApiError> {
     Ok(Wish { how: How { params, max_tokens, form }, n: n as usize, stream, usage })
 }
 
+/// How many of the likeliest tokens are to be named beside each of a chat.
+fn logprobs_of_chat(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let (asked, top) = (fields.flag("logprobs")?.unwrap_or(false), fields.whole("top_logprobs")?);
+    match top {
+        Some(top) if top > likely::MOST => {
+            Err(ApiError::field("top_logprobs", format!("expected at most {}, found {top}", likely::MOST)))
+        }
+        Some(1..) if !asked => {
+            Err(ApiError::field("top_logprobs", "expected `logprobs` to be true beside it"))
+        }
+        top => Ok(asked.then_some(top.unwrap_or(0) as u32)),
+    }
+}
+
+/// The same of a text.
+fn logprobs_of_text(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    match fields.whole("logprobs")? {
+        Some(top) if top > likely::MOST => {
+            Err(ApiError::field("logprobs", format!("expected at most {}, found {top}", likely::MOST)))
+        }
+        top => Ok(top.map(|top| top as u32)),
+    }
+}
+
 /// A seed for who asks for none.
-fn chance() -> u64 {
+pub(crate) fn chance() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
 }
 
 /// Refuses what would change a chat's answer and is not obeyed.
 fn refuse_in_chats(fields: &mut Fields) -> Result<(), ApiError> {
-    let calls = "calls of tools are not read from answers yet";
-    for name in ["tools", "functions"] {
-        fields.refuse(name, is_nothing, calls)?;
-    }
-    let harmless = |value: &Json| matches!(value.as_str(), Some("none" | "auto"));
-    for name in ["tool_choice", "function_call"] {
-        fields.refuse(name, harmless, calls)?;
-    }
     let text = |value: &Json| value == &json!(["text"]);
     fields.refuse("modalities", text, "answers are text alone")?;
     for name in ["audio", "prediction", "web_search_options", "verbosity"] {
@@ -239,7 +255,7 @@ fn copies(request: Request, n: usize) -> impl Iterator<Item = Request> {
 }
 
 /// Unix time in seconds.
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -260,22 +276,39 @@ async fn answer(
     Ok(json_response(StatusCode::OK, &whole(answers, shape, count).await?))
 }
 
+/// What names tokens, where their log probabilities are asked for.
+fn words(wish: &Wish, pipeline: &Pipeline) -> Option<Tokenizer> {
+    wish.how.params.logprobs.map(|_| pipeline.tokenizer.clone())
+}
+
 /// `/v1/chat/completions`.
 pub(crate) async fn chat_completions(
     State(app): State<Arc<App>>,
     request: HttpRequest<Body>,
 ) -> Result<Response, ApiError> {
+    let body = app.body(request).await?;
+    chat_of(&app, &body).await
+}
+
+/// The same of a body.
+pub(crate) async fn chat_of(app: &Arc<App>, body: &[u8]) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let mut fields = Fields::read(&app.body(request).await?)?;
+    let mut fields = Fields::read(body)?;
     let (pipeline, ..) = app.answers()?;
     app.is_model(fields.text("model")?.as_deref())?;
-    let wish = wish(&mut fields)?;
+    let mut wish = wish(&mut fields, true)?;
     refuse_in_chats(&mut fields)?;
-    let Chat { messages, options, pictures, places: at } = chat(&mut fields, pipeline)?;
+    let Tools { shown, read, form } = tools::take(&mut fields, pipeline)?;
+    if let (true, Some(asked)) = (read, &wish.how.form) {
+        return Err(ApiError::field(asked.field.clone(), "not together with `tools`"));
+    }
+    wish.how.form = wish.how.form.or(form);
+    let Chat { messages, mut options, pictures, places: at } = chat(&mut fields, pipeline)?;
+    options.extra.extend(shown.map(|tools| ("tools".to_owned(), tools)));
     fields.end()?;
     let places = app.places(wish.n)?;
     let start = Instant::now();
-    let found = pictures::find(&app, pictures, at).await?;
+    let found = pictures::find(app, pictures, at).await?;
     let fetched = start.elapsed();
     let (shared, how) = (app.clone(), wish.how.clone());
     let work = move || make(&shared, &Source::Chat(messages, options), &found, how);
@@ -287,8 +320,10 @@ pub(crate) async fn chat_completions(
         created: now(),
         model: app.config.name.clone(),
         echo: Vec::new(),
+        words: words(&wish, pipeline),
+        tools: read,
     };
-    answer(&app, copies(request, wish.n).collect(), places, before, &wish, shape).await
+    answer(app, copies(request, wish.n).collect(), places, before, &wish, shape).await
 }
 
 /// `/v1/completions`.
@@ -296,11 +331,17 @@ pub(crate) async fn completions(
     State(app): State<Arc<App>>,
     request: HttpRequest<Body>,
 ) -> Result<Response, ApiError> {
+    let body = app.body(request).await?;
+    completions_of(&app, &body).await
+}
+
+/// The same of a body.
+pub(crate) async fn completions_of(app: &Arc<App>, body: &[u8]) -> Result<Response, ApiError> {
     let arrived = Instant::now();
-    let mut fields = Fields::read(&app.body(request).await?)?;
+    let mut fields = Fields::read(body)?;
     let (pipeline, ..) = app.answers()?;
     app.is_model(fields.text("model")?.as_deref())?;
-    let mut wish = wish(&mut fields)?;
+    let mut wish = wish(&mut fields, false)?;
     // What the protocol says where nothing is asked for.
     wish.how.max_tokens = wish.how.max_tokens.or(Some(16));
     let prompts = fields.texts("prompt")?;
@@ -311,6 +352,12 @@ pub(crate) async fn completions(
     }
     prompts.iter().try_for_each(|prompt| no_mark(prompt, "prompt", pipeline))?;
     let echo = fields.flag("echo")?.unwrap_or(false);
+    if echo && wish.how.params.logprobs.is_some() {
+        return Err(ApiError::unsupported(
+            "echo",
+            "not together with `logprobs`: those of prompts are not given",
+        ));
+    }
     fields.refuse("suffix", is_nothing, "texts are continued at their end alone")?;
     let n = wish.n as u64;
     fields.refuse(
@@ -337,8 +384,9 @@ pub(crate) async fn completions(
     let (requests, echo, prepare) = app.work(work).await?;
     let before = Before { arrived, pictures: Duration::ZERO, prepare };
     let (id, created, model) = (app.id("cmpl"), now(), app.config.name.clone());
-    let shape = Shape { chat: false, id, created, model, echo };
-    answer(&app, requests, places, before, &wish, shape).await
+    let words = words(&wish, pipeline);
+    let shape = Shape { chat: false, id, created, model, echo, words, tools: false };
+    answer(app, requests, places, before, &wish, shape).await
 }
 
 /// `/tokenize`: the tokens of `prompt`, or of `messages` as they would be asked about.

@@ -5,10 +5,15 @@
 
 mod answer;
 mod app;
+mod batches;
+mod calls;
 mod chat;
 mod error;
 mod fields;
+mod files;
 mod forms;
+mod images;
+mod likely;
 mod metrics;
 mod page;
 mod pictures;
@@ -17,9 +22,10 @@ mod search;
 mod server;
 mod shape;
 mod stream;
+mod tools;
 mod vectors;
 
-pub use app::{Config, Engine};
+pub use app::{Config, Engine, Planner};
 pub use remote::Allowed;
 pub use search::Search;
 pub use server::Server;

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ocelli_engine::Error;
 use ocelli_engine::scheduler::Worker;
 use serde_json::json;
 use subtle::ConstantTimeEq;
@@ -22,8 +23,9 @@ use tokio::sync::{Semaphore, watch};
 use tracing::Instrument;
 
 use crate::app::{App, Config, Engine};
+use crate::batches::{self, Batches};
 use crate::error::{ApiError, json_response};
-use crate::{chat, page, search, vectors};
+use crate::{chat, files, images, page, search, vectors};
 
 /// Most connections at once.
 const CONNECTIONS: usize = 8192;
@@ -41,10 +43,14 @@ const PATHS: &[&str] = &[
     "/",
     "/health",
     "/metrics",
+    "/plan",
     "/tokenize",
+    "/v1/batches",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/embeddings",
+    "/v1/files",
+    "/v1/images/generations",
     "/v1/models",
     "/v1/search",
 ];
@@ -102,9 +108,15 @@ impl Server {
         worker: Option<Worker>,
         asked: impl Fn() -> bool,
     ) -> ocelli_engine::Result<()> {
-        let app = Arc::new(App::new(config, engine, self.address.ip()));
+        let open = |folder: &std::path::PathBuf| {
+            let named = |error| Error::Store { path: folder.display().to_string(), error };
+            Batches::open(folder).map_err(named)
+        };
+        let batches = config.files.as_ref().map(open).transpose()?;
+        let app = Arc::new(App::new(config, engine, self.address.ip(), batches));
         let (closing, closed) = watch::channel(false);
         let accepting = self.runtime.spawn(accept(app.clone(), self.listener, closed));
+        let answering = self.runtime.spawn(batches::run(app.clone()));
         let ended = self.runtime.block_on(async {
             while !asked() && !app.broken() {
                 tokio::time::sleep(LOOK).await;
@@ -114,6 +126,8 @@ impl Server {
             while app.taken().0 > 0 && Instant::now() < until && !app.broken() {
                 tokio::time::sleep(LOOK).await;
             }
+            // Rows of batches that have not ended are asked again by the next server.
+            let _ = tokio::time::timeout(CLOSE, answering).await;
             app.broken()
         });
         // What still runs is told that it has ended.
@@ -186,6 +200,7 @@ fn router(app: &Arc<App>) -> Router {
         .route("/{file}", get(page::file))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
+        .route("/plan", get(plan))
         .route("/tokenize", post(chat::tokenize))
         .route("/v1/models", get(models))
         .route("/v1/models/{*name}", get(model))
@@ -193,6 +208,13 @@ fn router(app: &Arc<App>) -> Router {
         .route("/v1/completions", post(chat::completions))
         .route("/v1/embeddings", post(vectors::embeddings))
         .route("/v1/search", post(search::search))
+        .route("/v1/images/generations", post(images::generations))
+        .route("/v1/files", get(files::list).post(files::upload))
+        .route("/v1/files/{id}", get(files::get).delete(files::remove))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/batches", get(batches::list).post(batches::create))
+        .route("/v1/batches/{id}", get(batches::get))
+        .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .fallback(async || ApiError::not_found("there is nothing at this address"))
         .method_not_allowed_fallback(async || ApiError::method())
         .layer(from_fn_with_state(app.clone(), guard))
@@ -227,7 +249,10 @@ async fn guard(State(app): State<Arc<App>>, request: Request<Body>, next: Next) 
             if any { HeaderValue::from_static("*") } else { origin },
         );
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_METHODS,
+            HeaderValue::from_static("GET, POST, DELETE, OPTIONS"),
+        );
         headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("*, authorization"));
     }
     if app.draining.load(Ordering::Relaxed) {
@@ -324,6 +349,16 @@ async fn health(State(app): State<Arc<App>>) -> Response {
         (StatusCode::OK, "ok")
     };
     json_response(status, &json!({"status": text}))
+}
+
+/// How the model runs here: what `ocelli inspect --json` tells.
+async fn plan(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let shared = app.clone();
+    let work = move || {
+        let plan = shared.plan.get_or_init(|| shared.config.plan.0());
+        plan.clone().map_err(|why| ApiError::internal(format!("the plan: {why}")))
+    };
+    Ok(json_response(StatusCode::OK, &app.work(work).await?))
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

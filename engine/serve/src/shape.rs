@@ -1,9 +1,13 @@
 //! How answers are written: as chat completions, or as completions of text.
 
-use ocelli_engine::scheduler::Answer;
+use ocelli_engine::sample::Logprobs;
+use ocelli_engine::scheduler::{Answer, FinishReason};
+use ocelli_engine::text::Tokenizer;
 use serde_json::{Value as Json, json};
 
 use crate::answer::finish;
+use crate::calls::{Call, Calls, Part};
+use crate::likely;
 
 /// How answers are written.
 #[derive(Clone, Debug)]
@@ -16,6 +20,10 @@ pub(crate) struct Shape {
     pub model: String,
     /// What each text begins with, where completions repeat their prompts.
     pub echo: Vec<String>,
+    /// What names tokens, where their log probabilities are told.
+    pub words: Option<Tokenizer>,
+    /// Whether calls of tools are looked for.
+    pub tools: bool,
 }
 
 impl Shape {
@@ -75,18 +83,68 @@ impl Shape {
         }
     }
 
-    /// The last part of an answer's stream.
-    pub fn end(&self, number: usize, answer: &Answer) -> Json {
-        let reason = Some(finish(answer.finish_reason));
+    /// How likely a token was, as `more` of an answer without text. `offset`: characters of the answer before it.
+    pub fn likely(&self, number: usize, of: &Logprobs, offset: usize) -> Option<Json> {
+        let words = self.words.as_ref()?;
+        let of = std::slice::from_ref(of);
+        let (mut more, likely) = match self.chat {
+            true => (self.more(number, "", false), likely::of_chat(words, of)),
+            false => (self.piece(number, "", None), likely::of_text(words, of, offset)),
+        };
+        more["choices"][0]["logprobs"] = likely;
+        Some(more)
+    }
+
+    /// A call of a tool, the `index`th of its answer.
+    pub fn call(&self, number: usize, index: usize, call: &Call) -> Json {
+        let mut call = self.tool_call(number, index, call);
+        call["index"] = json!(index);
+        self.delta(number, json!({"tool_calls": [call]}), None)
+    }
+
+    fn tool_call(&self, number: usize, index: usize, call: &Call) -> Json {
+        let id = self.id.rsplit('-').next().unwrap_or_default();
+        json!({
+            "id": format!("call_{id}_{number}_{index}"), "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        })
+    }
+
+    /// The last part of an answer's stream, which had so many calls.
+    pub fn end(&self, number: usize, answer: &Answer, calls: usize) -> Json {
+        let reason = Some(reason(answer, calls));
         if self.chat { self.delta(number, json!({}), reason) } else { self.piece(number, "", reason) }
     }
 
     /// A whole answer.
     pub fn choice(&self, number: usize, answer: &Answer) -> Json {
-        let mut choice =
-            json!({"index": number, "logprobs": null, "finish_reason": finish(answer.finish_reason)});
+        let (mut text, mut calls) = (answer.text.clone(), Vec::new());
+        if self.tools {
+            let mut reader = Calls::default();
+            let mut parts = reader.push(&text);
+            parts.extend(reader.finish());
+            text.clear();
+            for part in parts {
+                match part {
+                    Part::Text(more) => text += &more,
+                    Part::Call(call) => calls.push(self.tool_call(number, calls.len(), &call)),
+                }
+            }
+        }
+        let reason = reason(answer, calls.len());
+        let mut choice = json!({"index": number, "logprobs": null, "finish_reason": reason});
+        if let Some(words) = &self.words {
+            choice["logprobs"] = match self.chat {
+                true => likely::of_chat(words, &answer.logprobs),
+                false => likely::of_text(words, &answer.logprobs, 0),
+            };
+        }
         if self.chat {
-            choice["message"] = json!({"role": "assistant", "content": answer.text, "refusal": null});
+            let content = if text.is_empty() && !calls.is_empty() { Json::Null } else { json!(text) };
+            choice["message"] = json!({"role": "assistant", "content": content, "refusal": null});
+            if !calls.is_empty() {
+                choice["message"]["tool_calls"] = json!(calls);
+            }
         } else {
             choice["text"] = json!(format!("{}{}", self.echoed(number), answer.text));
         }
@@ -95,5 +153,13 @@ impl Shape {
             place["reasoning_content"] = json!(thoughts);
         }
         choice
+    }
+}
+
+/// Why an answer with so many calls ended.
+fn reason(answer: &Answer, calls: usize) -> &'static str {
+    match answer.finish_reason {
+        FinishReason::Stop if calls > 0 => "tool_calls",
+        reason => finish(reason),
     }
 }

@@ -13,7 +13,9 @@ use serde_json::{Value as Json, json};
 use tokio::time::Interval;
 
 use crate::answer::{Answers, News};
+use crate::calls::{Calls, Part};
 use crate::error::ApiError;
+use crate::likely;
 use crate::shape::Shape;
 
 /// How long it is silent at most, so that nobody between server and client takes the connection for dead.
@@ -32,6 +34,10 @@ struct Events {
     /// What came before the body was asked for.
     early: VecDeque<Item>,
     began: Vec<bool>,
+    /// Calls of tools of each answer, where they are looked for.
+    calls: Vec<Calls>,
+    /// Characters of each answer whose log probabilities were told.
+    told: Vec<usize>,
     ended: bool,
     silence: Interval,
 }
@@ -53,7 +59,8 @@ pub(crate) async fn stream(
     }
     let mut silence = tokio::time::interval(SILENCE);
     silence.reset();
-    let events = Events { answers, shape, usage, early, began: vec![false; count], ended: false, silence };
+    let (began, calls, told) = (vec![false; count], vec![Calls::default(); count], vec![0; count]);
+    let events = Events { answers, shape, usage, early, began, calls, told, ended: false, silence };
     let mut response = Response::new(Body::new(events));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
@@ -70,6 +77,20 @@ fn event(out: &mut String, value: &Json) {
 }
 
 impl Events {
+    fn write_parts(&mut self, out: &mut String, number: usize, parts: Vec<Part>) {
+        let calls = parts.iter().filter(|part| matches!(part, Part::Call(_))).count();
+        let mut index = self.calls[number].count - calls;
+        for part in parts {
+            match part {
+                Part::Text(text) => event(out, &self.shape.more(number, &text, false)),
+                Part::Call(call) => {
+                    event(out, &self.shape.call(number, index, &call));
+                    index += 1;
+                }
+            }
+        }
+    }
+
     fn write(&mut self, out: &mut String, item: Item) {
         match item {
             Some(Ok((number, news))) => {
@@ -78,9 +99,30 @@ impl Events {
                     self.shape.begin(number).iter().for_each(|value| event(out, value));
                 }
                 match news {
-                    News::Text { text, .. } if text.is_empty() => {}
-                    News::Text { text, thought } => event(out, &self.shape.more(number, &text, thought)),
-                    News::Done { answer } => event(out, &self.shape.end(number, &answer)),
+                    News::Text { text, thought, logprobs } => {
+                        match self.shape.tools && !thought {
+                            true => {
+                                let parts = self.calls[number].push(&text);
+                                self.write_parts(out, number, parts);
+                            }
+                            false if text.is_empty() => {}
+                            false => event(out, &self.shape.more(number, &text, thought)),
+                        }
+                        if let Some(of) = logprobs
+                            && let Some(likely) = self.shape.likely(number, &of, self.told[number])
+                        {
+                            let words = self.shape.words.iter();
+                            self.told[number] += words
+                                .map(|words| likely::length(words, std::slice::from_ref(&of)))
+                                .sum::<usize>();
+                            event(out, &likely);
+                        }
+                    }
+                    News::Done { answer } => {
+                        let parts = self.calls[number].finish();
+                        self.write_parts(out, number, parts);
+                        event(out, &self.shape.end(number, &answer, self.calls[number].count));
+                    }
                 }
             }
             Some(Err(error)) => {

@@ -190,7 +190,13 @@ pub(crate) async fn embeddings(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let mut fields = Fields::read(&app.body(request).await?)?;
+    let body = app.body(request).await?;
+    embeddings_of(&app, &body).await
+}
+
+/// The same of a body.
+pub(crate) async fn embeddings_of(app: &Arc<App>, body: &[u8]) -> Result<Response, ApiError> {
+    let mut fields = Fields::read(body)?;
     let Engine::Vectors { pipeline, client } = &app.engine else {
         let why = "this one gives answers; models such as CLIP and SigLIP give vectors";
         return Err(ApiError::field("model", why));
@@ -212,7 +218,7 @@ pub(crate) async fn embeddings(
     let (asked, addresses, places) = read(input)?;
     let _place = app.places(1)?;
     let deadline = tokio::time::Instant::now() + app.config.timeout;
-    let found = pictures::find(&app, addresses, places).await?;
+    let found = pictures::find(app, addresses, places).await?;
     let (theirs, shared) = (pipeline.clone(), app.clone());
     let prepared = app.work(move || prepare(&theirs, &asked, &found, &shared));
     let (inputs, tokens) = prepared.await?;

@@ -23,7 +23,7 @@ pub use decode::{Alpha, DecodeOptions, decode_bytes, decode_file};
 pub use error::ImageError;
 pub use prepared::{Assembly, Key, Normalize, Pixels, PreparedImage, Tile};
 pub use resize::{Filter, resize};
-pub use save::write_png;
+pub use save::{png, write_png};
 pub use source::PictureSource;
 
 /// Whether code compiled for AVX2 may run: the machine has it, and `OCELLI_ISA` does not forbid it.

@@ -14,10 +14,14 @@ use crate::timing::Timings;
 /// Where the events of a request go, on the scheduler's thread; false where nobody listens any more.
 type Sink = Box<dyn FnMut(Event) -> bool + Send>;
 
+/// Other work for the context.
+type Work = Box<dyn FnOnce(&mut Ctx) + Send>;
+
 /// What clients ask of the thread.
 enum Command {
     Submit { ticket: u64, request: Box<Request>, sink: Sink },
     Cancel { ticket: u64 },
+    Run(Work),
     Stop,
 }
 
@@ -179,6 +183,14 @@ impl Client {
         Ok(Ticket { number, client: self.clone() })
     }
 
+    /// Has the thread do other work with its context, between two steps: everything else waits meanwhile.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn run(&self, work: impl FnOnce(&mut Ctx) + Send + 'static) -> Result<()> {
+        self.commands.send(Command::Run(Box::new(work))).map_err(|_| self.error())
+    }
+
     /// How the scheduler does, as of its last step.
     #[must_use]
     pub fn load(&self) -> Load {
@@ -327,6 +339,7 @@ impl Thread {
                     self.cancel(number);
                 }
             }
+            Command::Run(work) => work(&mut self.cx),
             Command::Stop => return false,
         }
         true

@@ -248,6 +248,11 @@ impl ChatTemplate {
         template.is_ok_and(|template| template.undeclared_variables(false).contains(name))
     }
 
+    /// Whether the template's source has this text in it.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.inner.env.get_template(NAME).is_ok_and(|template| template.source().contains(text))
+    }
+
     /// Whether the template takes a user's message with an image. True as well if it fails for other reasons.
     pub fn accepts_images(&self) -> bool {
         let message = Message::user(1, "text");

@@ -103,8 +103,12 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     let (device, precision) = open::device(&args.device)?;
     let config: Value = files.require_json("config.json").map_err(Error::from)?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
-    let mut report = Report::new(args, &config, &checkpoint, device.caps(), precision);
-    let failure = match report.plan(args, &files, &checkpoint, device.caps(), precision) {
+    let mut report = Report::new(args.which.model(), &config, &checkpoint, device.caps(), precision);
+    let wanted = || {
+        let (prompt_tokens, max_tokens) = (args.prompt_tokens, args.max_tokens);
+        Ok(Wanted { images: sizes(args)?, prompt_tokens, max_tokens })
+    };
+    let failure = match report.plan(wanted, &args.processor, &files, &checkpoint, device.caps(), precision) {
         Ok(()) => None,
         Err(failure) if failure.is_usage() => return Err(failure),
         Err(failure) => {
@@ -124,10 +128,31 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     }
 }
 
+/// What `ocelli inspect --json` tells of a model on a device, for a picture of 512x512.
+///
+/// # Errors
+/// If the files cannot be read.
+pub fn planned(
+    model: Option<&str>,
+    processor: &[(String, String)],
+    caps: &Caps,
+    precision: Precision,
+) -> Result<Value, Failure> {
+    let files = open::files(model)?;
+    let config: Value = files.require_json("config.json").map_err(Error::from)?;
+    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
+    let mut report = Report::new(model, &config, &checkpoint, caps, precision);
+    let wanted = || Ok(Wanted { images: vec![(512, 512)], prompt_tokens: 32, max_tokens: 512 });
+    if let Err(failure) = report.plan(wanted, processor, &files, &checkpoint, caps, precision) {
+        report.refused.push(failure.message().to_owned());
+    }
+    serde_json::to_value(&report).map_err(|error| Failure::new(format!("a report: {error}")))
+}
+
 impl Report {
     /// What configuration and headers alone tell.
     fn new(
-        args: &InspectArgs,
+        model: Option<&str>,
         config: &Value,
         checkpoint: &Checkpoint,
         caps: &Caps,
@@ -141,7 +166,7 @@ impl Report {
         let quantization = checkpoint.quantization().map(Quantization::name);
         Self {
             schema: "ocelli.inspect.v1",
-            model: args.which.model().unwrap_or("demo").to_owned(),
+            model: model.unwrap_or("demo").to_owned(),
             model_type: config["model_type"].as_str().map(str::to_owned),
             architectures: architectures.filter_map(Value::as_str).map(str::to_owned).collect(),
             family: None,
@@ -173,7 +198,8 @@ impl Report {
     /// Loads the model without a device and plans the request. Errors are the reason why it cannot run.
     fn plan(
         &mut self,
-        args: &InspectArgs,
+        wanted: impl FnOnce() -> Result<Wanted, Failure>,
+        processor_fields: &[(String, String)],
         files: &ModelFiles,
         checkpoint: &Checkpoint,
         caps: &Caps,
@@ -190,9 +216,8 @@ impl Report {
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();
         self.copied = checkpoint.copied().into();
-        open::set_processor(&mut *loaded.processor, &args.processor)?;
-        let wanted =
-            Wanted { images: sizes(args)?, prompt_tokens: args.prompt_tokens, max_tokens: args.max_tokens };
+        open::set_processor(&mut *loaded.processor, processor_fields)?;
+        let wanted = wanted()?;
         let plan = match Plan::make(&wanted, files, loaded, &mut cx, &log, checkpoint.used_bytes()) {
             Err(error @ Error::PromptTooLong { .. }) if !wanted.images.is_empty() => {
                 let whole = || -> ocelli_engine::Result<usize> {

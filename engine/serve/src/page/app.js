@@ -64,6 +64,32 @@ async function describe() {
   }
 }
 
+// How the model runs here, once somebody wants to see it.
+let planned = false;
+async function showPlan() {
+  if (planned) return;
+  planned = true;
+  try {
+    const response = await fetch("plan", { headers: headers() });
+    if (!response.ok) throw await wrong(response);
+    const { plan, quantization, refused } = await response.json();
+    if (quantization) $("facts").append(make("dt", { textContent: "quantization" }), make("dd", { textContent: quantization }));
+    if (!plan) throw new Error(refused?.join("; ") || "there is no plan");
+    const names = { weights: "weights", kv_cache: "keys and values", image_features: "features of pictures", activations: "activations at their peak", total: "in all" };
+    $("memory").tBodies[0].replaceChildren(...Object.entries(names).map(([key, name]) => make("tr", {},
+      make("th", { scope: "row", textContent: name }), make("td", { textContent: bytes(plan.memory[key]) }))));
+    $("phases").replaceChildren(...plan.phases.map((phase) => make("details", {},
+      make("summary", { textContent: `${phase.name}: ${number(phase.steps.reduce((sum, step) => sum + step.count, 0))} kernels, ${(phase.flops / 1e9).toFixed(2)} Gflop, ${bytes(phase.bytes)}` }),
+      make("table", {}, make("thead", {}, make("tr", {}, ...["module", "op", "kernel", "times"].map((name) => make("th", { scope: "col", textContent: name })))),
+        make("tbody", {}, ...phase.steps.map((step) => make("tr", {},
+          make("th", { scope: "row", textContent: step.module }), make("td", { textContent: step.op, title: step.spec }),
+          make("td", { textContent: step.variant ?? step.refused ?? "" }), make("td", { textContent: step.count }))))))));
+  } catch (error) {
+    planned = false;
+    $("phases").replaceChildren(make("p", { textContent: error.message }));
+  }
+}
+
 const address = (file) => new Promise((resolve, reject) => {
   const reader = new FileReader();
   reader.onload = () => resolve(reader.result);
@@ -225,6 +251,7 @@ for (const [button, panel] of [["show-model", "about"], ["show-settings", "setti
   $(button).onclick = () => {
     $(panel).hidden = !$(panel).hidden;
     $(button).ariaExpanded = String(!$(panel).hidden);
+    if (panel === "about" && !$(panel).hidden) showPlan();
   };
 }
 $("settings").addEventListener("submit", (event) => event.preventDefault());
