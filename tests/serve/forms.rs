@@ -97,7 +97,8 @@ fn a_crowd_of_forms_and_free_answers_is_each_alone() {
     let requests: Vec<Value> = (0..32)
         .map(|number| {
             let name = ["01.png", "02.png", "03.png"][number % 3];
-            let draws = json!({"temperature": [0.0, 1.0, 0.7][number % 3], "seed": number, "max_tokens": 40});
+            let temperature = [0.0, 1.0, 0.7][number % 3];
+            let draws = json!({"temperature": temperature, "seed": number, "max_tokens": 40});
             let free = with(question(&[data(&example(name))], QUESTION), draws);
             match number % 2 {
                 0 => with(free, schema(&of_number(number / 2))),

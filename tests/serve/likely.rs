@@ -81,12 +81,14 @@ fn how_likely_tokens_are() {
     }
     assert_eq!(first["top_logprobs"][0]["token"], other["top_logprobs"][0]["token"]);
 
-    let text = json!({"prompt": "How many", "max_tokens": 5, "temperature": 0, "logprobs": 2});
+    let prompt = "<|im_start|>User: Count the objects.<end_of_utterance>\nAssistant:";
+    let text = json!({"prompt": prompt, "max_tokens": 5, "temperature": 0, "logprobs": 2});
     let reply = server.post("/v1/completions", &text).json(200);
     let (choice, of) = (&reply["choices"][0], &reply["choices"][0]["logprobs"]);
     let tokens: Vec<&str> =
         of["tokens"].as_array().unwrap().iter().map(|token| token.as_str().unwrap()).collect();
     assert_eq!(tokens.concat().trim_start(), choice["text"].as_str().unwrap().trim_start());
+    assert!(!tokens.is_empty(), "{reply}");
     let mut offset = 0;
     for (number, token) in tokens.iter().enumerate() {
         assert_eq!(of["text_offset"][number], offset);
