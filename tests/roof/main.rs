@@ -56,15 +56,25 @@ enum Verdict {
 }
 
 fn verdict(turns: &[Turn]) -> Verdict {
-    let mut ratios: Vec<f64> = turns.iter().filter_map(Turn::ratio).collect();
+    let ratios: Vec<f64> = turns.iter().filter_map(Turn::ratio).collect();
     if ratios.len() < LEAST {
         return Verdict::Open;
     }
-    ratios.sort_by(f64::total_cmp);
-    match ratios[ratios.len() / 2] {
+    match median(ratios) {
         median if median <= MARGIN => Verdict::Holds,
         median => Verdict::Above(median),
     }
+}
+
+fn median(mut ratios: Vec<f64>) -> f64 {
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+/// The C program's figure in ours, over the turns that count.
+fn median_ratio(turns: &[Turn]) -> Option<f64> {
+    let ratios: Vec<f64> = turns.iter().filter_map(Turn::ratio).collect();
+    (!ratios.is_empty()).then(|| median(ratios))
 }
 
 /// Takes turns until the verdict is final. `None` where the level has no such instruction.
@@ -246,7 +256,8 @@ fn neon_is_not_below_c() {
     at_level(Level::Neon);
 }
 
-/// The C program against our loops, their figures times 0.8: as if the loops were that much too slow.
+/// A roof that is 20% below what the C program measures, in the place of ours. What the C program measures itself may be
+/// below ours, so that comes first.
 #[test]
 fn a_low_roof_is_noticed() {
     let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -255,15 +266,34 @@ fn a_low_roof_is_noticed() {
         return skip("cc", "no C compiler, the roofs are held against nothing");
     };
     let meter = Meter::new(isa);
-    let noticed = |name: &str, turns: &[Turn]| match verdict(turns) {
-        Verdict::Holds => panic!("{name}: a roof 20% too low holds: {turns:.1?}"),
-        Verdict::Above(by) => println!("{name}: {by:.2}"),
-        Verdict::Open => skip(&format!("roof of {name}"), "the machine changes"),
+    let fma = |factor: f64| {
+        let low = || Some(factor * meter.rate(Figure::FmaF32, 1, OURS)?);
+        turns(PATIENCE, low, || run(&program, 1, "fma")).unwrap()
     };
-    let low = || Some(0.8 * meter.rate(Figure::FmaF32, 1, OURS)?);
-    noticed("fma", &turns(PATIENCE, low, || run(&program, 1, "fma")).unwrap());
+    noticed("fma", fma);
     #[cfg(unix)]
-    noticed("read", &ReadLoop::new(isa).unwrap().turns(&meter, roof::default_threads(), 0.8));
+    {
+        let reads = ReadLoop::new(isa).unwrap();
+        noticed("read", |factor| reads.turns(&meter, roof::default_threads(), factor));
+    }
+}
+
+/// Fails if [`verdict`] lets a roof pass that is at 80% of the C program's figure. `turns` are taken with our figures
+/// times its argument. The machine may change between the
+/// two: an attempt that finds it is enough, two that do not are too many.
+fn noticed(name: &str, turns: impl Fn(f64) -> Vec<Turn>) {
+    let mut held = vec![];
+    for _ in 0..3 {
+        let Some(theirs) = median_ratio(&turns(1.0)) else { continue };
+        let low = turns(0.8 * theirs);
+        match verdict(&low) {
+            Verdict::Holds => held.push(low),
+            Verdict::Above(by) => return println!("{name}: {by:.2} after {} attempts that held", held.len()),
+            Verdict::Open => {}
+        }
+    }
+    assert!(held.len() < 2, "{name}: a roof 20% too low holds: {held:.1?}");
+    skip(&format!("roof of {name}"), "the machine changes");
 }
 
 /// Turns on a machine that gives `state(i)` at its `i`-th measurement, ours all lowered by `factor`.
