@@ -8,6 +8,7 @@ mod hostile;
 mod json;
 mod layout;
 mod linear;
+mod published;
 mod quantize;
 mod shards;
 

@@ -106,7 +106,7 @@ fn text(choices: &[Choice], caps: &Caps, path: &str) -> String {
 /// The ops that requests to a model run, found without its weights.
 fn model_shapes(model: &str, args: &TuneArgs, caps: &Caps) -> Result<Vec<Shape>, Failure> {
     let files = open::files(Some(model))?;
-    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
+    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?.planned();
     let precision = args.device.precision(caps);
     let mut shapes = vec![];
     for prompt_tokens in PROMPTS {

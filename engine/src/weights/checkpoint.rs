@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Component, Path};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ocelli_kernels::View;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -33,6 +34,10 @@ pub struct Checkpoint {
     config: String,
     /// What was taken.
     pub(super) notes: Mutex<Vec<Note>>,
+    /// Whether what is made of tensors has sizes alone.
+    planned: bool,
+    /// Bytes of planes that were made.
+    made: AtomicU64,
 }
 
 impl Checkpoint {
@@ -43,7 +48,12 @@ impl Checkpoint {
     /// If there are no such files, if one is not valid, or if index and shards do not agree.
     pub fn open(files: &ModelFiles) -> Result<Self, WeightError> {
         let config = files.json::<serde_json::Value>("config.json")?;
-        let quantization = config.and_then(|config| Quantization::of_config(&config));
+        let mut quantization = config.and_then(|config| Quantization::of_config(&config));
+        if quantization.is_none()
+            && let Some(block) = files.json::<serde_json::Value>("quantize_config.json")?
+        {
+            quantization = Quantization::of_gptq(&block);
+        }
         let mut checkpoint = if files.contains(SINGLE) {
             Self::single(files.describe(SINGLE), open_file(files, SINGLE)?)
         } else if files.contains(INDEX) {
@@ -72,7 +82,8 @@ impl Checkpoint {
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
         let (chosen, quantization, config) = (None, None, String::new());
-        Self { path, files: vec![file], names, chosen, quantization, config, notes: Mutex::default() }
+        let (notes, made) = Default::default();
+        Self { path, files: vec![file], names, chosen, quantization, config, notes, planned: false, made }
     }
 
     fn sharded(files: &ModelFiles) -> Result<Self, WeightError> {
@@ -119,7 +130,29 @@ impl Checkpoint {
         let mut names: Vec<_> = chosen.values().copied().collect();
         names.sort_unstable();
         let (chosen, quantization, config) = (Some(chosen), None, String::new());
-        Ok(Self { path, files: opened, names, chosen, quantization, config, notes: Mutex::default() })
+        let (notes, made) = Default::default();
+        Ok(Self { path, files: opened, names, chosen, quantization, config, notes, planned: false, made })
+    }
+
+    /// The same for plans: planes that would be made of what the file has are not, and have sizes alone.
+    #[must_use]
+    pub fn planned(self) -> Self {
+        Self { planned: true, ..self }
+    }
+
+    /// Whether planes have sizes alone, see [`planned`](Self::planned).
+    pub(super) const fn is_planned(&self) -> bool {
+        self.planned
+    }
+
+    pub(super) fn count_made(&self, bytes: usize) {
+        self.made.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes of planes that were made because the file has them in another order or width: memory beside the file.
+    #[must_use]
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Relaxed)
     }
 
     /// What errors call the checkpoint: the path of its file or index.
@@ -152,7 +185,7 @@ impl Checkpoint {
             Some(quantization) if quantization.is_unknown() => Err(WeightError::Unsupported {
                 path: self.config.clone(),
                 module: "quantization_config".into(),
-                reason: format!("not supported: {}; {}", quantization.name(), super::linear::SUPPORTED),
+                reason: format!("not supported: {}; {}", quantization.name(), super::published::supported()),
             }),
             _ => Ok(()),
         }

@@ -10,7 +10,7 @@ use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
 /// Methods whose tensors tell what they are: read, or refused with their name.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 12] = [
     "compressed-tensors",
     "fp8",
     "fbgemm_fp8",
@@ -18,6 +18,7 @@ const KNOWN: [&str; 11] = [
     "modelopt",
     "gptq",
     "awq",
+    "auto-round",
     "bitsandbytes",
     "hqq",
     "quanto",
@@ -33,6 +34,16 @@ pub struct Quantization {
     pub format: String,
     /// The `config_groups` of compressed-tensors, in file order.
     pub schemes: Vec<Scheme>,
+    /// `bits` (or `w_bit`), where one number holds for all modules.
+    pub bits: Option<u64>,
+    /// `group_size` (or `q_group_size`): weights that share a scale, where one number holds for all modules.
+    pub group: Option<usize>,
+    /// `version` of AWQ: `gemm` or another layout; empty if absent.
+    pub version: String,
+    /// `checkpoint_format` of GPTQ: `gptq`, `gptq_v2`, ...; empty if absent.
+    pub checkpoint_format: String,
+    /// `mode` of MLX; empty if absent.
+    mode: String,
     /// `weight_block_size`: rows and columns of a block that shares a scale.
     pub block: Option<[usize; 2]>,
     /// Whether `transform_config` names rotations of the weights.
@@ -129,11 +140,27 @@ impl Quantization {
             method: text(block.get("quant_method")),
             unnamed: unnamed(block),
             schemes: schemes.collect(),
+            bits: ["bits", "w_bit"].iter().find_map(|key| block.get(*key)?.as_u64()),
+            group: ["group_size", "q_group_size"]
+                .iter()
+                .find_map(|key| usize::try_from(block.get(*key)?.as_u64()?).ok()),
+            version: text(block.get("version")),
+            checkpoint_format: text(block.get("checkpoint_format")),
+            mode: text(block.get("mode")),
             block: block_shape(block.get("weight_block_size")),
             transforms: block.get("transform_config").is_some_and(is_filled),
             ignore: Target::all(block.get("ignore")),
             format,
         }
+    }
+
+    /// What `quantize_config.json` states, beside files of GPTQ that were written before configurations had it.
+    #[must_use]
+    pub fn of_gptq(block: &Value) -> Option<Self> {
+        let block = block.as_object().filter(|block| block.contains_key("bits"))?;
+        let mut block = block.clone();
+        block.entry("quant_method").or_insert_with(|| "gptq".into());
+        Some(Self::of_block(&block))
     }
 
     /// Method and format in words.
@@ -146,7 +173,8 @@ impl Quantization {
     /// Whether nothing is known of how such weights are stored.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
-        self.schemes.is_empty() && !KNOWN.contains(&self.method.as_str())
+        let floats_of_mlx = self.method.is_empty() && matches!(&*self.mode, "mxfp4" | "nvfp4");
+        self.schemes.is_empty() && !KNOWN.contains(&self.method.as_str()) && !floats_of_mlx
     }
 
     /// The group that a module belongs to, if any: that with the closest target, unless the module is to be ignored.

@@ -68,7 +68,7 @@ impl Scope<'_> {
         let group = if cols == 1 { 0 } else { width };
         let bytes = checkpoint.raw(&full)?;
         let (dtype, scales) = match info.dtype {
-            Dtype::F8_E8M0 => {
+            Dtype::F8_E8M0 | Dtype::U8 => {
                 // Powers of two, 2^(e - 127); 255 is NaN.
                 if bytes.contains(&u8::MAX) {
                     return Err(fail("a scale is NaN".into()));

@@ -2,26 +2,7 @@
 
 use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights};
 
-use super::{Note, Scope, StoredType, WeightError};
-
-pub(super) const SUPPORTED: &str = "supported are F32, BF16 and F16, compressed-tensors pack-quantized integers of 4 and 8 bits, \
-                         and FP8 (E4M3) with scales";
-
-/// Tensors beside or instead of `weight`, and the scheme that they are a sign of.
-const FOREIGN: [(&str, &str); 12] = [
-    ("qweight", "GPTQ or AWQ integers"),
-    ("weight_global_scale", "NVFP4"),
-    ("weight_scale_2", "NVFP4"),
-    ("weight_scale_inv", "scaled values that are not FP8 (E4M3)"),
-    ("weight_scale", "compressed-tensors int-quantized values, or floats that are not FP8 (E4M3)"),
-    ("weight.absmax", "bitsandbytes 4-bit values"),
-    ("SCB", "bitsandbytes LLM.int8() values"),
-    ("scales", "MLX groups"),
-    ("W_q", "HQQ integers"),
-    ("_weight_qdata", "torchao values"),
-    ("weight._data", "optimum-quanto values"),
-    ("weight._data._data", "optimum-quanto values"),
-];
+use super::{Note, Scope, WeightError, published};
 
 impl Scope<'_> {
     /// The linear layer here, `y = x W^T + b`: W is `[n, k]` in any format that can be read, `bias` `[n]` where the architecture has
@@ -66,14 +47,11 @@ impl Scope<'_> {
 
     fn load(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
         self.checkpoint().refuse_unknown()?;
-        if self.has("weight_packed") {
-            return self.packed(n, k, bias);
-        }
-        if self.is_fp8() {
-            return self.fp8(n, k, bias);
-        }
-        if let Some((_, what)) = FOREIGN.iter().find(|(sign, _)| self.has(sign)) {
-            return Err(self.unsupported(format!("{what}; {SUPPORTED}")));
+        if let Some(row) = published::ALL.iter().find(|row| (row.is)(self)) {
+            return match row.load {
+                Ok(load) => load(self, n, k, bias),
+                Err(why) => Err(self.unsupported(format!("{}: {why}; {}", row.name, published::supported()))),
+            };
         }
         if !self.has("weight") {
             return Err(self.absent(&self.path("weight")));
@@ -83,13 +61,17 @@ impl Scope<'_> {
 
     fn dense(&self, view: View, bias: Option<View>) -> Result<Weights, WeightError> {
         if !view.dtype().is_float() {
-            return Err(self.unsupported(format!("weight of type {}; {SUPPORTED}", view.dtype())));
+            return Err(self.unsupported(format!(
+                "weight of type {}; {}",
+                view.dtype(),
+                published::supported()
+            )));
         }
         Weights::dense(view, bias).map_err(|e| self.misfit(&e))
     }
 
     /// compressed-tensors `pack-quantized`: the planes of [`Grouped`] as they lie in the file.
-    fn packed(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+    pub(super) fn packed(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
         let checkpoint = self.checkpoint();
         let quantization = checkpoint.quantization();
         let scheme = quantization.and_then(|q| q.scheme(self.prefix()));
@@ -109,12 +91,6 @@ impl Scope<'_> {
         let (Some(packed), Some(scale)) = (self.info("weight_packed"), self.info("weight_scale")) else {
             return Err(self.absent(&self.path("weight_scale")));
         };
-        if packed.dtype != StoredType::I32 {
-            return Err(self.unsupported(format!(
-                "weight_packed of type {} (NVFP4 or MXFP4); {SUPPORTED}",
-                packed.dtype
-            )));
-        }
         if self.has("weight_shape") {
             let stored = checkpoint.ints(&self.path("weight_shape"))?;
             if stored != [n as i64, k as i64] {
@@ -137,6 +113,9 @@ impl Scope<'_> {
         let group = self.group(bits, k, groups)?;
         // A symmetric scheme's zero points are all zero, whatever layout old writers gave them.
         let zero = self.has("weight_zero_point") && !scheme.is_some_and(|scheme| scheme.symmetric);
+        if !matches!(bits, 4 | 8) {
+            return published::pack_quantized(self, [n, k], usize::from(bits), group as usize, zero, bias);
+        }
         let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
         let format = Format::Grouped(Grouped { code, group, zero, scale: scale_type });
         let mut planes = Vec::with_capacity(3);
@@ -173,10 +152,11 @@ impl Scope<'_> {
             return Ok(bits);
         }
         let padded = |bits: u8| packed == [n, k.div_ceil(32 / usize::from(bits))];
-        match [2, 3, 5, 6, 7, 1].into_iter().find(|&bits| fits(bits) || padded(bits)) {
-            Some(bits) => Err(self.unsupported(format!("integers of {bits} bits; {SUPPORTED}"))),
-            None => Err(self.wrong_shape(&self.path("weight_packed"), &[n, words(likely[0].into())], packed)),
-        }
+        let stated = stated.and_then(|bits| u8::try_from(bits).ok()).filter(|bits| (2..8).contains(bits));
+        let odd = stated.into_iter().chain([2, 3, 5, 6, 7]).find(|&bits| fits(bits) || padded(bits));
+        odd.ok_or_else(|| {
+            self.wrong_shape(&self.path("weight_packed"), &[n, words(likely[0].into())], packed)
+        })
     }
 
     /// Weights that share a scale, from the scales in a row and what the configuration states; 0 for a whole row.
@@ -209,7 +189,7 @@ impl Scope<'_> {
         self.checkpoint().missing(name, name)
     }
 
-    fn unsupported(&self, what: String) -> WeightError {
+    pub(super) fn unsupported(&self, what: String) -> WeightError {
         WeightError::Unsupported {
             path: self.checkpoint().path().to_owned(),
             module: self.prefix().to_owned(),

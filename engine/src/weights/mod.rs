@@ -12,6 +12,7 @@ mod fp8;
 mod header;
 mod linear;
 mod notes;
+mod published;
 mod quantize;
 mod scope;
 

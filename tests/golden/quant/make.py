@@ -7,6 +7,10 @@ The folders ct_* beside it were written by llm-compressor 0.14 with compressed-t
 f32, and rows of the dequantized weight. The FP8 cases `ct_fp8_*` are the presets FP8_DYNAMIC (a scale a row), FP8 (one scale)
 and FP8_BLOCK (blocks of 128 x 128); `fp8_block128_*` are blocks as DeepSeek's `weight_dequant` reads them: random weights over
 max|block| / 448, cast by torch, with scales of F32 or rounded up to powers of two (ue8m0), one with a partial block of rows.
+
+The other folders were written by their own libraries from random weights: AutoAWQ 0.2.9, GPTQModel 7.7.0, llm-compressor 0.14,
+bitsandbytes 0.50.2, torchao 0.18.0, optimum-quanto 0.2.7 and mlx 0.32.4. Their `golden.safetensors` hold some rows as the library
+dequantizes them (`rows`, `w_deq`), and of every row the sum and the sum of magnitudes.
 """
 
 import sys

@@ -46,6 +46,8 @@ struct Report {
     parts: Vec<Part>,
     /// Tensors of the file that the model does not read.
     unused: Vec<String>,
+    /// Bytes of planes that are made beside the file, whose order or width of codes no kernel takes.
+    made_bytes: u64,
     /// Tensors that are copied because the file does not align them.
     copied: Copies,
     /// The reference's class of image processor, and what it does.
@@ -102,7 +104,7 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     let files = open::files(args.which.model())?;
     let (device, precision) = open::device(&args.device)?;
     let config: Value = files.require_json("config.json").map_err(Error::from)?;
-    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
+    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?.planned();
     let mut report = Report::new(args.which.model(), &config, &checkpoint, device.caps(), precision);
     let wanted = || {
         let (prompt_tokens, max_tokens) = (args.prompt_tokens, args.max_tokens);
@@ -186,6 +188,7 @@ impl Report {
             parameters: 0,
             parts: Vec::new(),
             unused: Vec::new(),
+            made_bytes: 0,
             copied: Copies::default(),
             processor: None,
             plan: None,
@@ -216,9 +219,11 @@ impl Report {
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();
         self.copied = checkpoint.copied().into();
+        self.made_bytes = checkpoint.made();
         open::set_processor(&mut *loaded.processor, processor_fields)?;
         let wanted = wanted()?;
-        let plan = match Plan::make(&wanted, files, loaded, &mut cx, &log, checkpoint.used_bytes()) {
+        let bytes = checkpoint.used_bytes() + checkpoint.made();
+        let plan = match Plan::make(&wanted, files, loaded, &mut cx, &log, bytes) {
             Err(error @ Error::PromptTooLong { .. }) if !wanted.images.is_empty() => {
                 let whole = || -> ocelli_engine::Result<usize> {
                     let (mut cx, log) = Ctx::dry(caps.clone(), precision);

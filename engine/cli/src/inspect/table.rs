@@ -81,6 +81,13 @@ impl Report {
             let more = if self.unused.len() > NAMED { ", ..." } else { "" };
             let _ = writeln!(text, "{} tensors are not used: {named}{more}", self.unused.len());
         }
+        if self.made_bytes > 0 {
+            let made = bytes(self.made_bytes);
+            let _ = writeln!(
+                text,
+                "codes in an order or width that no kernel takes are stored anew beside the file, {made}"
+            );
+        }
         if self.copied.tensors > 0 {
             let _ = writeln!(
                 text,

@@ -1,0 +1,176 @@
+//! Integers that lie column by column: AWQ (`gemm`) and GPTQ.
+
+use ocelli_kernels::{View, Weights};
+use safetensors::Dtype;
+
+use super::super::{Scope, WeightError};
+use super::made::{FLOATS, Made, code, element, float, widened, word};
+
+/// Where AWQ's words have the eight columns that they hold: column `j` is nibble `NIBBLE[j]`.
+const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// What AWQ and GPTQ have in common: scales `[groups, n]`, and the columns that share one.
+struct Groups<'a> {
+    bytes: &'a [u8],
+    dtype: ocelli_kernels::DType,
+    count: usize,
+    group: usize,
+}
+
+impl<'a> Groups<'a> {
+    fn of(here: &'a Scope<'_>, n: usize, k: usize) -> Result<Self, WeightError> {
+        let path = here.path("scales");
+        let Some(info) = here.info("scales") else { return Err(here.checkpoint().missing(&path, &path)) };
+        let (count, dtype) = match (info.shape, float(info.dtype)) {
+            (&[count, cols], Some(dtype)) if cols == n && count > 0 => (count, dtype),
+            _ => {
+                here.bytes("scales", &FLOATS, &[k.div_ceil(128).max(1), n])?;
+                return Err(here.wrong_shape(&path, &[1, n], info.shape));
+            }
+        };
+        let stated = here.checkpoint().quantization().and_then(|q| q.group);
+        let even = k.is_multiple_of(count).then(|| k / count);
+        let fits = |size: &usize| *size > 0 && k.div_ceil(*size) == count;
+        let Some(group) = stated.into_iter().chain(even).find(fits) else {
+            let reason =
+                format!("shape: {count} groups of {k} weights fit no group size that config.json states");
+            return Err(here.fault("scales", reason));
+        };
+        let bytes = here.bytes("scales", &FLOATS, &[count, n])?;
+        Ok(Self { bytes, dtype, count, group: if count == 1 { 0 } else { group } })
+    }
+}
+
+/// Whether `qweight` has AWQ's shape, `[k, n / 8]` beside zero points `[groups, n / 8]`, and no order of columns.
+pub(super) fn is_awq(here: &Scope<'_>) -> bool {
+    if here.has("g_idx") {
+        return false;
+    }
+    let named = here.checkpoint().quantization().map_or("", |q| &*q.method);
+    let shape = |name| here.info(name).map_or(&[][..], |info| info.shape);
+    // GPTQ's has as many columns as there are scales.
+    named == "awq" || (named != "gptq" && shape("qweight").get(1) != shape("scales").get(1))
+}
+
+/// AWQ's `gemm` layout.
+pub(super) fn awq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+    if let Some(q) = here.checkpoint().quantization() {
+        let version = q.version.to_ascii_lowercase();
+        if !matches!(&*version, "" | "gemm") {
+            return Err(here.unsupported(format!("AWQ in the layout `{version}`; expected `gemm`")));
+        }
+        if q.bits.is_some_and(|bits| bits != 4) {
+            return Err(here.unsupported(format!("AWQ of {} bits; expected 4", q.bits.unwrap_or(0))));
+        }
+    }
+    if !n.is_multiple_of(8) {
+        return Err(here.unsupported(format!("AWQ of {n} rows; expected whole words of 8")));
+    }
+    let words = n / 8;
+    let codes = here.bytes("qweight", &[Dtype::I32], &[k, words])?;
+    let groups = Groups::of(here, n, k)?;
+    let zeros = here.bytes("qzeros", &[Dtype::I32], &[groups.count, words])?;
+    let nibble = |bytes: &[u8], line: usize, col: usize| {
+        word(bytes, line * words + col / 8) >> (4 * NIBBLE[col % 8]) & 15
+    };
+    made(here, n, k, bias, &groups, 4, &|row, group| nibble(zeros, group, row), &|row, out| {
+        let (place, shift) = (row / 8, 4 * NIBBLE[row % 8]);
+        for (i, line) in codes.chunks_exact(4 * words).enumerate() {
+            out[i / 8] |= (word(line, place) >> shift & 15) << (i % 8 * 4);
+        }
+    })
+}
+
+/// GPTQ, of 2, 3, 4 and 8 bits, both versions of zero points.
+pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+    let quantization = here.checkpoint().quantization();
+    let groups = Groups::of(here, n, k)?;
+    let lines = here.info("qweight").and_then(|info| info.shape.first().copied()).unwrap_or(0);
+    let fits = |bits: &usize| (k * bits).div_ceil(32) == lines;
+    let stated = quantization.and_then(|q| q.bits).and_then(|bits| usize::try_from(bits).ok());
+    let Some(bits) = stated.into_iter().chain([4, 8, 3, 2]).find(fits) else {
+        let most = stated.unwrap_or(4);
+        let found = here.info("qweight").map_or(vec![], |info| info.shape.to_vec());
+        return Err(here.wrong_shape(&here.path("qweight"), &[(k * most).div_ceil(32), n], &found));
+    };
+    if !matches!(bits, 2 | 3 | 4 | 8) {
+        return Err(here.unsupported(format!("GPTQ of {bits} bits; expected 2, 3, 4 or 8")));
+    }
+    in_order(here, k, &groups)?;
+    let codes = here.bytes("qweight", &[Dtype::I32], &[lines, n])?;
+    let zero_words = (n * bits).div_ceil(32);
+    let stored = here.bytes("qzeros", &[Dtype::I32], &[groups.count, zero_words])?;
+    // Files of the first version hold one less: of whole words, or of fields that cross them.
+    let second = quantization.is_some_and(|q| q.checkpoint_format == "gptq_v2" || q.format == "gptq_v2");
+    let less: u32 = match (second, bits) {
+        (true, _) => 0,
+        (_, 2) => 0x5555_5555,
+        (_, 4) => 0x1111_1111,
+        (_, 8) => 0x0101_0101,
+        _ => 0,
+    };
+    let add = u32::from(!second && bits == 3);
+    let mut zeros = Vec::with_capacity(stored.len());
+    for i in 0..stored.len() / 4 {
+        zeros.extend_from_slice(&word(stored, i).wrapping_add(less).to_le_bytes());
+    }
+    let (_, up) = widened(bits);
+    let zero = |row: usize, group: usize| {
+        let line = &zeros[group * zero_words * 4..][..zero_words * 4];
+        (code(line, bits, row) + add) % (1 << bits) + up
+    };
+    made(here, n, k, bias, &groups, bits, &zero, &|row, out| {
+        if bits == 4 || bits == 8 {
+            for (out, line) in out.iter_mut().zip(codes.chunks_exact(4 * n)) {
+                *out = word(line, row);
+            }
+            return;
+        }
+        // A column is a stream of its own.
+        let column: Vec<u8> =
+            codes.chunks_exact(4 * n).flat_map(|line| word(line, row).to_le_bytes()).collect();
+        super::made::pack(out, 4, (0..k).map(|i| code(&column, bits, i) + up));
+    })
+}
+
+/// Errors where scales belong to columns in another order.
+fn in_order(here: &Scope<'_>, k: usize, groups: &Groups<'_>) -> Result<(), WeightError> {
+    if !here.has("g_idx") {
+        return Ok(());
+    }
+    let order = here.bytes("g_idx", &[Dtype::I32], &[k])?;
+    let group = if groups.group == 0 { k.max(1) } else { groups.group };
+    let plain = (0..k).all(|i| word(order, i) as usize == i / group);
+    // Files without an order may have one of zeros.
+    if plain || order.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    Err(here.unsupported(
+        "columns in activation order (desc_act, g_idx), whose scale changes from column to column; re-quantize without".into(),
+    ))
+}
+
+fn made(
+    here: &Scope<'_>,
+    n: usize,
+    k: usize,
+    bias: Option<View>,
+    groups: &Groups<'_>,
+    bits: usize,
+    zero: &(dyn Fn(usize, usize) -> u32 + Sync),
+    row: &(dyn Fn(usize, &mut [u32]) + Sync),
+) -> Result<Weights, WeightError> {
+    let (size, stored) = (groups.dtype.size(), groups.bytes);
+    let scale = |row: usize, group: usize, to: &mut [u8]| {
+        to.copy_from_slice(element(stored, size, group * n + row));
+    };
+    Made {
+        code: widened(bits).0,
+        group: groups.group,
+        scale_type: groups.dtype,
+        scale: &scale,
+        zero: Some(zero),
+        row,
+    }
+    .weights(here, n, k, bias)
+}
