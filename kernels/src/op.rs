@@ -44,6 +44,12 @@ pub trait Op: Clone + Send + 'static {
         false
     }
 
+    /// The spec with as few and with as many rows and sequences as batches have, and everything else alike. The one variant
+    /// that serves a spec [whatever else is in its batch](Caps::batch_invariant) runs both, and is the fastest for many.
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [*spec; 2]
+    }
+
     /// Arithmetic and traffic that no implementation can avoid.
     fn cost(&self) -> Cost;
 

@@ -59,9 +59,18 @@ pub(crate) fn runs<S, L>(rows: Rows<S, L>, spec: &S, caps: &Caps) -> bool {
     rows.is_ok_and(|rows| rows.iter().any(|row| (row.reject)(spec, caps).is_none()))
 }
 
-/// Whether one of the variants takes the op.
-pub(crate) fn accepts<O: Op, L>(op: &O, rows: Rows<O::Spec, L>, caps: &Caps) -> bool {
-    op.spec().is_ok_and(|spec| runs(rows, &spec, caps))
+/// Of the variants that run a spec alone and in any batch, that with the least estimate for many rows; the first of equals.
+fn select_invariant<'a, O: Op, L>(
+    rows: &'a [Variant<O::Spec, L>],
+    spec: &O::Spec,
+    caps: &Caps,
+) -> Option<&'a Variant<O::Spec, L>> {
+    let [few, many] = O::extremes(spec);
+    let runs = |row: &&Variant<O::Spec, L>| {
+        [&few, &many, spec].into_iter().all(|spec| (row.reject)(spec, caps).is_none())
+    };
+    let best = rows.iter().filter(runs).map(|row| (row, (row.est_us)(&many, caps)));
+    best.reduce(|best, other| if other.1 < best.1 { other } else { best }).map(|(row, _)| row)
 }
 
 /// Names of variants, in table order.
@@ -86,6 +95,8 @@ pub struct Picks {
     force: Option<(Option<String>, String)>,
     /// The fastest variant by op and spec.
     tuned: HashMap<(&'static str, u64), String>,
+    /// Whether choices and results must not depend on what else is in a batch.
+    batch_invariant: bool,
 }
 
 impl Picks {
@@ -100,6 +111,25 @@ impl Picks {
     /// Prefers a variant for one spec.
     pub fn tune<S: Hash>(&mut self, op: &'static str, spec: &S, variant: &str) {
         self.tuned.insert((op, hash(spec)), variant.to_owned());
+    }
+
+    /// Makes choices depend on nothing that differs between batches, measurements included. Slower for few rows.
+    pub fn set_batch_invariant(&mut self, on: bool) {
+        self.batch_invariant = on;
+    }
+
+    /// Whether choices depend on nothing that differs between batches.
+    #[must_use]
+    pub fn is_batch_invariant(&self) -> bool {
+        self.batch_invariant
+    }
+
+    /// Whether one of the variants takes the op.
+    pub(crate) fn accepts<O: Op, L>(&self, op: &O, rows: Rows<O::Spec, L>, caps: &Caps) -> bool {
+        op.spec().is_ok_and(|spec| match (rows, self.batch_invariant) {
+            (Ok(rows), true) => select_invariant::<O, L>(rows, &spec, caps).is_some(),
+            _ => runs(rows, &spec, caps),
+        })
     }
 
     /// Specs with a measured choice.
@@ -140,7 +170,19 @@ impl Picks {
         caps: &Caps,
     ) -> Result<&'static Variant<O::Spec, L>, KernelError> {
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
-        self.choose(O::NAME, rows, &spec, caps)
+        let rows = match rows {
+            Ok(rows) if self.batch_invariant => rows,
+            other => return self.choose(O::NAME, other, &spec, caps),
+        };
+        select_invariant::<O, L>(rows, &spec, caps).ok_or_else(|| KernelError::Unsupported {
+            op: O::NAME,
+            spec: text::write(&spec),
+            backend: caps.backend,
+            reasons: format!(
+                "no kernel takes one row as well as many: {}",
+                why_not(&explain(rows, &spec, caps))
+            ),
+        })
     }
 
     /// The variant that runs `spec`: the forced one if it can, the measured one if it can, else that of [`select`].

@@ -1,5 +1,6 @@
 //! Every CPU kernel of every op against its f64 reference, at every instruction-set level of the machine.
 
+mod alone;
 mod harness;
 mod quant;
 mod ranges;

@@ -7,9 +7,9 @@ mod emulator;
 
 use std::sync::Arc;
 
-use ocelli_kernels::conformance::{Part, Plan, run_cuda};
+use ocelli_kernels::conformance::{Kinds, Part, Plan, alone_as_among_others, run_cuda};
 use ocelli_kernels::cuda::CudaDevice;
-use ocelli_kernels::{Arch, Caps, CudaOp, for_each_op};
+use ocelli_kernels::{Arch, Caps, CudaOp, Device, Picks, for_each_op};
 
 /// Seed of the cases; each failure repeats it.
 const SEED: u64 = 20;
@@ -53,6 +53,19 @@ fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, part: Part, elsewhere: 
     let plan = Plan { place, seed: SEED, part, only: only.as_deref(), elsewhere };
     // Not every op has rows that others do not run: `compile` asks that each row runs on some architecture.
     run_cuda::<O>(device, plan).settle(O::NAME, only.is_some() || elsewhere.is_some());
+}
+
+/// Batch-invariant choices, on the host.
+#[test]
+fn a_row_is_the_same_alone_and_among_others() {
+    for arch in [Arch::Sm80, Arch::Sm90a] {
+        let Some(mut device) = emulated(arch) else { return };
+        let mut picks = Picks::default();
+        picks.set_batch_invariant(true);
+        device.prefer(picks);
+        let ran = alone_as_among_others(&device, Kinds::Few, SEED);
+        assert!(ran.unwrap_or_else(|error| panic!("{arch}: {error}")) >= 4);
+    }
 }
 
 /// Rows of plain tensor cores, on the host.

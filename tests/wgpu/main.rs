@@ -1,6 +1,7 @@
 //! Every WGSL kernel of every op against its f64 reference, at the device's own limits and at those of plain WebGPU.
 //!
-//! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_WGPU_DEVICE=n` chooses the adapter.
+//! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_WGPU_DEVICE=n` chooses the adapter;
+//! `OCELLI_WGPU_ONCE=1` leaves out at the device's own limits what also runs at those of plain WebGPU.
 
 mod sources;
 mod sources_attention;
@@ -8,9 +9,9 @@ mod streams;
 
 use std::sync::Arc;
 
-use ocelli_kernels::conformance::{Part, Plan, run_wgpu};
+use ocelli_kernels::conformance::{Kinds, Part, Plan, alone_as_among_others, run_wgpu};
 use ocelli_kernels::wgpu::{Profile, WgpuDevice};
-use ocelli_kernels::{WgpuOp, for_each_op};
+use ocelli_kernels::{Device, Picks, WgpuOp, for_each_op};
 
 /// Seed of the cases; each failure repeats it.
 const SEED: u64 = 20;
@@ -33,8 +34,24 @@ fn conforms<O: WgpuOp>(profile: Profile, part: Part) {
     let Some(device) = device(profile) else { return };
     let only = std::env::var("OCELLI_CASE").ok();
     let place = profile.to_string();
-    let plan = Plan { place: &place, seed: SEED, part, only: only.as_deref(), elsewhere: None };
-    run_wgpu::<O>(&device, plan).settle(O::NAME, only.is_some());
+    let once = profile == Profile::Full && std::env::var("OCELLI_WGPU_ONCE").is_ok_and(|text| text == "1");
+    let plain = if once { self::device(Profile::Baseline) } else { None };
+    let elsewhere = plain.as_ref().map(|device| device.caps());
+    let plan = Plan { place: &place, seed: SEED, part, only: only.as_deref(), elsewhere };
+    run_wgpu::<O>(&device, plan).settle(O::NAME, only.is_some() || once);
+}
+
+/// Batch-invariant choices, at either profile.
+#[test]
+fn a_row_is_the_same_alone_and_among_others() {
+    for profile in [Profile::Full, Profile::Baseline] {
+        let Some(mut device) = device(profile) else { return };
+        let mut picks = Picks::default();
+        picks.set_batch_invariant(true);
+        device.prefer(picks);
+        let ran = alone_as_among_others(&device, Kinds::Few, SEED);
+        assert!(ran.unwrap_or_else(|error| panic!("{profile}: {error}")) >= 4);
+    }
 }
 
 /// At the limits of the device, with all its features.

@@ -26,7 +26,9 @@ const FORCE_ENV: &str = "OCELLI_KERNEL_FORCE";
 /// Opens the device that the arguments ask for, and says how precisely it computes.
 pub fn device(args: &DeviceArgs) -> Result<(Arc<dyn Device>, Precision), Failure> {
     let threads = args.threads.map(usize::from);
-    let options = DeviceOptions { index: args.device, threads, picks: picks()?, cache: cache_dir() };
+    let mut picks = picks()?;
+    picks.set_batch_invariant(args.batch_invariant);
+    let options = DeviceOptions { index: args.device, threads, picks, cache: cache_dir() };
     let mut opened = match args.backend.backend() {
         Some(backend) => ocelli_kernels::open(backend, &options).map_err(|error| no_device(error.into()))?,
         None => auto(&options)?,

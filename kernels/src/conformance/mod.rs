@@ -3,9 +3,11 @@
 //! Each case lies in memory with guard bytes around every operand. Before a variant runs, its outputs are filled with
 //! NaN; afterwards every value must be within the oracle's bound, and every byte that the op may not write unchanged.
 
+mod alone;
 mod cases;
 mod run;
 
+pub use alone::{Kinds, alone_as_among_others};
 pub use cases::{Case, CaseCx, Fill};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub use run::Plan;

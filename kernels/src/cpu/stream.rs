@@ -8,7 +8,7 @@ use super::pool::Pool;
 use crate::buffer::{Storage, StreamId, View};
 use crate::op::{Device, Exec, Queue};
 use crate::ops::Stream;
-use crate::select::{self, Picks};
+use crate::select::Picks;
 use crate::spec::{Backend, Caps, KernelError};
 
 /// What a CPU kernel works with.
@@ -119,7 +119,7 @@ impl<O: CpuOp> Exec<O> for CpuStream {
     }
 
     fn accepts(&self, op: &O) -> bool {
-        select::accepts(op, Ok(O::cpu_variants()), &self.caps)
+        self.picks.accepts(op, Ok(O::cpu_variants()), &self.caps)
     }
 }
 

@@ -38,7 +38,7 @@ impl<'a> CudaCx<'a> {
     /// What the device can do.
     #[must_use]
     pub fn caps(&self) -> &Caps {
-        self.stream.driver.caps()
+        &self.stream.caps
     }
 
     /// A launch of the kernel in `path`, which is below `kernels/src`.

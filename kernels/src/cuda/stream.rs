@@ -12,12 +12,14 @@ use super::source::KernelKey;
 use crate::buffer::{Storage, View, Weights};
 use crate::op::{Exec, Fetch, Queue, Recorded};
 use crate::placing::Placed;
-use crate::select::{self, Picks, Variant};
+use crate::select::{Picks, Variant};
 use crate::spec::{Caps, KernelError, Layout};
 
 /// Runs CUDA kernels on one device.
 pub struct CudaStream {
     pub(super) driver: Arc<dyn Driver>,
+    /// The device's, and how its work is to be cut.
+    pub(super) caps: Caps,
     picks: Arc<Picks>,
     loaded: HashMap<KernelKey, KernelId>,
     scratch: HashMap<usize, Arc<CudaBuf>>,
@@ -33,6 +35,7 @@ impl CudaStream {
     #[must_use]
     pub fn new(driver: Arc<dyn Driver>, picks: Arc<Picks>) -> Self {
         Self {
+            caps: Caps { batch_invariant: picks.is_batch_invariant(), ..driver.caps().clone() },
             driver,
             picks,
             loaded: HashMap::new(),
@@ -61,7 +64,7 @@ impl CudaStream {
 
     /// Chooses a variant and launches it.
     pub(super) fn exec_step<O: CudaOp>(&mut self, op: &O) -> Result<(), KernelError> {
-        let row = self.picks.choose_for(op, O::cuda_variants(), self.driver.caps())?;
+        let row = self.picks.choose_for(op, O::cuda_variants(), &self.caps)?;
         self.launch(op, row)
     }
 
@@ -233,6 +236,6 @@ impl<O: CudaOp> Exec<O> for CudaStream {
     }
 
     fn accepts(&self, op: &O) -> bool {
-        select::accepts(op, O::cuda_variants(), self.caps())
+        self.picks.accepts(op, O::cuda_variants(), &self.caps)
     }
 }

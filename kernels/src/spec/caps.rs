@@ -76,9 +76,21 @@ pub struct Caps {
     pub wgpu: WgpuCaps,
     /// What a device of the CUDA backend can do.
     pub cuda: CudaCaps,
+    /// Whether results of a row or sequence must not depend on what else is in its batch: then kernels cut their work as for
+    /// [`MANY`] rows, however many there are.
+    pub batch_invariant: bool,
 }
 
+/// Rows of the batches that [batch-invariant](Caps::batch_invariant) choices are made for.
+pub const MANY: u32 = 1024;
+
 impl Caps {
+    /// The rows that work is cut for, where there are `rows`.
+    #[must_use]
+    pub fn rows(&self, rows: usize) -> usize {
+        if self.batch_invariant { MANY as usize } else { rows }
+    }
+
     /// A typical GPU of an architecture, for choices and estimates without one.
     #[must_use]
     pub fn of_arch(arch: Arch) -> Self {

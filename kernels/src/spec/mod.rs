@@ -11,7 +11,7 @@ pub mod text;
 pub mod tolerance;
 
 pub use arch::Arch;
-pub use caps::{Backend, Caps, CudaCaps, WgpuCaps};
+pub use caps::{Backend, Caps, CudaCaps, MANY, WgpuCaps};
 pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use error::{KernelError, ShapeError};

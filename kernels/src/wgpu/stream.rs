@@ -18,7 +18,7 @@ use super::op::{WgpuLaunch, WgpuOp};
 use super::upload::Placed;
 use crate::buffer::{Storage, View, Weights};
 use crate::op::{Exec, Fetch, Queue};
-use crate::select::{self, Picks, Variant};
+use crate::select::{Picks, Variant};
 use crate::spec::{Caps, KernelError};
 
 /// Arithmetic after which a command buffer is submitted: a few milliseconds of a fast device, so that slow ones do not
@@ -528,7 +528,7 @@ impl<O: WgpuOp> Exec<O> for WgpuStream {
     }
 
     fn accepts(&self, op: &O) -> bool {
-        select::accepts(op, O::wgpu_variants(), &self.gpu.caps)
+        self.picks.accepts(op, O::wgpu_variants(), &self.gpu.caps)
     }
 }
 

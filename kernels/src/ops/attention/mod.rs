@@ -27,7 +27,7 @@ use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
-use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, KernelError, MANY, ShapeError, bucket};
 
 /// Where keys and values lie.
 #[derive(Clone, Debug)]
@@ -245,6 +245,10 @@ impl Op for Attention {
             ranges: matches!(self.seen, Seen::Ranges { .. }),
             softcap: self.softcap > 0.0,
         })
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [(1, 1, 16), (16, MANY, 4 * MANY)].map(|(seqs, q, kv)| Self::Spec { seqs, q, kv, ..*spec })
     }
 
     fn cost(&self) -> Cost {

@@ -22,7 +22,7 @@ use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
-use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, Format, KernelError, MANY, ShapeError, bucket};
 
 /// `x: [choices / share, k]  w: [experts * n, k] any format  ids: [choices]  ->  out: [choices, n]`, or `[choices, n / 2]` if gated.
 #[derive(Clone, Debug)]
@@ -132,6 +132,10 @@ impl Op for ExpertMatmul {
             act: self.act,
             gated: self.gated,
         })
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, MANY].map(|choices| Self::Spec { choices, ..*spec })
     }
 
     fn cost(&self) -> Cost {

@@ -23,7 +23,7 @@ use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
 use crate::select::Reject;
-use crate::spec::{Cost, DType, Format, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, Format, KernelError, MANY, ShapeError, bucket};
 
 /// A function applied to each product.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -208,6 +208,10 @@ impl Op for Matmul {
 
     fn is_optional(&self) -> bool {
         self.norm.is_some()
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, MANY].map(|m| Self::Spec { m, ..*spec })
     }
 
     fn cost(&self) -> Cost {

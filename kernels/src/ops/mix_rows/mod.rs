@@ -20,7 +20,7 @@ use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
-use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, KernelError, MANY, ShapeError, bucket};
 
 /// `src: [count, d]  ids, weights: [rows, taps]  ->  out: [rows, d]`.
 #[derive(Clone, Debug)]
@@ -95,6 +95,10 @@ impl Op for MixRows {
             add: self.add,
             in_order: ids.is_none(),
         })
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, MANY].map(|rows| Self::Spec { rows, ..*spec })
     }
 
     fn cost(&self) -> Cost {

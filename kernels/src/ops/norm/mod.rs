@@ -20,7 +20,7 @@ use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
-use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, KernelError, MANY, ShapeError, bucket};
 
 /// Which normalization.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -132,6 +132,10 @@ impl Op for Norm {
             sum: sum.is_some(),
             bias: bias.is_some(),
         })
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, MANY].map(|rows| Self::Spec { rows, ..*spec })
     }
 
     fn cost(&self) -> Cost {

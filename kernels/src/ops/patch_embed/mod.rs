@@ -154,6 +154,10 @@ impl Op for PatchEmbed {
         })
     }
 
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, 64].map(|images| Self::Spec { images, ..*spec })
+    }
+
     fn cost(&self) -> Cost {
         let patches = self.out.size(0) as u64;
         Cost {

@@ -21,7 +21,7 @@ use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
-use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, KernelError, MANY, ShapeError, bucket};
 
 /// Which elements of a head form a pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -181,6 +181,10 @@ impl Op for Rope {
             style: self.style,
             norm: self.norm.is_some(),
         })
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, MANY].map(|tokens| Self::Spec { tokens, ..*spec })
     }
 
     fn cost(&self) -> Cost {

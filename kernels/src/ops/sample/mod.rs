@@ -26,7 +26,7 @@ use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
 use crate::oracle::Oracle;
-use crate::spec::{Cost, DType, KernelError, ShapeError, bucket};
+use crate::spec::{Cost, DType, KernelError, MANY, ShapeError, bucket};
 
 /// Columns of [`Sample::params`].
 pub mod params {
@@ -147,6 +147,10 @@ impl Op for Sample {
             history: self.history.is_some(),
             mask: self.mask.is_some(),
         })
+    }
+
+    fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
+        [1, MANY].map(|rows| Self::Spec { rows, ..*spec })
     }
 
     fn cost(&self) -> Cost {

@@ -92,7 +92,7 @@ const MOST_SLICES: usize = 16;
 ///
 fn plan(tiles: &[Tile], m: usize, n: usize, k: usize, caps: &Caps) -> Plan {
     let cuda = &caps.cuda;
-    let units = caps.units.max(1);
+    let (units, m) = (caps.units.max(1), caps.rows(m));
     // On Hopper these instructions reach little more than half of the rate that those of warpgroups do.
     let gain = if tiles[0].size == 1 { fp8::RATE } else { 1.0 };
     let rate = cuda.tensor_tflops * gain * if cuda.arch == Arch::Sm90a { 0.6 } else { 1.0 };

@@ -139,7 +139,8 @@ struct Plan {
 /// `rows` of them for each tile of 16 rows of weights.
 fn plan(operands: Operands, m: usize, cols: usize, rows: usize, caps: &Caps) -> Plan {
     let most = if operands.parts > 1 { 4 } else { 8 };
-    let nt = m.div_ceil(8).next_power_of_two().clamp(2, most);
+    let judged = caps.rows(m);
+    let nt = judged.div_ceil(8).next_power_of_two().clamp(2, most);
     let shared_memory = caps.cuda.shared_memory as usize;
     let cut = |across: usize| {
         let deep = WARPS / across;
@@ -148,7 +149,7 @@ fn plan(operands: Operands, m: usize, cols: usize, rows: usize, caps: &Caps) -> 
         // Two blocks on a multiprocessor where registers allow them, some 1 KiB for each aside.
         let room = if nt * operands.parts > 4 { shared_memory } else { shared_memory / 2 - 1024 };
         let stages = (room / stage).min(4);
-        let grid = [cols.div_ceil(across * rows), m.div_ceil(8 * nt)];
+        let grid = [cols.div_ceil(across * rows), judged.div_ceil(8 * nt)];
         Plan { nt, across, stages, grid, shared: (stages * stage).max(sums) }
     };
     let enough = |plan: &Plan| plan.grid[0] * plan.grid[1] >= caps.units && plan.stages >= 3;
@@ -159,7 +160,7 @@ fn plan(operands: Operands, m: usize, cols: usize, rows: usize, caps: &Caps) -> 
             best = other;
         }
     }
-    best
+    Plan { grid: [best.grid[0], m.div_ceil(8 * nt)], ..best }
 }
 
 fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {

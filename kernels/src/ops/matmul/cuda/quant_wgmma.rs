@@ -63,8 +63,9 @@ impl Plan {
     /// rate, their ends cost what two stages do, and sums of slices travel through the second-level cache.
     fn of(operands: Operands, m: usize, n: usize, k: usize, caps: &Caps) -> Self {
         let (units, all) = (caps.units.max(1), k.div_ceil(STEP));
-        let tile_n = if m <= 64 || operands.parts > 1 { 64 } else { 128 };
-        let tiles = m.div_ceil(tile_n) * n.div_ceil(TILE_M);
+        let rows = caps.rows(m);
+        let tile_n = if rows <= 64 || operands.parts > 1 { 64 } else { 128 };
+        let tiles = rows.div_ceil(tile_n) * n.div_ceil(TILE_M);
         let stage = STEP * (2 * tile_n * operands.parts + TILE_M * operands.code.bits() / 8);
         let stages = ((caps.cuda.shared_memory as usize).saturating_sub(ASIDE) / stage).clamp(2, MOST_STAGES);
         let shared = stages * stage + ASIDE;
@@ -89,7 +90,7 @@ impl Plan {
         // Two where that leaves no block without weights, or one among many.
         let across = n.div_ceil(TILE_M);
         if best.slices > 1 || !(across.is_multiple_of(2) || across > 16) {
-            return best;
+            return Self { tiles: m.div_ceil(tile_n) * across, ..best };
         }
         Self { cluster: 2, tiles: m.div_ceil(tile_n) * across.div_ceil(2), ..best }
     }

@@ -123,6 +123,7 @@ impl Plan {
         let step = ROW_BYTES / size;
         let rate = caps.cuda.tensor_tflops * tile.share * if size == 1 { fp8::RATE } else { 1.0 };
         let (units, all) = (caps.units.max(1), k.div_ceil(step));
+        let m = caps.rows(m);
         let [down, across] = tile.grid(m, n);
         let tiles = down * across;
         let turns = tiles.div_ceil(units);
