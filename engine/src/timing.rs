@@ -45,6 +45,10 @@ pub struct Timings {
     pub prefill_tokens: usize,
     /// Tokens made by decode steps.
     pub decode_tokens: usize,
+    /// Tokens that were guessed, and those of them that were right: these are among `decode_tokens`.
+    pub guessed_tokens: usize,
+    /// See `guessed_tokens`.
+    pub accepted_tokens: usize,
 }
 
 impl Timings {

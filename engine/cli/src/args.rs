@@ -2,6 +2,8 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments here are help texts, not Markdown")]
 
+#[path = "args_bench.rs"]
+mod bench;
 #[path = "args_search.rs"]
 mod search;
 #[path = "args_serve.rs"]
@@ -17,6 +19,7 @@ use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 use crate::batch::args::BatchArgs;
 use crate::form::FormArgs;
+pub use bench::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs};
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
 
@@ -166,6 +169,9 @@ pub struct DeviceArgs {
     /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
     #[arg(long)]
     pub no_tune: bool,
+    /// Compute each answer with the same kernels whatever else is answered beside it, so that it is the same to the last bit: slower.
+    #[arg(long)]
+    pub batch_invariant: bool,
 }
 
 /// `--kv-dtype`.
@@ -281,6 +287,10 @@ pub struct SamplingArgs {
     /// Go on after the model's own end tokens.
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Guess up to so many tokens at a time, 0 to 64, from where the last ones stood before in prompt or answer, and read them in one
+    /// pass: faster where an answer repeats such, and the same answer.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
+    pub speculate: usize,
 }
 
 /// `ocelli run`.
@@ -597,7 +607,7 @@ pub struct InspectArgs {
 /// Most pixels of a picture that is only planned with, as `run` has by default.
 const MAX_PIXELS: usize = 100_000_000;
 
-fn size(text: &str) -> Result<(usize, usize), String> {
+pub fn size(text: &str) -> Result<(usize, usize), String> {
     let (width, height) = text.split_once(['x', 'X']).ok_or("expected WIDTHxHEIGHT, such as 512x512")?;
     let side = |text: &str| text.parse::<usize>().ok().filter(|&side| side > 0);
     match (side(width), side(height)) {
@@ -626,7 +636,7 @@ fn top_k(text: &str) -> Result<u32, String> {
 }
 
 /// A limit of tokens: any positive number, however large.
-fn most_tokens(text: &str) -> Result<usize, String> {
+pub fn most_tokens(text: &str) -> Result<usize, String> {
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) && text.bytes().any(|b| b != b'0') {
         return Ok(text.parse().unwrap_or(usize::MAX));
     }
@@ -636,90 +646,6 @@ fn most_tokens(text: &str) -> Result<usize, String> {
 
 /// What begins a line of a parser's error that is to be the hint.
 pub const TIP: &str = "tip: ";
-
-/// `ocelli bench`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    #[command(subcommand)]
-    pub command: BenchCommand,
-}
-
-/// What to measure.
-#[derive(Debug, Subcommand)]
-pub enum BenchCommand {
-    /// Measure a model: time to encode a picture, tokens a second of prompt and of answer, as medians.
-    Model(BenchModelArgs),
-    /// Measure this machine's roofs and each kernel's fraction of them, at the shapes of real models.
-    Kernels(BenchKernelsArgs),
-}
-
-/// `ocelli bench kernels`.
-#[derive(Debug, Args)]
-pub struct BenchKernelsArgs {
-    /// Backend to measure.
-    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
-    pub backend: BackendArg,
-    /// Number of the device within the backend.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
-    pub device: usize,
-    /// Threads of the CPU backend; without it every core that the process may use.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
-    /// Only shapes whose op, description or spec contains this text.
-    #[arg(long, value_name = "TEXT")]
-    pub only: Option<String>,
-    /// The products of decode steps of eight published models instead, in every storage format: takes a quarter of an hour.
-    #[arg(long)]
-    pub decoders: bool,
-    /// Begin no new shape after so many seconds; 1800 with --decoders unless given.
-    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), default_value_t = ocelli_bench::kernels::LIMIT.as_secs(), default_value_if("decoders", "true", "1800"))]
-    pub limit: u64,
-    /// Every variant that runs a spec, not just the one that is picked.
-    #[arg(long)]
-    pub all: bool,
-    /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
-    #[arg(long)]
-    pub no_tune: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `ocelli bench model`.
-#[derive(Debug, Args)]
-pub struct BenchModelArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-    /// A picture; without it noise of the size given by --image-size.
-    #[arg(long, value_name = "FILE")]
-    pub image: Option<PathBuf>,
-    /// Size of the picture of noise.
-    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size, default_value = "512x512", conflicts_with = "image")]
-    pub image_size: (usize, usize),
-    /// The prompt.
-    #[arg(long, value_name = "TEXT", default_value = "Describe this picture.")]
-    pub prompt: String,
-    /// Ask about so many made-up tokens of text instead of a picture.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one, conflicts_with_all = ["image", "image_size", "prompt", "depth"])]
-    pub prompt_tokens: Option<usize>,
-    /// Fill the prompt up to so many tokens with made-up ones: the answer begins there.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
-    pub depth: usize,
-    /// Tokens of the answer that are measured.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 64, value_parser = most_tokens)]
-    pub max_tokens: usize,
-    /// Runs that count, after one that does not.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
-    pub runs: usize,
-    /// Time each op too, in one more run: where the time goes.
-    #[arg(long)]
-    pub ops: bool,
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
 
 /// `ocelli quantize`.
 #[derive(Debug, Args)]

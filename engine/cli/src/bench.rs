@@ -2,16 +2,17 @@
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
 use ocelli_engine::OpTime;
-use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_file};
+use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_bytes, decode_file};
+use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::{Backend, DeviceOptions};
 use serde::Serialize;
 
-use crate::args::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs};
+use crate::args::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs};
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
@@ -21,6 +22,7 @@ pub fn bench(args: &BenchArgs) -> Outcome {
     match &args.command {
         BenchCommand::Model(args) => model(args),
         BenchCommand::Kernels(args) => bench_kernels(args),
+        BenchCommand::Pictures(args) => pictures(args),
     }
 }
 
@@ -178,6 +180,52 @@ fn ops_table(report: &ModelReport) -> String {
         text += &format!("{:>5.1}%  outside ops\n", 100.0 * outside / total);
     }
     text
+}
+
+#[derive(Serialize)]
+struct Decoded {
+    file: String,
+    bytes: usize,
+    width: usize,
+    height: usize,
+    decode_ms: Quantiles,
+}
+
+fn pictures(args: &BenchPicturesArgs) -> Outcome {
+    let options = DecodeOptions::default();
+    let mut rows = Vec::with_capacity(args.files.len());
+    for path in &args.files {
+        open::is_file_name(path)?;
+        // With the errors of files that are no pictures.
+        let picture = decode_file(path, &options)?;
+        let file = path.display().to_string();
+        let bytes = std::fs::read(path).map_err(|error| Failure::new(format!("{file}: {error}")))?;
+        let mut times = Vec::with_capacity(args.runs);
+        for _ in 0..args.runs {
+            let start = Instant::now();
+            decode_bytes(&file, &bytes, &options)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        let (width, height, decode_ms) = (picture.width(), picture.height(), Quantiles::of(times));
+        rows.push(Decoded { file, bytes: bytes.len(), width, height, decode_ms });
+    }
+    if args.json {
+        print_json(&serde_json::json!({
+            "schema": "ocelli.bench.pictures.v1", "isa": Isa::detect().map_err(|error| Failure::new(error.to_string()))?.level().name(), "runs": args.runs, "pictures": rows,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let row = |row: &Decoded| {
+        let Quantiles { median, p20, p80 } = row.decode_ms;
+        let megapixels = (row.width * row.height) as f64 / 1e6;
+        let speed = 1e3 * megapixels / median.max(1e-9);
+        format!(
+            "{median:>9.2} ms ({p20:.2} to {p80:.2}) {speed:>7.0} megapixels/s  {}x{}  {}\n",
+            row.width, row.height, row.file
+        )
+    };
+    print(&rows.iter().map(row).collect::<String>())?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A picture of even noise, the same one each time.

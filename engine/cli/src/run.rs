@@ -72,6 +72,7 @@ impl SamplingArgs {
             stop: self.stop.clone(),
             max_tokens: self.max_tokens,
             ignore_eos: self.ignore_eos,
+            speculate: self.speculate,
             ..SamplingParams::default()
         }
     }

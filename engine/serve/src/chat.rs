@@ -75,6 +75,9 @@ fn wish(fields: &mut Fields, chat: bool) -> Result<Wish, ApiError> {
         stop_token_ids: fields.ids("stop_token_ids")?.unwrap_or_default(),
         stop,
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(default.ignore_eos),
+        speculate: fields
+            .whole("speculate")?
+            .map_or(default.speculate, |most| usize::try_from(most).unwrap_or(usize::MAX)),
         max_tokens: default.max_tokens,
         logprobs: if chat { logprobs_of_chat(fields)? } else { logprobs_of_text(fields)? },
         ..default

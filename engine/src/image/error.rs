@@ -2,6 +2,8 @@ use std::io;
 
 use thiserror::Error;
 
+use super::memory::zeroed;
+
 /// Why a picture could not be read or resized. The text names the file and both sides of what does not fit.
 #[derive(Debug, Error)]
 pub enum ImageError {
@@ -127,10 +129,7 @@ impl ImageError {
 
 /// A zero-filled buffer of `bytes` bytes, or an error instead of an abort where there is no memory.
 pub(crate) fn try_zeroed(name: &str, bytes: usize) -> Result<Vec<u8>, ImageError> {
-    let mut buffer = Vec::new();
-    buffer.try_reserve_exact(bytes).map_err(|_| ImageError::OutOfMemory { name: name.to_owned(), bytes })?;
-    buffer.resize(bytes, 0);
-    Ok(buffer)
+    zeroed(bytes).ok_or_else(|| ImageError::OutOfMemory { name: name.to_owned(), bytes })
 }
 
 /// An error instead of an abort where a decoder is about to allocate up to `bytes` bytes that are not there.

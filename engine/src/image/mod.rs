@@ -10,6 +10,7 @@ mod decode;
 mod error;
 mod gif;
 mod jpeg;
+mod memory;
 mod metadata;
 mod png;
 mod prepared;

@@ -1,10 +1,8 @@
-//! WebP: the container is read here, leniently as by the reference's decoder (libwebp), and the first frame is handed to
-//! the decoder in a container of its own that says what is in it.
+//! WebP: the container is read here, leniently as by the reference, and the first frame is handed to libwebp in a
+//! container of its own that says what is in it.
 
-use std::io::Cursor;
-
-use image::codecs::webp::WebPDecoder;
-use image::{ColorType, ImageDecoder};
+use image::ColorType;
+use libwebp_sys as ffi;
 
 use super::error::{ImageError, ensure_memory, try_zeroed};
 use super::metadata::{Metadata, keep};
@@ -120,14 +118,14 @@ impl<'a> Frame<'a> {
         };
         let len = parts.iter().map(|(_, body)| body.len() + 9).sum::<usize>();
         let pixels = self.width as usize * self.height as usize;
-        // The decoder's own buffers abort where there is no memory. Bytes per pixel, with the result: four in place of
-        // three and tables (lossless); planes of one and a half (lossy); opacities decoded as a picture of their own.
+        // Bytes per pixel of the decoder's own buffers with the result: four in place of three and tables (lossless);
+        // opacities decoded as a picture of their own.
         let per_pixel = match (self.lossless, self.opacity) {
             (true, _) => 8,
-            (false, None) => 5,
-            (false, Some(_)) => 11,
+            (false, None) => 3,
+            (false, Some(_)) => 9,
         };
-        ensure_memory(name, pixels.saturating_mul(per_pixel).saturating_add(len * 3 + (2 << 20)))?;
+        ensure_memory(name, pixels.saturating_mul(per_pixel).saturating_add(len * 2 + (2 << 20)))?;
         let mut file = Vec::new();
         file.try_reserve_exact(len + 12)
             .map_err(|_| ImageError::OutOfMemory { name: name.to_owned(), bytes: len })?;
@@ -140,15 +138,52 @@ impl<'a> Frame<'a> {
         }
         let size = (file.len() - 8) as u32;
         file[4..8].copy_from_slice(&size.to_le_bytes());
-        let decoder = WebPDecoder::new(Cursor::new(file)).map_err(|e| error(e.to_string()))?;
-        if decoder.dimensions() != (self.width, self.height) {
+        let mut config =
+            ffi::WebPDecoderConfig::new().map_err(|()| error("libwebp is of another version".into()))?;
+        let failed = |status| match status {
+            ffi::VP8StatusCode::VP8_STATUS_OUT_OF_MEMORY => {
+                ImageError::OutOfMemory { name: name.to_owned(), bytes: pixels * per_pixel }
+            }
+            other => error(reason(other).to_owned()),
+        };
+        // SAFETY: the pointer and the length are those of `file`; the features are part of a config that lives on.
+        let status = unsafe { ffi::WebPGetFeatures(file.as_ptr(), file.len(), &mut config.input) };
+        if status != ffi::VP8StatusCode::VP8_STATUS_OK {
+            return Err(failed(status));
+        }
+        let sides = [config.input.width, config.input.height].map(u32::try_from);
+        if sides != [Ok(self.width), Ok(self.height)] {
             return Err(error(format!("{} x {} pixels are not supported", self.width, self.height)));
         }
-        let color = decoder.color_type();
-        let bytes = usize::try_from(decoder.total_bytes()).map_err(|e| error(e.to_string()))?;
-        let mut data = try_zeroed(name, bytes)?;
-        decoder.read_image(&mut data).map_err(|e| error(e.to_string()))?;
-        Ok((data, color))
+        let (color, mode) = match config.input.has_alpha {
+            0 => (ColorType::Rgb8, ffi::WEBP_CSP_MODE::MODE_RGB),
+            _ => (ColorType::Rgba8, ffi::WEBP_CSP_MODE::MODE_RGBA),
+        };
+        let stride = self.width as usize * usize::from(color.bytes_per_pixel());
+        let mut data = try_zeroed(name, stride.saturating_mul(self.height as usize))?;
+        config.output.colorspace = mode;
+        config.output.is_external_memory = 1;
+        config.output.u.RGBA =
+            ffi::WebPRGBABuffer { rgba: data.as_mut_ptr(), stride: stride as i32, size: data.len() };
+        // SAFETY: `file` is read within its length, and `data`, which nobody else uses, is written within its own.
+        let status = unsafe { ffi::WebPDecode(file.as_ptr(), file.len(), &mut config) };
+        // SAFETY: the buffer was made by `WebPDecoderConfig::new` and is not used again; `data` is not freed by it.
+        unsafe { ffi::WebPFreeDecBuffer(&mut config.output) };
+        match status {
+            ffi::VP8StatusCode::VP8_STATUS_OK => Ok((data, color)),
+            other => Err(failed(other)),
+        }
+    }
+}
+
+/// What the decoder's status means for the picture's data.
+fn reason(status: ffi::VP8StatusCode) -> &'static str {
+    match status {
+        ffi::VP8StatusCode::VP8_STATUS_SUSPENDED | ffi::VP8StatusCode::VP8_STATUS_NOT_ENOUGH_DATA => {
+            "the data end too soon: the file is truncated"
+        }
+        ffi::VP8StatusCode::VP8_STATUS_UNSUPPORTED_FEATURE => "the data need a feature that is not decoded",
+        _ => "the data are damaged",
     }
 }
 

@@ -5,6 +5,9 @@ use thiserror::Error;
 
 use super::Grammar;
 
+/// Most of [`SamplingParams::speculate`].
+const MOST_GUESSES: usize = 64;
+
 /// How an answer is generated. The default is greedy, without penalties.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -35,6 +38,9 @@ pub struct SamplingParams {
     pub grammar: Option<Grammar>,
     /// Tell how likely each token of the answer was, and so many of the likeliest ones at its place.
     pub logprobs: Option<u32>,
+    /// Most tokens that are guessed at a time, from where the last ones stood before, and read with the next one: less passes where
+    /// an answer repeats the prompt or itself. The answer is the same. 0 guesses nothing.
+    pub speculate: usize,
 }
 
 impl Default for SamplingParams {
@@ -52,6 +58,7 @@ impl Default for SamplingParams {
             ignore_eos: false,
             grammar: None,
             logprobs: None,
+            speculate: 0,
         }
     }
 }
@@ -103,6 +110,13 @@ impl SamplingParams {
                 name: "ignore_eos",
                 expected: "false where the answer has a form",
                 found: "true".into(),
+            });
+        }
+        if self.speculate > MOST_GUESSES {
+            return Err(ParamError {
+                name: "speculate",
+                expected: "0 to 64",
+                found: self.speculate.to_string(),
             });
         }
         if self.stop.iter().any(String::is_empty) {

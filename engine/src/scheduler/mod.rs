@@ -4,15 +4,16 @@
 //! answer, then chunks of prompts. Requests begin as the pages of the cache allow; where pages run out, the youngest gives its own
 //! back and is read again later. A request that fails does so alone.
 
+mod generate;
 mod pictures;
 mod plan;
 mod prefix;
 mod request;
 mod sampling;
+mod speculate;
 mod worker;
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,8 +29,9 @@ use crate::store::FeatureStore;
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::timing::Phase;
-use crate::vlm::{ModelInfo, Vlm};
+use crate::vlm::Vlm;
 
+pub use generate::{Piece, generate};
 use pictures::Pictures;
 pub use plan::Limits;
 use plan::{Ask, Plan, Room, plan};
@@ -38,30 +40,6 @@ pub use request::{Answer, Event, FinishReason, Media, Picture, Request};
 use request::{Live, Step, capacities, check_rows};
 use sampling::sample_rows;
 pub use worker::{Client, Load, Stream, Ticket, Worker};
-
-/// Tokens that the cache of [`generate`] holds for many requests, unless one of them needs more.
-const MANY_TOKENS: usize = 32_768;
-
-impl Limits {
-    /// Limits for these requests: a cache that holds all of them, but no more than many or the largest need.
-    #[must_use]
-    pub fn of(info: &ModelInfo, requests: &[Request]) -> Self {
-        let needs = || requests.iter().map(|request| request.kv_tokens(info.max_positions));
-        let sum = needs().fold(0, usize::saturating_add);
-        let most = needs().max().unwrap_or(0).max(MANY_TOKENS);
-        // Each takes whole pages.
-        let memory = || requests.iter().map(|request| request.prompt.memory_rows().next_multiple_of(PAGE));
-        let block = requests.iter().map(|request| request.prompt.longest_block()).max().unwrap_or(0);
-        let default = Self::default();
-        Self {
-            tokens: default.tokens.max(block),
-            seqs: requests.len().clamp(1, default.seqs),
-            kv_tokens: sum.min(most),
-            memory: memory().fold(0, usize::saturating_add).min(memory().max().unwrap_or(0).max(MANY_TOKENS)),
-            ..default
-        }
-    }
-}
 
 /// Tokens on their way to the host.
 type Arriving = Box<dyn Fetch>;
@@ -315,15 +293,12 @@ impl Scheduler {
                 self.running[place].forget_features();
             }
         }
-        let ids = sampled.chunks_exact(4).map(|id| i32::from_le_bytes([id[0], id[1], id[2], id[3]]));
-        let mut logits = logits.iter().peekable();
-        for (row, (number, id)) in rows.into_iter().zip(ids).enumerate() {
-            if let Some((_, dtype, values)) = logits.next_if(|(of, ..)| *of == row)
-                && let (Some(place), Ok(token)) = (self.place(number), u32::try_from(id))
-            {
-                self.running[place].note_logprobs(values, *dtype, token);
-            }
-            self.accept(number, id, &mut events);
+        let ids: Vec<i32> = sampled.as_chunks().0.iter().map(|id| i32::from_le_bytes(*id)).collect();
+        let mut first = 0;
+        for of_request in rows.chunk_by(|a, b| a == b) {
+            let own = first..(first + of_request.len()).min(ids.len());
+            first = own.end;
+            self.accept_all(cx, of_request[0], own, &ids, &logits, &mut events);
         }
         events
     }
@@ -364,6 +339,7 @@ impl Scheduler {
         let room = self.begin_with_others(room.min(self.limits.seqs.saturating_sub(self.running.len())));
         let free = |group| self.kv.free_pages(group) + self.kv.kept_pages(group);
         let free = (0..self.groups.len()).map(free).collect();
+        self.running.iter_mut().for_each(|live| live.guess(self.model.info().vocab));
         let running: Vec<Ask<'_>> = self.running.iter().map(Live::ask).collect();
         let waiting: Vec<Ask<'_>> = self.waiting.iter().take(room).map(Live::ask).collect();
         plan(&running, &waiting, Room { groups: &self.groups, free }, &self.limits)
@@ -472,6 +448,10 @@ impl Scheduler {
         let mut chunks: Vec<_> = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
         let pictures: Vec<_> = plan.pictures.iter().map(|&(place, media)| (number(place), media)).collect();
         self.encode(cx, &pictures, events);
+        for live in &mut self.running {
+            let len = chunks.iter().find(|(number, _)| *number == live.number).map_or(0, |(_, len)| *len);
+            live.draft.truncate(len.saturating_sub(1));
+        }
         // Those whose pictures could not be encoded are gone.
         chunks.retain(|&(number, _)| self.place(number).is_some());
         chunks
@@ -494,6 +474,7 @@ impl Scheduler {
             let Some(place) = self.place(number) else { continue };
             let live = &mut self.running[place];
             (live.done, live.coming) = (live.done.saturating_sub(len), 0);
+            live.draft.clear();
             if let Some(seq) = live.seq {
                 self.kv.truncate(seq, live.done);
             }
@@ -599,6 +580,7 @@ impl Scheduler {
             let answer = live.answer.len() + live.coming;
             live.coming == 1
                 && live.is_free()
+                && live.params.speculate == 0
                 && answer < live.params.max_tokens
                 && live.prompt.len() + answer < limit
         };
@@ -632,8 +614,11 @@ impl Scheduler {
             places.extend(self.place(number).map(|place| (place, len)));
         }
         self.make_room(&places);
-        let ids = self.token_memory(cx, places.len())?;
-        let phase = if places.iter().any(|&(_, len)| len > 1) { Phase::Prefill } else { Phase::Decode };
+        let rows = places.iter().map(|&(place, _)| 1 + self.running[place].draft.len()).sum();
+        let ids = self.token_memory(cx, rows)?;
+        let reads =
+            |&(place, _): &(usize, usize)| self.running[place].done < self.running[place].prompt.len();
+        let phase = if places.iter().any(reads) { Phase::Prefill } else { Phase::Decode };
         let started = cx.during(phase, |cx| cx.scope(|cx| self.forward(cx, &places, after, &ids)));
         let (rows, tokens, looked_at) = match started {
             Ok(started) => started,
@@ -649,9 +634,9 @@ impl Scheduler {
         let mut count = (0, 0);
         for &(place, len) in &places {
             let live = &mut self.running[place];
-            match live.done < live.prompt.len() || len > 1 {
+            match live.done < live.prompt.len() || len > 1 + live.draft.len() {
                 true => count.0 += len,
-                false => count.1 += len,
+                false => count.1 += 1,
             }
             live.done += len;
         }
@@ -694,17 +679,18 @@ impl Scheduler {
             })
             .collect();
         let mut batch = Batch { ids: after.map(|pass| pass.ids.clone()), ..Batch::default() };
-        let mut rows: Vec<&Live> = Vec::new();
+        let mut rows: Vec<(&Live, usize)> = Vec::new();
         for (&(place, len), tokens) in places.iter().zip(&tokens) {
             let live = &self.running[place];
-            let last = live.done + len == live.known();
-            rows.extend(last.then_some(live));
+            let last = live.done + len == live.known() + live.draft.len();
+            let want = if last { 1 + live.draft.len() } else { 0 };
+            rows.extend((0..want).map(|guessed| (live, guessed)));
             batch.chunks.push(Chunk {
                 seq: live.seq.ok_or_else(lost)?,
                 prompt: &live.prompt,
                 features: &live.features,
                 tokens,
-                want: last.into(),
+                want,
             });
         }
         let packed = batch.pack(cx, &mut self.kv, self.model.info().packing())?;
@@ -716,53 +702,11 @@ impl Scheduler {
         sample_rows(cx, &logits.narrow(0, 0, rows.len())?, &rows, &out)?;
         let fetch = cx.fetch(&out)?;
         let mut looked_at = Vec::new();
-        for (row, _) in rows.iter().enumerate().filter(|(_, live)| live.params.logprobs.is_some()) {
+        for (row, _) in rows.iter().enumerate().filter(|(_, (live, _))| live.params.logprobs.is_some()) {
             looked_at.push((row, logits.dtype(), cx.fetch(&logits.narrow(0, row, 1)?)?));
         }
-        Ok((rows.iter().map(|live| live.number).collect(), Some(fetch), looked_at))
+        Ok((rows.iter().map(|(live, _)| live.number).collect(), Some(fetch), looked_at))
     }
-}
-
-/// A new piece of text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece<'a> {
-    /// The text; may be empty.
-    pub text: &'a str,
-    /// Whether it is what the model thinks, which is no part of the answer.
-    pub thought: bool,
-}
-
-/// Answers all requests, telling `on_text` of each new piece of text; it may end everything early. The first request that fails
-/// ends everything too.
-pub fn generate(
-    cx: &mut Ctx,
-    model: &Arc<dyn Vlm>,
-    tokenizer: &Tokenizer,
-    requests: Vec<Request>,
-    mut on_text: impl FnMut(usize, Piece<'_>) -> ControlFlow<()>,
-) -> Result<Vec<Answer>> {
-    let limits = Limits::of(model.info(), &requests);
-    let mut answers: Vec<Option<Answer>> = vec![None; requests.len()];
-    let mut scheduler = Scheduler::new(cx, model.clone(), tokenizer.clone(), limits)?;
-    for request in requests {
-        scheduler.submit(request)?;
-    }
-    while !scheduler.is_idle() {
-        for event in scheduler.step(cx) {
-            match event {
-                Event::Text { request, text, thought, .. } => {
-                    if on_text(request, Piece { text: &text, thought }).is_break() {
-                        for (number, slot) in answers.iter_mut().enumerate() {
-                            *slot = scheduler.cancel(number).or(slot.take());
-                        }
-                    }
-                }
-                Event::Done { request, answer } => answers[request] = Some(answer),
-                Event::Failed { error, .. } => return Err(error),
-            }
-        }
-    }
-    answers.into_iter().map(|answer| answer.ok_or(Error::Cancelled)).collect()
 }
 
 #[cfg(test)]

@@ -52,6 +52,8 @@ pub(super) struct Ask<'a> {
     pub prompt: &'a Prompt,
     /// Tokens of prompt and answer so far.
     pub known: usize,
+    /// Guesses that an answer's last token is read with, if there is room.
+    pub guessed: usize,
     /// Those that are in the cache.
     pub done: usize,
     /// Most tokens of prompt and answer.
@@ -231,11 +233,11 @@ impl Planning<'_> {
     fn serve(&mut self, place: usize) {
         let ask = &self.running[place];
         while place < self.keep {
-            let len = if ask.answers() { 1 } else { self.prompt_chunk(place, ask) };
+            let len = if ask.answers() { self.answer_chunk(ask) } else { self.prompt_chunk(place, ask) };
             if len > 0 && self.room.take(ask.there(), len) {
                 self.chunks[place] = len;
                 if ask.answers() {
-                    self.budget = self.budget.saturating_sub(1);
+                    self.budget = self.budget.saturating_sub(len);
                 }
                 return;
             }
@@ -247,6 +249,11 @@ impl Planning<'_> {
             let last = &self.running[self.keep];
             self.room.give(last.there(), std::mem::take(&mut self.chunks[self.keep]));
         }
+    }
+
+    /// The token of an answer, with guesses where they take neither pages from others nor the pass.
+    fn answer_chunk(&self, ask: &Ask<'_>) -> usize {
+        1 + ask.guessed.min(self.budget.saturating_sub(1)).min(self.room.most(ask.there()).saturating_sub(1))
     }
 
     /// Chooses a request's pictures for the tower, as far as the patches go, but one at least.

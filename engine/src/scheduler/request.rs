@@ -128,6 +128,12 @@ impl Request {
             _ => {}
         }
         self.prompt.check(self.media.len(), info.embedded)?;
+        if self.params.speculate > 0 && info.kv.0.iter().any(|group| group.keep == Keep::State) {
+            return Err(Error::Request(
+                "speculate: expected 0, as layers of this model keep a state that cannot be taken back"
+                    .into(),
+            ));
+        }
         for (number, media) in self.media.iter().enumerate() {
             if let Media::Features(features) = media {
                 check_rows(number, features, &self.prompt)?;
@@ -259,6 +265,8 @@ pub(super) struct Live {
     pub answer: Vec<u32>,
     /// Tokens of the answer that are under way.
     pub coming: usize,
+    /// Guesses of what comes after the last token of the answer: read with it, if that is known.
+    pub draft: Vec<u32>,
     /// Most tokens of prompt and answer.
     pub longest: usize,
     /// Was part of a pass that failed.
@@ -303,6 +311,7 @@ impl Live {
             done: 0,
             answer: Vec::new(),
             coming: 0,
+            draft: Vec::new(),
             alone: false,
             chain: Vec::new(),
             text: String::new(),
@@ -323,6 +332,7 @@ impl Live {
         Ask {
             prompt: &self.prompt,
             known: self.known(),
+            guessed: if self.coming == 0 { self.draft.len() } else { 0 },
             done: self.done,
             longest: self.longest,
             media: patches.map(|(media, there)| if there.is_some() { 0 } else { media.patches() }).collect(),
@@ -330,19 +340,23 @@ impl Live {
         }
     }
 
-    /// Tokens of prompt and answer; those that are under way are 0.
+    /// Tokens of prompt and answer, and the guesses after them; those that are under way are 0.
     pub fn tokens(&self, range: Range<usize>) -> Cow<'_, [u32]> {
         let (prompt, len) = (&self.prompt.tokens, self.prompt.len());
         if range.end <= len {
             return Cow::Borrowed(&prompt[range]);
         }
-        let answer = |token: usize| self.answer.get(token - len).copied().unwrap_or(0);
+        let answer = |token: usize| {
+            let guess = || self.draft.get((token - len).checked_sub(self.answer.len())?);
+            self.answer.get(token - len).or_else(guess).copied().unwrap_or(0)
+        };
         range.map(|token| if token < len { prompt[token] } else { answer(token) }).collect()
     }
 
     /// Goes back to its beginning, for what is read again. The answer so far stays.
     pub fn restart(&mut self) {
         (self.seq, self.done, self.coming) = (None, 0, 0);
+        self.draft.clear();
         for (features, media) in self.features.iter_mut().zip(&self.media) {
             *features = features.take().or_else(|| media.given());
         }

@@ -1,7 +1,9 @@
 mod fake;
+mod guesses;
 mod shared;
 mod thoughts;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

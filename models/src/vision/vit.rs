@@ -100,8 +100,10 @@ impl Vit {
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: VitPlan) -> Result<Self> {
         let scope = scope.role(Role::Tower);
         let (d, names) = (plan.d, &plan.names);
-        let patch = Some(Self::patch_weights(cx, &scope.at(names.patch), &plan)?);
-        let frames = Self::frame_weights(cx, &scope.at(names.patch), &plan)?;
+        let filters = scope.at(names.patch);
+        let stored = filters.patch_embed(d, 3 * plan.frames * plan.patch * plan.patch, plan.patch_bias)?;
+        let patch = Some(Self::patch_weights(cx, &filters, &plan, &stored)?);
+        let frames = Self::frame_weights(cx, &filters, &plan, &stored)?;
         let (mut positions, mut class_row, mut resized) = (None, None, None);
         let only_turns = matches!(plan.places, Places::Rotation | Places::Turns { .. });
         if plan.places == Places::Resized {
@@ -159,12 +161,10 @@ impl Vit {
     }
 
     /// Filters `[d, 3 * patch * patch]`: those of all frames of a picture, which are the same, are one.
-    fn patch_weights(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Weights> {
+    fn patch_weights(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan, w: &Weights) -> Result<Weights> {
         let (d, area) = (plan.d, plan.patch * plan.patch);
-        let k = 3 * plan.frames * area;
-        let w = scope.patch_embed(d, k, plan.patch_bias)?;
         if plan.frames == 1 && !plan.channels_last {
-            return Ok(cx.stream().place(&w)?);
+            return Ok(cx.stream().place(w)?);
         }
         let stored = scope.checkpoint().floats(&scope.path("weight"))?;
         if plan.channels_last {
@@ -189,13 +189,12 @@ impl Vit {
     }
 
     /// The filters `[d, 3 * patch * patch]` of each frame by itself, of towers that take several for one picture.
-    fn frame_weights(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Vec<Weights>> {
+    fn frame_weights(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan, w: &Weights) -> Result<Vec<Weights>> {
         if plan.frames == 1 {
             return Ok(Vec::new());
         }
         let (d, area) = (plan.d, plan.patch * plan.patch);
         let stored = scope.checkpoint().floats(&scope.path("weight"))?;
-        let w = scope.patch_embed(d, 3 * plan.frames * area, plan.patch_bias)?;
         let bias = w.parts().first().and_then(|part| part.bias.as_ref());
         let mut all = Vec::with_capacity(plan.frames);
         for frame in 0..plan.frames {

@@ -1,5 +1,8 @@
 use super::JpegError;
 
+/// Bits that a symbol and its value may take: a code that does not exist has 17, a value up to 15.
+const ENOUGH: u32 = 32;
+
 /// Reads entropy-coded bits, most significant first. Stops at a marker and gives zeros from there on; how the caller
 /// goes on from there (see [`Bits::insufficient`] and [`Bits::restart`]) is libjpeg's way.
 pub(super) struct Bits<'a> {
@@ -22,8 +25,36 @@ impl<'a> Bits<'a> {
     }
 
     /// Makes at least 57 bits available.
-    #[inline]
+    ///
+    /// Eight bytes at once may leave bits of the next byte behind the `count` that are counted: they are those that a
+    /// later call puts there again.
+    #[inline(always)]
     pub(super) fn refill(&mut self) {
+        if let Some(word) = self.data.get(self.at..).and_then(|rest| rest.first_chunk()) {
+            let word = u64::from_be_bytes(*word);
+            const ONES: u64 = u64::MAX / 0xff;
+            let zero_if_ff = !word;
+            if zero_if_ff.wrapping_sub(ONES) & word & (ONES << 7) == 0 {
+                let bytes = (64 - self.count) / 8;
+                self.acc |= word >> self.count;
+                self.at += bytes as usize;
+                self.count += bytes * 8;
+                return;
+            }
+        }
+        self.refill_by_bytes();
+    }
+
+    /// [`Bits::refill`] at least to [`ENOUGH`].
+    #[inline(always)]
+    pub(super) fn ensure(&mut self) {
+        if self.count < ENOUGH {
+            self.refill();
+        }
+    }
+
+    #[inline(never)]
+    fn refill_by_bytes(&mut self) {
         while self.count <= 56 {
             let byte = match self.data.get(self.at..) {
                 Some([0xff, 0x00, ..]) => {
@@ -89,10 +120,9 @@ impl<'a> Bits<'a> {
     }
 
     /// Takes a signed value of `n` bits, `0..=15`: T.81, F.2.2.1.
-    #[inline]
-    pub(super) fn signed(&mut self, n: u32) -> i32 {
-        let value = self.take(n);
-        if n > 0 && value < 1 << (n - 1) { value - (1 << n) + 1 } else { value }
+    #[inline(always)]
+    pub(super) fn signed(&mut self, n: u32) -> i16 {
+        extended(self.take(n), n)
     }
 
     /// Whether bits were taken that are not there. The blocks up to the next restart are then left as they are.
@@ -145,12 +175,36 @@ impl<'a> Bits<'a> {
 }
 
 /// Bits that the lookup table resolves at once.
-const FAST: u32 = 9;
+const FAST: u32 = 10;
 
-/// A Huffman code.
+/// A symbol, and the value behind it where the table has it.
+///
+/// From the low end: 6 bits the length of the code, with the value's bits where it is known; bit 7 whether it is; 8 bits
+/// the symbol; 16 bits the value. 0 where the code is longer than the table knows.
+#[derive(Clone, Copy, Default)]
+struct Entry(u32);
+
+impl Entry {
+    const KNOWN: u32 = 1 << 7;
+
+    fn new(length: u32, symbol: u8, value: Option<i16>) -> Self {
+        let known = if value.is_some() { Self::KNOWN } else { 0 };
+        Self(length | known | u32::from(symbol) << 8 | u32::from(value.unwrap_or(0) as u16) << 16)
+    }
+
+    fn bits(self) -> u32 {
+        self.0 & 0x3f
+    }
+
+    fn symbol(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+}
+
+/// A Huffman code whose symbols' low four bits are the bits of a value that follows.
 pub(super) struct Huffman {
-    /// By the next [`FAST`] bits: `length << 8 | symbol`, 0 where the code is longer.
-    fast: [u16; 1 << FAST],
+    /// By the next [`FAST`] bits.
+    fast: [Entry; 1 << FAST],
     /// Per length: first 16-bit pattern (left-aligned) that is beyond its codes.
     limit: [u32; 17],
     /// Per length: what to add to a code to index `values`.
@@ -161,7 +215,8 @@ pub(super) struct Huffman {
 impl Huffman {
     /// From the number of codes of each length, 1 to 16, and the symbols in order of their codes.
     pub(super) fn new(counts: &[u8; 16], values: &[u8]) -> Result<Self, JpegError> {
-        let mut out = Self { fast: [0; 1 << FAST], limit: [0; 17], offset: [0; 17], values: values.to_vec() };
+        let mut out =
+            Self { fast: [Entry(0); 1 << FAST], limit: [0; 17], offset: [0; 17], values: values.to_vec() };
         let (mut code, mut index) = (0_u32, 0_usize);
         for (length, &count) in (1_u32..).zip(counts) {
             out.offset[length as usize] = index as i32 - code as i32;
@@ -169,10 +224,17 @@ impl Huffman {
                 if code >= 1 << length {
                     return Err("a Huffman table has too many codes".into());
                 }
-                if length <= FAST {
-                    let first = (code << (FAST - length)) as usize;
-                    out.fast[first..first + (1 << (FAST - length))]
-                        .fill((length << 8) as u16 | u16::from(symbol));
+                if let Some(rest) = FAST.checked_sub(length) {
+                    let first = (code << rest) as usize;
+                    for (behind, entry) in out.fast[first..first + (1 << rest)].iter_mut().enumerate() {
+                        let size = u32::from(symbol & 15);
+                        *entry = match rest.checked_sub(size) {
+                            Some(left) => {
+                                Entry::new(length + size, symbol, Some(extended(behind as i32 >> left, size)))
+                            }
+                            None => Entry::new(length, symbol, None),
+                        };
+                    }
                 }
                 code += 1;
                 index += 1;
@@ -183,18 +245,41 @@ impl Huffman {
         Ok(out)
     }
 
-    /// Takes one symbol of the bits that [`Bits::refill`] made available. A code that does not exist is symbol 0 and,
+    /// Takes one symbol of the bits that [`Bits::ensure`] made available. A code that does not exist is symbol 0 and,
     /// as in libjpeg, has 17 bits.
-    #[inline]
+    #[inline(always)]
     pub(super) fn symbol(&self, bits: &mut Bits<'_>) -> u8 {
         let entry = self.fast[bits.peek(FAST)];
-        if entry != 0 {
-            bits.skip(u32::from(entry >> 8));
-            return entry as u8;
+        if entry.0 == 0 {
+            return self.long(bits);
         }
-        self.long(bits)
+        let value = if entry.0 & Entry::KNOWN != 0 { u32::from(entry.symbol() & 15) } else { 0 };
+        bits.skip(entry.bits() - value);
+        entry.symbol()
     }
 
+    /// Takes one symbol, and the signed value of as many bits as its low four bits say (T.81, F.2.2.1), of the bits that
+    /// [`Bits::ensure`] made available.
+    #[inline(always)]
+    pub(super) fn symbol_with_value(&self, bits: &mut Bits<'_>) -> (u8, i16) {
+        let entry = self.fast[bits.peek(FAST)];
+        if entry.0 & Entry::KNOWN != 0 {
+            bits.skip(entry.bits());
+            return (entry.symbol(), (entry.0 >> 16) as i16);
+        }
+        let symbol = match entry.0 {
+            0 => self.long(bits),
+            _ => {
+                bits.skip(entry.bits());
+                entry.symbol()
+            }
+        };
+        let size = u32::from(symbol & 15);
+        (symbol, bits.signed(size))
+    }
+
+    #[cold]
+    #[inline(never)]
     fn long(&self, bits: &mut Bits<'_>) -> u8 {
         let next = bits.peek(16) as u32;
         for length in FAST + 1..=16 {
@@ -207,4 +292,11 @@ impl Huffman {
         bits.skip(17);
         0
     }
+}
+
+/// The signed value that `size` bits, `0..=15`, stand for: T.81, F.2.2.1.
+#[inline(always)]
+fn extended(bits: i32, size: u32) -> i16 {
+    let half = (1 << size) >> 1;
+    (if bits < half { bits - (1 << size) + 1 } else { bits }) as i16
 }

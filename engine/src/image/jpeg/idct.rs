@@ -86,18 +86,12 @@ fn block(coefs: &[i16; 64], quant: &[u16; 64], x: usize, stride: usize, samples:
     }
 }
 
-#[inline(always)]
-fn body(coefs: &[i16], quant: &[u16; 64], samples: &mut [u8]) {
+/// [`block_row`] on any machine.
+pub(super) fn portable(coefs: &[i16], quant: &[u16; 64], samples: &mut [u8]) {
     let stride = samples.len() / 8;
     for (i, coefs) in coefs.as_chunks::<64>().0.iter().enumerate() {
         block(coefs, quant, i * 8, stride, samples);
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn avx2(coefs: &[i16], quant: &[u16; 64], samples: &mut [u8]) {
-    body(coefs, quant, samples);
 }
 
 /// A row of blocks, `coefs: [blocks, 64]` in natural order, to `samples: [8, blocks * 8]`.
@@ -105,7 +99,7 @@ pub(super) fn block_row(coefs: &[i16], quant: &[u16; 64], samples: &mut [u8]) {
     #[cfg(target_arch = "x86_64")]
     if crate::image::may_use_avx2() {
         // SAFETY: the machine has AVX2, as just checked.
-        return unsafe { avx2(coefs, quant, samples) };
+        return unsafe { super::avx2::idct::block_row(coefs, quant, samples) };
     }
-    body(coefs, quant, samples);
+    portable(coefs, quant, samples);
 }

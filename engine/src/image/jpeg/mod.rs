@@ -5,6 +5,8 @@
 //! As there, damaged entropy-coded data gives damaged pixels and no error: where a marker comes too soon, the blocks that
 //! are missing stay grey, or as exact as earlier scans made them. A file that ends too soon is an error.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod bits;
 mod idct;
 mod output;
@@ -14,6 +16,7 @@ mod standard;
 
 use std::borrow::Cow;
 
+use super::memory;
 use super::metadata::{Metadata, keep};
 use bits::Huffman;
 use output::ColorSpace;
@@ -92,6 +95,11 @@ impl Component {
         self.blocks_w * 8
     }
 
+    /// Samples of row `y` that belong to the picture.
+    fn row(&self, y: usize) -> &[u8] {
+        &self.plane[y * self.stride()..][..self.width]
+    }
+
     /// Turns `rows` rows of blocks at the start of `coefs` into samples from block row `first` on.
     fn idct_rows(&mut self, rows: usize, first: usize) {
         let Some(quant) = &self.quant else { return };
@@ -165,11 +173,8 @@ pub(crate) fn decode(data: &[u8]) -> Result<Decoded, JpegError> {
 }
 
 /// A zero-filled buffer, or an error instead of an abort where there is no memory.
-fn zeroed<T: Copy + Default>(len: usize) -> Result<Vec<T>, JpegError> {
-    let mut buffer = Vec::new();
-    buffer.try_reserve_exact(len).map_err(|_| JpegError::NoMemory(len.saturating_mul(size_of::<T>())))?;
-    buffer.resize(len, T::default());
-    Ok(buffer)
+fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Result<Vec<T>, JpegError> {
+    memory::zeroed(len).ok_or(JpegError::NoMemory(len.saturating_mul(size_of::<T>())))
 }
 
 impl<'a> Decoder<'a> {

@@ -1,5 +1,7 @@
 //! Chroma upsampling and colour conversion, with libjpeg's roundings.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::output as vector;
 use super::{Component, Frame, JpegError, zeroed};
 
 /// What the components mean.
@@ -21,26 +23,40 @@ pub(super) fn to_rgb(frame: Frame, space: ColorSpace) -> Result<Vec<u8>, JpegErr
         unsafe { avx2(&frame, space, &mut out) };
         return Ok(out);
     }
-    body(&frame, space, &mut out);
+    body::<false>(&frame, space, &mut out);
     Ok(out)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn avx2(frame: &Frame, space: ColorSpace, out: &mut [u8]) {
-    body(frame, space, out);
+    body::<true>(frame, space, out);
 }
 
+/// With `AVX2` the machine must have that.
 #[inline(always)]
-fn body(frame: &Frame, space: ColorSpace, out: &mut [u8]) {
+fn body<const AVX2: bool>(frame: &Frame, space: ColorSpace, out: &mut [u8]) {
     // Padded rows, so that doubled columns fit: a component has at most `width / 2 + 1` samples where it is doubled.
-    let mut rows: [Vec<u8>; 4] = std::array::from_fn(|_| vec![0; frame.mcus_x * frame.h_max * 8]);
-    let mut sums = vec![0_u16; frame.mcus_x * frame.h_max * 8];
+    let padded = frame.mcus_x * frame.h_max * 8;
+    let mut rows: [Vec<u8>; 4] = std::array::from_fn(|_| vec![0; padded]);
+    let mut sums = vec![0_u16; padded + 2];
     for (y, out) in out.chunks_exact_mut(frame.width * 3).enumerate() {
-        for (component, row) in frame.components.iter().zip(&mut rows) {
-            upsample(component, frame.h_max / component.h, frame.v_max / component.v, y, &mut sums, row);
+        let mut sources: [&[u8]; 4] = [&[]; 4];
+        for ((component, row), source) in frame.components.iter().zip(&mut rows).zip(&mut sources) {
+            let span = (frame.h_max / component.h, frame.v_max / component.v);
+            *source = match span {
+                (1, 1) => component.row(y),
+                _ => {
+                    upsample::<AVX2>(component, span, y, &mut sums, row);
+                    row
+                }
+            };
         }
-        let [a, b, c, d] = rows.each_ref().map(|row| &row[..frame.width]);
+        let [a, b, c, d] = sources.map(|row| row.get(..frame.width).unwrap_or_default());
+        if space == ColorSpace::YCbCr {
+            ycc_row::<AVX2>(a, b, c, out);
+            continue;
+        }
         let (out, _) = out.as_chunks_mut::<3>();
         match space {
             ColorSpace::Grey => out.iter_mut().zip(a).for_each(|(px, &v)| *px = [v; 3]),
@@ -49,11 +65,7 @@ fn body(frame: &Frame, space: ColorSpace, out: &mut [u8]) {
                     *px = [r, g, b];
                 }
             }
-            ColorSpace::YCbCr => {
-                for (((px, &y), &cb), &cr) in out.iter_mut().zip(a).zip(b).zip(c) {
-                    *px = ycc(y, cb, cr);
-                }
-            }
+            ColorSpace::YCbCr => {}
             ColorSpace::Cmyk => {
                 for ((((px, &c), &m), &y), &k) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
                     *px = [c, m, y].map(|ink| inverted_ink(ink, k));
@@ -65,6 +77,22 @@ fn body(frame: &Frame, space: ColorSpace, out: &mut [u8]) {
                 }
             }
         }
+    }
+}
+
+/// Rows of YCbCr, as long as `out` has pixels, to RGB.
+#[inline(always)]
+pub(super) fn ycc_row<const AVX2: bool>(y: &[u8], cb: &[u8], cr: &[u8], out: &mut [u8]) {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if AVX2 {
+        // SAFETY: the machine has AVX2, as the caller says.
+        unsafe { vector::ycc(y, cb, cr, out) };
+        done = y.len() / vector::STEP * vector::STEP;
+    }
+    let rest = out.as_chunks_mut::<3>().0.iter_mut().zip(y).zip(cb).zip(cr).skip(done);
+    for (((px, &y), &cb), &cr) in rest {
+        *px = ycc(y, cb, cr);
     }
 }
 
@@ -86,50 +114,80 @@ fn inverted_ink(ink: u8, k: u8) -> u8 {
     (i32::from(k) - (((product >> 8) + product) >> 8)).clamp(0, 255) as u8
 }
 
-/// Output row `y` of a component whose samples span `dx x dy` pixels.
+/// Output row `y` of a component whose samples span `dx x dy` pixels. `sums` has two values more than the padded row.
 #[inline(always)]
-fn upsample(component: &Component, dx: usize, dy: usize, y: usize, sums: &mut [u16], out: &mut [u8]) {
-    let (width, stride) = (component.width, component.stride());
-    let row = |y: usize| &component.plane[y * stride..y * stride + width];
+fn upsample<const AVX2: bool>(
+    component: &Component,
+    (dx, dy): (usize, usize),
+    y: usize,
+    sums: &mut [u16],
+    out: &mut [u8],
+) {
+    let width = component.width;
     let near = y / dy;
     // The row that is next nearest, within the picture.
     let far = if y.is_multiple_of(2) { near.saturating_sub(1) } else { (near + 1).min(component.height - 1) };
+    let (near, far) = (component.row(near), component.row(far));
+    let sums = &mut sums[..width + 2];
     match (dx, dy) {
-        (1, 1) => out[..width].copy_from_slice(row(near)),
         (1, 2) => {
             let bias = 1 + (y % 2) as u16;
-            for ((dst, &a), &b) in out.iter_mut().zip(row(near)).zip(row(far)) {
+            for ((dst, &a), &b) in out.iter_mut().zip(near).zip(far) {
                 *dst = ((3 * u16::from(a) + u16::from(b) + bias) >> 2) as u8;
             }
         }
         (2, 1) if width > 2 => {
-            sums.iter_mut().zip(row(near)).for_each(|(sum, &v)| *sum = v.into());
-            triangle::<2>(&sums[..width], [1, 2], out);
+            sums[1..].iter_mut().zip(near).for_each(|(sum, &v)| *sum = v.into());
+            triangle::<AVX2, 2>(sums, [1, 2], out);
         }
         (2, 2) if width > 2 => {
-            for ((sum, &a), &b) in sums.iter_mut().zip(row(near)).zip(row(far)) {
-                *sum = 3 * u16::from(a) + u16::from(b);
-            }
-            triangle::<4>(&sums[..width], [8, 7], out);
+            weighted::<AVX2>(near, far, &mut sums[1..=width]);
+            triangle::<AVX2, 4>(sums, [8, 7], out);
         }
         _ => {
-            for (pixels, &v) in out.chunks_mut(dx).zip(row(near)) {
+            for (pixels, &v) in out.chunks_mut(dx).zip(near) {
                 pixels.fill(v);
             }
         }
     }
 }
 
-/// Doubles a row: each output is 3/4 of the nearer and 1/4 of the next sample, `SHIFT` bits dropped after adding the
-/// bias of its parity; the outermost outputs are the outermost samples.
+/// `3 near + far`.
 #[inline(always)]
-fn triangle<const SHIFT: u32>(samples: &[u16], bias: [u16; 2], out: &mut [u8]) {
-    let (out, _) = out.as_chunks_mut::<2>();
-    let last = samples.len() - 1;
+pub(super) fn weighted<const AVX2: bool>(near: &[u8], far: &[u8], sums: &mut [u16]) {
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if AVX2 {
+        // SAFETY: the machine has AVX2, as the caller says.
+        unsafe { vector::weighted(near, far, sums) };
+        done = sums.len() / vector::STEP * vector::STEP;
+    }
+    for ((sum, &a), &b) in sums.iter_mut().zip(near).zip(far).skip(done) {
+        *sum = 3 * u16::from(a) + u16::from(b);
+    }
+}
+
+/// Doubles the samples between the first and the last of `samples`, which are set to their neighbours: the row goes on
+/// as it ends. Each output is 3/4 of the nearer and 1/4 of the next sample, `SHIFT` bits dropped after adding the bias of
+/// its parity.
+#[inline(always)]
+pub(super) fn triangle<const AVX2: bool, const SHIFT: i32>(
+    samples: &mut [u16],
+    bias: [u16; 2],
+    out: &mut [u8],
+) {
+    let count = samples.len() - 2;
+    (samples[0], samples[count + 1]) = (samples[1], samples[count]);
+    let out = &mut out[..2 * count];
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    if AVX2 {
+        // SAFETY: the machine has AVX2, as the caller says.
+        unsafe { vector::triangle::<SHIFT>(samples, bias, out) };
+        done = count / vector::STEP * vector::STEP;
+    }
     let mix = |near: u16, next: u16, bias: u16| ((3 * near + next + bias) >> SHIFT) as u8;
-    out[0] = [mix(samples[0], samples[0], bias[0]), mix(samples[0], samples[1], bias[1])];
-    for (dst, near) in out[1..last].iter_mut().zip(samples.windows(3)) {
+    for (dst, near) in out.as_chunks_mut::<2>().0.iter_mut().zip(samples.windows(3)).skip(done) {
         *dst = [mix(near[1], near[0], bias[0]), mix(near[1], near[2], bias[1])];
     }
-    out[last] = [mix(samples[last], samples[last - 1], bias[0]), mix(samples[last], samples[last], bias[1])];
 }

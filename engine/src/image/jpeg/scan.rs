@@ -10,6 +10,23 @@ pub(super) const ZIGZAG: [usize; 64] = [
     46, 53, 60, 61, 54, 47, 55, 62, 63,
 ];
 
+/// [`ZIGZAG`], and where damaged data put what is behind it: at the last one, as in libjpeg. Indices are below 128.
+const NATURAL: [u8; 128] = {
+    let mut natural = [63; 128];
+    let mut i = 0;
+    while i < 64 {
+        natural[i] = ZIGZAG[i] as u8;
+        i += 1;
+    }
+    natural
+};
+
+/// The coefficient at a zigzag position of at most 127.
+#[inline(always)]
+fn at_zigzag(block: &mut [i16; 64], k: usize) -> &mut i16 {
+    &mut block[usize::from(NATURAL[k & 127]) & 63]
+}
+
 /// A scan header.
 pub(super) struct ScanHeader {
     /// Per component: its id, and the numbers of its DC and AC tables.
@@ -210,10 +227,10 @@ impl Run<'_> {
     /// The next DC value of a component.
     #[inline]
     fn dc(&mut self, index: usize, table: &Huffman) -> i32 {
-        self.bits.refill();
+        self.bits.ensure();
         let size = u32::from(table.symbol(&mut self.bits)).min(15);
         let difference = self.bits.signed(size);
-        self.predictors[index] = self.predictors[index].wrapping_add(difference);
+        self.predictors[index] = self.predictors[index].wrapping_add(difference.into());
         self.predictors[index]
     }
 
@@ -222,10 +239,10 @@ impl Run<'_> {
         block[0] = self.dc(index, dc) as i16;
         let mut k = 1;
         while k < 64 {
-            self.bits.refill();
-            let symbol = ac.symbol(&mut self.bits);
-            let (zeros, size) = (usize::from(symbol >> 4), u32::from(symbol & 15));
-            if size == 0 {
+            self.bits.ensure();
+            let (symbol, value) = ac.symbol_with_value(&mut self.bits);
+            let zeros = usize::from(symbol >> 4);
+            if symbol & 15 == 0 {
                 if zeros < 15 {
                     break;
                 }
@@ -233,8 +250,7 @@ impl Run<'_> {
                 continue;
             }
             k += zeros;
-            let value = self.bits.signed(size);
-            block[ZIGZAG[k.min(63)]] = value as i16;
+            *at_zigzag(block, k) = value;
             k += 1;
         }
     }
@@ -247,10 +263,10 @@ impl Run<'_> {
         }
         let mut k = header.first;
         while k <= header.last {
-            self.bits.refill();
-            let symbol = ac.symbol(&mut self.bits);
-            let (zeros, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
-            if size == 0 {
+            self.bits.ensure();
+            let (symbol, value) = ac.symbol_with_value(&mut self.bits);
+            let zeros = u32::from(symbol >> 4);
+            if symbol & 15 == 0 {
                 if zeros < 15 {
                     self.skip = (1 << zeros) - 1 + self.bits.take(zeros) as u32;
                     break;
@@ -259,8 +275,7 @@ impl Run<'_> {
                 continue;
             }
             k += zeros as usize;
-            let value = self.bits.signed(size);
-            block[ZIGZAG[k.min(63)]] = (value << header.low) as i16;
+            *at_zigzag(block, k) = value << header.low;
             k += 1;
         }
     }
@@ -268,15 +283,17 @@ impl Run<'_> {
     fn ac_refine(&mut self, ac: &Huffman, header: &ScanHeader, block: &mut [i16; 64]) {
         let one = 1_i16 << header.low;
         let mut k = header.first;
+        // Those up to `last` that are not zero, by their zigzag position. What this scan adds is behind `k` at once.
+        let nonzero = nonzero(block) & (u64::MAX >> (63 - header.last));
         if self.skip == 0 {
             while k <= header.last {
-                self.bits.refill();
+                self.bits.ensure();
                 let symbol = ac.symbol(&mut self.bits);
-                let (mut zeros, size) = (u32::from(symbol >> 4), symbol & 15);
+                let (mut zeros, size) = (usize::from(symbol >> 4), symbol & 15);
                 let mut value = 0;
                 if size == 0 {
                     if zeros < 15 {
-                        self.skip = (1 << zeros) + self.bits.take(zeros) as u32;
+                        self.skip = (1 << zeros) + self.bits.take(zeros as u32) as u32;
                         break;
                     }
                 } else {
@@ -285,31 +302,90 @@ impl Run<'_> {
                 // Passes `zeros` zero coefficients, refining those that are not zero, then writes the new one. Where
                 // damaged data run over the band, libjpeg writes it behind the band.
                 while k <= header.last {
-                    let coef = &mut block[ZIGZAG[k]];
-                    if *coef != 0 {
-                        refine(&mut self.bits, coef, one);
-                    } else if zeros == 0 {
+                    let run = (nonzero >> k).trailing_zeros() as usize;
+                    if run > zeros {
+                        k += zeros;
                         break;
-                    } else {
-                        zeros -= 1;
                     }
+                    zeros -= run;
+                    k += run;
+                    refine(&mut self.bits, at_zigzag(block, k), one);
                     k += 1;
                 }
+                k = k.min(header.last + 1);
                 if value != 0 {
-                    block[ZIGZAG[k.min(63)]] = value;
+                    *at_zigzag(block, k) = value;
                 }
                 k += 1;
             }
         }
         if self.skip > 0 {
-            for &at in ZIGZAG.get(k..=header.last).unwrap_or_default() {
-                if block[at] != 0 {
-                    refine(&mut self.bits, &mut block[at], one);
-                }
+            let mut left = nonzero & u64::MAX.checked_shl(k as u32).unwrap_or(0);
+            while left != 0 {
+                refine(&mut self.bits, at_zigzag(block, left.trailing_zeros() as usize), one);
+                left &= left - 1;
             }
             self.skip -= 1;
         }
     }
+}
+
+/// A bit for each coefficient, by its position in zigzag order: whether it is not zero.
+#[inline(always)]
+fn nonzero(block: &[i16; 64]) -> u64 {
+    /// Per row of a block and pattern of its coefficients, the first in the lowest bit: their places in zigzag order.
+    static PLACES: [[u64; 256]; 8] = {
+        let mut places = [[0; 256]; 8];
+        let mut k = 0;
+        while k < 64 {
+            let (row, column) = (ZIGZAG[k] / 8, ZIGZAG[k] % 8);
+            let mut pattern = 0;
+            while pattern < 256 {
+                if pattern >> column & 1 == 1 {
+                    places[row][pattern] |= 1 << k;
+                }
+                pattern += 1;
+            }
+            k += 1;
+        }
+        places
+    };
+    let patterns = row_patterns(block);
+    let mut out = 0;
+    for (places, pattern) in PLACES.iter().zip(patterns) {
+        out |= places[usize::from(pattern)];
+    }
+    out
+}
+
+/// Per row a bit for each coefficient that is not zero, the first in the lowest bit.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn row_patterns(block: &[i16; 64]) -> [u8; 8] {
+    use std::arch::x86_64::*;
+    let mut out = [0; 8];
+    for (rows, out) in block.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<2>().0) {
+        // SAFETY: SSE2 is part of the architecture; sixteen values are there, loads need no alignment.
+        let zeros = unsafe {
+            let at = rows.as_ptr();
+            let zero = _mm_setzero_si128();
+            let first = _mm_cmpeq_epi16(_mm_loadu_si128(at.cast()), zero);
+            let second = _mm_cmpeq_epi16(_mm_loadu_si128(at.add(8).cast()), zero);
+            _mm_movemask_epi8(_mm_packs_epi16(first, second))
+        };
+        *out = (!zeros as u16).to_le_bytes();
+    }
+    out
+}
+
+/// Per row a bit for each coefficient that is not zero, the first in the lowest bit.
+#[cfg(not(target_arch = "x86_64"))]
+fn row_patterns(block: &[i16; 64]) -> [u8; 8] {
+    let mut out = [0; 8];
+    for (row, out) in block.as_chunks::<8>().0.iter().zip(&mut out) {
+        *out = row.iter().rev().fold(0, |bits, &c| bits << 1 | u8::from(c != 0));
+    }
+    out
 }
 
 /// One more bit of a coefficient that is not zero.
