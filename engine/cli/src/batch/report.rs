@@ -38,6 +38,10 @@ pub struct Report {
     pub reused_pictures: usize,
     /// Tokens of prompts that were not read again.
     pub reused_tokens: usize,
+    /// Tokens that were guessed (`--speculate`), and those of them that were right.
+    pub guessed_tokens: usize,
+    /// See `guessed_tokens`.
+    pub accepted_tokens: usize,
     /// How often a running request had to wait for memory.
     pub preempted: usize,
     /// Seconds until the model was loaded.
@@ -67,6 +71,7 @@ impl Report {
         (self.rows_per_s, self.pictures_per_s) = (rate(self.rows), rate(self.pictures));
         self.tokens_per_s = rate(self.tokens);
         let t = &load.timings;
+        (self.guessed_tokens, self.accepted_tokens) = (t.guessed_tokens, t.accepted_tokens);
         let stage = |name, seconds: f64, threads: usize| {
             let all = run * threads as f64;
             Stage { name, seconds, occupancy: if all > 0.0 { seconds / all } else { 0.0 } }
@@ -114,6 +119,7 @@ impl Report {
             row("tokens a second", format!("{:.1}", self.tokens_per_s)),
             row("pictures seen before", self.reused_pictures.to_string()),
             row("prompt tokens read before", self.reused_tokens.to_string()),
+            row("tokens guessed right", format!("{} of {}", self.accepted_tokens, self.guessed_tokens)),
             row("loading", format!("{:.1} s", self.load_s)),
             row("running", format!("{:.1} s", self.run_s)),
         ]
