@@ -47,6 +47,27 @@ fn one_object_with_everything() {
     }
 }
 
+/// Guesses, and kernels that do not depend on the batch, give the same answer; what was guessed is told.
+#[test]
+fn guesses_and_invariance_change_no_answer() {
+    let ask = |more: &[&str]| {
+        let long = ["--ignore-eos", "--max-tokens", "60", "--json", QUESTION];
+        ocelli(&[&["run", "--image", &picture()][..], more, &long].concat()).json()
+    };
+    let plain = ask(&[]);
+    let guessed = ask(&["--speculate", "6", "--batch-invariant"]);
+    assert_eq!(plain["token_ids"], ask(&["--batch-invariant"])["token_ids"]);
+    assert_eq!(plain["token_ids"], guessed["token_ids"]);
+    let count = |value: &serde_json::Value, name: &str| value["timings"][name].as_u64().unwrap();
+    assert_eq!((count(&plain, "guessed_tokens"), count(&plain, "accepted_tokens")), (0, 0));
+    assert!(count(&guessed, "guessed_tokens") >= count(&guessed, "accepted_tokens"));
+    // After its end the demo model repeats itself.
+    assert!(count(&guessed, "accepted_tokens") > 5, "{}", guessed["timings"]);
+    assert_eq!(count(&guessed, "decode_tokens"), 59);
+    let refused = ocelli(&["run", "--image", &picture(), "--speculate", "65", QUESTION]);
+    refused.fails(1, &["speculate: expected 0 to 64, found 65"]);
+}
+
 #[test]
 fn types_of_activations() {
     for dtype in ["f32", "bf16"] {

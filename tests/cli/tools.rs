@@ -1,6 +1,6 @@
 //! `ocelli kernels`, `devices`, `bench`, `completions` and `man`.
 
-use crate::{Temp, example, ocelli};
+use crate::{Temp, example, golden, ocelli};
 
 #[test]
 fn kernels() {
@@ -60,6 +60,24 @@ fn kernel_bench() {
     }
     ocelli(&["bench", "kernels", "--backend", "cpu", "--only", "no such shape"]).fails(2, &["no such shape"]);
     ocelli(&["bench", "kernels", "--threads", "0"]).fails(2, &["--threads"]);
+}
+
+#[test]
+fn picture_bench() {
+    let (a, b) = (example("01.png"), golden("pictures").join("444.jpg"));
+    let [a, b] = [&a, &b].map(|path| path.to_str().unwrap());
+    let value = ocelli(&["bench", "pictures", "--runs", "2", "--json", a, b]).json();
+    assert_eq!((&value["schema"], &value["runs"]), (&"ocelli.bench.pictures.v1".into(), &2.into()));
+    for (row, file) in value["pictures"].as_array().unwrap().iter().zip([a, b]) {
+        assert_eq!(row["file"], file);
+        assert!(
+            row["decode_ms"]["median"].as_f64().unwrap() > 0.0 && row["width"].as_u64().unwrap() > 1,
+            "{row}"
+        );
+    }
+    assert_eq!(ocelli(&["bench", "pictures", a, b]).well().lines().count(), 2);
+    ocelli(&["bench", "pictures", "absent.png"]).fails(1, &["absent.png"]);
+    ocelli(&["bench", "pictures"]).fails(2, &["FILE"]);
 }
 
 #[test]
