@@ -65,7 +65,7 @@ fn guesses_and_invariance_change_no_answer() {
     assert!(count(&guessed, "accepted_tokens") > 5, "{}", guessed["timings"]);
     assert_eq!(count(&guessed, "decode_tokens"), 59);
     let refused = ocelli(&["run", "--image", &picture(), "--speculate", "65", QUESTION]);
-    refused.fails(1, &["speculate: expected 0 to 64, found 65"]);
+    refused.fails(2, &["speculate: expected 0 to 64, found 65"]);
 }
 
 #[test]
