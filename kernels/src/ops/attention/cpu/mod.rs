@@ -43,7 +43,7 @@ fn lanes(caps: &Caps) -> f32 {
 fn estimate(spec: &AttentionSpec, caps: &Caps, per_key: f32, tasks: f32) -> f32 {
     let keys = (spec.seqs * spec.heads_kv) as f32 * spec.kv as f32;
     // Two vector operations a cycle at 2.5 GHz.
-    1.0 + keys * per_key / (5000.0 * tasks.clamp(1.0, caps.units as f32))
+    1.0 + keys * per_key / (5000.0 * tasks.clamp(1.0, caps.units.max(1) as f32))
 }
 
 /// Products of `head` vector operations for each key and vector of rows, softmax, and for each task packing.
@@ -95,5 +95,28 @@ mod tests {
         let report = run_cpu::<Attention>(&Isa::available(), &Arc::new(Pool::new(3)), 7);
         assert!(report.failed.is_empty(), "{} failed:\n{}", report.failed.len(), report.failed.join("\n"));
         assert!(report.passed > 0);
+    }
+}
+
+#[cfg(test)]
+mod estimates {
+    use super::*;
+
+    #[test]
+    fn a_device_of_unknown_size_is_one() {
+        let spec = AttentionSpec {
+            seqs: 1,
+            q: 4,
+            kv: 64,
+            heads_q: 4,
+            heads_kv: 2,
+            head_dim: 16,
+            ..Default::default()
+        };
+        let one = Caps { units: 1, ..Caps::default() };
+        for row in Attention::cpu_variants() {
+            let (unknown, known) = ((row.est_us)(&spec, &Caps::default()), (row.est_us)(&spec, &one));
+            assert!(unknown.is_finite() && unknown == known, "{}: {unknown} and {known}", row.name);
+        }
     }
 }
