@@ -4,8 +4,8 @@
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
 # Needs Rust and a C compiler (a C++ compiler for CUDA kernels on the host); uses cargo-nextest where it is installed; fetches software
-# Vulkan drivers, NVIDIA's run-time compiler, tokenizers of published models and OpenAI's clients, see vulkan.sh, nvrtc.sh,
-# tokenizers.sh and clients.sh. What cannot run here is printed as
+# Vulkan drivers, NVIDIA's run-time compiler, tokenizers of published models, OpenAI's clients and what the Python package
+# is tested with, see vulkan.sh, nvrtc.sh, tokenizers.sh, clients.sh and python.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last lines are the slowest tests and `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
@@ -22,7 +22,7 @@ passed=0 failed=0 skipped=0 broken=()
 # machine themselves; the command line is run once for each.
 binaries=$(sed -n '/^\[\[test\]\]/,/^path/ s/^name = "\(.*\)"/\1/p' tests/Cargo.toml)
 by_level=" cli "
-streams="fmt clippy docs features unit doctest $(echo $binaries) wgpu cuda"
+streams="fmt clippy docs features unit doctest $(echo $binaries) wgpu cuda python"
 
 levels() {
     echo scalar
@@ -244,6 +244,7 @@ stream() {
                 counted serve with_clients tests --test serve
                 grep -hoE '[0-9]+ answered, [0-9]+ refused in .*' "$logs/serve.log" | sort -u
             fi ;;
+        python) if bins python; then counted python tests/python.sh; fi ;;
         *)
             case $1 in cli | search) bins "$1" || return ;; esac
             case $by_level in

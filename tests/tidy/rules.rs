@@ -33,6 +33,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("ocelli-bench", &["ocelli-kernels", "ocelli-engine", "ocelli-models"]),
     ("ocelli-search", &["ocelli-engine"]),
     ("ocelli-serve", &["ocelli-engine", "ocelli-search"]),
+    ("ocelli-python", &["ocelli-kernels", "ocelli-engine", "ocelli-models"]),
     (
         "ocelli",
         &[
