@@ -31,12 +31,15 @@ def test_answers_are_those_of_the_command(model, asked):
 
 
 def test_parameters_mean_what_they_mean_there(model, asked):
-    drawn = ["--temperature", "1.5", "--seed", "7", "--max-tokens", "9", "--top-p", "0.9", "--top-k", "50", "--ignore-eos"]
-    expected = asked(DESCRIBE, example(1), more=drawn)
-    params = dict(temperature=1.5, seed=7, max_tokens=9, top_p=0.9, top_k=50, ignore_eos=True)
-    answer = model.generate(DESCRIBE, images=example(1), **params)
-    assert answer.token_ids == expected["token_ids"] and answer.finish_reason == "length"
-    assert model.generate(DESCRIBE, images=example(1), **{**params, "seed": 8}).token_ids != answer.token_ids
+    for flags, params in [
+        ("--temperature 3 --seed 7 --max-tokens 40 --ignore-eos", dict(temperature=3, seed=7, max_tokens=40, ignore_eos=True)),
+        ("--temperature 1.5 --top-p 0.9 --top-k 50 --max-tokens 9", dict(temperature=1.5, top_p=0.9, top_k=50, max_tokens=9)),
+    ]:
+        expected = asked(DESCRIBE, example(1), more=flags.split())
+        answer = model.generate(DESCRIBE, images=example(1), **params)
+        assert (answer.token_ids, answer.finish_reason) == (expected["token_ids"], expected["finish_reason"])
+    other = [model.generate(DESCRIBE, images=example(1), temperature=3, max_tokens=40, seed=seed).text for seed in (7, 8)]
+    assert other[0] != other[1]
     whole = model.generate(DESCRIBE, images=example(1)).text
     word = whole.split()[2]
     for stop in (word, [word], ("never", word)):
