@@ -74,7 +74,7 @@ fi
 export RAY_USAGE_STATS_ENABLED=0 RAY_TMPDIR=${RAY_TMPDIR:-/tmp} OCELLI_CACHE=$root/no-cache HF_HUB_OFFLINE=1
 timeout 600 "$root/env/bin/python" -m pytest -q -p no:cacheprovider -p no:warnings --durations=5 $files 2>&1 | tee "$root/pytest.log"
 code=$?
-passed=$(sed -nE 's/.*[^0-9]?([0-9]+) passed.*/\1/p' "$root/pytest.log" | tail -n 1)
-failed=$(sed -nE 's/.*[^0-9]?([0-9]+) (failed|errors?).*/\1/p' "$root/pytest.log" | tail -n 1)
+passed=$(grep -oE '[0-9]+ passed' "$root/pytest.log" | tail -n 1 | tr -dc 0-9)
+failed=$(grep -oE '[0-9]+ (failed|error)' "$root/pytest.log" | awk '{ sum += $1 } END { print sum }')
 [ $code -ne 0 ] && [ "${failed:-0}" -eq 0 ] && failed=1
 ended $((${passed:-0} + skipped)) "${failed:-0}"
