@@ -43,7 +43,7 @@ fn golden_models_pass() {
         assert!(value["schema"].is_string() && value["model"].as_str().unwrap().contains(family));
         let cases = value["cases"].as_array().unwrap();
         assert!(!cases.is_empty());
-        for case in cases {
+        for (number, case) in cases.iter().enumerate() {
             assert!(case["name"].is_string() && case["pass"] == true, "{case}");
             let names: Vec<&str> = case["stages"]
                 .as_array()
@@ -51,9 +51,10 @@ fn golden_models_pass() {
                 .iter()
                 .map(|stage| stage["name"].as_str().unwrap())
                 .collect();
-            for name in ["token_ids", "text_layer_first", "text_layer_last", "logits_last8"] {
+            for name in ["token_ids", "text_layer_last", "logits_last8"] {
                 assert!(names.contains(&name), "{name}: {case}");
             }
+            assert!(number > 0 || names.contains(&"text_layer_first"), "{case}");
             if names.contains(&"pixels") {
                 assert!(names.contains(&"vision_last_hidden") && names.contains(&"image_features"), "{case}");
             }

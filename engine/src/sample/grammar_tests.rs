@@ -49,7 +49,8 @@ fn walks_through_a_form_give_answers_of_that_form() {
         let tokenizer = tokenizer(path);
         let grammars = Grammars::new(&tokenizer).unwrap();
         let of = |form: Form| grammars.compile(&form).unwrap();
-        let (count, regex) = (of(Form::Schema(schema.clone())), of(Form::Regex("[a-c]{2,5}(x|[0-9]+)".into())));
+        let (count, regex) =
+            (of(Form::Schema(schema.clone())), of(Form::Regex("[a-c]{2,5}(x|[0-9]+)".into())));
         let choices =
             of(Form::Choices(vec!["two".into(), "twenty".into(), "a \"b\"\n".into(), "größer".into()]));
         let lark = "start: sum\nsum: term (\"+\" term)*\nterm: NUMBER | \"(\" sum \")\"\nNUMBER: /[0-9]/\n";
