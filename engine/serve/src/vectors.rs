@@ -222,7 +222,7 @@ pub(crate) async fn embeddings_of(app: &Arc<App>, body: &[u8]) -> Result<Respons
     let (theirs, shared) = (pipeline.clone(), app.clone());
     let prepared = app.work(move || prepare(&theirs, &asked, &found, &shared));
     let (inputs, tokens) = prepared.await?;
-    let vectors = client.ask(&app, inputs, deadline, "input").await?;
+    let vectors = client.ask(app, inputs, deadline, "input").await?;
     let data: Vec<Json> = vectors
         .iter()
         .enumerate()

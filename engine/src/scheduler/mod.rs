@@ -44,6 +44,12 @@ pub use worker::{Client, Load, Stream, Ticket, Worker};
 /// Tokens on their way to the host.
 type Arriving = Box<dyn Fetch>;
 
+/// A row of logits on its way to the host: its place, its type and its bytes.
+type LookedAt = (usize, DType, Arriving);
+
+/// What a pass gives: the requests that get a token, the tokens, and rows that are looked at.
+type Sampled = (Vec<usize>, Option<Arriving>, Vec<LookedAt>);
+
 /// A forward pass whose tokens are on their way to the host.
 struct Pass {
     /// Numbers of its requests, with their new tokens.
@@ -53,7 +59,7 @@ struct Pass {
     /// The tokens; `None` where no prompt was complete.
     tokens: Option<Arriving>,
     /// Rows of logits that are looked at, by the place of their request.
-    looked_at: Vec<(usize, DType, Arriving)>,
+    looked_at: Vec<LookedAt>,
     /// The same on the device, on memory that may be longer.
     ids: Tensor,
     /// Tokens of prompts, and of answers, that went through the model.
@@ -263,8 +269,7 @@ impl Scheduler {
             Some(fetch) => fetch.wait(),
             None => cx.stream().sync().map(|()| Vec::new()),
         };
-        let arrived =
-            |(row, dtype, fetch): (usize, DType, Arriving)| fetch.wait().map(|bytes| (row, dtype, bytes));
+        let arrived = |(row, dtype, fetch): LookedAt| fetch.wait().map(|bytes| (row, dtype, bytes));
         let logits: std::result::Result<Vec<_>, _> = looked_at.into_iter().map(arrived).collect();
         let (sampled, logits) = match waited.and_then(|sampled| Ok((sampled, logits?))) {
             Ok(arrived) => arrived,
@@ -669,7 +674,7 @@ impl Scheduler {
         places: &[(usize, usize)],
         after: Option<&Pass>,
         ids: &Tensor,
-    ) -> Result<(Vec<usize>, Option<Arriving>, Vec<(usize, DType, Arriving)>)> {
+    ) -> Result<Sampled> {
         let lost = || Error::Request("a request in a pass has no place in the KV cache".into());
         let tokens: Vec<_> = places
             .iter()

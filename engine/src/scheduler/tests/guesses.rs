@@ -1,12 +1,10 @@
 use super::*;
 
+/// Texts as they came, and answers or failures.
+type All = Vec<(String, Result<Answer, String>)>;
+
 /// Answers of a model with habits, and the scheduler that gave them.
-fn answers(
-    cx: &mut Ctx,
-    kv: &KvLayout,
-    requests: &[Request],
-    limits: Limits,
-) -> (Vec<(String, Result<Answer, String>)>, Arc<Fake>, Scheduler) {
+fn answers(cx: &mut Ctx, kv: &KvLayout, requests: &[Request], limits: Limits) -> (All, Arc<Fake>, Scheduler) {
     let (model, mut scheduler) = scheduler(cx, kv, limits);
     model.habits.store(true, Ordering::Relaxed);
     for request in requests {

@@ -42,7 +42,7 @@ pub mod params {
     pub const REPETITION_PENALTY: usize = 4;
     /// In `[0, 1)`: where the cumulative distribution is cut.
     pub const UNIFORM: usize = 5;
-    /// Row of [`Sample::mask`] that says which tokens may be chosen, counted from 1; 0 is all tokens.
+    /// Row of [`Sample::mask`](super::Sample::mask) that says which tokens may be chosen, counted from 1; 0 is all tokens.
     pub const MASK: usize = 6;
     /// Number of columns.
     pub const COUNT: usize = 7;

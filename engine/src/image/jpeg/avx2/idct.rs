@@ -164,7 +164,7 @@ fn pair<const WIDE: bool>(a: &[i16; 64], b: &[i16; 64], quant: &[u16; 64], x: us
         // Each column is its first value throughout, however large.
         let first = _mm256_slli_epi16::<2>(coefs[0]);
         for (i, values) in half_way.iter_mut().enumerate() {
-            let lanes = _mm256_set1_epi16((2 * i | (2 * i + 1) << 8) as i16);
+            let lanes = _mm256_set1_epi16(((2 * i) | ((2 * i + 1) << 8)) as i16);
             *values = _mm256_blendv_epi8(*values, _mm256_shuffle_epi8(first, lanes), nothing);
         }
     }
