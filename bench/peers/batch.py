@@ -52,7 +52,7 @@ def main():
     if args.out:
         report = {"schema": "ocelli.peers.batch.v1", "cpu": quiet.cpu(), "threads": args.threads, "pictures": count, "tokens": args.tokens,
                   "options": args.options, "ratio": ratio, "disturbed_rounds": again, "rounds": kept}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def main():
     if args.out:
         versions = {name: features.version(name) for name in ("pil", "libjpeg_turbo", "webp", "zlib")}
         report = {"schema": "ocelli.peers.pictures.v1", "cpu": quiet.cpu(), "versions": versions, "width": WIDTH, "height": HEIGHT, "rows": rows}
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        args.out.write_text(json.dumps(report) + "\n")
 
 
 if __name__ == "__main__":
