@@ -169,7 +169,7 @@ pub struct DeviceArgs {
     /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
     #[arg(long)]
     pub no_tune: bool,
-    /// Compute each answer with the same kernels whatever else is answered beside it, so that it is the same to the last bit: slower.
+    /// Choose kernels, and how they cut their work, by nothing that depends on what else is answered at the same time: slower.
     #[arg(long)]
     pub batch_invariant: bool,
 }

@@ -10,7 +10,7 @@ use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
 /// Methods whose tensors tell what they are: read, or refused with their name.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 11] = [
     "compressed-tensors",
     "fp8",
     "fbgemm_fp8",
@@ -18,7 +18,6 @@ const KNOWN: [&str; 12] = [
     "modelopt",
     "gptq",
     "awq",
-    "auto-round",
     "bitsandbytes",
     "hqq",
     "quanto",
