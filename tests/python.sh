@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Python package, installs it into an environment of its own in target/python/, and tests it there.
 #
-#   tests/python.sh           prints `skipped: what: why` for what cannot be had: `python` (python3 with pip and maturin), `ray`
+#   tests/python.sh           prints `skipped: what: why` for what cannot be had: `python` (python3 with pip and maturin), `ray`, `mlx`
 #
 # OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for everything). Needs target/release/ocelli.
 set -u -o pipefail
@@ -70,6 +70,12 @@ if install ray "ray[data,serve]>=2.40"; then
 else
     absent ray "pip could not install ray: $(tail -n 1 "$root/pip.log")"
     skipped=1
+fi
+if install mlx "mlx[cpu]>=0.32"; then
+    files="$files tests/python/test_quantized.py"
+else
+    absent mlx "pip could not install mlx: $(tail -n 1 "$root/pip.log")"
+    skipped=$((skipped + 1))
 fi
 export RAY_USAGE_STATS_ENABLED=0 RAY_TMPDIR=${RAY_TMPDIR:-/tmp} OCELLI_CACHE=$root/no-cache HF_HUB_OFFLINE=1
 timeout 600 "$root/env/bin/python" -m pytest -q -p no:cacheprovider -p no:warnings --durations=5 $files 2>&1 | tee "$root/pytest.log"

@@ -3,8 +3,9 @@
 //! The directory holds `inputs.json` (cases with messages, picture names, processor arguments, ids) and
 //! `golden.safetensors` (`<case>.<stage>` tensors); `tests/golden/README.md` describes both. Our own pixels and token
 //! ids are compared with the stored ones; then the stored pixels are fed on, so that each later stage is compared on
-//! equal inputs.
+//! equal inputs. [`bare`] is for references with tokens and logits alone.
 
+mod bare;
 mod drawn;
 mod dual;
 
@@ -167,12 +168,16 @@ pub fn verify(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<Report> {
-    let inputs: Inputs = ModelFiles::dir(reference).require_json("inputs.json")?;
     let golden = Golden(TensorFile::open(&reference.join("golden.safetensors"))?);
     let backend = device.caps().backend;
     let mut cases = Vec::new();
-    for case in &inputs.cases {
-        cases.push(verify_case(files, reference, device, precision, &golden, case)?);
+    if bare::is_bare(&golden.0) {
+        cases.push(bare::verify_case(files, device, Ctx::new(device, precision)?, &golden.0)?);
+    } else {
+        let inputs: Inputs = ModelFiles::dir(reference).require_json("inputs.json")?;
+        for case in &inputs.cases {
+            cases.push(verify_case(files, reference, device, precision, &golden, case)?);
+        }
     }
     if cases.is_empty() {
         let path = reference.join("inputs.json").display().to_string();

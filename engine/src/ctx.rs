@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use ocelli_kernels::ops::{Math, Matmul};
 use ocelli_kernels::{
     Code, DType, Device, Element, Exec, Fetch, KernelError, NullLog, NullStream, Op, Recorded, Stream, View,
-    Weights,
+    Weights, quant,
 };
 
 use crate::error::{Error, Result};
@@ -420,6 +420,8 @@ impl Ctx {
             DType::F16 => pairs().map(|pair| f16::from_le_bytes(pair).to_f32()).collect(),
             DType::I8 => bytes.iter().map(|&b| f32::from(b as i8)).collect(),
             DType::U8 => bytes.iter().map(|&b| f32::from(b)).collect(),
+            DType::E4M3 => bytes.iter().map(|&b| quant::e4m3::value(b)).collect(),
+            DType::E8M0 => bytes.iter().map(|&b| quant::e8m0(b)).collect(),
             DType::I32 => {
                 bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]) as f32).collect()
             }

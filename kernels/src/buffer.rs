@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use smallvec::SmallVec;
 
-use crate::spec::{DType, Element, Format, KernelError, Layout, ShapeError};
+use crate::spec::{DType, Element, Format, KernelError, Layout, ShapeError, Zero};
 
 /// Alignment of host allocations: a cache line, and the widest vector register.
 pub const HOST_ALIGN: usize = 64;
@@ -353,12 +353,17 @@ impl View {
     /// As [`read_ptr`](Self::read_ptr), for writing too; errors for read-only memory as well.
     pub fn write_ptr<T: Element>(&self, by: StreamId) -> Result<*mut T, KernelError> {
         self.typed::<T>()?;
+        self.write_bytes_ptr(by).map(<*mut u8>::cast)
+    }
+
+    /// As [`write_ptr`](Self::write_ptr) for the first byte, whatever the type.
+    fn write_bytes_ptr(&self, by: StreamId) -> Result<*mut u8, KernelError> {
         let host = self.host()?;
         match host.owner {
             StreamId::SHARED => Err(KernelError::ReadOnly),
             owner if owner != by => Err(KernelError::WrongStream),
             // SAFETY: `new` checked that the window lies within the buffer.
-            _ => Ok(unsafe { host.base.as_ptr().add(self.offset) }.cast()),
+            _ => Ok(unsafe { host.base.as_ptr().add(self.offset) }),
         }
     }
 
@@ -376,14 +381,7 @@ impl View {
     pub(crate) fn fill_from(&self, bytes: &[u8], by: StreamId) -> Result<(), KernelError> {
         let size = self.check_bytes(bytes.len())?;
         // Every bit pattern is a value of each type, so a byte-wise copy is type-correct.
-        let base = match self.dtype {
-            DType::F32 => self.write_ptr::<f32>(by)?.cast::<u8>(),
-            DType::BF16 => self.write_ptr::<half::bf16>(by)?.cast(),
-            DType::F16 => self.write_ptr::<half::f16>(by)?.cast(),
-            DType::I8 => self.write_ptr::<i8>(by)?.cast(),
-            DType::U8 => self.write_ptr::<u8>(by)?,
-            DType::I32 => self.write_ptr::<i32>(by)?.cast(),
-        };
+        let base = self.write_bytes_ptr(by)?;
         let mut from = bytes.chunks_exact(size);
         self.layout.for_each_offset(|offset| {
             if let Some(chunk) = from.next() {
@@ -511,6 +509,8 @@ pub struct WeightPart {
     pub rows: usize,
     /// The planes of the format, see [`Format`].
     pub planes: SmallVec<[View; 3]>,
+    /// What every scale is multiplied with.
+    pub factor: f32,
     /// Bias `[rows]`, added to the products of this part.
     pub bias: Option<View>,
 }
@@ -561,8 +561,15 @@ impl Weights {
             return Err(ShapeError::mismatch("bias", format!("dense floats [{n}]"), format!("{bias:?}")));
         }
         let mut parts = SmallVec::new();
-        parts.push(WeightPart { rows: n, planes, bias });
+        parts.push(WeightPart { rows: n, planes, factor: 1.0, bias });
         Ok(Self { format, n, k, parts })
+    }
+
+    /// The same matrix with every scale `factor` times as large.
+    #[must_use]
+    pub fn times(mut self, factor: f32) -> Self {
+        self.parts.iter_mut().for_each(|part| part.factor *= factor);
+        self
     }
 
     /// A dense matrix from one view `[n, k]`.
@@ -614,8 +621,9 @@ impl Weights {
         }
         let mut planes = SmallVec::new();
         for (plane, shape) in part.planes.iter().zip(self.format.planes(part.rows, self.k)) {
-            // Only zero points are packed along rows.
-            let held = self.format.grouped().filter(|_| shape.name == "zeros");
+            // Only zero points that are codes are packed along rows.
+            let held =
+                self.format.grouped().filter(|grouped| shape.name == "zeros" && grouped.zero == Zero::Codes);
             let held = held.map_or(1, |grouped| 32 / grouped.code.bits());
             if !first.is_multiple_of(held) || !(rows.is_multiple_of(held) || first + rows == part.rows) {
                 let wanted = format!("multiples of {held}");
@@ -628,7 +636,7 @@ impl Weights {
             planes.push(plane.narrow(0, first / held, rows.div_ceil(held))?);
         }
         let bias = part.bias.as_ref().map(|bias| bias.narrow(0, first, rows)).transpose()?;
-        Ok(WeightPart { rows, planes, bias })
+        Ok(WeightPart { rows, planes, bias, ..*part })
     }
 
     /// Storage format.

@@ -48,7 +48,7 @@ pub use reference::{ReferenceDevice, ReferenceStream};
 pub use select::{Picks, Reject, Row, Rows, Variant, explain, select};
 pub use spec::{
     Arch, Backend, Caps, Code, Cost, CudaCaps, DType, Element, Format, Grouped, KernelError, Layout,
-    ShapeError, WgpuCaps,
+    ShapeError, WgpuCaps, Zero,
 };
 #[cfg(feature = "wgpu")]
 pub use wgpu::WgpuLaunch;

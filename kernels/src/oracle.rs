@@ -94,12 +94,22 @@ impl Oracle {
             DType::I8 => self.read_as::<i8, _>(view, f64::from),
             DType::U8 => self.read_as::<u8, _>(view, f64::from),
             DType::I32 => self.read_as::<i32, _>(view, f64::from),
+            DType::E4M3 => self.read_bytes(view, quant::e4m3::value),
+            DType::E8M0 => self.read_bytes(view, quant::e8m0),
         }
     }
 
     /// The elements of an i32 view in row-major order.
     pub fn ints(&self, view: &View) -> Result<Vec<i64>, KernelError> {
         self.read_as::<i32, i64>(view, i64::from)
+    }
+
+    fn read_bytes(&self, view: &View, to: impl Fn(u8) -> f32) -> Result<Vec<f64>, KernelError> {
+        let base = view.read_bytes_ptr(self.by)?;
+        let mut all = Vec::with_capacity(view.len());
+        // SAFETY: offsets of the layout stay within its extent, for which the pointer is valid; elements are bytes.
+        view.layout().for_each_offset(|offset| all.push(to(unsafe { *base.add(offset) }).into()));
+        Ok(all)
     }
 
     fn read_as<T: Element, R>(&self, view: &View, to: impl Fn(T) -> R) -> Result<Vec<R>, KernelError> {
@@ -115,14 +125,17 @@ impl Oracle {
         self.weights_and_zeros(weights).map(|(all, _)| all)
     }
 
-    /// A weight matrix `[n, k]`, decoded, and what was subtracted from each weight for its zero point: nothing where the
-    /// format has none.
+    /// A weight matrix `[n, k]`, decoded, and the size of what each weight has beside its scaled code, as kernels may add it apart: nothing
+    /// where the format has no zero points.
     pub fn weights_and_zeros(&self, weights: &Weights) -> Result<(Vec<f64>, Vec<f64>), KernelError> {
         let (mut all, mut zeros) = (Vec::with_capacity(weights.n() * weights.k()), Vec::new());
         for part in weights.parts() {
-            match weights.format().dense() {
-                Some(_) => all.extend(self.read(&part.planes[0])?),
-                None => quant::decode(weights.format(), weights.k(), part, self, &mut all, &mut zeros)?,
+            let (format, k) = (weights.format(), weights.k());
+            match format.grouped() {
+                None => all.extend(self.read(&part.planes[0])?),
+                Some(grouped) => {
+                    quant::grouped::decode_f64(format, grouped, k, part, self, &mut all, &mut zeros)?;
+                }
             }
         }
         Ok((all, zeros))
@@ -201,5 +214,21 @@ pub(crate) fn encode(dtype: DType, value: f64, bytes: &mut Vec<u8>) {
         DType::I8 => bytes.extend((value as i8).to_le_bytes()),
         DType::U8 => bytes.push(value as u8),
         DType::I32 => bytes.extend((value as i32).to_le_bytes()),
+        DType::E4M3 => bytes.push(quant::e4m3::nearest(value as f32)),
+        DType::E8M0 => bytes.push(quant::to_e8m0(value as f32)),
+    }
+}
+
+/// The first element in `bytes`.
+pub(crate) fn decode(dtype: DType, bytes: &[u8]) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        DType::I32 => f64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
+        DType::BF16 => f64::from(bf16::from_le_bytes([bytes[0], bytes[1]])),
+        DType::F16 => f64::from(f16::from_le_bytes([bytes[0], bytes[1]])),
+        DType::I8 => f64::from(bytes[0] as i8),
+        DType::U8 => f64::from(bytes[0]),
+        DType::E4M3 => f64::from(quant::e4m3::value(bytes[0])),
+        DType::E8M0 => f64::from(quant::e8m0(bytes[0])),
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use crate::buffer::{HostBuf, Storage, View, WeightPart, Weights};
-use crate::spec::{Format, Grouped, KernelError};
+use crate::spec::{DType, Format, Grouped, KernelError, Zero};
 
 /// A run of host rows of one plane.
 pub(crate) struct Source<'a> {
@@ -74,17 +74,19 @@ pub(crate) fn flat(view: &View) -> Result<View, KernelError> {
     })
 }
 
-/// Parts that can become one: all of them, unless packed zero points of one would begin inside a word.
+/// Parts that can become one: all of them, unless packed zero points of one would begin inside a word, or factors differ.
 pub(crate) fn runs(weights: &Weights) -> Vec<&[WeightPart]> {
     let parts = weights.parts();
     let whole = |part: &WeightPart| match weights.format() {
-        Format::Grouped(Grouped { code, zero: true, .. }) => (part.rows * code.bits()).is_multiple_of(32),
+        Format::Grouped(Grouped { code, zero: Zero::Codes, .. }) => {
+            (part.rows * code.bits()).is_multiple_of(32)
+        }
         _ => true,
     };
     let mut runs = Vec::new();
     let mut start = 0;
     for (i, part) in parts.iter().enumerate() {
-        if !whole(part) || i + 1 == parts.len() {
+        if !whole(part) || parts.get(i + 1).is_none_or(|next| next.factor != part.factor) {
             runs.push(&parts[start..=i]);
             start = i + 1;
         }
@@ -113,7 +115,11 @@ pub(crate) fn sources<'a>(
 
 /// How many rows of the matrix one row of a plane holds: several only for packed zero points.
 pub(crate) fn rows_held(plane: &crate::spec::PlaneShape, n: usize) -> usize {
-    if plane.name == "zeros" { n.div_ceil(plane.rows.max(1)).next_power_of_two() } else { 1 }
+    if plane.name == "zeros" && plane.dtype == DType::I32 {
+        n.div_ceil(plane.rows.max(1)).next_power_of_two()
+    } else {
+        1
+    }
 }
 
 /// One bias for the rows: f32, zero where a part has none; `None` where no part has one.

@@ -66,6 +66,8 @@ const INERT: &[&str] = &[
     "projection_dim",
     "pruned_heads",
     "quantization_config",
+    "quantization",
+    "compression_config",
     "remove_invalid_values",
     "repetition_penalty",
     "return_dict",

@@ -37,7 +37,7 @@ fn rounding_and_packing_equal_compressed_tensors() {
         "int8rowz.f32",
     ] {
         let format: Format = text.parse().expect(text);
-        let planes = grouped::encode(format, shape[0], shape[1], &w).expect(text);
+        let planes = grouped::encode(format, shape[0], shape[1], &w, 1.0).expect(text);
         for (plane, name) in planes.iter().zip(["packed", "scales", "zeros"]) {
             let name = format!("{text}/{name}");
             assert_eq!(plane, file.tensor(&name).expect(&name).data(), "{name}");
@@ -66,7 +66,7 @@ fn pack_quantized_files_decode_and_multiply() {
             .filter_map(|name| tensor(name))
             .collect();
 
-        let w = grouped::decode(format, n, k, &planes.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let w = grouped::decode(format, n, k, &planes.iter().map(Vec::as_slice).collect::<Vec<_>>(), 1.0);
         let w = w.expect(case);
         let max = w.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let rows = golden.tensor("rows").expect("rows").data().to_vec();

@@ -8,7 +8,7 @@ use ocelli_kernels::ops::{
 use ocelli_kernels::spec::text;
 use ocelli_kernels::{
     Arch, Backend, BackendOp, Caps, Code, DType, Device, Exec, Format, Grouped, KernelError, NullStream, Op,
-    OpVisitor, Queue, ReferenceStream, Reject, ShapeError, Stream, Variant, View, Weights, explain,
+    OpVisitor, Queue, ReferenceStream, Reject, ShapeError, Stream, Variant, View, Weights, Zero, explain,
     for_each_op, select,
 };
 
@@ -136,7 +136,7 @@ fn specs_survive_their_text_form() {
         m: 1,
         n: 8192,
         k: 8192,
-        w: Format::Grouped(Grouped { code: Code::Int4, group: 128, zero: false, scale: DType::BF16 }),
+        w: Format::Grouped(Grouped { code: Code::Int4, group: 128, zero: Zero::None, scale: DType::BF16 }),
         ..MatmulSpec::default()
     };
     assert_eq!(text::write(&spec), "m=1 n=8192 k=8192 w=int4g128");

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ocelli_bench::eval::{Report, evaluate};
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::weights::{Checkpoint, QuantizeOptions, Role, quantize};
+use ocelli_engine::weights::{Checkpoint, Layout, QuantizeOptions, QuantizeScheme, Role, quantize};
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::quant::grouped;
 use ocelli_kernels::{Backend, DeviceOptions, Format};
@@ -37,17 +37,18 @@ fn f32_answers_as_transformers_does() {
 }
 
 /// The accuracy of the model quantized in groups of 32, and with 8-bit activations.
-fn quantized(bits: u8, fast_int8: bool) -> Report {
-    let name = format!("ocelli-demo-int{bits}-{fast_int8}-{}", std::process::id());
+fn quantized(scheme: QuantizeScheme, fast_int8: bool) -> Report {
+    let name = format!("ocelli-demo-{}-{fast_int8}-{}", scheme.name(), std::process::id());
     let out = std::env::temp_dir().join(name);
     let files = &ocelli_models::demo::FILES;
     let roles = ocelli_models::roles(files).expect("a family");
     let role = |module: &str| roles.get(module).copied();
-    let options = QuantizeOptions::new(bits);
+    let layout = if scheme == QuantizeScheme::Nf4 { Layout::Bitsandbytes } else { Layout::default() };
+    let options = QuantizeOptions { layout, ..QuantizeOptions::new(scheme) };
     quantize(files, &out, &role, &options, &mut |_| ControlFlow::Continue(())).expect("a quantized copy");
     let report = run(&ModelFiles::dir(&out), Precision { fast_int8, ..Precision::default() });
     std::fs::remove_dir_all(&out).expect("the copy goes");
-    println!("int{bits}, fast_int8 {fast_int8}: {:.2}% of {} rows", report.accuracy, report.rows);
+    println!("{}, fast_int8 {fast_int8}: {:.2}% of {} rows", scheme.name(), report.accuracy, report.rows);
     report
 }
 
@@ -55,9 +56,23 @@ fn quantized(bits: u8, fast_int8: bool) -> Report {
 #[test]
 fn quantized_copies_stay_accurate() {
     let reference = 100.0 * 1741.0 / 1756.0;
-    for (bits, fast_int8, points) in [(8, false, 0.2), (4, false, 0.5), (8, true, 0.5), (4, true, 1.0)] {
-        let report = quantized(bits, fast_int8);
-        assert!(report.accuracy >= reference - points, "int{bits} {fast_int8}: {:.2}%", report.accuracy);
+    for (scheme, fast_int8, points) in [
+        (QuantizeScheme::Int8, false, 0.2),
+        (QuantizeScheme::Int4, false, 0.5),
+        (QuantizeScheme::Int8, true, 0.5),
+        (QuantizeScheme::Int4, true, 1.0),
+        (QuantizeScheme::Fp8, false, 0.5),
+        (QuantizeScheme::Nf4, false, 1.0),
+        (QuantizeScheme::Mxfp4, false, 2.0),
+        (QuantizeScheme::Nvfp4, false, 1.0),
+    ] {
+        let report = quantized(scheme, fast_int8);
+        assert!(
+            report.accuracy >= reference - points,
+            "{} {fast_int8}: {:.2}%",
+            scheme.name(),
+            report.accuracy
+        );
     }
 }
 
@@ -77,7 +92,7 @@ fn fp8_copy(out: &Path) -> usize {
         match *info.shape {
             [n, k] if roles.get(module) == Some(&Role::Decoder) && k.is_multiple_of(4) => {
                 let planes =
-                    grouped::encode(format, n, k, &checkpoint.floats(name).expect(name)).expect(name);
+                    grouped::encode(format, n, k, &checkpoint.floats(name).expect(name), 1.0).expect(name);
                 let [codes, scales] = <[Vec<u8>; 2]>::try_from(planes).expect("two planes");
                 tensors.push((name.to_owned(), Dtype::F8_E4M3, vec![n, k], codes));
                 tensors.push((format!("{module}.weight_scale"), Dtype::F32, vec![n, 1], scales));

@@ -4,6 +4,7 @@ mod batch;
 mod cuda;
 mod demo;
 mod published;
+mod quantized;
 mod real_size;
 mod video;
 mod wgpu;

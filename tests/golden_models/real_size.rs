@@ -12,7 +12,7 @@ use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::generate;
 use ocelli_engine::text::Message;
-use ocelli_engine::weights::{QuantizeOptions, quantize};
+use ocelli_engine::weights::{QuantizeOptions, QuantizeScheme, quantize};
 use ocelli_engine::{Ctx, Pipeline, Precision, Stage};
 use ocelli_kernels::{Backend, Device, DeviceOptions};
 use serde_json::{Value, json};
@@ -201,8 +201,10 @@ fn wgpu_gives_the_logits_of_the_cpu() {
     let files = ModelFiles::dir(&folder.0);
     let roles = ocelli_models::roles(&files).expect("a family");
     let role = |module: &str| roles.get(module).copied();
-    quantize(&files, &int4.0, &role, &QuantizeOptions::new(4), &mut |_| ControlFlow::Continue(()))
-        .expect("a quantized copy");
+    quantize(&files, &int4.0, &role, &QuantizeOptions::new(QuantizeScheme::Int4), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .expect("a quantized copy");
     for (format, files) in [("bf16", files), ("int4", ModelFiles::dir(&int4.0))] {
         let (tokens, expected) = answer(&files, &*cpu);
         let (got_tokens, got) = answer(&files, &*wgpu);

@@ -8,7 +8,7 @@ use ocelli_kernels::cpu::CpuDevice;
 use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::ops::Matmul;
-use ocelli_kernels::{Code, DType, Device, Format, Grouped, View};
+use ocelli_kernels::{Code, DType, Device, Format, Grouped, View, Zero};
 
 use super::build::{f32s, i32s, i64s, valid};
 use super::{decoded, golden, model_of};
@@ -58,7 +58,7 @@ fn published_fp8_files_decode_to_the_bit_and_multiply() {
         ("ct_fp8_block", "fp8g128", false),
         ("fp8_block128_exact", "fp8g128.f32", true),
         ("fp8_block128_partial_main", "fp8g128.f32", false),
-        ("fp8_block128_ue8m0", "fp8g128.f32", false),
+        ("fp8_block128_ue8m0", "fp8g128.e8m0", false),
     ] {
         let dir = golden("quant").join(case);
         let expected = TensorFile::open(&dir.join("golden.safetensors")).expect(case);
@@ -141,12 +141,21 @@ fn what_is_not_built_is_refused_by_name() {
     let cases: Vec<(Vec<Tensor>, &str)> = vec![
         (
             vec![("p.weight", "U8", &[8], byte(8)), ("p.weight.absmax", "F32", &[1], byte(4))],
-            "m: `p`: not supported: bitsandbytes 4-bit values: their codes stand for numbers of a table; supported are F32, BF16, F16,",
+            "no tensor `p.weight.quant_state.bitsandbytes__nf4`",
         ),
-        (vec![("p.weight", "U32", &[1], byte(4)), ("p.scales", "F16", &[1], byte(2))], "MLX groups"),
-        (vec![("p.W_q", "U8", &[1], byte(1))], "HQQ integers"),
-        (vec![("p._weight_qdata", "U8", &[1], byte(1))], "torchao"),
-        (vec![("p.weight._data._data", "U8", &[1], byte(1))], "optimum-quanto"),
+        (
+            vec![("p.weight", "U32", &[1], byte(4)), ("p.scales", "F16", &[1], byte(2))],
+            "`p.weight`: shape: expected [8, 8], found [1]",
+        ),
+        (vec![("p.W_q", "U8", &[1], byte(1))], "no tensor `p.packing`"),
+        (
+            vec![("p._weight_qdata", "U8", &[1], byte(1))],
+            "m: `p`: not supported: torchao values: neither integers of 8 or 4 bits nor with scales beside them; supported are F32, BF16, F16,",
+        ),
+        (
+            vec![("p.weight._data._data", "U8", &[1], byte(1))],
+            "`p.weight._data._data`: shape: expected [8, 64], found [1]",
+        ),
         (
             vec![
                 ("p.weight", "F8_E5M2", &[8, 64], byte(512)),
@@ -188,7 +197,10 @@ fn what_is_not_built_is_refused_by_name() {
             ],
             "`p.weight_scale`: shape: expected [8, 2], found [8, 4]",
         ),
-        (packed(vec![("p.weight_g_idx", "I32", &[64], byte(256))]), "columns in activation order"),
+        (
+            packed(vec![("p.weight_g_idx", "I32", &[64], i32s(&[1; 64]))]),
+            "`p.weight_g_idx`: expected groups of one size, 0, found column 0 in group 1",
+        ),
         (
             packed(vec![("p.weight_packed", "I32", &[8, 9], byte(288))]),
             "tensor `p.weight_packed`: shape: expected [8, 8], found [8, 9]",
@@ -222,7 +234,7 @@ fn what_is_not_built_is_refused_by_name() {
     let format = in_memory(&packed(vec![])).at("p").linear(8, 64, false).expect("packed").format();
     assert_eq!(
         format,
-        Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: false, scale: DType::F32 })
+        Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: Zero::None, scale: DType::F32 })
     );
 }
 

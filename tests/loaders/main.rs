@@ -3,6 +3,7 @@
 mod alloc;
 mod build;
 mod checkpoints;
+mod corrupt;
 mod fuzz;
 mod hostile;
 mod json;

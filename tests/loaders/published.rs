@@ -3,35 +3,73 @@
 use std::sync::Arc;
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::weights::{Checkpoint, TensorFile};
-use ocelli_kernels::Storage;
+use ocelli_engine::weights::{Checkpoint, TensorFile, sources};
+use ocelli_kernels::cpu::{self, isa::Isa};
+use ocelli_kernels::ops::{Matmul, MatmulSpec};
+use ocelli_kernels::{Arch, Backend, BackendOp, Caps, Format, Storage};
+use ocelli_tests::holds_table;
 
 use super::build::{f32s, i32s, valid};
 use super::{decoded, golden, model_of};
 
-const N: usize = 192;
-const K: usize = 256;
+/// A matrix as its library stored it: its size, the format that it is read as, whether it has a bias, and which planes lie in the
+/// file as kernels want them.
+pub struct Layer {
+    pub case: &'static str,
+    pub size: [usize; 2],
+    format: &'static str,
+    pub bias: bool,
+    stored: &'static [&'static str],
+}
 
-/// Each case, the format that it is read as, and whether it has a bias.
-const CASES: [(&str, &str, bool); 18] = [
-    ("awq_gemm_g64", "int4g64z.f16", true),
-    ("gptq_4bit_g128_sym_v1", "int4g128.f16", false),
-    ("gptq_4bit_g32_asym_v1_zero0", "int4g32z.f16", false),
-    ("gptq_4bit_g128_asym_v2", "int4g128z.f16", false),
-    ("gptq_4bit_channel_sym_v1", "int4row.f16", false),
-    ("gptq_3bit_g128_sym_v1", "int4g128.f16", false),
-    ("gptq_8bit_g128_asym_v2", "int8g128z.f16", false),
-    ("ct_w3a16_g128_sym_dense", "int4g128", false),
-    ("ct_w3a16_g128_sym_padded_old", "int4g128", false),
-    ("ct_w8a8_int", "int8row", false),
-    ("ct_mxfp4a16", "int8g32.f32", false),
-    ("ct_nvfp4a16", "int8g16.f32", false),
-    ("bnb_int8", "int8row.f32", false),
-    ("torchao_int8wo", "int8row.f32", false),
-    ("torchao_intx4_g32", "int8g32", false),
-    ("quanto_qint8", "int8row", false),
-    ("mlx_mxfp4", "int8g32.f32", false),
-    ("mlx_nvfp4", "int8g16.f32", false),
+const fn layer(case: &'static str, format: &'static str, stored: &'static [&'static str]) -> Layer {
+    Layer { case, size: [192, 256], format, bias: false, stored }
+}
+
+const fn second(case: &'static str, format: &'static str, stored: &'static [&'static str]) -> Layer {
+    Layer { size: [128, 320], bias: true, ..layer(case, format, stored) }
+}
+
+const ALL: &[&str] = &["packed", "scales", "zeros"];
+const FLOATS: &[&str] = &["scales", "zeros"];
+
+pub const LAYERS: [Layer; 36] = [
+    Layer { bias: true, ..layer("awq_gemm_g64", "int4g64z.f16", &[]) },
+    layer("gptq_4bit_g128_sym_v1", "int4g128.f16", &[]),
+    layer("gptq_4bit_g32_asym_v1_zero0", "int4g32z.f16", &[]),
+    layer("gptq_4bit_g128_asym_v2", "int4g128z.f16", &[]),
+    layer("gptq_4bit_channel_sym_v1", "int4row.f16", &[]),
+    layer("gptq_3bit_g128_sym_v1", "int4g128.f16", &[]),
+    layer("gptq_8bit_g128_asym_v2", "int8g128z.f16", &[]),
+    layer("gptq_4bit_g128_sym_v1_descact", "int4g128.f16", &[]),
+    layer("gptq_4bit_g32_asym_v2_descact", "int4g32z.f16", &[]),
+    layer("ct_w3a16_g128_sym_dense", "int4g128", &[]),
+    layer("ct_w3a16_g128_sym_padded_old", "int4g128", &[]),
+    layer("ct_w4a16_g64_gidx_old", "int4g64", &[]),
+    layer("ct_w8a8_int", "int8row", &[]),
+    layer("ct_mxfp4a16", "fp4g32.e8m0", ALL),
+    layer("ct_nvfp4a16", "fp4g16.e4m3", ALL),
+    layer("bnb_int8", "int8row.f32", &[]),
+    layer("bnb_nf4", "nf4g64.f32", &[]),
+    second("bnb_nf4_dq_second_f16", "nf4g64.f32", &[]),
+    Layer { size: [3, 50], ..layer("bnb_nf4_ragged", "f32", &[]) },
+    layer("bnb_fp4_dq", "bnb4g64.f32", &[]),
+    layer("torchao_int8wo", "int8row.f32", &[]),
+    layer("torchao_intx4_g32", "int8g32", &[]),
+    layer("torchao_int4wo_g128", "int4g128zo.f32", &[]),
+    layer("quanto_qint8", "int8row", &[]),
+    layer("quanto_qint4", "int4g128zo", &[]),
+    layer("mlx_mxfp4", "fp4g32.e8m0", ALL),
+    layer("mlx_nvfp4", "fp4g16.e4m3", ALL),
+    layer("mlx_2bit_g32", "int4g32zo", FLOATS),
+    layer("mlx_3bit_g64", "int4g64zo", FLOATS),
+    layer("mlx_4bit_g64", "int4g64zo", ALL),
+    second("mlx_4bit_g32_second_f16", "int4g32zo.f16", ALL),
+    layer("mlx_6bit_g64", "int8g64zo", FLOATS),
+    layer("mlx_8bit_g64", "int8g64zo", ALL),
+    layer("hqq_4bit_g64_axis1", "int4g64zf.f16", &[]),
+    layer("hqq_3bit_g64_axis1", "int4g64zf.f16", &[]),
+    layer("hqq_4bit_g64_axis0", "f32", &[]),
 ];
 
 fn doubles(file: &TensorFile, name: &str) -> Vec<f64> {
@@ -42,35 +80,55 @@ fn doubles(file: &TensorFile, name: &str) -> Vec<f64> {
 /// Some rows to the bit, and the sums of all.
 #[test]
 fn decode_as_their_libraries_do() {
-    for (case, format, bias) in CASES {
+    for Layer { case, size: [n, k], format, bias, stored } in LAYERS {
         let dir = golden("quant").join(case);
         let expected = TensorFile::open(&dir.join("golden.safetensors")).expect(case);
         let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case);
-        let bias = bias && checkpoint.contains("proj.bias");
-        let weights =
-            checkpoint.at("proj").linear(N, K, bias).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(checkpoint.contains("proj.bias"), bias, "{case}");
+        let (weights, order) = checkpoint
+            .at("proj")
+            .linear_in_order(n, k, bias)
+            .unwrap_or_else(|error| panic!("{case}: {error}"));
         assert_eq!(weights.format().to_string(), format, "{case}");
-        assert_eq!(checkpoint.made(), weights.format().bytes(N, K), "{case}");
+        let planes = weights.format().planes(n, k);
+        let made: usize = planes
+            .iter()
+            .filter(|plane| !stored.contains(&plane.name))
+            .map(|plane| plane.rows * plane.cols * plane.dtype.size())
+            .sum();
+        assert_eq!(checkpoint.made(), made as u64, "{case}");
+        assert_eq!(checkpoint.copied().tensors, 0, "{case}");
         let left: Vec<&str> = checkpoint.unused().collect();
-        let known = ["proj.g_idx", "proj.weight_shape", "proj.input_scale", "proj.output_scale", "proj.bias"];
-        assert!(left.iter().all(|name| known.contains(name)), "{case}: {left:?}");
+        let known = ["proj.g_idx", "proj.weight_shape", "proj.input_scale", "proj.output_scale"];
+        let notes = |name: &&str| known.contains(name) || case.starts_with("hqq");
+        assert!(left.iter().all(notes), "{case}: {left:?}");
 
-        let all = decoded(&weights);
+        let mut all = decoded(&weights);
+        if let Some(order) = &order {
+            assert!(case.contains("descact") || case.contains("gidx"), "{case}");
+            let sorted = all.clone();
+            for (row, sorted) in all.chunks_exact_mut(k).zip(sorted.chunks_exact(k)) {
+                order.iter().zip(sorted).for_each(|(&column, w)| row[column as usize] = *w);
+            }
+        }
         let rows = expected.ints("rows").expect("rows");
         let w = expected.floats("w_deq").expect("w_deq");
-        // The library divides by 127 after the product: two roundings in another order.
-        let slack = if case == "bnb_int8" { 2.0 * f32::EPSILON } else { 0.0 };
-        for (row, w) in rows.iter().zip(w.chunks_exact(K)) {
-            let found = &all[*row as usize * K..][..K];
+        // The library divides by 127 after the product, or a scale by that of the matrix: two roundings in another order. Offsets
+        // are added to a product that it rounds first.
+        let most = w.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        let slack = |w: f32| match case {
+            "bnb_int8" | "ct_nvfp4a16" => 2.0 * f32::EPSILON * w.abs(),
+            _ if format.contains("zo") => f32::EPSILON * most,
+            _ => 0.0,
+        };
+        for (row, w) in rows.iter().zip(w.chunks_exact(k)) {
+            let found = &all[*row as usize * k..][..k];
             for (i, (found, w)) in found.iter().zip(w).enumerate() {
-                assert!(
-                    (found - w).abs() <= slack * w.abs(),
-                    "{case}: row {row}, {i}: {found}, expected {w}"
-                );
+                assert!((found - w).abs() <= slack(*w), "{case}: row {row}, {i}: {found}, expected {w}");
             }
         }
         let (sums, sizes) = (doubles(&expected, "w_rowsum"), doubles(&expected, "w_rowabs"));
-        for (row, found) in all.chunks_exact(K).enumerate() {
+        for (row, found) in all.chunks_exact(k).enumerate() {
             let sum: f64 = found.iter().map(|&w| f64::from(w)).sum();
             let size: f64 = found.iter().map(|&w| f64::from(w.abs())).sum();
             let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-6 * sizes[row];
@@ -82,21 +140,90 @@ fn decode_as_their_libraries_do() {
 /// Plans read no weights and take no memory for them.
 #[test]
 fn plans_make_nothing() {
-    for (case, format, _) in CASES {
+    for Layer { case, size: [n, k], format, stored, .. } in LAYERS {
         let checkpoint =
             Checkpoint::open(&ModelFiles::dir(golden("quant").join(case))).expect(case).planned();
-        let weights = checkpoint.at("proj").linear(N, K, false).expect(case);
-        assert_eq!(weights.format().to_string(), format, "{case}");
-        assert!(matches!(weights.parts()[0].planes[0].storage(), Storage::Meta(_)), "{case}");
+        let weights = checkpoint.at("proj").linear(n, k, false).expect(case);
+        // Zero points that are all the centre are known from values alone.
+        let found = weights.format().to_string();
+        assert!(found == format || found.replace('z', "") == format, "{case}: {found}");
+        for (plane, shape) in weights.parts()[0].planes.iter().zip(weights.format().planes(n, k)) {
+            let made = matches!(plane.storage(), Storage::Meta(_));
+            assert_eq!(made, !stored.contains(&shape.name), "{case} {}", shape.name);
+        }
     }
 }
 
+/// Layers whose values are compared elsewhere: what lies as kernels want it.
+const OTHERS: [&str; 7] = [
+    "ct_w4a16_g32_asym",
+    "ct_w4a16_g128_sym",
+    "ct_w8a16_channel",
+    "ct_fp8_channel_dyn_token",
+    "ct_fp8_tensor_static_act",
+    "fp8_block128_exact",
+    "fp8_block128_ue8m0",
+];
+
+/// The kernels that devices of a backend take for a format, for one row of x and for many.
+fn kernels(w: Format, caps: &Caps) -> String {
+    let of = |m: u32| {
+        let spec = MatmulSpec { m, n: 4096, k: 4096, w, ..MatmulSpec::default() };
+        let rows = <Matmul as BackendOp>::explain(&spec, caps).expect("kernels");
+        rows.iter().find(|row| row.picked).map_or("none", |row| row.variant)
+    };
+    let (few, many) = (of(1), of(256));
+    if few == many { format!("`{few}`") } else { format!("`{few}`, `{many}`") }
+}
+
+/// README's table: each published way that is read, what it becomes, and the kernels behind it.
 #[test]
-fn an_order_of_columns_is_refused() {
+fn the_table_of_formats_is_that_of_the_list() {
+    let backends = [
+        cpu::caps(Isa::SCALAR, 2),
+        Caps { backend: Backend::Wgpu, ..Caps::default() },
+        Caps::of_arch(Arch::Sm80),
+    ];
+    let mut rows: Vec<(&str, Vec<String>)> = sources().into_iter().map(|name| (name, Vec::new())).collect();
+    let (_dir, modelopt) = super::corrupt::modelopt();
+    let open = |case: &'static str| {
+        let dir = golden("quant").join(case);
+        (case, Checkpoint::open(&ModelFiles::dir(&dir)).expect(case))
+    };
+    let all = LAYERS.iter().map(|layer| layer.case).chain(OTHERS).map(open);
+    for (case, checkpoint) in all.chain([("modelopt", modelopt)]) {
+        let shape = checkpoint.info("proj.weight").map(|info| info.shape.to_vec());
+        let size = LAYERS.iter().find(|layer| layer.case == case).map(|layer| layer.size);
+        let of_shape = |shape: Vec<usize>| if case == "modelopt" { [192, 256] } else { [shape[0], shape[1]] };
+        let size = size.unwrap_or_else(|| shape.map_or([192, 256], of_shape));
+        let (weights, _) = checkpoint.at("proj").linear_in_order(size[0], size[1], false).expect(case);
+        let notes = checkpoint.notes();
+        let source = notes.last().and_then(|note| note.source).expect(case);
+        let stored = if checkpoint.made() == 0 { "in the file" } else { "made anew" };
+        let all = backends.each_ref().map(|caps| kernels(weights.format(), caps));
+        let row = format!("`{}` | {stored} | {}", weights.format(), all.join(" | "));
+        let of = rows.iter_mut().find(|(name, _)| *name == source).expect("a row of the list");
+        if !of.1.contains(&row) {
+            of.1.push(row);
+        }
+    }
+    let mut table = "| published as | read as | planes | CPU, 1 and 256 rows | WGSL | CUDA |\n| --- | --- | --- | --- | --- | --- |\n".to_owned();
+    for (name, formats) in rows {
+        assert!(!formats.is_empty(), "{name}: no golden layer");
+        for format in formats {
+            table += &format!("| {name} | {format} |\n");
+        }
+    }
+    holds_table("README.md", "<!-- formats, made by the tests -->", "<!-- end of formats -->", &table);
+}
+
+/// Experts and heads take columns as they are.
+#[test]
+fn an_order_of_columns_is_refused_where_none_is_applied() {
     let dir = golden("quant").join("gptq_4bit_g32_asym_v2_descact");
     let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir)).expect("a file");
-    let text = checkpoint.at("proj").linear(N, K, false).expect_err("refused").to_string();
-    assert!(text.contains("`proj`: not supported: columns in activation order (desc_act, g_idx)"), "{text}");
+    let text = checkpoint.at("proj").linear(192, 256, false).expect_err("refused").to_string();
+    assert!(text.contains("`proj`: not supported: columns in activation order (g_idx)"), "{text}");
 }
 
 /// Wrong shapes, absent parts and layouts that are not read: each is told by the name of its tensor.
@@ -162,7 +289,11 @@ fn what_does_not_fit_is_named() {
             "",
             "`p.g_idx`: shape: expected [64], found [32]",
         ),
-        (with(gptq(), ("p.g_idx", "I32", &[64], i32s(&[1; 64]))), "", "columns in activation order"),
+        (
+            with(gptq(), ("p.g_idx", "I32", &[64], i32s(&[1; 64]))),
+            "",
+            "`p.g_idx`: expected groups of one size, 0, found column 0 in group 1",
+        ),
         (
             int8(("p.weight_scale", "F32", &[5, 1], zeros(20))),
             "",

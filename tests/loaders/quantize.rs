@@ -4,9 +4,11 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::weights::{Checkpoint, QuantizeError, QuantizeOptions, Quantized, Role, quantize};
+use ocelli_engine::weights::{
+    Checkpoint, Layout, QuantizeError, QuantizeOptions, QuantizeScheme, Quantized, Role, quantize,
+};
 use ocelli_kernels::quant::grouped;
-use ocelli_kernels::{Code, DType, Format, Grouped};
+use ocelli_kernels::{Code, DType, Format, Grouped, Zero};
 
 use super::build::{f32s, valid};
 use super::{TempDir, decoded, golden};
@@ -46,14 +48,14 @@ fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
     let mut modules = 0;
     for (name, info) in original.infos() {
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let bits = match role(module) {
-            Some(Role::Decoder | Role::Text) => Some(options.bits),
-            Some(Role::Head | Role::Embedding) => options.head.then_some(8),
-            Some(Role::Tower) => options.tower.then_some(options.bits),
-            Some(Role::Connector) => options.connector.then_some(options.bits),
+        let scheme = match role(module) {
+            Some(Role::Decoder | Role::Text) => Some(options.scheme),
+            Some(Role::Head | Role::Embedding) => options.head.then_some(QuantizeScheme::Int8),
+            Some(Role::Tower) => options.tower.then_some(options.scheme),
+            Some(Role::Connector) => options.connector.then_some(options.scheme),
             Some(Role::Painter) | None => None,
         };
-        let (Some(bits), &[n, k]) = (bits, info.shape) else {
+        let (Some(scheme), &[n, k]) = (scheme, info.shape) else {
             assert_eq!(copy.raw(name).expect(name), original.raw(name).expect(name), "{name}");
             assert_eq!(copy.info(name), Some(info), "{name}");
             continue;
@@ -61,13 +63,18 @@ fn check(source: &Path, out: &Path, options: &QuantizeOptions) -> usize {
         modules += 1;
         let scale = options.scales.or(info.kernel_dtype()).expect("a float type");
         let group = if k.is_multiple_of(options.group.max(1) as usize) { options.group } else { 32 };
-        let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
-        let format = Format::Grouped(Grouped { code, group, zero: options.zero_points, scale });
+        let code = if scheme == QuantizeScheme::Int4 { Code::Int4 } else { Code::Int8 };
+        let format = Format::Grouped(Grouped {
+            code,
+            group,
+            zero: if options.zero_points { Zero::Codes } else { Zero::None },
+            scale,
+        });
         let weights = copy.at(module).linear(n, k, false).expect(module);
         assert_eq!(weights.format(), format, "{module}");
-        let planes = grouped::encode(format, n, k, &original.floats(name).expect(name)).expect(name);
+        let planes = grouped::encode(format, n, k, &original.floats(name).expect(name), 1.0).expect(name);
         let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-        let expected = grouped::decode(format, n, k, &planes).expect(name);
+        let expected = grouped::decode(format, n, k, &planes, 1.0).expect(name);
         assert_eq!(decoded(&weights), expected, "{module}");
         assert_eq!(copy.ints(&format!("{module}.weight_shape")).expect("a shape"), [n as i64, k as i64]);
     }
@@ -80,12 +87,35 @@ fn copies_decode_to_the_rounded_original() {
     let dir = TempDir::new();
     let golden = golden("smolvlm");
     for (index, (source, options)) in [
-        (&golden, QuantizeOptions::new(4)),
-        (&golden, QuantizeOptions { zero_points: true, scales: Some(DType::F16), ..QuantizeOptions::new(8) }),
-        (&demo(), QuantizeOptions { group: 128, ..QuantizeOptions::new(4) }),
-        (&demo(), QuantizeOptions { zero_points: true, ..QuantizeOptions::new(4) }),
-        (&demo(), QuantizeOptions { tower: true, connector: true, group: 0, ..QuantizeOptions::new(8) }),
-        (&golden, QuantizeOptions { max_shard: 100_000, tower: true, group: 64, ..QuantizeOptions::new(4) }),
+        (&golden, QuantizeOptions::new(QuantizeScheme::Int4)),
+        (
+            &golden,
+            QuantizeOptions {
+                zero_points: true,
+                scales: Some(DType::F16),
+                ..QuantizeOptions::new(QuantizeScheme::Int8)
+            },
+        ),
+        (&demo(), QuantizeOptions { group: 128, ..QuantizeOptions::new(QuantizeScheme::Int4) }),
+        (&demo(), QuantizeOptions { zero_points: true, ..QuantizeOptions::new(QuantizeScheme::Int4) }),
+        (
+            &demo(),
+            QuantizeOptions {
+                tower: true,
+                connector: true,
+                group: 0,
+                ..QuantizeOptions::new(QuantizeScheme::Int8)
+            },
+        ),
+        (
+            &golden,
+            QuantizeOptions {
+                max_shard: 100_000,
+                tower: true,
+                group: 64,
+                ..QuantizeOptions::new(QuantizeScheme::Int4)
+            },
+        ),
     ]
     .into_iter()
     .enumerate()
@@ -107,11 +137,65 @@ fn copies_decode_to_the_rounded_original() {
     assert_eq!(left.len(), 6, "{left:?}");
 }
 
+/// Every scheme in every layout that has it: what was written is what was rounded.
+#[test]
+fn other_schemes_and_layouts_decode_to_the_rounded_original() {
+    use Layout::{Bitsandbytes, CompressedTensors, Mlx};
+    let dir = TempDir::new();
+    let original = Checkpoint::open(&ModelFiles::dir(demo())).expect("the source");
+    for (index, (scheme, layout, expected)) in [
+        (QuantizeScheme::Fp8, CompressedTensors, "fp8row"),
+        (QuantizeScheme::Mxfp4, CompressedTensors, "fp4g32.e8m0"),
+        (QuantizeScheme::Nvfp4, CompressedTensors, "fp4g16.e4m3"),
+        (QuantizeScheme::Int4, Mlx, "int4g32zo"),
+        (QuantizeScheme::Int8, Mlx, "int8g32zo"),
+        (QuantizeScheme::Fp8, Mlx, "fp8g32.e8m0"),
+        (QuantizeScheme::Mxfp4, Mlx, "fp4g32.e8m0"),
+        (QuantizeScheme::Nvfp4, Mlx, "fp4g16.e4m3"),
+        (QuantizeScheme::Nf4, Bitsandbytes, "nf4g64.f32"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let out = dir.join(&format!("out{index}"));
+        let options = QuantizeOptions { layout, ..QuantizeOptions::new(scheme) };
+        let done = run(&demo(), &out, &options).expect("a copy");
+        assert_eq!(done.formats[0].0.to_string(), expected, "{layout:?}");
+        let copy = Checkpoint::open(&ModelFiles::dir(&out)).expect("the copy");
+        for (name, info) in original.infos() {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let (Some(Role::Decoder), &[n, k]) = (role(module), info.shape) else { continue };
+            let weights = copy.at(module).linear(n, k, false).expect(module);
+            let format = weights.format();
+            assert_eq!(format.to_string(), expected, "{module}");
+            let values = original.floats(name).expect(name);
+            let factor = if layout == CompressedTensors { grouped::factor(format, &values) } else { 1.0 };
+            let planes = grouped::encode(format, n, k, &values, factor).expect(name);
+            let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+            // The factor of the file is what was written the other way round.
+            let read = weights.parts()[0].factor;
+            assert!((read - factor).abs() <= f32::EPSILON * factor, "{module}: {read} of {factor}");
+            let rounded = grouped::decode(format, n, k, &planes, read).expect(name);
+            let most = rounded.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+            for (got, want) in decoded(&weights).iter().zip(&rounded) {
+                assert!((got - want).abs() <= 2.0 * f32::EPSILON * most, "{module}: {got}, expected {want}");
+            }
+            // What is lost by rounding is a share of the weights that their bits allow.
+            let error: f64 = rounded.iter().zip(&values).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            let size: f64 = values.iter().map(|w| f64::from(*w).powi(2)).sum();
+            let limit = if matches!(scheme, QuantizeScheme::Int8 | QuantizeScheme::Fp8) { 0.05 } else { 0.2 };
+            assert!((error / size).sqrt() < limit, "{module} {expected}: {}", (error / size).sqrt());
+        }
+        let unused: Vec<&str> = copy.unused().filter(|name| name.contains("text_model.layers.")).collect();
+        assert!(unused.iter().all(|name| name.contains("layernorm")), "{unused:?}");
+    }
+}
+
 #[test]
 fn a_tied_head_stays_tied_and_the_configuration_says_what_is_what() {
     let dir = TempDir::new();
     let out = dir.join("int4");
-    let done = run(&demo(), &out, &QuantizeOptions::new(4)).expect("a copy");
+    let done = run(&demo(), &out, &QuantizeOptions::new(QuantizeScheme::Int4)).expect("a copy");
     let formats: Vec<String> =
         done.formats.iter().map(|(format, count)| format!("{format} {count}")).collect();
     assert_eq!(formats, ["int4g32 35", "int8g32 1"]);
@@ -129,7 +213,9 @@ fn a_tied_head_stays_tied_and_the_configuration_says_what_is_what() {
     let block = written.as_object_mut().and_then(|map| map.remove("quantization_config")).expect("a block");
     assert_eq!(written, config(&demo()), "the rest of config.json is the source's");
     assert_eq!(block["config_groups"].as_object().map(serde_json::Map::len), Some(2));
-    let again = run(&out, &dir.join("again"), &QuantizeOptions::new(4)).expect_err("refused").to_string();
+    let again = run(&out, &dir.join("again"), &QuantizeOptions::new(QuantizeScheme::Int4))
+        .expect_err("refused")
+        .to_string();
     assert!(
         again.contains("already quantized (compressed-tensors pack-quantized: group_0 int4 group 32"),
         "{again}"
@@ -144,9 +230,20 @@ fn refusals_leave_nothing_behind() {
     let refused = |source: &Path, out: &Path, options: QuantizeOptions| {
         run(source, out, &options).expect_err("refused").to_string()
     };
-    let new = || QuantizeOptions::new(4);
-    let text = refused(&source, &dir.join("a"), QuantizeOptions { bits: 3, ..new() });
-    assert_eq!(text, "bits: expected 4 or 8, found 3");
+    let new = || QuantizeOptions::new(QuantizeScheme::Int4);
+    let nf4 = || QuantizeOptions::new(QuantizeScheme::Nf4);
+    let text = refused(&source, &dir.join("a"), nf4());
+    assert_eq!(text, "nf4: not a format of compressed-tensors; the layout of bitsandbytes has it");
+    let text = refused(&source, &dir.join("a"), QuantizeOptions { layout: Layout::Bitsandbytes, ..new() });
+    assert_eq!(text, "int4: not a format of bitsandbytes' layout; expected nf4");
+    let text = refused(&source, &dir.join("a"), QuantizeOptions { layout: Layout::Mlx, group: 0, ..new() });
+    assert_eq!(text, "group: MLX has groups of 32, 64 and 128, found 0 for whole rows");
+    let text = refused(
+        &source,
+        &dir.join("a"),
+        QuantizeOptions { head: true, layout: Layout::Bitsandbytes, ..nf4() },
+    );
+    assert_eq!(text, "head and token table become 8-bit integers beside integers alone, found nf4");
     let text = refused(&source, &dir.join("a"), QuantizeOptions { group: 33, ..new() });
     assert_eq!(text, "group: expected 32, 64, 128 or 0 for whole rows, found 33");
     let text = refused(&source, &dir.join("a"), QuantizeOptions { scales: Some(DType::I8), ..new() });
@@ -182,10 +279,12 @@ fn refusals_leave_nothing_behind() {
 fn what_is_there_is_replaced_only_when_asked_and_safe() {
     let dir = TempDir::new();
     let out = dir.join("out");
-    let force = QuantizeOptions { force: true, ..QuantizeOptions::new(4) };
-    run(&golden("smolvlm"), &out, &QuantizeOptions::new(8)).expect("a copy");
+    let force = QuantizeOptions { force: true, ..QuantizeOptions::new(QuantizeScheme::Int4) };
+    run(&golden("smolvlm"), &out, &QuantizeOptions::new(QuantizeScheme::Int8)).expect("a copy");
     let before = std::fs::read(out.join("config.json")).expect("config");
-    let text = run(&golden("smolvlm"), &out, &QuantizeOptions::new(4)).expect_err("refused").to_string();
+    let text = run(&golden("smolvlm"), &out, &QuantizeOptions::new(QuantizeScheme::Int4))
+        .expect_err("refused")
+        .to_string();
     assert!(text.ends_with("out: already exists"), "{text}");
     assert_eq!(std::fs::read(out.join("config.json")).expect("config"), before);
     run(&golden("smolvlm"), &out, &force).expect("a copy in its place");

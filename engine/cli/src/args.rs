@@ -658,7 +658,10 @@ pub struct QuantizeArgs {
     /// Format of the decoder's linear layers; with int4, head and token embedding become int8.
     #[arg(long, value_enum)]
     pub format: FormatArg,
-    /// Weights that share a scale: 32, 64 or 128, or 0 for a whole row.
+    /// Whose layout the copy has; that of compressed-tensors, of nf4 that of bitsandbytes.
+    #[arg(long, value_enum)]
+    pub layout: Option<LayoutArg>,
+    /// Of integers, weights that share a scale: 32, 64 or 128, or 0 for a whole row.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = whole::<u32>)]
     pub group: u32,
     /// Give each group a zero point besides its scale.
@@ -685,6 +688,25 @@ pub enum FormatArg {
     Int8,
     /// Integers of 4 bits.
     Int4,
+    /// 8-bit floats (E4M3), a scale a row.
+    Fp8,
+    /// NF4 in groups of 64.
+    Nf4,
+    /// 4-bit floats in groups of 32, with powers of two.
+    Mxfp4,
+    /// 4-bit floats in groups of 16, with scales of 8 bits.
+    Nvfp4,
+}
+
+/// `--layout` of `quantize`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LayoutArg {
+    /// compressed-tensors (llm-compressor, vLLM, transformers).
+    CompressedTensors,
+    /// MLX.
+    Mlx,
+    /// bitsandbytes.
+    Bitsandbytes,
 }
 
 /// `--scales` of `quantize`.

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
-use ocelli_engine::weights::{Checkpoint, QuantizeError, QuantizeOptions, Quantized, quantize as write};
+use ocelli_engine::weights::{
+    Checkpoint, Layout, QuantizeError, QuantizeOptions, QuantizeScheme, Quantized, quantize as write,
+};
 use ocelli_kernels::DType;
 use serde::Serialize;
 
-use crate::args::{FormatArg, IncludeArg, QuantizeArgs, ScalesArg};
+use crate::args::{FormatArg, IncludeArg, LayoutArg, QuantizeArgs, ScalesArg};
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::interrupt::Gentle;
 use crate::open;
@@ -31,11 +33,22 @@ struct Output<'a> {
 
 impl QuantizeArgs {
     fn options(&self) -> QuantizeOptions {
-        let bits = match self.format {
-            FormatArg::Int4 => 4,
-            FormatArg::Int8 => 8,
+        let scheme = match self.format {
+            FormatArg::Int4 => QuantizeScheme::Int4,
+            FormatArg::Int8 => QuantizeScheme::Int8,
+            FormatArg::Fp8 => QuantizeScheme::Fp8,
+            FormatArg::Nf4 => QuantizeScheme::Nf4,
+            FormatArg::Mxfp4 => QuantizeScheme::Mxfp4,
+            FormatArg::Nvfp4 => QuantizeScheme::Nvfp4,
         };
-        let mut options = QuantizeOptions::new(bits);
+        let mut options = QuantizeOptions::new(scheme);
+        options.layout = match self.layout {
+            Some(LayoutArg::CompressedTensors) => Layout::CompressedTensors,
+            Some(LayoutArg::Mlx) => Layout::Mlx,
+            Some(LayoutArg::Bitsandbytes) => Layout::Bitsandbytes,
+            None if scheme == QuantizeScheme::Nf4 => Layout::Bitsandbytes,
+            None => Layout::CompressedTensors,
+        };
         options.group = self.group;
         options.zero_points = self.zero_point;
         options.scales = match self.scales {

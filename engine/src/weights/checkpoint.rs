@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ocelli_kernels::View;
+use ocelli_kernels::{DType, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::{Copied, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
@@ -250,6 +250,12 @@ impl Checkpoint {
     pub fn tensor_as(&self, name: &str, shape: &[usize]) -> Result<View, WeightError> {
         let (file, tensor) = self.find(name)?;
         file.view_at(tensor, Some(shape))
+    }
+
+    /// A tensor seen as this shape, and its elements as another type of their size.
+    pub(super) fn plane(&self, name: &str, shape: &[usize], dtype: DType) -> Result<View, WeightError> {
+        let (file, tensor) = self.find(name)?;
+        file.view_of(tensor, Some(shape), dtype)
     }
 
     /// A matrix of bytes as rows of words, see [`TensorFile::words_at`].

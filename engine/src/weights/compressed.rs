@@ -24,6 +24,9 @@ const KNOWN: [&str; 11] = [
     "torchao",
 ];
 
+/// How blocks of MLX are called, which name no method.
+const MLX: &str = "MLX ";
+
 /// The quantization block of a `config.json`.
 #[derive(Debug)]
 pub struct Quantization {
@@ -172,8 +175,11 @@ impl Quantization {
     /// Whether nothing is known of how such weights are stored.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
-        let floats_of_mlx = self.method.is_empty() && matches!(&*self.mode, "mxfp4" | "nvfp4");
-        self.schemes.is_empty() && !KNOWN.contains(&self.method.as_str()) && !floats_of_mlx
+        let mlx = self.unnamed.starts_with(MLX)
+            && matches!(&*self.mode, "" | "affine" | "mxfp4" | "mxfp8" | "nvfp4");
+        let known = KNOWN.contains(&self.method.as_str());
+        let named = !self.method.is_empty();
+        self.schemes.is_empty() && !known && (named || !(mlx || self.unnamed == "bitsandbytes"))
     }
 
     /// The group that a module belongs to, if any: that with the closest target, unless the module is to be ignored.
@@ -291,7 +297,7 @@ fn unnamed(block: &Map<String, Value>) -> String {
                 1 => ", otherwise for 1 module".into(),
                 n => format!(", otherwise for {n} modules"),
             };
-            format!("MLX {mode}: {bits} bits in groups of {group}{others}")
+            format!("{MLX}{mode}: {bits} bits in groups of {group}{others}")
         }
         _ => {
             let fields: Vec<&str> = block.keys().map(String::as_str).take(5).collect();
@@ -330,13 +336,15 @@ mod tests {
         let mlx = serde_json::json!({"group_size": 64, "bits": 4, "mode": "affine",
             "model.layers.0.mlp.down_proj": {"group_size": 32, "bits": 8}, "vision_tower.fc1": false});
         let known = of(mlx.clone()).unwrap();
-        assert!(known.is_unknown());
+        assert!(!known.is_unknown());
+        let other = of(serde_json::json!({"group_size": 64, "bits": 4, "mode": "codebook"})).unwrap();
+        assert!(other.is_unknown());
         assert_eq!(known.name(), "MLX affine: 4 bits in groups of 64, otherwise for 2 modules");
         let short =
             Quantization::of_config(&serde_json::json!({"quantization": {"bits": 8, "group_size": 32}}));
         assert_eq!(short.unwrap().name(), "MLX affine: 8 bits in groups of 32");
         for (block, name, unknown) in [
-            (serde_json::json!({"load_in_8bit": true}), "bitsandbytes", true),
+            (serde_json::json!({"load_in_8bit": true}), "bitsandbytes", false),
             (serde_json::json!({"w_bit": 4}), "of no named method (fields: w_bit)", true),
             (serde_json::json!({"quant_method": "vptq", "format": "x"}), "vptq x", true),
             (serde_json::json!({"quant_method": 7}), "of no named method (fields: quant_method)", true),

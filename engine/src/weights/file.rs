@@ -258,8 +258,21 @@ impl TensorFile {
         let Some(dtype) = info.kernel_dtype() else {
             return Err(fail(format!("expected F32, BF16, F16, I8, U8 or I32, found {}", entry.dtype)));
         };
+        self.view_of(index, shape, dtype)
+    }
+
+    /// As [`view_at`](Self::view_at), its elements seen as another type of their size.
+    pub(super) fn view_of(
+        &self,
+        index: usize,
+        shape: Option<&[usize]>,
+        dtype: DType,
+    ) -> Result<View, WeightError> {
+        let (entry, info) = (&self.entries[index], self.info_at(index));
+        let fail = |reason: String| WeightError::tensor(&self.path, &entry.name, reason);
         let shape = shape.unwrap_or(&entry.shape);
-        if shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size)) != Some(info.len()) {
+        let len = shape.iter().try_fold(dtype.size(), |count, &size| count.checked_mul(size));
+        if len != Some(info.bytes) {
             return Err(fail(format!("expected the elements of shape {shape:?}, found {:?}", entry.shape)));
         }
         let layout = Layout::dense(shape).map_err(|e| WeightError::shape(&self.path, &entry.name, &e))?;

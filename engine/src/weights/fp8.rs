@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights};
+use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero};
 use safetensors::Dtype;
 
 use super::file::AlignedCopy;
@@ -36,7 +36,7 @@ impl Scope<'_> {
         let format = Format::Grouped(Grouped {
             code: Code::Fp8,
             group: group as u32,
-            zero: false,
+            zero: Zero::None,
             scale: scales.dtype(),
         });
         let packed = self.checkpoint().words(&weight, n, k)?;
@@ -73,8 +73,10 @@ impl Scope<'_> {
                 if bytes.contains(&u8::MAX) {
                     return Err(fail("a scale is NaN".into()));
                 }
-                let value = |e: u8| f32::from_bits(if e == 0 { 1 << 22 } else { u32::from(e) << 23 });
-                (DType::F32, bytes.iter().flat_map(|&e| value(e).to_le_bytes()).collect())
+                if rows == n {
+                    return Ok((checkpoint.plane(&full, &[n, cols], DType::E8M0)?, group));
+                }
+                (DType::E8M0, bytes.to_vec())
             }
             _ => match info.kernel_dtype().filter(|dtype| dtype.is_float()) {
                 Some(_) if rows == n => return Ok((checkpoint.tensor_as(&full, &[n, cols])?, group)),

@@ -1,6 +1,6 @@
 //! Weight matrices: which storage format a module's tensors are in.
 
-use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights};
+use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights, Zero};
 
 use super::{Note, Scope, WeightError, published};
 
@@ -11,8 +11,29 @@ impl Scope<'_> {
     /// # Errors
     /// If tensors are absent, have other shapes, or are stored in a way that is not built.
     pub fn linear(&self, n: usize, k: usize, bias: bool) -> Result<Weights, WeightError> {
+        match self.linear_in_order(n, k, bias)? {
+            (w, None) => Ok(w),
+            _ => Err(self.unsupported(
+                "columns in activation order (g_idx) of experts and heads; of other layers they are".into(),
+            )),
+        }
+    }
+
+    /// The linear layer here, and the columns of `x` that its columns meet, if they are in another order.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn linear_in_order(
+        &self,
+        n: usize,
+        k: usize,
+        bias: bool,
+    ) -> Result<(Weights, Option<Vec<i32>>), WeightError> {
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
-        self.noted(true, self.load(n, k, bias)?)
+        let w = self.noted(true, self.load(n, k, bias)?)?;
+        let order = self.published().and_then(|row| row.order).map(|order| order(self, k)).transpose()?;
+        let columns = order.flatten().map(|order| order.iter().map(|&column| column as i32).collect());
+        Ok((w, columns))
     }
 
     /// The matrix `[rows, k]` here without a bias: a token table.
@@ -24,7 +45,8 @@ impl Scope<'_> {
     }
 
     fn noted(&self, matrix: bool, w: Weights) -> Result<Weights, WeightError> {
-        self.checkpoint().note(Note::of_weights(self.prefix(), self.role_here(), matrix, &w));
+        let source = self.published().map(|row| row.name);
+        self.checkpoint().note(Note::of_weights(self.prefix(), self.role_here(), matrix, &w, source));
         Ok(w)
     }
 
@@ -47,7 +69,7 @@ impl Scope<'_> {
 
     fn load(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
         self.checkpoint().refuse_unknown()?;
-        if let Some(row) = published::ALL.iter().find(|row| (row.is)(self)) {
+        if let Some(row) = self.published() {
             return match row.load {
                 Ok(load) => load(self, n, k, bias),
                 Err(why) => Err(self.unsupported(format!("{}: {why}; {}", row.name, published::supported()))),
@@ -57,6 +79,10 @@ impl Scope<'_> {
             return Err(self.absent(&self.path("weight")));
         }
         self.dense(self.tensor("weight", &[n, k])?, bias)
+    }
+
+    fn published(&self) -> Option<&'static published::Published> {
+        published::ALL.iter().find(|row| (row.is)(self))
     }
 
     fn dense(&self, view: View, bias: Option<View>) -> Result<Weights, WeightError> {
@@ -80,13 +106,6 @@ impl Scope<'_> {
             return Err(
                 self.unsupported("quantized activations (input_activations); weights alone can be".into())
             );
-        }
-        if self.has("weight_g_idx") {
-            return Err(self.unsupported(
-                "columns in activation order (actorder `group`, weight_g_idx), whose scale changes from column to \
-                 column; re-quantize with actorder `weight` or none"
-                    .into(),
-            ));
         }
         let (Some(packed), Some(scale)) = (self.info("weight_packed"), self.info("weight_scale")) else {
             return Err(self.absent(&self.path("weight_scale")));
@@ -113,10 +132,11 @@ impl Scope<'_> {
         let group = self.group(bits, k, groups)?;
         // A symmetric scheme's zero points are all zero, whatever layout old writers gave them.
         let zero = self.has("weight_zero_point") && !scheme.is_some_and(|scheme| scheme.symmetric);
-        if !matches!(bits, 4 | 8) {
+        if !matches!(bits, 4 | 8) || self.has("weight_g_idx") {
             return published::pack_quantized(self, [n, k], usize::from(bits), group as usize, zero, bias);
         }
         let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
+        let zero = if zero { Zero::Codes } else { Zero::None };
         let format = Format::Grouped(Grouped { code, group, zero, scale: scale_type });
         let mut planes = Vec::with_capacity(3);
         for plane in format.planes(n, k) {
@@ -185,7 +205,7 @@ impl Scope<'_> {
         }
     }
 
-    fn absent(&self, name: &str) -> WeightError {
+    pub(super) fn absent(&self, name: &str) -> WeightError {
         self.checkpoint().missing(name, name)
     }
 

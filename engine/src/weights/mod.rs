@@ -22,7 +22,10 @@ pub use error::WeightError;
 pub use file::{Aligned, Copied, TensorFile, TensorInfo};
 pub use header::{MAX_AXES, MAX_HEADER};
 pub use notes::Note;
-pub use quantize::{MAX_SHARD, Progress, QuantizeError, QuantizeOptions, Quantized, Role, quantize};
+pub use published::sources;
+pub use quantize::{
+    Layout, MAX_SHARD, Progress, QuantizeError, QuantizeOptions, QuantizeScheme, Quantized, Role, quantize,
+};
 pub use safetensors::Dtype as StoredType;
 pub use scope::Scope;
 

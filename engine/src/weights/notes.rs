@@ -22,10 +22,18 @@ pub struct Note {
     pub bytes: u64,
     /// Format of a matrix.
     pub format: Option<String>,
+    /// How a matrix is published, if it is quantized: the name of a way to store it.
+    pub source: Option<&'static str>,
 }
 
 impl Note {
-    pub(super) fn of_weights(module: &str, role: Option<Role>, matrix: bool, w: &Weights) -> Self {
+    pub(super) fn of_weights(
+        module: &str,
+        role: Option<Role>,
+        matrix: bool,
+        w: &Weights,
+        source: Option<&'static str>,
+    ) -> Self {
         let biases: usize = w.parts().iter().filter_map(|part| part.bias.as_ref()).map(View::len).sum();
         Self {
             module: module.to_owned(),
@@ -34,12 +42,13 @@ impl Note {
             parameters: (w.n() * w.k() + biases) as u64,
             bytes: w.bytes(),
             format: Some(w.format().to_string()),
+            source,
         }
     }
 
     pub(super) fn of_view(module: String, role: Option<Role>, view: &View) -> Self {
         let (parameters, bytes) = (view.len() as u64, view.bytes());
-        Self { module, role, matrix: false, parameters, bytes, format: None }
+        Self { module, role, matrix: false, parameters, bytes, format: None, source: None }
     }
 }
 

@@ -1,10 +1,8 @@
 //! Operands of cases, on guarded memory.
 
-use half::{bf16, f16};
-
 use crate::buffer::{Storage, StreamId, View, Weights};
-use crate::oracle::encode;
-use crate::spec::{Code, DType, Format, Grouped, Layout};
+use crate::oracle::{decode, encode};
+use crate::spec::{Code, DType, Format, Grouped, Layout, Zero};
 
 /// Bytes before and after each operand, all set to 0xFF: a NaN in every float type.
 const GUARD: usize = 64;
@@ -158,47 +156,56 @@ impl CaseCx {
     /// A random weight matrix `[n, k]` of any format, its values near `1 / sqrt(k)`; with a bias if asked.
     pub fn weights(&mut self, format: Format, n: usize, k: usize, bias: bool) -> Weights {
         let std = 1.0 / (k.max(1) as f32).sqrt();
+        let grouped = format.grouped();
+        // A third of the largest integer, or about the mean square of all codes of others, makes such values.
+        let most = grouped.map_or(std, |Grouped { code, .. }| match code.centre() {
+            Some(centre) => 3.0 * std / f32::from(centre),
+            None => 4.0 * std / code.range().1,
+        });
+        // Scales of 8 bits are near 1, and a factor takes them there.
+        let factor = grouped.filter(|grouped| !grouped.scale.is_float()).map_or(1.0, |_| 0.3 * most);
         let planes: Vec<View> = format
             .planes(n, k)
             .iter()
             .map(|plane| {
                 let shape = [plane.rows, plane.cols];
-                match (format, plane.dtype) {
-                    (_, DType::I32) => {
-                        let view =
-                            self.guarded(Layout::dense(&shape).expect("a layout of a test case"), DType::I32);
-                        if !self.filled {
-                            return view;
-                        }
-                        let mut bytes: Vec<u8> =
-                            (0..view.len()).flat_map(|_| (self.bits() as u32).to_le_bytes()).collect();
-                        if let Format::Grouped(Grouped { code: Code::Fp8, .. }) = format {
-                            // NaN may be read as any of several values.
-                            bytes
-                                .iter_mut()
-                                .filter(|byte| **byte & 0x7f == 0x7f)
-                                .for_each(|byte| *byte &= 0xfe);
-                        }
-                        view.fill_from(&bytes, self.id).expect("own memory");
-                        view
-                    }
-                    (Format::Grouped(Grouped { code, .. }), dtype) => {
-                        // A third of the largest code, or about the mean square of all codes of floats.
-                        let size = match code {
-                            Code::Int4 => 8.0 / 3.0,
-                            Code::Int8 => 128.0 / 3.0,
-                            Code::Fp8 => 100.0,
+                match (grouped, plane.name) {
+                    (None, _) => self.random(&shape, plane.dtype, Fill::Normal(std)),
+                    (Some(grouped), _) if plane.dtype == DType::I32 => self.codes(grouped.code, &shape),
+                    (Some(grouped), "zeros") => {
+                        let centre = f32::from(grouped.code.centre().unwrap_or_default());
+                        // About the centre, as a code and as what takes the codes there.
+                        let fill = match grouped.zero {
+                            Zero::Offset => Fill::Uniform(-1.2 * centre * most, -0.1 * centre * most),
+                            _ => Fill::Uniform(0.5 * centre, 1.5 * centre),
                         };
-                        let most = std / size;
-                        self.random(&shape, dtype, Fill::Uniform(0.2 * most, most))
+                        self.random(&shape, plane.dtype, fill)
                     }
-                    (Format::Dense(_), dtype) => self.random(&shape, dtype, Fill::Normal(std)),
+                    _ => {
+                        let unit = most / factor;
+                        self.random(&shape, plane.dtype, Fill::Uniform(0.2 * unit, unit))
+                    }
                 }
             })
             .collect();
         let bias_type = format.dense().unwrap_or(DType::F32);
         let bias = bias.then(|| self.random(&[n], bias_type, Fill::Normal(0.5)));
-        Weights::new(format, n, k, planes, bias).expect("planes as the format asks")
+        Weights::new(format, n, k, planes, bias).expect("planes as the format asks").times(factor)
+    }
+
+    /// Words of random codes.
+    fn codes(&mut self, code: Code, shape: &[usize]) -> View {
+        let view = self.guarded(Layout::dense(shape).expect("a layout of a test case"), DType::I32);
+        if !self.filled {
+            return view;
+        }
+        let mut bytes: Vec<u8> = (0..view.len()).flat_map(|_| (self.bits() as u32).to_le_bytes()).collect();
+        if code == Code::Fp8 {
+            // NaN may be read as any of several values.
+            bytes.iter_mut().filter(|byte| **byte & 0x7f == 0x7f).for_each(|byte| *byte &= 0xfe);
+        }
+        view.fill_from(&bytes, self.id).expect("own memory");
+        view
     }
 
     /// The value of an element, for checks of generated operands.
@@ -207,17 +214,5 @@ impl CaseCx {
         let mut bytes = vec![0; view.bytes() as usize];
         view.copy_to(&mut bytes, self.id).expect("own memory");
         decode(view.dtype(), &bytes[index * view.dtype().size()..])
-    }
-}
-
-/// The first element in `bytes`.
-pub(super) fn decode(dtype: DType, bytes: &[u8]) -> f64 {
-    match dtype {
-        DType::F32 => f64::from(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
-        DType::I32 => f64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])),
-        DType::BF16 => f64::from(bf16::from_le_bytes([bytes[0], bytes[1]])),
-        DType::F16 => f64::from(f16::from_le_bytes([bytes[0], bytes[1]])),
-        DType::I8 => f64::from(bytes[0] as i8),
-        DType::U8 => f64::from(bytes[0]),
     }
 }

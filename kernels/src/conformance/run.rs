@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::cases::{Case, CaseCx, decode};
+use super::cases::{Case, CaseCx};
 use crate::buffer::{Storage, View};
 use crate::cpu::isa::Isa;
 use crate::cpu::pool::Pool;
 use crate::cpu::{CpuCx, CpuOp, caps};
 use crate::op::{Access, Op};
+use crate::oracle::decode;
 use crate::oracle::{Expected, Oracle};
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 use crate::select::Rows;

@@ -185,6 +185,8 @@ pub fn value_type(view: Option<&View>) -> u32 {
         None => 0,
         Some(DType::F32) => 1,
         Some(DType::BF16) => 2,
+        Some(DType::E4M3) => 4,
+        Some(DType::E8M0) => 5,
         Some(_) => 3,
     }
 }

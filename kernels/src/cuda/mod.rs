@@ -34,4 +34,4 @@ pub use plan::PlanDriver;
 pub use roof::CudaArithmetic;
 pub use source::KernelKey;
 pub use stream::CudaStream;
-pub use weights::WeightParams;
+pub use weights::{WeightParams, zero_kind};

@@ -644,7 +644,7 @@ impl Driver for Nvidia {
             DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             DType::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
-            DType::I8 | DType::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            DType::I8 | DType::U8 | DType::E4M3 | DType::E8M0 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         };
         let swizzle = if tensor.swizzle128 {
             sys::CUtensorMapSwizzle_enum::CU_TENSOR_MAP_SWIZZLE_128B

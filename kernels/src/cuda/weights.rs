@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::launch::{Kernel, value_type};
 use crate::buffer::WeightPart;
-use crate::spec::{Code, Format, KernelError};
+use crate::spec::{Format, KernelError};
 
 /// `Weight` of `weight.cuh`.
 #[repr(C)]
@@ -18,13 +18,15 @@ pub struct WeightParams {
     zero_stride: i64,
     group: i32,
     kind: u32,
+    factor: f32,
+    zero: u32,
 }
 
 impl Kernel<'_, '_> {
-    /// Sets `BITS` and `FP8`, which tell codes of different formats apart: 0 bits are floats as they are stored.
+    /// Sets `CODE`, see `quant/codes.cuh`.
     pub fn codes(&mut self, format: Format) -> &mut Self {
-        let code = format.grouped().map(|grouped| grouped.code);
-        self.define("BITS", code.map_or(0, Code::bits)).define("FP8", code == Some(Code::Fp8))
+        let folder = format.grouped().map_or("none", |grouped| grouped.code.folder());
+        self.define("CODE", format_args!("code_{folder}"))
     }
 
     /// One part of a weight matrix with rows of `k`; sets what [`codes`](Self::codes) does.
@@ -47,6 +49,13 @@ impl Kernel<'_, '_> {
             zero_stride: stride(2),
             group: format.group_len(k).max(1) as i32,
             kind: value_type(plane(floats)),
+            factor: part.factor,
+            zero: zero_kind(format),
         })
     }
+}
+
+/// The `ZeroKind` of `element.cuh`.
+pub fn zero_kind(format: Format) -> u32 {
+    format.grouped().map_or(0, |grouped| grouped.zero as u32)
 }

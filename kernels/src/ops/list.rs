@@ -27,6 +27,7 @@ macro_rules! for_each_op {
             norm Norm [whole],
             rope Rope [whole],
             gather_rows GatherRows [whole],
+            gather_columns GatherColumns [whole],
             scatter_rows ScatterRows [whole],
             merge_patches MergePatches [whole],
             mix_rows MixRows [whole],

@@ -21,11 +21,16 @@ pub enum DType {
     U8,
     /// Signed 32-bit integer; also the words of packed quantized weights.
     I32,
+    /// 8-bit float without infinities, see [`e4m3`](crate::quant::e4m3): a scale of quantized weights.
+    E4M3,
+    /// A power of two by its exponent, `2^(byte - 127)`, 255 for NaN: a scale of quantized weights.
+    E8M0,
 }
 
 impl DType {
     /// Every element type.
-    pub const ALL: [Self; 6] = [Self::F32, Self::BF16, Self::F16, Self::I8, Self::U8, Self::I32];
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::BF16, Self::F16, Self::I8, Self::U8, Self::I32, Self::E4M3, Self::E8M0];
 
     /// Size of one element in bytes, which is also its alignment.
     #[must_use]
@@ -33,7 +38,7 @@ impl DType {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::BF16 | Self::F16 => 2,
-            Self::I8 | Self::U8 => 1,
+            Self::I8 | Self::U8 | Self::E4M3 | Self::E8M0 => 1,
         }
     }
 
@@ -41,6 +46,12 @@ impl DType {
     #[must_use]
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::BF16 | Self::F16)
+    }
+
+    /// Whether scales of quantized weights can have this type.
+    #[must_use]
+    pub const fn is_scale(self) -> bool {
+        self.is_float() || matches!(self, Self::E4M3 | Self::E8M0)
     }
 
     /// Spelling in specs, records and on the command line.
@@ -53,17 +64,19 @@ impl DType {
             Self::I8 => "i8",
             Self::U8 => "u8",
             Self::I32 => "i32",
+            Self::E4M3 => "e4m3",
+            Self::E8M0 => "e8m0",
         }
     }
 
-    /// Unit roundoff of storing a value as this type; zero for integers.
+    /// Unit roundoff of storing a value as this type; zero for integers and types of which only stored values are read.
     #[must_use]
     pub const fn roundoff(self) -> f64 {
         match self {
             Self::F32 => 1.0 / 16_777_216.0,
             Self::BF16 => 1.0 / 256.0,
             Self::F16 => 1.0 / 2048.0,
-            Self::I8 | Self::U8 | Self::I32 => 0.0,
+            Self::I8 | Self::U8 | Self::I32 | Self::E4M3 | Self::E8M0 => 0.0,
         }
     }
 }
@@ -78,10 +91,9 @@ impl FromStr for DType {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|dtype| dtype.name() == text)
-            .ok_or_else(|| format!("unknown dtype `{text}`; expected f32, bf16, f16, i8, u8 or i32"))
+        Self::ALL.into_iter().find(|dtype| dtype.name() == text).ok_or_else(|| {
+            format!("unknown dtype `{text}`; expected f32, bf16, f16, i8, u8, i32, e4m3 or e8m0")
+        })
     }
 }
 

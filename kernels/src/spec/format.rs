@@ -7,11 +7,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smallvec::{SmallVec, smallvec};
 
 use super::DType;
+use crate::quant::Code;
 
 /// How a weight matrix `[n, k]` lies in memory.
 ///
 /// The text form is the spelling used everywhere: `bf16`, `int8g128`, `int4g32`, `int4g128z` (with zero points),
-/// `int8row` (one scale a row), `fp8g128`; scales that are not bf16 follow a dot: `int4g128.f16`.
+/// `int8row` (one scale a row), `fp8g128`; `zf` and `zo` are the other kinds of [`Zero`]; scales that are not bf16 follow a dot: `int4g128.f16`,
+/// `fp4g32.e8m0`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// One plane `[n, k]` of floats.
@@ -20,67 +22,74 @@ pub enum Format {
     Grouped(Grouped),
 }
 
-/// Weights `w = (q - zero) * scale`, `q` what a code stands for.
+/// Weights `w = q s`, `q` what a code stands for, `s` the scale of its group times the factor of the tensor
+/// ([`WeightPart::factor`](crate::WeightPart)); see [`Zero`] for what else a group may have.
 ///
-/// Planes: `packed` i32 `[n, ceil(k * bits / 32)]`, low bits first along `k`; `scales` `[n, groups]`; with zero points also
-/// `zeros` i32 `[ceil(n * bits / 32), groups]`, codes packed along `n`. Integers lie as in the compressed-tensors
-/// `pack-quantized` layout. Where a file has one scale for several rows, each of them has it here.
+/// Planes: `packed` i32 `[n, ceil(k * bits / 32)]`, low bits first along `k`; `scales` `[n, groups]`; with zero points that are codes also
+/// `zeros` i32 `[ceil(n * bits / 32), groups]`, codes packed along `n`, with others `zeros` `[n, groups]` of the scales' type. Integers
+/// lie as in the compressed-tensors `pack-quantized` layout. Where a file has one scale for several rows, each of them has it here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Grouped {
     /// What codes stand for.
     pub code: Code,
     /// Weights along `k` that share a scale; 0 is the whole row.
     pub group: u32,
-    /// Whether each group has a zero point; of integers alone.
-    pub zero: bool,
-    /// Type of the scales: f32, bf16 or f16.
+    /// What each group has beside a scale; of integers alone.
+    pub zero: Zero,
+    /// Type of the scales: f32, bf16, f16, or without floats in `zero` also e4m3 and e8m0.
     pub scale: DType,
 }
 
-/// What the codes of [`Grouped`] weights stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// Integers of -8 to 7, stored with 8 added.
-    Int4,
-    /// Integers of -128 to 127, stored with 128 added.
-    Int8,
-    /// 8-bit floats without infinities (E4M3FN), up to 448; see [`crate::quant::e4m3`].
-    Fp8,
+impl Grouped {
+    /// Whether there are such weights.
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        let zeros = match self.zero {
+            Zero::None => true,
+            Zero::Codes => self.code.is_int(),
+            Zero::Float | Zero::Offset => self.code.is_int() && self.scale.is_float(),
+        };
+        zeros && self.scale.is_scale()
+    }
 }
 
-impl Code {
-    /// Bits of a code.
+/// What a group of codes has beside its scale `s`, `q` what a code stands for and `u` its stored field.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Zero {
+    /// Nothing: `w = q s`.
+    #[default]
+    None,
+    /// A zero point that is a code as well: `w = (u - z) s`.
+    Codes,
+    /// A zero point that is a float, in units of codes: `w = (u - z) s`.
+    Float,
+    /// A float in units of weights: `w = u s + z`.
+    Offset,
+}
+
+impl Zero {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::None, Self::Codes, Self::Float, Self::Offset];
+
+    /// Spelling in formats, after the group.
     #[must_use]
-    pub const fn bits(self) -> usize {
+    pub const fn suffix(self) -> &'static str {
         match self {
-            Self::Int4 => 4,
-            Self::Int8 | Self::Fp8 => 8,
+            Self::None => "",
+            Self::Codes => "z",
+            Self::Float => "zf",
+            Self::Offset => "zo",
         }
     }
 
-    /// Whether codes are integers.
-    #[must_use]
-    pub const fn is_int(self) -> bool {
-        matches!(self, Self::Int4 | Self::Int8)
-    }
-
-    /// Integers of so many bits, if any are stored.
-    #[must_use]
-    pub const fn int(bits: usize) -> Option<Self> {
-        match bits {
-            4 => Some(Self::Int4),
-            8 => Some(Self::Int8),
-            _ => None,
-        }
-    }
-
-    /// Spelling in formats.
+    /// Spelling in kernels.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Int4 => "int4",
-            Self::Int8 => "int8",
-            Self::Fp8 => "fp8",
+            Self::None => "none",
+            Self::Codes => "codes",
+            Self::Float => "float",
+            Self::Offset => "offset",
         }
     }
 }
@@ -136,13 +145,19 @@ impl Format {
                     PlaneShape { name: "packed", rows: n, cols: words(k), dtype: DType::I32 },
                     PlaneShape { name: "scales", rows: n, cols: groups, dtype: scale },
                 ];
-                if zero {
-                    planes.push(PlaneShape {
-                        name: "zeros",
-                        rows: words(n),
-                        cols: groups,
-                        dtype: DType::I32,
-                    });
+                match zero {
+                    Zero::None => {}
+                    Zero::Codes => {
+                        planes.push(PlaneShape {
+                            name: "zeros",
+                            rows: words(n),
+                            cols: groups,
+                            dtype: DType::I32,
+                        });
+                    }
+                    Zero::Float | Zero::Offset => {
+                        planes.push(PlaneShape { name: "zeros", rows: n, cols: groups, dtype: scale });
+                    }
                 }
                 planes
             }
@@ -174,12 +189,6 @@ impl Format {
     }
 }
 
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
 impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -191,9 +200,7 @@ impl fmt::Display for Format {
                 } else {
                     write!(f, "g{group}")?;
                 }
-                if zero {
-                    f.write_str("z")?;
-                }
+                f.write_str(zero.suffix())?;
                 if scale == DType::BF16 { Ok(()) } else { write!(f, ".{scale}") }
             }
         }
@@ -205,10 +212,12 @@ impl FromStr for Format {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
+            let codes: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
             format!(
-                "unknown format `{text}`; expected f32, bf16, f16, or int8, int4 or fp8 with g<group> or row, then z for zero \
-                 points of integers, then .f16 or .f32 for scales that are not bf16 (int4g128, int8row, int4g32z.f16, \
-                 fp8g128.f32)"
+                "unknown format `{text}`; expected f32, bf16, f16, or one of {} with g<group> or row, then of integers z, zf or zo \
+                 for zero points (codes, floats, offsets), then .f32, .f16, .e4m3 or .e8m0 for scales that are not bf16 \
+                 (int4g128, int8row, int4g32z.f16, fp8g128.f32, fp4g32.e8m0)",
+                codes.join(", ")
             )
         };
         if let Ok(dtype) = text.parse::<DType>() {
@@ -218,12 +227,14 @@ impl FromStr for Format {
             Some((head, scale)) => (head, scale.parse::<DType>().map_err(|_| wrong())?),
             None => (text, DType::BF16),
         };
-        let (head, zero) = head.strip_suffix('z').map_or((head, false), |head| (head, true));
-        let codes = [Code::Int8, Code::Int4, Code::Fp8];
-        let (code, rest) = codes
+        let (head, zero) = Zero::ALL
             .into_iter()
-            .find_map(|code| Some((code, head.strip_prefix(code.name())?)))
-            .filter(|(code, _)| code.is_int() || !zero)
+            .rev()
+            .find_map(|zero| Some((head.strip_suffix(zero.suffix())?, zero)))
+            .ok_or_else(wrong)?;
+        let (code, rest) = Code::ALL
+            .iter()
+            .find_map(|&code| Some((code, head.strip_prefix(code.name())?)))
             .ok_or_else(wrong)?;
         let group = match rest {
             "row" => 0,
@@ -233,10 +244,8 @@ impl FromStr for Format {
                 .filter(|&g| g > 0)
                 .ok_or_else(wrong)?,
         };
-        if !scale.is_float() {
-            return Err(wrong());
-        }
-        Ok(Self::Grouped(Grouped { code, group, zero, scale }))
+        let grouped = Grouped { code, group, zero, scale };
+        if grouped.is_valid() { Ok(Self::Grouped(grouped)) } else { Err(wrong()) }
     }
 }
 
@@ -270,19 +279,37 @@ mod tests {
             "int8row.f32",
             "fp8row",
             "fp8g128.f32",
+            "fp4g16.e4m3",
+            "fp4g32.e8m0",
+            "nf4g64.f32",
+            "bnb4g64.f32",
+            "int4g64zo",
+            "int8g64zf.f16",
         ] {
             assert_eq!(text.parse::<Format>().map(|f| f.to_string()).as_deref(), Ok(text));
         }
-        for text in
-            ["", "i8", "int4", "int4g0", "int3g32", "int4g128.i8", "int4g12x", "bf16z", "fp8g128z", "fp8"]
-        {
+        for text in [
+            "",
+            "i8",
+            "int4",
+            "int4g0",
+            "int3g32",
+            "int4g128.i8",
+            "int4g12x",
+            "bf16z",
+            "fp8g128z",
+            "fp8",
+            "int4g64zo.e4m3",
+            "e4m3",
+        ] {
             assert!(text.parse::<Format>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn planes_follow_the_published_layout() {
-        let format = Format::Grouped(Grouped { code: Code::Int4, group: 128, zero: true, scale: DType::F16 });
+        let format =
+            Format::Grouped(Grouped { code: Code::Int4, group: 128, zero: Zero::Codes, scale: DType::F16 });
         let planes = format.planes(10, 300);
         assert_eq!((planes[0].rows, planes[0].cols), (10, 38));
         assert_eq!((planes[1].rows, planes[1].cols), (10, 3));

@@ -10,12 +10,13 @@ mod layout;
 pub mod text;
 pub mod tolerance;
 
+pub use crate::quant::Code;
 pub use arch::Arch;
 pub use caps::{Backend, Caps, CudaCaps, MANY, WgpuCaps};
 pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use error::{KernelError, ShapeError};
-pub use format::{Code, Format, Grouped, PlaneShape};
+pub use format::{Format, Grouped, PlaneShape, Zero};
 pub use layout::{Layout, MAX_RANK};
 
 /// The bucket that a per-step size falls into, as it may enter a [`Spec`](crate::Op::Spec).

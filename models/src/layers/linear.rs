@@ -2,7 +2,7 @@
 
 use ocelli_engine::weights::Scope;
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::ops::{Activation, Matmul};
+use ocelli_kernels::ops::{Activation, GatherColumns, Matmul};
 use ocelli_kernels::{DType, Weights};
 
 use super::Norm;
@@ -12,13 +12,40 @@ use super::Norm;
 pub struct Linear {
     path: String,
     w: Weights,
+    columns: Columns,
+}
+
+/// The columns of `x` that those of a matrix meet, i32 `[k]`, if they are in another order.
+type Columns = Option<Tensor>;
+
+/// Loads a layer's matrix, not placed yet.
+fn load(scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<(Weights, Option<Vec<i32>>)> {
+    Ok(scope.linear_in_order(n, k, bias)?)
+}
+
+/// Copies an order of columns to the device.
+fn place_columns(cx: &mut Ctx, columns: Option<Vec<i32>>) -> Result<Columns> {
+    let Some(columns) = columns else { return Ok(None) };
+    let tensor = cx.alloc_owned(&[columns.len()], DType::I32)?;
+    let bytes: Vec<u8> = columns.iter().flat_map(|column| column.to_le_bytes()).collect();
+    cx.stream().write(tensor.view(), &bytes)?;
+    Ok(Some(tensor))
+}
+
+/// `x` with its columns in that order.
+fn in_order(cx: &mut Ctx, path: &str, columns: &Columns, x: &Tensor) -> Result<Tensor> {
+    let Some(columns) = columns else { return Ok(x.clone()) };
+    let out = cx.alloc(x.shape(), x.dtype())?;
+    cx.exec(path, &GatherColumns { x: cx.view(x)?, columns: cx.view(columns)?, out: cx.view(&out)? })?;
+    Ok(out)
 }
 
 impl Linear {
     /// Loads the layer at `scope`, `[n, k]`, with a bias where the architecture has one.
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<Self> {
-        let w = cx.stream().place(&scope.linear(n, k, bias)?)?;
-        Ok(Self { path: scope.prefix().to_owned(), w })
+        let (w, columns) = load(scope, n, k, bias)?;
+        let (w, columns) = (cx.stream().place(&w)?, place_columns(cx, columns)?);
+        Ok(Self { path: scope.prefix().to_owned(), w, columns })
     }
 
     /// Loads a layer whose matrix is stored as `[k, n]` under `name` at `scope`; it is turned once, in f32.
@@ -34,7 +61,7 @@ impl Linear {
         let turned: Vec<u8> = (0..n * k).flat_map(|i| stored[i % k * n + i / k].to_le_bytes()).collect();
         let w = cx.alloc_owned(&[n, k], DType::F32)?;
         cx.stream().write(w.view(), &turned)?;
-        Ok(Self { path: path.into(), w: Weights::dense(w.view().clone(), None)? })
+        Ok(Self { path: path.into(), w: Weights::dense(w.view().clone(), None)?, columns: None })
     }
 
     /// Loads the layer at `scope`, `[n, k]` without a bias, whose column `i` is the file's column `from(i)`; it is turned once, in f32.
@@ -53,23 +80,29 @@ impl Linear {
             rows.flat_map(|row| columns.iter().flat_map(|&at| row[at].to_le_bytes())).collect();
         let w = cx.alloc_owned(&[n, k], DType::F32)?;
         cx.stream().write(w.view(), &turned)?;
-        Ok(Self { path: scope.prefix().to_owned(), w: Weights::dense(w.view().clone(), None)? })
+        Ok(Self {
+            path: scope.prefix().to_owned(),
+            w: Weights::dense(w.view().clone(), None)?,
+            columns: None,
+        })
     }
 
     /// A layer on weights that something else owns too: a tied head.
     #[must_use]
     pub fn tied(path: impl Into<String>, w: Weights) -> Self {
-        Self { path: path.into(), w }
+        Self { path: path.into(), w, columns: None }
     }
 
     /// `x: [m, k]  ->  [m, n]`.
     pub fn forward(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
-        cx.matmul(&self.path, x, &self.w, |_| {})
+        let x = in_order(cx, &self.path, &self.columns, x)?;
+        cx.matmul(&self.path, &x, &self.w, |_| {})
     }
 
     /// `act(x w^T + bias)`.
     pub fn forward_act(&self, cx: &mut Ctx, x: &Tensor, act: Activation) -> Result<Tensor> {
-        cx.matmul(&self.path, x, &self.w, |op| op.act = act)
+        let x = in_order(cx, &self.path, &self.columns, x)?;
+        cx.matmul(&self.path, &x, &self.w, |op| op.act = act)
     }
 
     /// `h += x w^T + bias`, in place.
@@ -84,11 +117,13 @@ impl Linear {
 
     /// `out = norm(x) w^T + bias`; `out` may be of any float type.
     pub fn write_normalized(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor, out: &Tensor) -> Result<()> {
-        normalized(cx, &self.path, norm, x, |cx, x| Ok(vec![self.product(cx, x, out)?]))
+        let plain = self.columns.is_none();
+        normalized(cx, &self.path, norm, x, plain, |cx, x| Ok(vec![self.product(cx, x, out)?]))
     }
 
-    fn product(&self, cx: &Ctx, x: &Tensor, out: &Tensor) -> Result<Matmul> {
-        let mut op = Matmul::new(cx.view(x)?, self.w.clone(), cx.view(out)?);
+    fn product(&self, cx: &mut Ctx, x: &Tensor, out: &Tensor) -> Result<Matmul> {
+        let x = in_order(cx, &self.path, &self.columns, x)?;
+        let mut op = Matmul::new(cx.view(&x)?, self.w.clone(), cx.view(out)?);
         op.math = cx.math(&self.w);
         Ok(op)
     }
@@ -101,11 +136,11 @@ impl Linear {
 }
 
 /// Linear layers of one input whose results lie side by side: query, key and value; gate and up. Layers of one format
-/// are one product.
+/// and one order of columns are one product.
 #[derive(Clone, Debug)]
 pub struct Stacked {
     path: String,
-    groups: Vec<Weights>,
+    groups: Vec<(Weights, Columns)>,
     n: usize,
 }
 
@@ -119,20 +154,23 @@ impl Stacked {
         k: usize,
         bias: bool,
     ) -> Result<Self> {
-        let mut groups: Vec<Weights> = Vec::new();
+        let mut stacks: Vec<(Weights, Option<Vec<i32>>)> = Vec::new();
         for (scope, n) in scopes {
-            let w = scope.linear(*n, k, bias)?;
-            match groups.pop() {
-                Some(last) if last.format() == w.format() => groups.push(Weights::stack([last, w])?),
-                Some(last) => groups.extend([last, w]),
-                None => groups.push(w),
+            let (w, columns) = load(scope, *n, k, bias)?;
+            match stacks.pop() {
+                Some((last, order)) if last.format() == w.format() && order == columns => {
+                    stacks.push((Weights::stack([last, w])?, order));
+                }
+                Some(last) => stacks.extend([last, (w, columns)]),
+                None => stacks.push((w, columns)),
             }
         }
         // Stacked before they are placed: a device that copies its weights then has one matrix.
-        for w in &mut groups {
-            *w = cx.stream().place(w)?;
+        let mut groups = Vec::with_capacity(stacks.len());
+        for (w, columns) in stacks {
+            groups.push((cx.stream().place(&w)?, place_columns(cx, columns)?));
         }
-        let n = groups.iter().map(Weights::n).sum();
+        let n = groups.iter().map(|(w, _)| w.n()).sum();
         Ok(Self { path: path.to_owned(), groups, n })
     }
 
@@ -178,7 +216,7 @@ impl Stacked {
         if self.groups.len() != 1 {
             return Err(ocelli_engine::Error::Config {
                 path: self.path.clone(),
-                reason: "gate and up projections: expected one format, found two".into(),
+                reason: "gate and up projections: expected one format and order of columns, found two".into(),
             });
         }
         cx.alloc(&[x.size(0), self.n / 2], cx.dtype())
@@ -192,20 +230,22 @@ impl Stacked {
         out: &Tensor,
         finish: impl Fn(&mut Matmul),
     ) -> Result<()> {
-        normalized(cx, &self.path, norm, x, |cx, x| self.products(cx, x, out, &finish))
+        let plain = self.groups.iter().all(|(_, columns)| columns.is_none());
+        normalized(cx, &self.path, norm, x, plain, |cx, x| self.products(cx, x, out, &finish))
     }
 
     /// A product for each matrix.
     fn products(
         &self,
-        cx: &Ctx,
+        cx: &mut Ctx,
         x: &Tensor,
         out: &Tensor,
         finish: impl Fn(&mut Matmul),
     ) -> Result<Vec<Matmul>> {
         let mut first = 0;
-        let product = |w: &Weights| {
-            let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(out)?);
+        let product = |(w, columns): &(Weights, Columns)| {
+            let x = in_order(cx, &self.path, columns, x)?;
+            let mut op = Matmul::new(cx.view(&x)?, w.clone(), cx.view(out)?);
             op.math = cx.math(w);
             finish(&mut op);
             if self.groups.len() > 1 {
@@ -219,15 +259,16 @@ impl Stacked {
 }
 
 /// Runs products with normalized rows of `x`: by kernels that normalize them on the way in, where the device has such for all of
-/// them. `products` gives them for an x.
+/// them, and they take `x` as it is (`plain`). `products` gives them for an x.
 fn normalized(
     cx: &mut Ctx,
     path: &str,
     norm: &Norm,
     x: &Tensor,
-    products: impl Fn(&Ctx, &Tensor) -> Result<Vec<Matmul>>,
+    plain: bool,
+    products: impl Fn(&mut Ctx, &Tensor) -> Result<Vec<Matmul>>,
 ) -> Result<()> {
-    if let Some(rows) = norm.of_rows() {
+    if let Some(rows) = norm.of_rows().filter(|_| plain) {
         let mut ops = products(cx, x)?;
         ops.iter_mut().for_each(|op| op.norm = Some(rows.clone()));
         if !ops.iter().all(|op| cx.accepts(op)) {

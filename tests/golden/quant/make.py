@@ -9,7 +9,7 @@ and FP8_BLOCK (blocks of 128 x 128); `fp8_block128_*` are blocks as DeepSeek's `
 max|block| / 448, cast by torch, with scales of F32 or rounded up to powers of two (ue8m0), one with a partial block of rows.
 
 The other folders were written by their own libraries from random weights: AutoAWQ 0.2.9, GPTQModel 7.7.0, llm-compressor 0.14,
-bitsandbytes 0.50.2, torchao 0.18.0, optimum-quanto 0.2.7 and mlx 0.32.4. Their `golden.safetensors` hold some rows as the library
+bitsandbytes 0.50.2, torchao 0.18.0, optimum-quanto 0.2.7, hqq 0.2.8 and mlx 0.32.4. Their `golden.safetensors` hold some rows as the library
 dequantizes them (`rows`, `w_deq`), and of every row the sum and the sum of magnitudes.
 """
 

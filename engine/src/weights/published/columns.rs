@@ -4,7 +4,7 @@ use ocelli_kernels::{View, Weights};
 use safetensors::Dtype;
 
 use super::super::{Scope, WeightError};
-use super::made::{FLOATS, Made, code, element, float, widened, word};
+use super::made::{Codes, FLOATS, Floats, Planes, Zeros, code, element, float, widened, word};
 
 /// Where AWQ's words have the eight columns that they hold: column `j` is nibble `NIBBLE[j]`.
 const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -96,7 +96,7 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
     if !matches!(bits, 2 | 3 | 4 | 8) {
         return Err(here.unsupported(format!("GPTQ of {bits} bits; expected 2, 3, 4 or 8")));
     }
-    in_order(here, k, &groups)?;
+    let order = order(here, "g_idx", k)?;
     let codes = here.bytes("qweight", &[Dtype::I32], &[lines, n])?;
     let zero_words = (n * bits).div_ceil(32);
     let stored = here.bytes("qzeros", &[Dtype::I32], &[groups.count, zero_words])?;
@@ -114,13 +114,13 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
     for i in 0..stored.len() / 4 {
         zeros.extend_from_slice(&word(stored, i).wrapping_add(less).to_le_bytes());
     }
-    let (_, up) = widened(bits);
+    let (wide, up) = widened(bits);
     let zero = |row: usize, group: usize| {
         let line = &zeros[group * zero_words * 4..][..zero_words * 4];
         (code(line, bits, row) + add) % (1 << bits) + up
     };
     made(here, n, k, bias, &groups, bits, &zero, &|row, out| {
-        if bits == 4 || bits == 8 {
+        if order.is_none() && matches!(bits, 4 | 8) {
             for (out, line) in out.iter_mut().zip(codes.chunks_exact(4 * n)) {
                 *out = word(line, row);
             }
@@ -129,25 +129,39 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
         // A column is a stream of its own.
         let column: Vec<u8> =
             codes.chunks_exact(4 * n).flat_map(|line| word(line, row).to_le_bytes()).collect();
-        super::made::pack(out, 4, (0..k).map(|i| code(&column, bits, i) + up));
+        let place = |i: usize| order.as_ref().map_or(i, |order| order[i]);
+        super::made::pack(out, wide.bits(), (0..k).map(|i| code(&column, bits, place(i)) + up));
     })
 }
 
-/// Errors where scales belong to columns in another order.
-fn in_order(here: &Scope<'_>, k: usize, groups: &Groups<'_>) -> Result<(), WeightError> {
-    if !here.has("g_idx") {
-        return Ok(());
+/// The columns of a file sorted by the groups that `name`, i32 `[k]`, gives them, where that is another order: act-order writes columns
+/// where they were, and their scales apart.
+///
+/// Errors: groups without a number, or of different sizes, but a shorter last one.
+pub(super) fn order(here: &Scope<'_>, name: &str, k: usize) -> Result<Option<Vec<usize>>, WeightError> {
+    if !here.has(name) {
+        return Ok(None);
     }
-    let order = here.bytes("g_idx", &[Dtype::I32], &[k])?;
-    let group = if groups.group == 0 { k.max(1) } else { groups.group };
-    let plain = (0..k).all(|i| word(order, i) as usize == i / group);
-    // Files without an order may have one of zeros.
-    if plain || order.iter().all(|byte| *byte == 0) {
-        return Ok(());
+    let groups = here.bytes(name, &[Dtype::I32], &[k])?;
+    // Files without an order may have one of zeros; plans have no values.
+    if here.checkpoint().is_planned() || groups.iter().all(|byte| *byte == 0) {
+        return Ok(None);
     }
-    Err(here.unsupported(
-        "columns in activation order (desc_act, g_idx), whose scale changes from column to column; re-quantize without".into(),
-    ))
+    let group = |column: usize| word(groups, column) as i32;
+    let mut all: Vec<usize> = (0..k).collect();
+    all.sort_by_key(|&column| group(column));
+    let size = all.iter().take_while(|&&column| group(column) == 0).count();
+    let fits = |(at, &column): (usize, &usize)| size > 0 && usize::try_from(group(column)) == Ok(at / size);
+    if let Some((at, &column)) = all.iter().enumerate().find(|&pair| !fits(pair)) {
+        return Err(here.fault(
+            name,
+            format!(
+                "expected groups of one size, {size}, found column {column} in group {} at place {at}",
+                group(column)
+            ),
+        ));
+    }
+    Ok((!all.is_sorted()).then_some(all))
 }
 
 fn made(
@@ -164,13 +178,13 @@ fn made(
     let scale = |row: usize, group: usize, to: &mut [u8]| {
         to.copy_from_slice(element(stored, size, group * n + row));
     };
-    Made {
+    Planes {
         code: widened(bits).0,
         group: groups.group,
-        scale_type: groups.dtype,
-        scale: &scale,
-        zero: Some(zero),
-        row,
+        codes: Codes::Rows(row),
+        scales: Floats::Each(groups.dtype, &scale),
+        factor: 1.0,
+        zeros: Zeros::Codes(zero),
     }
     .weights(here, n, k, bias)
 }

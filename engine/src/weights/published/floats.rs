@@ -1,15 +1,10 @@
-//! 4-bit floats (E2M1) with scales of 8 bits: MXFP4 and NVFP4. Twice their values are integers, which is how they are stored here,
-//! with half of the scale.
+//! 4-bit floats (E2M1) with scales of 8 bits: MXFP4 and NVFP4. They lie in files as kernels want them.
 
-use ocelli_kernels::quant::e4m3;
 use ocelli_kernels::{Code, DType, View, Weights};
 use safetensors::Dtype;
 
 use super::super::{Scope, WeightError};
-use super::made::{Made, element, pack};
-
-/// Twice what a code stands for, with 128 added.
-const TWICE: [u8; 16] = [128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116];
+use super::made::{Codes, Floats, Planes, Zeros};
 
 /// Columns that share a scale.
 const NV_GROUP: usize = 16;
@@ -23,10 +18,9 @@ pub(super) fn nvfp4(
     bias: Option<View>,
 ) -> Result<Weights, WeightError> {
     here.refuse_rotations()?;
-    let whole = number(here, "weight_global_scale")?;
+    let factor = 1.0 / number(here, "weight_global_scale")?;
     let scales = nv_scales(here, "weight_scale", &[Dtype::F8_E4M3], n, k)?;
-    let scale = |row: usize, group: usize| 0.5 * (scales(row, group) / whole);
-    made(here, ("weight_packed", &[Dtype::U8], k.div_ceil(2)), n, k, bias, NV_GROUP, &scale)
+    stored(here, ("weight_packed", &[Dtype::U8], k.div_ceil(2)), [n, k], bias, NV_GROUP, scales, factor)
 }
 
 /// NVIDIA ModelOpt: the scale of the matrix multiplies.
@@ -36,10 +30,9 @@ pub(super) fn modelopt_nvfp4(
     k: usize,
     bias: Option<View>,
 ) -> Result<Weights, WeightError> {
-    let whole = number(here, "weight_scale_2")?;
+    let factor = number(here, "weight_scale_2")?;
     let scales = nv_scales(here, "weight_scale", &[Dtype::F8_E4M3], n, k)?;
-    let scale = |row: usize, group: usize| 0.5 * (scales(row, group) * whole);
-    made(here, ("weight", &[Dtype::U8], k.div_ceil(2)), n, k, bias, NV_GROUP, &scale)
+    stored(here, ("weight", &[Dtype::U8], k.div_ceil(2)), [n, k], bias, NV_GROUP, scales, factor)
 }
 
 /// compressed-tensors `mxfp4-pack-quantized`.
@@ -51,22 +44,33 @@ pub(super) fn mxfp4(
 ) -> Result<Weights, WeightError> {
     here.refuse_rotations()?;
     let scales = mx_scales(here, "weight_scale", n, k)?;
-    let scale = |row: usize, group: usize| scales(row, group);
-    made(here, ("weight_packed", &[Dtype::U8], k.div_ceil(2)), n, k, bias, MX_GROUP, &scale)
+    stored(here, ("weight_packed", &[Dtype::U8], k.div_ceil(2)), [n, k], bias, MX_GROUP, scales, 1.0)
 }
 
-/// MLX's `mxfp4` and `nvfp4` modes, told apart by the number of scales.
+/// MLX's `mxfp4`, `mxfp8` and `nvfp4` modes, told apart by the sizes of codes and scales.
 pub(super) fn mlx(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
+    let size = |name| here.info(name).and_then(|info| info.shape.get(1).copied());
+    if size("weight") == Some(k.div_ceil(4)) {
+        let scales = mx_scales(here, "scales", n, k)?;
+        here.bytes("weight", &[Dtype::U32], &[n, k.div_ceil(4)])?;
+        return Planes {
+            code: Code::Fp8,
+            group: MX_GROUP,
+            codes: Codes::Stored(here.checkpoint().words(&here.path("weight"), n, k.next_multiple_of(4))?),
+            scales: Floats::Stored(scales),
+            factor: 1.0,
+            zeros: Zeros::None,
+        }
+        .weights(here, n, k, bias);
+    }
     let words = ("weight", &[Dtype::U32][..], (4 * k).div_ceil(32));
-    let groups = here.info("scales").and_then(|info| info.shape.get(1).copied());
+    let groups = size("scales");
     if groups == Some(k.div_ceil(NV_GROUP)) {
         let scales = nv_scales(here, "scales", &[Dtype::U8], n, k)?;
-        let scale = |row: usize, group: usize| 0.5 * scales(row, group);
-        return made(here, words, n, k, bias, NV_GROUP, &scale);
+        return stored(here, words, [n, k], bias, NV_GROUP, scales, 1.0);
     }
     let scales = mx_scales(here, "scales", n, k)?;
-    let scale = |row: usize, group: usize| scales(row, group);
-    made(here, words, n, k, bias, MX_GROUP, &scale)
+    stored(here, words, [n, k], bias, MX_GROUP, scales, 1.0)
 }
 
 /// A tensor of one f32.
@@ -81,59 +85,43 @@ fn number(here: &Scope<'_>, name: &str) -> Result<f32, WeightError> {
 }
 
 /// Scales of E4M3.
-fn nv_scales<'a>(
-    here: &'a Scope<'_>,
-    name: &str,
-    types: &[Dtype],
-    n: usize,
-    k: usize,
-) -> Result<impl Fn(usize, usize) -> f32 + Sync + 'a, WeightError> {
+fn nv_scales(here: &Scope<'_>, name: &str, types: &[Dtype], n: usize, k: usize) -> Result<View, WeightError> {
     let groups = k.div_ceil(NV_GROUP);
     let bytes = here.bytes(name, types, &[n, groups])?;
-    if bytes.iter().any(|byte| byte & 0x7f == 0x7f) {
+    if !here.checkpoint().is_planned() && bytes.iter().any(|byte| byte & 0x7f == 0x7f) {
         return Err(here.fault(name, "a scale is NaN".into()));
     }
-    Ok(move |row: usize, group: usize| e4m3::value(bytes[row * groups + group]))
+    here.checkpoint().plane(&here.path(name), &[n, groups], DType::E4M3)
 }
 
-/// Half of scales that are powers of two, 2^(e - 127).
-fn mx_scales<'a>(
-    here: &'a Scope<'_>,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<impl Fn(usize, usize) -> f32 + Sync + 'a, WeightError> {
+/// Scales that are powers of two, 2^(e - 127).
+fn mx_scales(here: &Scope<'_>, name: &str, n: usize, k: usize) -> Result<View, WeightError> {
     let groups = k.div_ceil(MX_GROUP);
     let bytes = here.bytes(name, &[Dtype::U8, Dtype::F8_E8M0], &[n, groups])?;
-    if bytes.contains(&u8::MAX) {
+    if !here.checkpoint().is_planned() && bytes.contains(&u8::MAX) {
         return Err(here.fault(name, "a scale is NaN".into()));
     }
-    Ok(move |row: usize, group: usize| {
-        let e = u32::from(bytes[row * groups + group]);
-        // 2^-127 and 2^-128 are below the smallest normal number.
-        f32::from_bits(if e < 2 { 1 << (21 + e) } else { (e - 1) << 23 })
-    })
+    here.checkpoint().plane(&here.path(name), &[n, groups], DType::E8M0)
 }
 
 /// Codes `[n, ...]` of two a byte, the first in the low half; `cols` elements of a row.
-fn made(
+fn stored(
     here: &Scope<'_>,
     (name, types, cols): (&str, &[Dtype], usize),
-    n: usize,
-    k: usize,
+    [n, k]: [usize; 2],
     bias: Option<View>,
     group: usize,
-    scale: &(dyn Fn(usize, usize) -> f32 + Sync),
+    scales: View,
+    factor: f32,
 ) -> Result<Weights, WeightError> {
-    let codes = here.bytes(name, types, &[n, cols])?;
-    let pitch = codes.len() / n.max(1);
-    let row = |row: usize, out: &mut [u32]| {
-        let codes = element(codes, pitch, row);
-        pack(out, 8, (0..k).map(|i| u32::from(TWICE[usize::from(codes[i / 2] >> (i % 2 * 4) & 15)])));
-    };
-    let group = if group >= k { 0 } else { group };
-    let scale =
-        |row: usize, group: usize, to: &mut [u8]| to.copy_from_slice(&scale(row, group).to_le_bytes());
-    Made { code: Code::Int8, group, scale_type: DType::F32, scale: &scale, zero: None, row: &row }
-        .weights(here, n, k, bias)
+    let bytes = here.bytes(name, types, &[n, cols])?.len();
+    Planes {
+        code: Code::Fp4,
+        group,
+        codes: Codes::Stored(here.checkpoint().words(&here.path(name), n, bytes / n.max(1))?),
+        scales: Floats::Stored(scales),
+        factor,
+        zeros: Zeros::None,
+    }
+    .weights(here, n, k, bias)
 }

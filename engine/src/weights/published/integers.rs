@@ -4,7 +4,7 @@ use ocelli_kernels::{Code, DType, View, Weights};
 use safetensors::Dtype;
 
 use super::super::{Scope, WeightError};
-use super::made::{FLOATS, Made, code, element, float, pack, widened, word};
+use super::made::{Codes, FLOATS, Floats, Planes, Zeros, code, element, float, pack, widened, word};
 
 /// bitsandbytes' LLM.int8(): the scale of a row is its largest weight, which stands for 127.
 pub(super) fn llm_int8(
@@ -26,8 +26,7 @@ pub(super) fn llm_int8(
         to.copy_from_slice(&(f32::from_le_bytes([at[0], at[1], at[2], at[3]]) / 127.0).to_le_bytes());
     };
     let row = |row: usize, out: &mut [u32]| bytes(element(codes, k, row), out);
-    Made { code: Code::Int8, group: 0, scale_type: DType::F32, scale: &scale, zero: None, row: &row }
-        .weights(here, n, k, bias)
+    planes(Code::Int8, 0, &row, Floats::Each(DType::F32, &scale)).weights(here, n, k, bias)
 }
 
 /// compressed-tensors `int-quantized`. What a file says of activations is not applied: they stay as they are, which is nearer to the
@@ -90,16 +89,16 @@ fn scaled(
     let group = if groups == 1 { 0 } else { k / groups };
     let codes = here.bytes(name, &[Dtype::I8], &[n, k])?;
     let row = |row: usize, out: &mut [u32]| bytes(element(codes, k, row), out);
-    let made = Made { code: Code::Int8, group, scale_type: dtype, scale: &scale, zero: None, row: &row };
+    let made = planes(Code::Int8, group, &row, Floats::Each(dtype, &scale));
     if zeros.is_empty() || !here.has(zeros) {
         return made.weights(here, n, k, bias);
     }
     let stored = here.bytes(zeros, &[Dtype::I8], info.shape)?;
     let zero = |row: usize, group: usize| u32::from(stored[place(row, group)] ^ 0x80);
-    Made { zero: Some(&zero), ..made }.weights(here, n, k, bias)
+    Planes { zeros: Zeros::Codes(&zero), ..made }.weights(here, n, k, bias)
 }
 
-/// compressed-tensors `pack-quantized` of 2, 3, 5, 6 and 7 bits, `[n, k]`: in a dense stream, or, as old writers had it, as many as
+/// compressed-tensors `pack-quantized` of 2, 3, 5, 6 and 7 bits, or with columns in activation order, `[n, k]`: in a dense stream, or, as old writers had it, as many as
 /// fit a word. Zero points are a stream down the rows, or bytes.
 pub(in super::super) fn pack_quantized(
     here: &Scope<'_>,
@@ -120,13 +119,15 @@ pub(in super::super) fn pack_quantized(
         to.copy_from_slice(element(stored, dtype.size(), row * groups + group));
     };
     let (wide, up) = widened(bits);
+    let order = super::columns::order(here, "weight_g_idx", k)?;
+    let place = |i: usize| order.as_ref().map_or(i, |order| order[i]);
     let row = |row: usize, out: &mut [u32]| {
         let codes = element(codes, 4 * words, row);
         let padded = |i: usize| word(codes, i / per_word) >> (i % per_word * bits) & ((1 << bits) - 1);
         let one = |i: usize| if dense { code(codes, bits, i) } else { padded(i) };
-        pack(out, wide.bits(), (0..k).map(|i| one(i) + up));
+        pack(out, wide.bits(), (0..k).map(|i| one(place(i)) + up));
     };
-    let made = Made { code: wide, group, scale_type: dtype, scale: &scale, zero: None, row: &row };
+    let made = planes(wide, group, &row, Floats::Each(dtype, &scale));
     if !zero {
         return made.weights(here, n, k, bias);
     }
@@ -134,7 +135,7 @@ pub(in super::super) fn pack_quantized(
         let stored = here.bytes("weight_zero_point", &[Dtype::I8], &[n, groups])?;
         let centre = 1 << (wide.bits() - 1);
         let zero = |row: usize, group: usize| (i32::from(stored[row * groups + group] as i8) + centre) as u32;
-        return Made { zero: Some(&zero), ..made }.weights(here, n, k, bias);
+        return Planes { zeros: Zeros::Codes(&zero), ..made }.weights(here, n, k, bias);
     }
     let lines = (n * bits).div_ceil(32);
     let stored = here.bytes("weight_zero_point", &[Dtype::I32], &[lines, groups])?;
@@ -142,7 +143,17 @@ pub(in super::super) fn pack_quantized(
         .map(|group| (0..lines).flat_map(|line| word(stored, line * groups + group).to_le_bytes()).collect())
         .collect();
     let zero = |row: usize, group: usize| code(&columns[group], bits, row) + up;
-    Made { zero: Some(&zero), ..made }.weights(here, n, k, bias)
+    Planes { zeros: Zeros::Codes(&zero), ..made }.weights(here, n, k, bias)
+}
+
+/// Planes with rows that are made, and nothing beside the scales.
+fn planes<'a>(
+    code: Code,
+    group: usize,
+    row: &'a (dyn Fn(usize, &mut [u32]) + Sync),
+    scales: Floats<'a>,
+) -> Planes<'a> {
+    Planes { code, group, codes: Codes::Rows(row), scales, factor: 1.0, zeros: Zeros::None }
 }
 
 /// Signed bytes of a row as codes, 128 added.

@@ -1,27 +1,55 @@
-//! Planes of grouped weights that are made from what a file has.
+//! Planes of grouped weights: as they lie in a file, or made from what it has.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights};
+use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero};
 use safetensors::Dtype;
 
 use super::super::{Scope, WeightError};
 
-/// Integers with scales, and maybe zero points: what is to be stored.
-pub(super) struct Made<'a> {
-    /// What codes stand for: [`Code::Int4`] or [`Code::Int8`].
+/// Where the stored codes `[n, k]` come from.
+#[derive(Clone)]
+pub(super) enum Codes<'a> {
+    /// From the file, as kernels want them.
+    Stored(View),
+    /// Each row is written, packed into words, which are zeros before.
+    Rows(&'a (dyn Fn(usize, &mut [u32]) + Sync)),
+}
+
+/// Where floats `[n, groups]` come from.
+#[derive(Clone)]
+pub(super) enum Floats<'a> {
+    /// From the file, as kernels want them.
+    Stored(View),
+    /// Each is written for its row and group, little-endian, of this type.
+    Each(DType, &'a (dyn Fn(usize, usize, &mut [u8]) + Sync)),
+}
+
+/// What groups have beside scales, see [`Zero`].
+#[derive(Clone)]
+pub(super) enum Zeros<'a> {
+    None,
+    /// The stored zero point of a row and group: what is taken off a code. Left out if they are all the code's centre: kernels do without them.
+    Codes(&'a (dyn Fn(usize, usize) -> u32 + Sync)),
+    /// Zero points in units of codes.
+    Float(Floats<'a>),
+    /// What is added.
+    Offset(Floats<'a>),
+}
+
+/// What the planes of a matrix are.
+#[derive(Clone)]
+pub(super) struct Planes<'a> {
+    /// What codes stand for.
     pub code: Code,
     /// Weights along `k` that share a scale; 0 is the whole row.
     pub group: usize,
-    /// Type of the scales `[n, groups]`.
-    pub scale_type: DType,
-    /// Writes the scale of a row and group, little-endian.
-    pub scale: &'a (dyn Fn(usize, usize, &mut [u8]) + Sync),
-    /// The stored zero point of a row and group: what is taken off a code.
-    pub zero: Option<&'a (dyn Fn(usize, usize) -> u32 + Sync)>,
-    /// Writes the stored codes of a row, packed into words, which are zeros before.
-    pub row: &'a (dyn Fn(usize, &mut [u32]) + Sync),
+    pub codes: Codes<'a>,
+    pub scales: Floats<'a>,
+    /// What every scale is multiplied with.
+    pub factor: f32,
+    pub zeros: Zeros<'a>,
 }
 
 /// Words that are made, as memory of a storage.
@@ -33,66 +61,120 @@ impl AsRef<[u8]> for Words {
     }
 }
 
-impl Made<'_> {
-    /// The weights `[n, k]`. Zero points that are all the code's centre are left out: kernels do without them.
+impl Floats<'_> {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Stored(view) => view.dtype(),
+            Self::Each(dtype, _) => *dtype,
+        }
+    }
+
+    fn plane(&self, scope: &Scope<'_>, n: usize, groups: usize) -> Result<View, WeightError> {
+        match self {
+            Self::Stored(view) => Ok(view.clone()),
+            Self::Each(dtype, value) => make(scope, [n, groups], *dtype, |words| {
+                let places = (0..n).flat_map(|row| (0..groups).map(move |group| (row, group)));
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+                for (to, (row, group)) in bytes.chunks_exact_mut(dtype.size()).zip(places) {
+                    value(row, group, to);
+                }
+            }),
+        }
+    }
+}
+
+impl Planes<'_> {
+    /// The weights `[n, k]`.
     pub fn weights(
-        &self,
+        self,
         scope: &Scope<'_>,
         n: usize,
         k: usize,
         bias: Option<View>,
     ) -> Result<Weights, WeightError> {
-        let checkpoint = scope.checkpoint();
-        let bits = self.code.bits();
-        let groups = if self.group == 0 { usize::from(k > 0) } else { k.div_ceil(self.group) };
-        let centre = 1u32 << (bits - 1);
-        let zero =
-            self.zero.filter(|zero| (0..n).any(|row| (0..groups).any(|group| zero(row, group) != centre)));
-        let format = Format::Grouped(Grouped {
-            code: self.code,
-            group: self.group as u32,
-            zero: zero.is_some(),
-            scale: self.scale_type,
-        });
-        let mut planes = Vec::with_capacity(3);
-        for plane in format.planes(n, k) {
-            let bytes = plane.rows * plane.cols * plane.dtype.size();
-            let storage = match checkpoint.is_planned() {
-                true => Storage::Meta(bytes),
-                false => {
-                    let mut words = vec![0; bytes.div_ceil(4)];
-                    match plane.name {
-                        "packed" => fill_rows(&mut words, plane.cols, self.row),
-                        "scales" => self.fill_scales(bytemuck::cast_slice_mut(&mut words), n, groups),
-                        _ => {
-                            let per_word = 32 / bits;
-                            for row in 0..n {
-                                for group in 0..groups {
-                                    let code = zero.map_or(0, |zero| zero(row, group));
-                                    words[row / per_word * groups + group] |= code << (row % per_word * bits);
-                                }
-                            }
+        let Self { code, group, codes, scales, factor, zeros } = self;
+        let bits = code.bits();
+        let group = if group >= k { 0 } else { group };
+        let groups = if group == 0 { usize::from(k > 0) } else { k.div_ceil(group) };
+        let centre = u32::from(code.centre().unwrap_or_default());
+        let zeros = match zeros {
+            Zeros::Codes(zero) if (0..n).all(|row| (0..groups).all(|group| zero(row, group) == centre)) => {
+                Zeros::None
+            }
+            zeros => zeros,
+        };
+        let zero = match zeros {
+            Zeros::None => Zero::None,
+            Zeros::Codes(_) => Zero::Codes,
+            Zeros::Float(_) => Zero::Float,
+            Zeros::Offset(_) => Zero::Offset,
+        };
+        let format = Format::Grouped(Grouped { code, group: group as u32, zero, scale: scales.dtype() });
+        let mut planes = vec![
+            match codes {
+                Codes::Stored(view) => view,
+                Codes::Rows(row) => {
+                    let words = (k * bits).div_ceil(32);
+                    make(scope, [n, words], DType::I32, |to| fill_rows(to, words, row))?
+                }
+            },
+            scales.plane(scope, n, groups)?,
+        ];
+        match zeros {
+            Zeros::None => {}
+            Zeros::Codes(zero) => {
+                let per_word = 32 / bits;
+                planes.push(make(scope, [n.div_ceil(per_word), groups], DType::I32, |words| {
+                    for row in 0..n {
+                        for group in 0..groups {
+                            words[row / per_word * groups + group] |=
+                                zero(row, group) << (row % per_word * bits);
                         }
                     }
-                    Storage::shared(Arc::new(Words(words)))
-                }
-            };
-            checkpoint.count_made(bytes);
-            planes.push(
-                View::dense(storage, &[plane.rows, plane.cols], plane.dtype)
-                    .map_err(|error| WeightError::shape(checkpoint.path(), scope.prefix(), &error))?,
-            );
+                })?);
+            }
+            Zeros::Float(floats) | Zeros::Offset(floats) => planes.push(floats.plane(scope, n, groups)?),
         }
         Weights::new(format, n, k, planes, bias)
-            .map_err(|error| WeightError::shape(checkpoint.path(), scope.prefix(), &error))
+            .map(|weights| weights.times(factor))
+            .map_err(|error| misfit(scope, &error))
     }
+}
 
-    fn fill_scales(&self, bytes: &mut [u8], n: usize, groups: usize) {
-        let places = (0..n).flat_map(|row| (0..groups).map(move |group| (row, group)));
-        for (to, (row, group)) in bytes.chunks_exact_mut(self.scale_type.size()).zip(places) {
-            (self.scale)(row, group, to);
-        }
-    }
+/// A matrix `[n, k]` of f32 whose rows are written: for what no kernel multiplies as it is stored.
+pub(super) fn decoded(
+    scope: &Scope<'_>,
+    n: usize,
+    k: usize,
+    bias: Option<View>,
+    row: &(dyn Fn(usize, &mut [f32]) + Sync),
+) -> Result<Weights, WeightError> {
+    let write = |i: usize, words: &mut [u32]| row(i, bytemuck::cast_slice_mut(words));
+    let view = make(scope, [n, k], DType::F32, |words| fill_rows(words, k, &write))?;
+    Weights::dense(view, bias).map_err(|error| misfit(scope, &error))
+}
+
+fn misfit(scope: &Scope<'_>, error: &ocelli_kernels::ShapeError) -> WeightError {
+    WeightError::shape(scope.checkpoint().path(), scope.prefix(), error)
+}
+
+/// A plane that `fill` writes, unless the checkpoint is planned alone.
+fn make(
+    scope: &Scope<'_>,
+    [rows, cols]: [usize; 2],
+    dtype: DType,
+    fill: impl FnOnce(&mut [u32]),
+) -> Result<View, WeightError> {
+    let (checkpoint, bytes) = (scope.checkpoint(), rows * cols * dtype.size());
+    let storage = if checkpoint.is_planned() {
+        Storage::Meta(bytes)
+    } else {
+        let mut words = vec![0; bytes.div_ceil(4)];
+        fill(&mut words);
+        Storage::shared(Arc::new(Words(words)))
+    };
+    checkpoint.count_made(bytes);
+    View::dense(storage, &[rows, cols], dtype).map_err(|error| misfit(scope, &error))
 }
 
 /// Fills rows of `words` words, on all cores.
@@ -142,9 +224,14 @@ pub(super) fn code(bytes: &[u8], bits: usize, index: usize) -> u32 {
     (low | high << 8) >> (first % 8) & ((1 << bits) - 1)
 }
 
-/// The integers of a range of bits, moved to the narrowest code that has them: the code, and what is added.
+/// The narrowest integers that have a range of bits.
+pub(super) fn wide(bits: usize) -> Code {
+    if bits <= 4 { Code::Int4 } else { Code::Int8 }
+}
+
+/// Integers of so many bits that are stored with half of their range added, as the narrowest code that has them: the code, and what is added.
 pub(super) fn widened(bits: usize) -> (Code, u32) {
-    let code = if bits <= 4 { Code::Int4 } else { Code::Int8 };
+    let code = wide(bits);
     (code, (1 << (code.bits() - 1)) - (1 << (bits - 1)))
 }
 
@@ -165,4 +252,13 @@ pub(super) const FLOATS: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
 pub(super) fn element(bytes: &[u8], size: usize, index: usize) -> &[u8] {
     let at: Range<usize> = index * size..(index + 1) * size;
     &bytes[at]
+}
+
+/// A stored float of a type of [`float`].
+pub(super) fn number(dtype: DType, bytes: &[u8]) -> f32 {
+    match dtype {
+        DType::BF16 => half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        DType::F16 => half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        _ => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+    }
 }

@@ -4,15 +4,19 @@
 //! [`Grouped`](ocelli_kernels::Grouped) ([`made`]), which takes memory beside the file; [`Checkpoint::made`](super::Checkpoint::made)
 //! counts it.
 
+mod bnb;
 mod columns;
 mod floats;
+mod hqq;
 mod integers;
 mod made;
+mod offsets;
 
 use ocelli_kernels::{View, Weights};
 use safetensors::Dtype;
 
 pub(super) use integers::pack_quantized;
+use made::FLOATS;
 
 use super::{Scope, WeightError};
 
@@ -24,9 +28,13 @@ pub(super) struct Published {
     pub is: fn(&Scope<'_>) -> bool,
     /// Reads the matrix `[n, k]`, or why that is not done.
     pub load: Result<Load, &'static str>,
+    /// The columns of a file that columns of the matrix are, where they may be in another order: those of rows of `k`.
+    pub order: Option<Order>,
 }
 
 type Load = fn(&Scope<'_>, usize, usize, Option<View>) -> Result<Weights, WeightError>;
+
+type Order = fn(&Scope<'_>, usize) -> Result<Option<Vec<usize>>, WeightError>;
 
 /// All of them.
 pub(super) const ALL: &[Published] = &[
@@ -34,83 +42,116 @@ pub(super) const ALL: &[Published] = &[
         name: "compressed-tensors pack-quantized integers",
         is: |here| here.stores("weight_packed", &[Dtype::I32]),
         load: Ok(|here, n, k, bias| here.packed(n, k, bias)),
+        order: Some(|here, k| columns::order(here, "weight_g_idx", k)),
     },
-    Published { name: "NVFP4", is: |here| here.has("weight_global_scale"), load: Ok(floats::nvfp4) },
+    Published {
+        name: "NVFP4",
+        is: |here| here.has("weight_global_scale"),
+        load: Ok(floats::nvfp4),
+        order: None,
+    },
     Published {
         name: "MXFP4",
         is: |here| here.stores("weight_packed", &[Dtype::U8]),
         load: Ok(floats::mxfp4),
+        order: None,
     },
     Published {
         name: "NVFP4 of ModelOpt",
         is: |here| here.has("weight_scale_2"),
         load: Ok(floats::modelopt_nvfp4),
+        order: None,
     },
     Published {
         name: "FP8 (E4M3)",
         is: |here| here.is_fp8(),
         load: Ok(|here, n, k, bias| here.fp8(n, k, bias)),
+        order: None,
     },
     Published {
         name: "AWQ integers",
         is: |here| here.has("qweight") && columns::is_awq(here),
         load: Ok(columns::awq),
+        order: None,
     },
-    Published { name: "GPTQ integers", is: |here| here.has("qweight"), load: Ok(columns::gptq) },
+    Published {
+        name: "GPTQ integers",
+        is: |here| here.has("qweight"),
+        load: Ok(columns::gptq),
+        order: Some(|here, k| columns::order(here, "g_idx", k)),
+    },
     Published {
         name: "bitsandbytes LLM.int8() values",
         is: |here| here.has("SCB"),
         load: Ok(integers::llm_int8),
+        order: None,
     },
     Published {
         name: "compressed-tensors int-quantized values",
         is: |here| here.stores("weight", &[Dtype::I8]) && here.has("weight_scale"),
         load: Ok(integers::int_quantized),
+        order: None,
+    },
+    Published {
+        name: "torchao integers of 4 bits",
+        is: |here| here.has("_weight_qdata") && here.stores("_weight_zero_point", &FLOATS),
+        load: Ok(offsets::torchao),
+        order: None,
     },
     Published {
         name: "torchao integers",
         is: |here| here.stores("_weight_qdata", &[Dtype::I8]) && here.has("_weight_scale"),
         load: Ok(integers::torchao),
+        order: None,
     },
     Published {
         name: "optimum-quanto integers",
         is: |here| here.stores("weight._data", &[Dtype::I8]),
         load: Ok(integers::quanto),
+        order: None,
     },
     Published {
-        name: "MXFP4 or NVFP4 of MLX",
+        name: "MXFP4, MXFP8 or NVFP4 of MLX",
         is: |here| here.stores("scales", &[Dtype::U8]) && !here.has("biases"),
         load: Ok(floats::mlx),
+        order: None,
     },
     Published {
-        name: "MLX groups",
+        name: "affine groups of MLX",
         is: |here| here.has("scales"),
-        load: Err("their groups begin at a number that is no code's"),
+        load: Ok(offsets::mlx),
+        order: None,
     },
     Published {
-        name: "bitsandbytes 4-bit values",
+        name: "bitsandbytes NF4 and FP4",
         is: |here| here.has("weight.absmax"),
-        load: Err("their codes stand for numbers of a table"),
+        load: Ok(bnb::four_bits),
+        order: None,
     },
+    Published { name: "HQQ integers", is: |here| here.has("W_q"), load: Ok(hqq::load), order: None },
     Published {
-        name: "HQQ integers",
-        is: |here| here.has("W_q"),
-        load: Err("their zero points are no codes"),
+        name: "optimum-quanto integers of 4 bits",
+        is: |here| here.stores("weight._data._data", &[Dtype::U8]),
+        load: Ok(offsets::quanto),
+        order: None,
     },
     Published {
         name: "torchao values",
         is: |here| here.has("_weight_qdata"),
-        load: Err("neither integers of 8 bits nor with scales beside them"),
+        load: Err("neither integers of 8 or 4 bits nor with scales beside them"),
+        order: None,
     },
     Published {
         name: "optimum-quanto values",
         is: |here| here.has("weight._data") || here.has("weight._data._data"),
-        load: Err("not integers of 8 bits"),
+        load: Err("not integers of 8 or 4 bits"),
+        order: None,
     },
     Published {
         name: "scaled values",
         is: |here| here.has("weight_scale") || here.has("weight_scale_inv"),
         load: Err("neither integers of 8 bits nor FP8 (E4M3)"),
+        order: None,
     },
 ];
 
@@ -140,8 +181,13 @@ impl Scope<'_> {
     }
 }
 
+/// Names of the ways to store a matrix that are read, in the order in which tensors are asked.
+#[must_use]
+pub fn sources() -> Vec<&'static str> {
+    ALL.iter().filter(|row| row.load.is_ok()).map(|row| row.name).collect()
+}
+
 /// Names of what is read, for errors.
 pub(super) fn supported() -> String {
-    let names: Vec<&str> = ALL.iter().filter(|row| row.load.is_ok()).map(|row| row.name).collect();
-    format!("supported are F32, BF16, F16, {}", names.join(", "))
+    format!("supported are F32, BF16, F16, {}", sources().join(", "))
 }

@@ -1,16 +1,17 @@
-//! Writes a copy of a model whose matrices are rounded to nearest in groups, in the compressed-tensors
-//! `pack-quantized` layout that other engines load.
+//! Writes a copy of a model whose matrices are rounded to nearest in groups, in a [`Layout`] that other engines load.
 //!
-//! Each quantized module becomes `weight_packed`, `weight_scale`, `weight_shape` and, with zero points,
-//! `weight_zero_point`; `config.json` gains a `quantization_config` with one group for each format in use. A token table
+//! In compressed-tensors' `pack-quantized` each quantized module becomes `weight_packed`, `weight_scale`, `weight_shape` and, with zero
+//! points, `weight_zero_point`; `config.json` gains a `quantization_config` with one group for each format in use. A token table
 //! is stored the same way, as compressed-tensors does for targets of class `Embedding`: one row is one output. A head
-//! that is tied to the table stays tied: only the table has tensors.
+//! that is tied to the table stays tied: only the table has tensors. Names are those of the source in every layout: a model of pictures
+//! and text in MLX's has them as transformers does.
 //!
-//! compressed-tensors 0.20 unpacks all of it to the bit. transformers 5.23 loads copies whose token table is kept
+//! compressed-tensors 0.20 unpacks all of it to the bit, and MLX 0.32 what is in its layout. transformers 5.23 loads copies whose token table is kept
 //! ([`QuantizeOptions::head`]) and that have no zero points; it builds no packed token table, and does not load packed
 //! zero points.
 
 mod config;
+mod layout;
 mod output;
 mod writer;
 
@@ -18,11 +19,13 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use ocelli_kernels::quant::grouped;
-use ocelli_kernels::{Code, DType, Format, Grouped, ShapeError};
+use ocelli_kernels::{Code, DType, Format, Grouped, ShapeError, Zero};
 
 use super::file::widen;
 use super::{Checkpoint, Quantization, StoredType, WeightError};
 use crate::files::{FileError, ModelFiles};
+pub use layout::Layout;
+use layout::Tensors;
 use output::Output;
 use writer::{Item, Shard};
 
@@ -69,17 +72,55 @@ pub enum Role {
     Painter,
 }
 
+/// What weights are rounded to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantizeScheme {
+    /// Integers of 4 bits.
+    Int4,
+    /// Integers of 8 bits.
+    Int8,
+    /// 8-bit floats (E4M3) with a scale a row; in MLX's layout in groups of 32, with powers of two.
+    Fp8,
+    /// NF4 in groups of 64.
+    Nf4,
+    /// 4-bit floats (E2M1) in groups of 32, with powers of two.
+    Mxfp4,
+    /// 4-bit floats (E2M1) in groups of 16, with scales of 8 bits.
+    Nvfp4,
+}
+
+impl QuantizeScheme {
+    /// Spelling on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int4 => "int4",
+            Self::Int8 => "int8",
+            Self::Fp8 => "fp8",
+            Self::Nf4 => "nf4",
+            Self::Mxfp4 => "mxfp4",
+            Self::Nvfp4 => "nvfp4",
+        }
+    }
+
+    const fn is_int(self) -> bool {
+        matches!(self, Self::Int4 | Self::Int8)
+    }
+}
+
 /// How to quantize.
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
-    /// Bits of a weight: 4 or 8.
-    pub bits: u8,
-    /// Weights that share a scale: 32, 64 or 128, or 0 for a whole row. A matrix whose rows it does not divide gets the
+    /// What weights are rounded to.
+    pub scheme: QuantizeScheme,
+    /// Whose layout the copy has.
+    pub layout: Layout,
+    /// Of integers, weights that share a scale: 32, 64 or 128, or 0 for a whole row. A matrix whose rows it does not divide gets the
     /// next smaller that does, or one scale a row.
     pub group: u32,
-    /// Whether groups have zero points.
+    /// Whether groups of integers have zero points.
     pub zero_points: bool,
-    /// Type of the scales; `None` is the type of each matrix as it is stored.
+    /// Type of the scales of integers and of rows; `None` is the type of each matrix as it is stored.
     pub scales: Option<DType>,
     /// Whether head and token table become 8-bit too.
     pub head: bool,
@@ -97,13 +138,14 @@ impl QuantizeOptions {
     /// The decoder's linear layers in symmetric groups of 32; with 4 bits, head and token table in 8 bits too, as they
     /// would outweigh all layers of a small model.
     #[must_use]
-    pub const fn new(bits: u8) -> Self {
+    pub const fn new(scheme: QuantizeScheme) -> Self {
         Self {
-            bits,
+            scheme,
+            layout: Layout::CompressedTensors,
             group: 32,
             zero_points: false,
             scales: None,
-            head: bits == 4,
+            head: matches!(scheme, QuantizeScheme::Int4),
             tower: false,
             connector: false,
             max_shard: MAX_SHARD,
@@ -113,31 +155,83 @@ impl QuantizeOptions {
 
     fn check(&self) -> Result<(), QuantizeError> {
         let fail = |text: String| Err(QuantizeError::Options(text));
-        if !matches!(self.bits, 4 | 8) {
-            return fail(format!("bits: expected 4 or 8, found {}", self.bits));
-        }
         if !matches!(self.group, 0 | 32 | 64 | 128) {
             return fail(format!("group: expected 32, 64, 128 or 0 for whole rows, found {}", self.group));
         }
         if let Some(scales) = self.scales.filter(|dtype| !dtype.is_float()) {
             return fail(format!("scales: expected f32, bf16 or f16, found {scales}"));
         }
+        let name = self.scheme.name();
+        match (self.layout, self.scheme) {
+            (Layout::CompressedTensors, QuantizeScheme::Nf4) => {
+                return fail(
+                    "nf4: not a format of compressed-tensors; the layout of bitsandbytes has it".into(),
+                );
+            }
+            (Layout::Bitsandbytes, scheme) if scheme != QuantizeScheme::Nf4 => {
+                return fail(format!("{name}: not a format of bitsandbytes' layout; expected nf4"));
+            }
+            (Layout::Mlx, QuantizeScheme::Nf4) => {
+                return fail("nf4: not a format of MLX's layout; that of bitsandbytes has it".into());
+            }
+            _ => {}
+        }
+        if self.layout == Layout::Mlx && self.scheme.is_int() && self.group == 0 {
+            return fail("group: MLX has groups of 32, 64 and 128, found 0 for whole rows".into());
+        }
+        if self.zero_points && !(self.scheme.is_int() && self.layout == Layout::CompressedTensors) {
+            return fail(format!(
+                "zero points: of integers in compressed-tensors' layout alone, found {name}"
+            ));
+        }
+        if self.head && !self.scheme.is_int() {
+            return fail(format!(
+                "head and token table become 8-bit integers beside integers alone, found {name}"
+            ));
+        }
         Ok(())
     }
 
     /// Format of a matrix of this role with rows of `k` weights stored as `dtype`; `None` keeps it as it is.
     fn format(&self, role: Role, k: usize, dtype: DType) -> Option<Format> {
-        let bits = match role {
-            Role::Decoder | Role::Text => self.bits,
-            Role::Tower => self.tower.then_some(self.bits)?,
-            Role::Connector => self.connector.then_some(self.bits)?,
-            Role::Head | Role::Embedding => self.head.then_some(8)?,
+        let scheme = match role {
+            Role::Decoder | Role::Text => self.scheme,
+            Role::Tower => self.tower.then_some(self.scheme)?,
+            Role::Connector => self.connector.then_some(self.scheme)?,
+            Role::Head | Role::Embedding => self.head.then_some(QuantizeScheme::Int8)?,
             Role::Painter => return None,
         };
-        let fits = |group: &u32| *group <= self.group && k.is_multiple_of(*group as usize);
-        let group = [128, 64, 32].into_iter().find(fits).unwrap_or(0);
         let scale = self.scales.unwrap_or(dtype);
-        Some(Format::Grouped(Grouped { code: Code::int(bits.into())?, group, zero: self.zero_points, scale }))
+        let mlx = self.layout == Layout::Mlx;
+        let of = |code, group: u32, scale| {
+            let each = if group == 0 { 32 / Code::bits(code) } else { group as usize };
+            k.is_multiple_of(each).then_some(Format::Grouped(Grouped {
+                code,
+                group,
+                zero: Zero::None,
+                scale,
+            }))
+        };
+        match scheme {
+            QuantizeScheme::Int4 | QuantizeScheme::Int8 => {
+                let code = if scheme == QuantizeScheme::Int4 { Code::Int4 } else { Code::Int8 };
+                let fits = |group: &u32| *group <= self.group && k.is_multiple_of(*group as usize);
+                let group = [128, 64, 32].into_iter().find(fits);
+                let zero = match (mlx, self.zero_points) {
+                    (true, _) => Zero::Offset,
+                    (false, true) => Zero::Codes,
+                    (false, false) => Zero::None,
+                };
+                // MLX has no scale for a whole row.
+                let group = if mlx { group? } else { group.unwrap_or(0) };
+                Some(Format::Grouped(Grouped { code, group, zero, scale }))
+            }
+            QuantizeScheme::Fp8 if mlx => of(Code::Fp8, 32, DType::E8M0),
+            QuantizeScheme::Fp8 => of(Code::Fp8, 0, scale),
+            QuantizeScheme::Nf4 => of(Code::Nf4, 64, DType::F32),
+            QuantizeScheme::Mxfp4 => of(Code::Fp4, 32, DType::E8M0),
+            QuantizeScheme::Nvfp4 => of(Code::Fp4, 16, DType::E4M3),
+        }
     }
 }
 
@@ -231,14 +325,25 @@ pub enum QuantizeError {
 
 /// One thing to write, with its tensors in the output.
 enum Unit<'a> {
-    Keep { name: &'a str, items: Vec<Item> },
-    Module { name: &'a str, dtype: StoredType, n: usize, k: usize, format: Format, items: Vec<Item> },
+    Keep {
+        name: &'a str,
+        items: Vec<Item>,
+    },
+    Module {
+        name: &'a str,
+        dtype: StoredType,
+        n: usize,
+        k: usize,
+        format: Format,
+        factor: f32,
+        tensors: Tensors,
+    },
 }
 
 impl Unit<'_> {
     fn items(&self) -> &[Item] {
         match self {
-            Self::Keep { items, .. } | Self::Module { items, .. } => items,
+            Self::Keep { items, .. } | Self::Module { tensors: Tensors { items, .. }, .. } => items,
         }
     }
 }
@@ -261,7 +366,8 @@ pub fn quantize(
     let checkpoint = Checkpoint::open(files)?;
     let units = plan(&checkpoint, role, options)?;
     let shards = split(&units, options.max_shard);
-    let mut job = Job { checkpoint: &checkpoint, progress, done: 0, total: checkpoint.bytes() };
+    let total = checkpoint.bytes();
+    let mut job = Job { checkpoint: &checkpoint, progress, layout: options.layout, done: 0, total };
     let mut names = Vec::with_capacity(shards.len());
     let mut index = serde_json::Map::new();
     for (number, part) in shards.iter().enumerate() {
@@ -269,7 +375,8 @@ pub fn quantize(
             1 => super::checkpoint::SINGLE.to_owned(),
             all => format!("model-{:05}-of-{all:05}.safetensors", number + 1),
         };
-        let mut shard = Shard::create(&output.path(&name), part.iter().flat_map(Unit::items))?;
+        let items = part.iter().flat_map(Unit::items);
+        let mut shard = Shard::create(&output.path(&name), options.layout.metadata(), items)?;
         for unit in *part {
             for item in unit.items() {
                 index.insert(item.name.clone(), name.clone().into());
@@ -289,7 +396,11 @@ pub fn quantize(
     let kept: Vec<&str> = units.iter().filter_map(|unit| unit.kept_matrix(&checkpoint)).collect();
     let mut config: serde_json::Value = files.require_json("config.json")?;
     if let Some(fields) = config.as_object_mut() {
-        fields.insert("quantization_config".into(), config::block(&modules, &kept));
+        let block = config::block(options.layout, &modules, &kept);
+        if options.layout == Layout::Mlx {
+            fields.insert("quantization".into(), block.clone());
+        }
+        fields.insert("quantization_config".into(), block);
     }
     output.json("config.json", &config)?;
     for name in COPIED {
@@ -349,8 +460,14 @@ fn plan<'a>(
         if let (Some(module), &[n, k], Some(dtype)) = (name.strip_suffix(".weight"), info.shape, dtype)
             && let Some(format) = role(module).and_then(|role| options.format(role, k, dtype))
         {
-            let items = module_items(module, n, k, format);
-            units.push(Unit::Module { name: module, dtype: info.dtype, n, k, format, items });
+            let Format::Grouped(grouped) = format else { continue };
+            let mut factor = 1.0;
+            if options.layout.has_factor() && grouped.scale == DType::E4M3 {
+                let values = widen(checkpoint.raw(name)?, info.dtype).unwrap_or_default();
+                factor = grouped::factor(format, &values);
+            }
+            let tensors = options.layout.tensors(module, n, k, grouped, factor);
+            units.push(Unit::Module { name: module, dtype: info.dtype, n, k, format, factor, tensors });
         } else {
             let item = Item {
                 name: name.to_owned(),
@@ -366,25 +483,6 @@ fn plan<'a>(
         return Err(QuantizeError::Nothing { path: checkpoint.path().to_owned(), tensors: units.len() });
     }
     Ok(units)
-}
-
-/// The planes of [`Format::planes`] in order, then the shape.
-fn module_items(module: &str, n: usize, k: usize, format: Format) -> Vec<Item> {
-    let planes = format.planes(n, k);
-    let mut items: Vec<Item> = planes
-        .iter()
-        .zip(["weight_packed", "weight_scale", "weight_zero_point"])
-        .map(|(plane, name)| Item {
-            name: format!("{module}.{name}"),
-            dtype: plane.dtype.name().to_uppercase(),
-            align: plane.dtype.size() as u64,
-            shape: vec![plane.rows, plane.cols],
-            bytes: (plane.rows * plane.cols * plane.dtype.size()) as u64,
-        })
-        .collect();
-    let name = format!("{module}.weight_shape");
-    items.push(Item { name, dtype: "I64".into(), align: 8, shape: vec![2], bytes: 16 });
-    items
 }
 
 /// Runs of units that fill a file each; all tensors of a module lie in one.
@@ -405,6 +503,7 @@ fn split<'a, 'b>(units: &'a [Unit<'b>], max: u64) -> Vec<&'a [Unit<'b>]> {
 struct Job<'a> {
     checkpoint: &'a Checkpoint,
     progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
+    layout: Layout,
     done: u64,
     total: u64,
 }
@@ -427,8 +526,8 @@ impl Job<'_> {
                 }
                 self.report(name, bytes.len())
             }
-            Unit::Module { name, dtype, n, k, format, items } => {
-                self.module(name, *dtype, *n, *k, *format, items, shard)
+            Unit::Module { name, dtype, n, k, format, factor, tensors } => {
+                self.module(name, *dtype, [*n, *k], (*format, *factor), tensors, shard)
             }
         }
     }
@@ -438,10 +537,9 @@ impl Job<'_> {
         &mut self,
         module: &str,
         dtype: StoredType,
-        n: usize,
-        k: usize,
-        format: Format,
-        items: &[Item],
+        [n, k]: [usize; 2],
+        (format, factor): (Format, f32),
+        tensors: &Tensors,
         shard: &mut Shard,
     ) -> Result<(), QuantizeError> {
         let bytes = self.checkpoint.raw(&format!("{module}.weight"))?;
@@ -449,7 +547,9 @@ impl Job<'_> {
         let rows = (CHUNK / k.max(1)).next_multiple_of(8).max(8);
         let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
         let mut starts = (0..n).step_by(rows);
-        let mut offsets = vec![0u64; items.len()];
+        let (layout, items) = (self.layout, &tensors.items);
+        let planes = items.len() - tensors.constants.len();
+        let mut offsets = vec![0u64; planes];
         loop {
             let batch: Vec<usize> = starts.by_ref().take(threads).collect();
             if batch.is_empty() {
@@ -458,7 +558,9 @@ impl Job<'_> {
             let encode = |start: usize| {
                 let count = rows.min(n - start);
                 let values = widen(&bytes[start * row_bytes..(start + count) * row_bytes], dtype);
-                grouped::encode(format, count, k, &values.unwrap_or_default())
+                let mut planes = grouped::encode(format, count, k, &values.unwrap_or_default(), factor)?;
+                planes.iter_mut().enumerate().for_each(|(at, bytes)| layout.arrange(at, bytes));
+                Ok(planes)
             };
             let encoded: Vec<Result<Vec<Vec<u8>>, ShapeError>> = std::thread::scope(|scope| {
                 let all: Vec<_> = batch.iter().map(|&start| scope.spawn(move || encode(start))).collect();
@@ -479,9 +581,8 @@ impl Job<'_> {
                 self.report(module, rows.min(n - start) * row_bytes)?;
             }
         }
-        if let Some(shape) = items.last() {
-            let both = [(n as i64).to_le_bytes(), (k as i64).to_le_bytes()];
-            shard.write(&shape.name, 0, both.as_flattened())?;
+        for (item, bytes) in items[planes..].iter().zip(&tensors.constants) {
+            shard.write(&item.name, 0, bytes)?;
         }
         Ok(())
     }

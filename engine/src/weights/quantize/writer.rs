@@ -29,12 +29,16 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Writes the header and reserves the data.
-    pub fn create<'a>(path: &Path, items: impl Iterator<Item = &'a Item>) -> Result<Self, QuantizeError> {
+    /// Writes the header and reserves the data; `format` is what it says of itself.
+    pub fn create<'a>(
+        path: &Path,
+        format: &str,
+        items: impl Iterator<Item = &'a Item>,
+    ) -> Result<Self, QuantizeError> {
         let mut items: Vec<&Item> = items.collect();
         items.sort_by(|a, b| b.align.cmp(&a.align).then_with(|| a.name.cmp(&b.name)));
         let mut header = Map::new();
-        header.insert("__metadata__".into(), json!({"format": "pt"}));
+        header.insert("__metadata__".into(), json!({"format": format}));
         let mut end = 0;
         for item in &items {
             let offsets = [end, end + item.bytes];

@@ -343,7 +343,7 @@ impl Ints {
 
 #[test]
 fn int8_products() {
-    use crate::quant::grouped::cpu::GroupedRows;
+    use crate::quant::grouped::cpu::{Floats, GroupedRows, Zeros};
     use crate::spec::Code;
     let mut rng = Rng(3);
     let mut shapes = vec![(1, 1, 1), (3, 17, 31), (14, 33, 64), (6, 40, 130), (29, 70, 513), (31, 33, 1160)];
@@ -358,10 +358,9 @@ fn int8_products() {
                 let rows = GroupedRows {
                     packed: w.packed.as_ptr(),
                     words: (k * bits).div_ceil(32),
-                    scales: w.scales.as_ptr().cast(),
-                    scale: DType::F32,
-                    scale_stride: groups,
-                    zeros: zero.then_some((w.zeros.as_ptr(), groups)),
+                    scales: Floats { ptr: w.scales.as_ptr().cast(), dtype: DType::F32, stride: groups },
+                    factor: 1.0,
+                    zeros: if zero { Zeros::Codes(w.zeros.as_ptr(), groups) } else { Zeros::None },
                     code: if bits == 4 { Code::Int4 } else { Code::Int8 },
                     group,
                 };

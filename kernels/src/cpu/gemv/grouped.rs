@@ -4,68 +4,11 @@
 //! gives `2^(32 - bits)` times the value; the scales take that factor back. Zero points are applied to sums:
 //! `sum (q - z) s x = s sum q x - z s sum x`.
 
-use super::super::gemm::epilogue;
 use super::super::simd::{MAX_LANES, Simd};
 use super::x::{Layout, X};
 use super::{Dots, Row, distance};
-use crate::quant::e4m3;
-use crate::quant::grouped::cpu::GroupedRows;
-
-/// How codes become floats.
-pub trait Fields: Copy + Sync {
-    /// Bits of a code: 4 or 8.
-    const BITS: usize;
-    /// What [`field`](Self::field) gives a value times.
-    const UNIT: f32;
-    /// Words as [`field`](Self::field) takes them.
-    fn split<S: Simd>(s: S, words: S::I) -> (S::I, S::I);
-    /// Field `J` of each word, counted from the low end.
-    fn field<S: Simd, const J: usize>(s: S, words: (S::I, S::I)) -> S::V;
-}
-
-/// Integers of `BITS` bits.
-#[derive(Clone, Copy, Debug)]
-pub struct Int<const BITS: usize>;
-
-impl<const BITS: usize> Fields for Int<BITS> {
-    const BITS: usize = BITS;
-    const UNIT: f32 = (1u64 << (32 - BITS)) as f32;
-
-    #[inline(always)]
-    fn split<S: Simd>(s: S, words: S::I) -> (S::I, S::I) {
-        s.fields::<BITS>(words)
-    }
-
-    #[inline(always)]
-    fn field<S: Simd, const J: usize>(s: S, words: (S::I, S::I)) -> S::V {
-        s.field::<BITS, J>(words)
-    }
-}
-
-/// 8-bit floats.
-#[derive(Clone, Copy, Debug)]
-pub struct Fp8;
-
-impl Fields for Fp8 {
-    const BITS: usize = 8;
-    const UNIT: f32 = 1.0;
-
-    #[inline(always)]
-    fn split<S: Simd>(_: S, words: S::I) -> (S::I, S::I) {
-        (words, words)
-    }
-
-    #[inline(always)]
-    fn field<S: Simd, const J: usize>(s: S, (words, _): (S::I, S::I)) -> S::V {
-        let top = match J {
-            0 => s.shl_i::<24>(words),
-            1 => s.shl_i::<16>(words),
-            2 => s.shl_i::<8>(words),
-            _ => words,
-        };
-        e4m3::cpu::top(s, top)
-    }
-}
+use crate::quant::Decoder;
+use crate::quant::grouped::cpu::{GroupedRows, Zeros};
 
 /// One stored tensor of such codes. Groups are whole words, and whole vectors of words or a power of two of
 /// words below that; see [`fits`].
@@ -82,7 +25,7 @@ pub fn fits(bits: usize, group: usize) -> bool {
         || (group * bits).is_multiple_of(32) && (words.is_power_of_two() || words.is_multiple_of(MAX_LANES))
 }
 
-impl<F: Fields> GroupedDots<F> {
+impl<F: Decoder> GroupedDots<F> {
     pub(super) fn groups(&self, k: usize) -> usize {
         k.div_ceil(self.0.group)
     }
@@ -93,9 +36,9 @@ impl<F: Fields> GroupedDots<F> {
     }
 }
 
-impl<F: Fields> Dots for GroupedDots<F> {
+impl<F: Decoder> Dots for GroupedDots<F> {
     fn layout(&self, k: usize, _: usize) -> Layout {
-        let sums = if self.0.zeros.is_some() { self.0.group.min(k.max(1)) } else { 0 };
+        let sums = if self.0.has_zeros() { self.0.group.min(k.max(1)) } else { 0 };
         Layout { sums, ..Layout::fields(32 / F::BITS) }
     }
 
@@ -105,7 +48,7 @@ impl<F: Fields> Dots for GroupedDots<F> {
 
     #[inline(always)]
     fn work(&self, rows: usize, k: usize, lanes: usize) -> usize {
-        rows * self.scale_len(k, lanes) * if self.0.zeros.is_some() { 2 } else { 1 }
+        rows * self.scale_len(k, lanes) * if self.0.has_zeros() { 2 } else { 1 }
     }
 
     #[inline(always)]
@@ -128,12 +71,13 @@ impl<F: Fields> Dots for GroupedDots<F> {
             *xs = x.row(m0 + i);
         }
         let group_words = first.group_words(x.k, S::LANES);
+        let decoder = first.1;
         let mut acc = [[s.zero(); M]; R];
         // SAFETY: rows, scales and `x` exist as the caller vouches; `x` is padded to whole vectors of words.
         unsafe {
             for (r, row) in rows.iter().enumerate() {
                 row.of.scales(s, row.row, groups, 1.0 / F::UNIT, work.add(r * scale_len));
-                row.of.ask_scales(s, row.row + 1, groups);
+                row.of.0.scales.prefetch(s, row.row + 1, groups);
             }
             let ahead = |v: usize| distance(4 * v, AHEAD, 4 * words, 4 * first.0.words);
             let mut v = 0;
@@ -142,7 +86,7 @@ impl<F: Fields> Dots for GroupedDots<F> {
                     let end = words.min((g + 1) * group_words);
                     let mut sub = [[s.zero(); M]; R];
                     while v < end {
-                        block::<S, F, R, M>(s, &at, &xs, v, end, ahead(v), &mut sub);
+                        block::<S, F, R, M>(s, decoder, &at, &xs, v, end, ahead(v), &mut sub);
                         v += S::LANES;
                     }
                     for r in 0..R {
@@ -158,7 +102,7 @@ impl<F: Fields> Dots for GroupedDots<F> {
                 let index = group_of_lane(s, group_words);
                 while v < words {
                     let mut sub = [[s.zero(); M]; R];
-                    block::<S, F, R, M>(s, &at, &xs, v, words, ahead(v), &mut sub);
+                    block::<S, F, R, M>(s, decoder, &at, &xs, v, words, ahead(v), &mut sub);
                     for r in 0..R {
                         let scale = spread(s, work.add(r * scale_len + (v >> group_shift)), index, few);
                         for i in 0..M {
@@ -181,7 +125,7 @@ impl<F: Fields> Dots for GroupedDots<F> {
     }
 }
 
-impl<F: Fields> GroupedDots<F> {
+impl<F: Decoder> GroupedDots<F> {
     /// Words of a group, or of the padded row if it is one group.
     pub(super) fn group_words(&self, k: usize, lanes: usize) -> usize {
         match self.groups(k) {
@@ -205,7 +149,7 @@ impl<F: Fields> GroupedDots<F> {
         out: &mut [[f32; M]; R],
     ) {
         let first = rows[0].of;
-        if first.0.zeros.is_none() {
+        if !first.0.has_zeros() {
             return;
         }
         let (groups, scale_len) = (first.groups(x.k), first.scale_len(x.k, S::LANES));
@@ -231,14 +175,13 @@ impl<F: Fields> GroupedDots<F> {
     /// The row exists with `groups` groups; `to` is writable for `scale_len` values.
     #[inline(always)]
     pub(super) unsafe fn scales<S: Simd>(&self, s: S, row: usize, groups: usize, unit: f32, to: *mut f32) {
-        let unit = s.splat(unit);
         let Self(rows, _) = self;
+        let unit = s.splat(unit * rows.factor);
         let mut g = 0;
         // SAFETY: as the caller vouches.
         unsafe {
             while g < groups {
-                let n = S::LANES.min(groups - g);
-                let v = epilogue::load_any(s, rows.scale, rows.scales, row * rows.scale_stride + g, n);
+                let v = rows.scales.load(s, row, g, S::LANES.min(groups - g));
                 s.store(to.add(g), s.mul(v, unit));
                 g += S::LANES;
             }
@@ -246,22 +189,11 @@ impl<F: Fields> GroupedDots<F> {
         }
     }
 
-    /// Asks for the scales of a row, which need not exist.
-    #[inline(always)]
-    fn ask_scales<S: Simd>(&self, s: S, row: usize, groups: usize) {
-        let Self(rows, _) = self;
-        let size = rows.scale.size();
-        let from = rows.scales.wrapping_add(row * rows.scale_stride * size);
-        for at in (0..groups * size).step_by(64) {
-            s.prefetch(from.wrapping_add(at));
-        }
-    }
-
-    /// Zero points of a row times scales; zeros where the scales are.
+    /// What the weights of each group of a row lack beside their scaled codes; zeros where the scales are.
     ///
     /// # Safety
-    /// The row exists with `groups` groups and zero points; `scales` were written by [`scales`](Self::scales) with `unit`, `to` is
-    /// writable for as many values.
+    /// The row exists with `groups` groups; `scales` were written by [`scales`](Self::scales) with `unit`, to which the factor does not
+    /// belong, `to` is writable for as many values.
     #[inline(always)]
     unsafe fn zeros<S: Simd>(
         &self,
@@ -272,21 +204,28 @@ impl<F: Fields> GroupedDots<F> {
         scales: *const f32,
         to: *mut f32,
     ) {
-        let Some((words, stride)) = self.0.zeros else {
-            return;
-        };
-        let per_word = 32 / F::BITS;
-        let shift = s.splat_i((row % per_word * F::BITS) as i32);
+        let Self(rows, _) = self;
+        let shift = s.splat_i((row * F::BITS % 32) as i32);
         let mask = s.splat_i((1 << F::BITS) - 1);
-        let half = s.splat((1u32 << (F::BITS - 1)) as f32);
+        let centre = s.splat(F::CENTRE as f32);
         let unit = s.splat(1.0 / unit);
         for g in (0..groups).step_by(S::LANES) {
             let n = S::LANES.min(groups - g);
             // SAFETY: as the caller vouches.
             unsafe {
-                let word = s.to_bits(s.load_n(words.add(row / per_word * stride + g).cast(), n));
-                let z = s.sub(s.to_float(s.and_i(s.shr_lanes_i(word, shift), mask)), half);
-                s.store(to.add(g), s.mul(s.mul(z, unit), s.load(scales.add(g))));
+                let scale = s.mul(s.load(scales.add(g)), unit);
+                let lacking = match rows.zeros {
+                    Zeros::None => s.zero(),
+                    Zeros::Codes(words, stride) => {
+                        let word = words.add(row * F::BITS / 32 * stride + g);
+                        let word = s.to_bits(s.load_n(word.cast(), n));
+                        let z = s.to_float(s.and_i(s.shr_lanes_i(word, shift), mask));
+                        s.mul(s.sub(z, centre), scale)
+                    }
+                    Zeros::Values(values) => s.mul(s.sub(values.load(s, row, g, n), centre), scale),
+                    Zeros::Offsets(offsets) => s.neg(s.fma(centre, scale, offsets.load(s, row, g, n))),
+                };
+                s.store(to.add(g), lacking);
             }
         }
     }
@@ -325,8 +264,9 @@ pub(super) unsafe fn spread<S: Simd>(s: S, p: *const f32, index: S::I, few: bool
 /// # Safety
 /// The words exist before `end`; rows of `x` hold the fields of a whole vector of words from `v` on.
 #[inline(always)]
-unsafe fn block<S: Simd, F: Fields, const R: usize, const M: usize>(
+unsafe fn block<S: Simd, F: Decoder, const R: usize, const M: usize>(
     s: S,
+    decoder: F,
     w: &[*const i32; R],
     x: &[*const f32; M],
     v: usize,
@@ -343,23 +283,23 @@ unsafe fn block<S: Simd, F: Fields, const R: usize, const M: usize>(
             let at = w[r].add(v);
             s.prefetch(at.cast::<u8>().wrapping_add(ahead));
             let words = if whole { s.load_i(at) } else { s.to_bits(s.load_n(at.cast(), end - v)) };
-            *fields = F::split(s, words);
+            *fields = decoder.split(s, words);
         }
         for (i, xs) in xs.iter_mut().enumerate() {
             *xs = x[i].add(v * (32 / F::BITS));
         }
         // Even fields of 4 bits first: at levels that take words apart, the other half waits as a word.
-        step::<S, F, R, M, 0>(s, &fields, &xs, sub);
-        step::<S, F, R, M, 2>(s, &fields, &xs, sub);
+        step::<S, F, R, M, 0>(s, decoder, &fields, &xs, sub);
+        step::<S, F, R, M, 2>(s, decoder, &fields, &xs, sub);
         if const { F::BITS == 4 } {
-            step::<S, F, R, M, 4>(s, &fields, &xs, sub);
-            step::<S, F, R, M, 6>(s, &fields, &xs, sub);
+            step::<S, F, R, M, 4>(s, decoder, &fields, &xs, sub);
+            step::<S, F, R, M, 6>(s, decoder, &fields, &xs, sub);
         }
-        step::<S, F, R, M, 1>(s, &fields, &xs, sub);
-        step::<S, F, R, M, 3>(s, &fields, &xs, sub);
+        step::<S, F, R, M, 1>(s, decoder, &fields, &xs, sub);
+        step::<S, F, R, M, 3>(s, decoder, &fields, &xs, sub);
         if const { F::BITS == 4 } {
-            step::<S, F, R, M, 5>(s, &fields, &xs, sub);
-            step::<S, F, R, M, 7>(s, &fields, &xs, sub);
+            step::<S, F, R, M, 5>(s, decoder, &fields, &xs, sub);
+            step::<S, F, R, M, 7>(s, decoder, &fields, &xs, sub);
         }
     }
 }
@@ -369,8 +309,9 @@ unsafe fn block<S: Simd, F: Fields, const R: usize, const M: usize>(
 /// # Safety
 /// Rows of `x` hold a vector for each field.
 #[inline(always)]
-unsafe fn step<S: Simd, F: Fields, const R: usize, const M: usize, const J: usize>(
+unsafe fn step<S: Simd, F: Decoder, const R: usize, const M: usize, const J: usize>(
     s: S,
+    decoder: F,
     fields: &[(S::I, S::I); R],
     x: &[*const f32; M],
     sub: &mut [[S::V; M]; R],
@@ -381,7 +322,7 @@ unsafe fn step<S: Simd, F: Fields, const R: usize, const M: usize, const J: usiz
         *v = unsafe { s.load(x[i].add(J * S::LANES)) };
     }
     for r in 0..R {
-        let q = F::field::<S, J>(s, fields[r]);
+        let q = decoder.field::<S, J>(s, fields[r]);
         for i in 0..M {
             sub[r][i] = s.fma(q, v[i], sub[r][i]);
         }

@@ -1,12 +1,13 @@
 //! Grouped integers times activations rounded to bytes: dot products of bytes, exact in i32.
 
-use super::super::gemm::{Operand, epilogue};
+use super::super::gemm::Operand;
 use super::super::isa::{Isa, Level};
 use super::super::scratch::Scratch;
 use super::super::simd::{Kernel, MAX_LANES, Simd};
-use super::grouped::{Int, group_of_lane, spread};
+use super::grouped::{group_of_lane, spread};
 use super::x::{Layout, X};
 use super::{Dots, GroupedDots, Row};
+use crate::quant::int::Int;
 
 /// The instructions that multiply bytes.
 pub trait Bytes: Copy + Sync {
@@ -80,7 +81,7 @@ impl<const BITS: usize, B: Bytes> Int8Dots<BITS, B> {
                 let rows = &self.0.0;
                 for u in (0..units).step_by(S::LANES) {
                     let n = S::LANES.min(units - u);
-                    let v = epilogue::load_any(s, rows.scale, rows.scales, row * rows.scale_stride + u, n);
+                    let v = s.mul(rows.scales.load(s, row, u, n), s.splat(rows.factor));
                     s.store(to.add(u), s.mul(v, s.load(of_x.add(u))));
                 }
                 return;
@@ -272,7 +273,7 @@ impl<const BITS: usize, B: Bytes> Dots for Int8Dots<BITS, B> {
         let each = if pairs { vectors / 2 } else { vectors };
         // SAFETY: rows, scales and `x` exist as the caller vouches; `work` says how much of it there is.
         let acc = unsafe {
-            if small || each > 1 || int.0.zeros.is_some() {
+            if small || each > 1 || int.0.has_zeros() {
                 for (r, row) in of_int.iter().enumerate() {
                     row.of.scales(s, row.row, groups, 1.0, work.add(r * scale_len));
                 }

@@ -15,7 +15,7 @@ mod int8;
 pub mod x;
 
 pub use dense::DenseDots;
-pub use grouped::{Fp8, GroupedDots, Int, fits};
+pub use grouped::{GroupedDots, fits};
 pub use int8::{Int8Dots, Plain, Vnni};
 use x::{Layout, X};
 

@@ -335,6 +335,16 @@ impl Simd for Avx2 {
         // SAFETY: a token exists, so the instructions do.
         unsafe { _mm256_permutevar8x32_ps(a, index) }
     }
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], index: __m256i) -> __m256 {
+        // SAFETY: a token exists, so the instructions do; the table holds two vectors.
+        unsafe {
+            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), index);
+            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), index);
+            // Bit 3 chooses, from where the blend looks for it.
+            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+        }
+    }
     /// Low and high halves of each byte, moved to the byte's top, so that one byte shuffle brings a field to the top of
     /// its word: shuffles run beside the conversions, shifts compete with them. Bytes stay as they are.
     #[inline(always)]

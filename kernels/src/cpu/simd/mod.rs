@@ -268,6 +268,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Lane i is lane `index[i]` of `a`; `0 <= index < LANES`.
     fn permute(self, a: Self::V, index: Self::I) -> Self::V;
+    /// Lane i is `table[index[i] % 16]`.
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], index: Self::I) -> Self::V {
+        let (mut at, mut out) = ([0i32; MAX_LANES], [0.0f32; MAX_LANES]);
+        // SAFETY: `LANES <= MAX_LANES` values.
+        unsafe {
+            self.store_i(at.as_mut_ptr(), index);
+            for (out, at) in out.iter_mut().zip(at).take(Self::LANES) {
+                *out = table[(at & 15) as usize];
+            }
+            self.load(out.as_ptr())
+        }
+    }
     /// What [`field`](Self::field) takes: packed words of offset-binary fields of `BITS` (4 or 8) bits.
     #[inline(always)]
     fn fields<const BITS: usize>(self, words: Self::I) -> (Self::I, Self::I) {

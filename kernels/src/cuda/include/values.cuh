@@ -1,9 +1,9 @@
-// Floats whose type is a value of the parameters: f32, bf16 or f16. The type is the same for the whole grid, so the branches are
+// Floats whose type is a value of the parameters: f32, bf16 or f16; scales of weights also have types of 8 bits. The type is the same for the whole grid, so the branches are
 // uniform: a kernel that is not bound by them needs one compilation for all types.
 #pragma once
 #include "cuda/include/ptx.cuh"
 
-enum ValueType : u32 { VALUE_NONE, VALUE_F32, VALUE_BF16, VALUE_F16 };
+enum ValueType : u32 { VALUE_NONE, VALUE_F32, VALUE_BF16, VALUE_F16, VALUE_E4M3, VALUE_E8M0 };
 
 DEVICE f32 load_value(const void* p, u32 type, i64 at) {
     if (type == VALUE_F32) return static_cast<const f32*>(p)[at];

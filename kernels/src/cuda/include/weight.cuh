@@ -1,4 +1,4 @@
-// A weight matrix of any format, one weight at a time. BITS: of codes in groups, or 0 for floats; FP8: whether codes are floats.
+// A weight matrix of any format, one weight at a time. CODE: see `quant/codes.cuh`.
 #pragma once
 #include "quant/grouped/element.cuh"
 
@@ -14,12 +14,10 @@ struct Weight {
     i32 group;
     // ValueType of the floats, or of the scales.
     u32 type;
+    f32 factor; // of the scales
+    u32 zero;   // ZeroKind
 };
 
 DEVICE f32 weight_at(const Weight& w, i32 row, i32 col) {
-#if BITS
-    return grouped_element<BITS, FP8>(w, row, col);
-#else
-    return load_value(w.data, w.type, row * w.stride + col);
-#endif
+    return BITS == 0 ? load_value(w.data, w.type, row * w.stride + col) : grouped_element<CODE>(w, row, col);
 }

@@ -4,7 +4,7 @@ use super::ExpertMatmul;
 use crate::Weights;
 use crate::conformance::{Case, CaseCx, Fill};
 use crate::ops::Activation;
-use crate::spec::{Code, DType, Format, Grouped};
+use crate::spec::{Code, DType, Format, Grouped, Zero};
 
 struct Shape {
     rows: usize,
@@ -49,11 +49,13 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<ExpertMatmul>> {
     }
     let codes = |code, group, zero, scale| Format::Grouped(Grouped { code, group, zero, scale });
     for format in [
-        codes(Code::Int4, 32, false, BF16),
-        codes(Code::Int4, 32, true, F16),
-        codes(Code::Int8, 0, false, F32),
-        codes(Code::Int8, 128, true, BF16),
-        codes(Code::Fp8, 64, false, F32),
+        codes(Code::Int4, 32, Zero::None, BF16),
+        codes(Code::Int4, 32, Zero::Codes, F16),
+        codes(Code::Int8, 0, Zero::None, F32),
+        codes(Code::Int8, 128, Zero::Codes, BF16),
+        codes(Code::Fp8, 64, Zero::None, F32),
+        codes(Code::Fp4, 32, Zero::None, DType::E8M0),
+        codes(Code::Int4, 64, Zero::Offset, BF16),
     ] {
         for gated in [false, true] {
             let shape = Shape { n: 16, gap: 0, ..small(gated) };
@@ -70,7 +72,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<ExpertMatmul>> {
         }
     }
     // Experts that are stored one by one, their parts too.
-    for format in [Format::Dense(BF16), codes(Code::Int4, 32, false, BF16)] {
+    for format in [Format::Dense(BF16), codes(Code::Int4, 32, Zero::None, BF16)] {
         let parts = [8; 6].map(|rows| cx.weights(format, rows, 64, false));
         if let Ok(w) = Weights::stack(parts) {
             let shape = Shape { rows: 4, share: 2, experts: 3, n: 16, gated: true, gap: 0 };

@@ -29,10 +29,11 @@ struct Params {
     w: u32,
     w_stride: u32,
     scales: u32,
-    scales_stride: u32,
+    scale_stride: u32,
     zeros: u32,
-    zeros_stride: u32,
+    zero_stride: u32,
     group: u32,
+    factor: f32,
 }
 ${PARAMS} p: Params;
 

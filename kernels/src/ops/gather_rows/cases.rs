@@ -2,7 +2,7 @@
 
 use super::GatherRows;
 use crate::conformance::{Case, CaseCx, Fill};
-use crate::spec::{Code, DType, Format, Grouped};
+use crate::spec::{Code, DType, Format, Grouped, Zero};
 use crate::{View, Weights};
 
 /// Ids at both ends, twice, and at random.
@@ -22,7 +22,7 @@ fn case(cx: &mut CaseCx, table: Weights, tokens: usize, out: DType, gap: usize) 
 }
 
 pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
-    use DType::{BF16, F16, F32};
+    use DType::{BF16, E4M3, E8M0, F16, F32};
     let mut all = Vec::new();
     for format in [F32, BF16, F16].map(Format::Dense) {
         for out in [F32, BF16, F16] {
@@ -33,8 +33,8 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
         }
     }
     let codes = |code, group, zero, scale| Format::Grouped(Grouped { code, group, zero, scale });
-    for code in [Code::Int8, Code::Int4, Code::Fp8] {
-        for zero in [false, true].into_iter().filter(|zero| code.is_int() || !zero) {
+    for &code in Code::ALL {
+        for zero in Zero::ALL.into_iter().filter(|&zero| code.is_int() || zero == Zero::None) {
             for (group, scale, d) in [
                 (32, BF16, 64),
                 (32, F16, 97),
@@ -51,12 +51,16 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
                 all.push(case(cx, table, 6, BF16, 11));
             }
         }
+        for (group, scale, d) in [(16, E4M3, 70), (32, E8M0, 97), (0, E4M3, 45)] {
+            let table = cx.weights(codes(code, group, Zero::None, scale), 19, d, false);
+            all.push(case(cx, table, 9, F32, 0));
+        }
     }
     for format in [
         Format::Dense(BF16),
-        codes(Code::Int8, 128, false, BF16),
-        codes(Code::Int4, 32, true, F16),
-        codes(Code::Fp8, 32, false, F32),
+        codes(Code::Int8, 128, Zero::None, BF16),
+        codes(Code::Int4, 32, Zero::Codes, F16),
+        codes(Code::Fp8, 32, Zero::None, F32),
     ] {
         let tops = [3, 1, 6].map(|rows| cx.weights(format, rows, 70, false));
         if let Ok(table) = Weights::stack(tops) {
@@ -74,9 +78,11 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<GatherRows>> {
         all.push(case(cx, table, 5, F16, 0));
     }
     // SmolVLM-256M: the embedding of a prompt.
-    for format in
-        [Format::Dense(BF16), codes(Code::Int8, 128, false, BF16), codes(Code::Int8, 0, false, BF16)]
-    {
+    for format in [
+        Format::Dense(BF16),
+        codes(Code::Int8, 128, Zero::None, BF16),
+        codes(Code::Int8, 0, Zero::None, BF16),
+    ] {
         let table = cx.weights(format, 49280, 576, false);
         all.push(case(cx, table, 37, F32, 0));
     }

@@ -4,7 +4,7 @@
 //
 // A launch serves one part of the table, rows `first..first + rows` of the whole: it writes the rows of `out` whose ids fall
 // into the part, and no others. A block decodes a stretch of one row, so that few tokens of long rows, as in decoding, still
-// make several blocks. BITS is 4 or 8 for codes in groups (FP8: floats) and 0 for plain floats.
+// make several blocks. CODE: see `quant/codes.cuh`.
 #include "cuda/include/weight.cuh"
 
 struct Params {

@@ -18,7 +18,7 @@ const MATHS: [Math; 3] = [Math::Exact, Math::Bf16, Math::Int8];
 
 /// Grouped formats: each bit width with each group length, zero points and scale type at least once; groups that are no
 /// multiple of a vector or a word too.
-const GROUPED: [&str; 26] = [
+const GROUPED: [&str; 42] = [
     "int8g32",
     "int8g64.f16",
     "int8g128",
@@ -45,6 +45,22 @@ const GROUPED: [&str; 26] = [
     "fp8row",
     "fp8row.f32",
     "fp8g20",
+    "fp8g32.e8m0",
+    "fp8g128.e8m0",
+    "fp4g16.e4m3",
+    "fp4g32.e8m0",
+    "fp4g64.f32",
+    "fp4row.f16",
+    "fp4g12",
+    "nf4g64.f32",
+    "nf4g32.f16",
+    "bnb4g64.f32",
+    "int4g64zo",
+    "int4g32zo.f16",
+    "int4g64zf.f16",
+    "int4g20zf.f32",
+    "int8g64zo.f32",
+    "int8g128zf",
 ];
 
 /// How an operation differs from a plain dense product.
@@ -144,7 +160,18 @@ fn edges(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     const MS: [usize; 12] = [0, 1, 2, 3, 4, 5, 7, 8, 9, 13, 15, 37];
     const NS: [usize; 10] = [0, 1, 3, 4, 15, 16, 17, 31, 33, 67];
     const KS: [usize; 12] = [0, 1, 7, 8, 15, 16, 17, 31, 64, 127, 129, 257];
-    let formats = ["f32", "bf16", "f16", "int8g32", "int4g32", "int8g128z", "int4row", "int4g64", "fp8g64"];
+    let formats = [
+        "f32",
+        "bf16",
+        "f16",
+        "int8g32",
+        "int4g32",
+        "int8g128z",
+        "int4row",
+        "int4g64",
+        "fp8g64",
+        "fp4g16.e4m3",
+    ];
     for (i, &m) in MS.iter().enumerate() {
         for (j, &n) in NS.iter().enumerate() {
             for pick in 0..3 {

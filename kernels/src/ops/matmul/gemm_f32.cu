@@ -1,6 +1,6 @@
 // out = act(x w^T + bias) + residual in exact f32, for operands of any type, alignment and format; gated too. See `epilogue.cuh`.
 //
-// x: [m, k]   w: [n, k], floats or codes in groups (BITS, FP8)   out: [m, n], or [m, n / 2] if GATED
+// x: [m, k]   w: [n, k], floats or codes in groups (CODE)   out: [m, n], or [m, n / 2] if GATED
 //
 // A block makes a tile of TILE x TILE products with 256 threads, SIDE x SIDE of them each: SIDE is 8, or 4 where larger tiles are too
 // few. Steps of 16 along k go through shared memory, widened to f32 and stored k-major, so that a thread reads the operands of
@@ -14,6 +14,7 @@
 // SASS: FFMA LDG.E.128 LDS.128
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/weights.cuh"
+#include "quant/grouped/element.cuh"
 
 struct Params {
     const void* x;
@@ -95,7 +96,7 @@ KERNEL(THREADS, BITS == 0 ? 2 : 1)(const __grid_constant__ Params p) {
         } else {
 #pragma unroll
             for (i32 i = 0; i < SPAN; ++i)
-                next_w[i] = at + part + i < w_row.count ? grouped_element<BITS, FP8>(w, w.first + col, at + part + i) : 0.0f;
+                next_w[i] = at + part + i < w_row.count ? grouped_element<CODE>(w, w.first + col, at + part + i) : 0.0f;
         }
     };
     const auto keep = [&](i32 buffer) {

@@ -49,7 +49,7 @@ struct Params {
     i32 k;
     i32 slices;      // 1 unless SPLIT
     i32 slice_steps; // stages along k in a slice
-    i32 pad;
+    i32 pad[13];
 };
 
 constexpr i32 CONSUMER_ROWS = 64 * DOWN;

@@ -1,7 +1,7 @@
 // out = act(x w^T + bias) + residual for a few rows of x, in exact f32: bound by the weights, which are read once. See
 // `epilogue.cuh`.
 //
-// x: [m, k], m at most M   w: [n, k], floats of type W or codes in groups (BITS, FP8)   out: [m, n], or [m, n / 2] if GATED
+// x: [m, k], m at most M   w: [n, k], floats of type W or codes in groups (CODE)   out: [m, n], or [m, n / 2] if GATED
 //
 // LANES neighbouring lanes make one or two columns (COLUMNS): of a gated product the gate and what it scales, else neighbours, so that
 // x is read once for both. A lane takes 16 bytes of a row at a time, E weights; its neighbour takes the next ones. DEPTH such
@@ -14,14 +14,14 @@
 // x goes through shared memory a stretch of DEPTH * LANES * E elements at a time, widened to f32 and ordered such that
 // neighbouring lanes read neighbouring 16 bytes.
 //
-// Integers become floats without conversions: a field is put into the mantissa of 2^23, where 4-bit fields stay at their place p in
-// the word, which multiplies them by 16^p. x is divided by that when it is staged, exactly. The zero point leaves with the 2^23
-// in one subtraction, also exactly. Floats of 8 bits become f16 by moving bits, which divides them by 2^8. The scale, times that,
-// multiplies the sum over a lane's 16 bytes, which lie in one group.
+// Codes become floats without conversions, see their folders; x is brought to what that leaves of their places when it is staged. The
+// scale, times what they are divided by, multiplies the sum over a lane's 16 bytes, which lie in one group. FRACTIONS: zero points are
+// floats, or offsets.
 //
 // SASS: LDG*.128 LDS.128 FFMA
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/weights.cuh"
+#include "quant/codes.cuh"
 
 struct Params {
     const void* x;
@@ -47,9 +47,8 @@ constexpr i32 PASS = LANES * E;
 constexpr i32 STRETCH = DEPTH * PASS;
 constexpr i32 GROUPS = THREADS / LANES;
 constexpr i32 OUT_COLUMNS = GATED ? 1 : COLUMNS;
-constexpr f32 TWO_23 = 8388608.0f;
 
-// What a lane has on its way: 16 bytes of weights, the bits of their scale and the word of their zero point.
+// What a lane has on its way: 16 bytes of weights, the bits of their scale and the word, or bits, of their zero point.
 struct Load {
     uint4 weights;
     u32 scale;
@@ -60,9 +59,10 @@ struct Load {
 struct Row {
     const uint4* data;
     const void* scales;
-    const u32* zeros; // null without zero points
-    i32 field;        // of the row in a word of zero points
-    i32 end;          // elements; 0 where there is no such row
+    const void* zeros; // null without zero points
+    i32 field;         // of the row in a word of zero points
+    f32 factor;        // of the scales
+    i32 end;           // elements; 0 where there is no such row
 };
 
 DEVICE Row row_of(const WeightRows& w, i32 at, i32 cols, i32 k) {
@@ -71,12 +71,16 @@ DEVICE Row row_of(const WeightRows& w, i32 at, i32 cols, i32 k) {
     constexpr i64 SIZE = BITS == 0 ? static_cast<i64>(sizeof(W)) : 4;
     Row r;
     r.data = reinterpret_cast<const uint4*>(static_cast<const u8*>(w.data) + row * w.stride * SIZE);
-    r.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * (w.type == VALUE_F32 ? 4 : 2);
+    r.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * scale_size(w.type);
     r.zeros = nullptr;
     r.field = static_cast<i32>(row);
+    r.factor = w.factor;
     r.end = at < cols ? k : 0;
-    if constexpr (BITS != 0)
+    if constexpr (FRACTIONS) {
+        r.zeros = static_cast<const u8*>(w.zeros) + row * w.zero_stride * scale_size(w.type);
+    } else if constexpr (BITS != 0) {
         if (w.zeros != nullptr) r.zeros = static_cast<const u32*>(w.zeros) + row / (32 / BITS) * w.zero_stride;
+    }
     return r;
 }
 
@@ -88,38 +92,46 @@ DEVICE Load load(const Row& row, i32 at, const Params& p) {
     v.weights = load_stream(row.data + at / E);
     if constexpr (BITS != 0) {
         const i32 group = at >> p.group_shift;
-        v.scale = p.w.type == VALUE_F32 ? static_cast<const u32*>(row.scales)[group] : static_cast<const u16*>(row.scales)[group];
-        if (row.zeros != nullptr) v.zero = row.zeros[group];
+        v.scale = scale_bits(row.scales, p.w.type, group);
+        if constexpr (FRACTIONS) {
+            v.zero = scale_bits(row.zeros, p.w.type, group);
+        } else if (row.zeros != nullptr) {
+            v.zero = static_cast<const u32*>(row.zeros)[group];
+        }
     }
     return v;
 }
 
-DEVICE f32 scale_of(const Load& v, u32 type) {
-    constexpr f32 UNIT = FP8 ? 256.0f : 1.0f; // what `widen` divides weights by
-    if (type == VALUE_F32) return UNIT * __uint_as_float(v.scale);
-    return UNIT * (type == VALUE_BF16 ? to_f32(bf16{static_cast<u16>(v.scale)}) : to_f32(f16{static_cast<u16>(v.scale)}));
+// Scale and zero point of a load: weights are (u - zero) scale.
+struct Notes {
+    f32 scale;
+    f32 zero;
+};
+
+DEVICE Notes notes_of(const Load& v, const Row& row, const Params& p) {
+    Notes n;
+    n.scale = scale_value(v.scale, p.w.type) * row.factor;
+    n.zero = static_cast<f32>(CODE::CENTRE);
+    if constexpr (FRACTIONS) {
+        n.zero = scale_value(v.zero, p.w.type);
+        if (p.w.zero == ZERO_OFFSET) {
+            // Beside 2^40 every field vanishes.
+            if (n.scale == 0.0f) n.scale = n.zero * 0x1p-40f;
+            n.zero = n.scale == 0.0f ? 0.0f : -n.zero / n.scale;
+        }
+    } else if constexpr (BITS != 0) {
+        if (row.zeros != nullptr) n.zero = CODE::value(v.zero, row.field);
+    }
+    n.scale *= CODE::UNIT;
+    return n;
 }
 
 DEVICE u32 word_of(const uint4& v, i32 i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
-// Weights 4 quad .. 4 quad + 3 of 16 bytes; those of 4 bits times 16^p, see `place_of`. `zero` is the zero point of integers.
+// Weights 4 quad .. 4 quad + 3 of 16 bytes, as `quad` of their code gives them.
 template <typename T> DEVICE void widen(f32 (&w)[4], const uint4& v, i32 quad, f32 zero) {
-    if constexpr (BITS == 4) {
-        const u32 word = word_of(v, quad / 2);
-#pragma unroll
-        for (i32 i = 0; i < 4; ++i) {
-            const i32 field = quad % 2 * 4 + i, place = field < 5 ? field : field - 5;
-            const u32 bits = lop3<0xEA>(field < 5 ? word : word >> 20, 15u << (4 * place), 0x4B000000u);
-            w[i] = __uint_as_float(bits) - fmaf(zero, static_cast<f32>(1 << (4 * place)), TWO_23);
-        }
-    } else if constexpr (FP8) {
-        const u32 word = word_of(v, quad);
-        const float2 a = unpack2<f16>(e4m3_halves(word << 8)), b = unpack2<f16>(e4m3_halves(word));
-        w[0] = a.x, w[1] = b.x, w[2] = a.y, w[3] = b.y;
-    } else if constexpr (BITS == 8) {
-#pragma unroll
-        for (i32 i = 0; i < 4; ++i)
-            w[i] = __uint_as_float(byte_perm(word_of(v, quad), 0x4B000000u, 0x7650 + i)) - (TWO_23 + zero);
+    if constexpr (BITS != 0) {
+        CODE::quad<FRACTIONS>(w, word_of(v, quad * BITS / 8), BITS == 4 ? quad % 2 : 0, zero);
     } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
         for (i32 i = 0; i < 4; ++i) w[i] = __uint_as_float(word_of(v, i));
@@ -127,13 +139,6 @@ template <typename T> DEVICE void widen(f32 (&w)[4], const uint4& v, i32 quad, f
         const float2 a = unpack2<T>(word_of(v, 2 * quad)), b = unpack2<T>(word_of(v, 2 * quad + 1));
         w[0] = a.x, w[1] = a.y, w[2] = b.x, w[3] = b.y;
     }
-}
-
-// 16^-p for the field of 4 bits that element k is.
-DEVICE f32 unplaced(f32 x, i32 k) {
-    if constexpr (BITS != 4) return x;
-    const i32 field = k % 8, place = field < 5 ? field : field - 5;
-    return x * __uint_as_float((127u - 4 * place) << 23);
 }
 
 // Brings x of elements first .. first + STRETCH to shared memory; zeros where there are none.
@@ -156,7 +161,7 @@ DEVICE void stage(f32* to, const Params& p, i32 first) {
             for (i32 j = 0; j < 4; ++j) v[j] *= p.norm_offset + weight[j];
         }
 #pragma unroll
-        for (i32 j = 0; j < 4; ++j) v[j] = unplaced(v[j], k + j);
+        for (i32 j = 0; j < 4; ++j) v[j] = CODE::unplaced(v[j], k + j);
         // Pass, quad of a lane's 16 bytes, lane.
         const i32 chunk = quad / QUADS;
         const i32 place = (chunk / LANES * QUADS + quad % QUADS) * LANES + chunk % LANES;
@@ -209,21 +214,19 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
 #pragma unroll
         for (i32 d = 0; d < DEPTH; ++d) {
             Load now[COLUMNS];
-            f32 part[COLUMNS][M] = {}, zero[COLUMNS];
+            Notes notes[COLUMNS];
+            f32 part[COLUMNS][M] = {};
 #pragma unroll
             for (i32 c = 0; c < COLUMNS; ++c) {
                 now[c] = loads[c][d];
                 loads[c][d] = load(rows[c], first + STRETCH + d * PASS + lane * E, p);
-                zero[c] = static_cast<f32>(1 << (BITS > 0 ? BITS - 1 : 0));
-                if constexpr (BITS != 0)
-                    if (rows[c].zeros != nullptr)
-                        zero[c] = static_cast<f32>(int_group_field<BITS>(now[c].zero, rows[c].field));
+                notes[c] = notes_of(now[c], rows[c], p);
             }
 #pragma unroll
             for (i32 quad = 0; quad < QUADS; ++quad) {
                 f32 w[COLUMNS][4];
 #pragma unroll
-                for (i32 c = 0; c < COLUMNS; ++c) widen<W>(w[c], now[c].weights, quad, zero[c]);
+                for (i32 c = 0; c < COLUMNS; ++c) widen<W>(w[c], now[c].weights, quad, notes[c].zero);
 #pragma unroll
                 for (i32 m = 0; m < M; ++m) {
                     const float4 v = x4[m * (STRETCH / 4) + (d * QUADS + quad) * LANES + lane];
@@ -238,7 +241,7 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
             }
 #pragma unroll
             for (i32 c = 0; c < COLUMNS; ++c) {
-                const f32 scale = BITS == 0 ? 1.0f : scale_of(now[c], p.w.type);
+                const f32 scale = BITS == 0 ? 1.0f : notes[c].scale;
 #pragma unroll
                 for (i32 m = 0; m < M; ++m) sum[c][m] = fmaf(part[c][m], scale, sum[c][m]);
             }

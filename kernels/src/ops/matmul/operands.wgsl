@@ -25,6 +25,7 @@ struct Params {
     zeros: u32,
     zero_stride: u32,
     group: u32,
+    factor: f32,
     bias: u32,
     residual: u32,
     residual_stride: u32,

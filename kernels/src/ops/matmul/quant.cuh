@@ -2,10 +2,10 @@
 //
 // A tile has 8 * NT rows of x, a step SPAN columns: 64 bytes of each row of weights. Tile by tile and step by step there are, for
 // each of PARTS summands of x, for each 32 columns and each 8 rows, the 16 bytes that each lane multiplies: row lane / 4, eight
-// columns in the order of `int_group_order`. The columns are those that lie in the words that the same lane holds of a row
+// columns in the order of `pair_order`. The columns are those that lie in the words that the same lane holds of a row
 // of weights: of 64 bytes of a row, lane t = lane % 4 of four has READ at 4 READ r + READ t, r counting GROUPS.
 #pragma once
-#include "quant/grouped/decode.cuh"
+#include "quant/codes.cuh"
 
 constexpr i32 ROW_BYTES = 64;
 constexpr i32 SPAN = ROW_BYTES * 8 / BITS;

@@ -1,9 +1,9 @@
 // out = act(x w^T + bias) + residual for weights that are codes in groups, on tensor cores; gated too. See `epilogue.cuh`.
 //
-// x: [m, k] as `quant_x.cu` lays it out, type T   w: [n, k], BITS   out: [m, n], or [m, n / 2] if gated
+// x: [m, k] as `quant_x.cu` lays it out, type T   w: [n, k], CODE   out: [m, n], or [m, n / 2] if gated
 //
 // Weights are the left operand: a warp multiplies 16 rows of w by the 8 * NT rows of x of a tile, so that words of packed fields become
-// fragments in the registers of the lane that reads them (`decode.cuh`), without a shuffle. The order of k is free as long as
+// fragments in the registers of the lane that reads them (`pairs.cuh`), without a shuffle. The order of k is free as long as
 // both operands have it: x was put into that of the words. Of a gated product the 16 rows are eight gates and the eight rows
 // that they scale.
 //
@@ -55,9 +55,9 @@ DEVICE void load_notes(Notes& to, const Row& row, const Params& p, i32 step) {
 #pragma unroll
     for (i32 i = 0; i < GROUPS; ++i) {
         const i32 group = group_of<SPAN>(p.w, p.groups, step, i);
-        to.scale[i] = load_value(row.scales, p.w.type, group);
-        to.zero[i] = 1u << (BITS - 1);
-        if constexpr (ZERO) to.zero[i] = static_cast<u32>(int_group_field<BITS>(row.zeros[group], row.field));
+        to.scale[i] = scale_value(scale_bits(row.scales, p.w.type, group), p.w.type) * row.factor;
+        to.zero[i] = static_cast<u32>(CODE::CENTRE);
+        if constexpr (ZERO) to.zero[i] = static_cast<u32>(code_field<BITS>(row.zeros[group], row.field));
     }
 }
 
@@ -153,14 +153,14 @@ KERNEL(256, NT * PARTS > 4 || (ZERO && NT == 4) ? 1 : 2)(const __grid_constant__
             u32 low[READ / 4], high[READ / 4];
             read_words<READ>(low, w + swizzled(lane / 4, offset / 16) + offset % 16);
             read_words<READ>(high, w + swizzled(lane / 4 + 8, offset / 16) + offset % 16);
-            const IntGroupZero low_zero = int_group_zero<T, BITS>(now[0].zero[group]);
-            const IntGroupZero high_zero = int_group_zero<T, BITS>(now[1].zero[group]);
+            const PairZero low_zero = CODE::pair_zero<T>(now[0].zero[group]);
+            const PairZero high_zero = CODE::pair_zero<T>(now[1].zero[group]);
             f32 part[NT][4] = {};
 #pragma unroll
             for (i32 i = 0; i < EIGHTS; ++i) {
                 u32 a[4], b[4];
-                grouped_pairs<T, BITS, FP8, ZERO>(a, low + i * BITS / 4, low_zero);
-                grouped_pairs<T, BITS, FP8, ZERO>(b, high + i * BITS / 4, high_zero);
+                CODE::pairs<T, ZERO>(a, low + i * BITS / 4, low_zero);
+                CODE::pairs<T, ZERO>(b, high + i * BITS / 4, high_zero);
                 const u32 first[4] = {a[0], b[0], a[1], b[1]}, second[4] = {a[2], b[2], a[3], b[3]};
                 const i32 q = group * EIGHTS + i;
 #pragma unroll

@@ -1,9 +1,10 @@
 // Rows of codes in groups that a thread multiplies on tensor cores: where they lie, with scales and zero points.
 //
-// BITS, ZERO and GROUPS (of a step along k) are values of the kernel.
+// CODE, ZERO (whether there are zero points, codes as weights are) and GROUPS (of a step along k) are values of the kernel.
 #pragma once
 #include "cuda/include/values.cuh"
 #include "ops/matmul/weights.cuh"
+#include "quant/codes.cuh"
 
 // One row of weights.
 struct Row {
@@ -11,6 +12,7 @@ struct Row {
     const void* scales;
     const u32* zeros; // null without zero points
     i32 field;        // of the row in a word of zero points
+    f32 factor;       // of the scales
 };
 
 // Row `row` of the launch.
@@ -18,9 +20,10 @@ DEVICE Row row_at(const WeightRows& w, i32 at) {
     const i64 row = w.first + at;
     Row to;
     to.data = static_cast<const u8*>(w.data) + row * w.stride * 4;
-    to.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * (w.type == VALUE_F32 ? 4 : 2);
+    to.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * scale_size(w.type);
     to.zeros = ZERO ? static_cast<const u32*>(w.zeros) + row / (32 / BITS) * w.zero_stride : nullptr;
     to.field = static_cast<i32>(row);
+    to.factor = w.factor;
     return to;
 }
 

@@ -1,10 +1,10 @@
 // out = act(x w^T + bias) + residual for weights that are codes in groups on the matrix products of warpgroups (sm_90a);
 // gated too. See `epilogue.cuh`.
 //
-// x: [m, k] as `quant_wgmma_x.cu` lays it out, type T   w: [n, k], BITS   out: [m, n], or [m, n / 2] if gated
+// x: [m, k] as `quant_wgmma_x.cu` lays it out, type T   w: [n, k], CODE   out: [m, n], or [m, n / 2] if gated
 //
 // Weights are the left operand: 64 rows of them a consumer, decoded in the registers of the lane that reads them
-// (`decode.cuh`); the TILE_N rows of x of a tile are the right one, in shared memory. The order of k is free as long as
+// (`pairs.cuh`); the TILE_N rows of x of a tile are the right one, in shared memory. The order of k is free as long as
 // both have it: x was put into that of the decoded words (`quant_wgmma.cuh`). Blocks stay and walk over tiles of 128 rows
 // of weights. Roles:
 //
@@ -32,7 +32,7 @@
 #include "ops/matmul/quant_rows.cuh"
 #include "ops/matmul/quant_wgmma.cuh"
 #include "ops/matmul/tiles.cuh"
-#include "quant/grouped/decode.cuh"
+#include "quant/codes.cuh"
 
 struct Params {
     TensorMap x_map;  // [PARTS * rows, 128 * steps] in boxes [TILE_N / CLUSTER, 64]
@@ -48,7 +48,7 @@ struct Params {
     i32 slices;
     i32 slice_steps; // stages along k in a slice
     u32 gated;
-    i32 pad[3];
+    i32 pad[15];
 };
 
 constexpr i32 CONSUMERS = 2;
@@ -152,8 +152,8 @@ DEVICE void load_notes(Notes& to, const Row& row, const WeightRows& w, i32 group
         to.zero[i] = ZERO ? row.zeros[group] : 0;
     }
 }
-DEVICE IntGroupZero zero_of(u32 word, i32 field) {
-    return int_group_zero<T, BITS>(ZERO ? static_cast<u32>(int_group_field<BITS>(word, field)) : 1u << (BITS - 1));
+DEVICE PairZero zero_of(u32 word, i32 field) {
+    return CODE::pair_zero<T>(static_cast<u32>(ZERO ? code_field<BITS>(word, field) : CODE::CENTRE));
 }
 
 using Fragments = u32[PRODUCTS][4];
@@ -167,13 +167,13 @@ template <i32 SLICE> DEVICE f32 decode(Fragments& to, const u8* const (&w)[2], i
     u32 low[READ / 4], high[READ / 4], all = 0;
     load_words(low, w[0] + stage + AT);
     load_words(high, w[1] + stage + AT);
-    const IntGroupZero low_zero = zero_of(notes[0].zero[GROUP_OF], field[0]);
-    const IntGroupZero high_zero = zero_of(notes[1].zero[GROUP_OF], field[1]);
+    const PairZero low_zero = zero_of(notes[0].zero[GROUP_OF], field[0]);
+    const PairZero high_zero = zero_of(notes[1].zero[GROUP_OF], field[1]);
 #pragma unroll
     for (i32 i = 0; i < EIGHTS; ++i) {
         u32 a[4], b[4];
-        grouped_pairs<T, BITS, FP8, ZERO>(a, low + i * BITS / 4, low_zero);
-        grouped_pairs<T, BITS, FP8, ZERO>(b, high + i * BITS / 4, high_zero);
+        CODE::pairs<T, ZERO>(a, low + i * BITS / 4, low_zero);
+        CODE::pairs<T, ZERO>(b, high + i * BITS / 4, high_zero);
 #pragma unroll
         for (i32 j = 0; j < 2; ++j) {
             u32(&product)[4] = to[2 * i + j];

@@ -6,7 +6,7 @@
 // elements that fragments of 16 along k take from lane t, see `quant_wgmma.cuh`.
 #include "ops/matmul/quant_wgmma.cuh"
 #include "ops/matmul/quant_x.cuh"
-#include "quant/grouped/decode.cuh"
+#include "quant/codes.cuh"
 
 KERNEL(128, 4)(const __grid_constant__ Params p) {
     // Sixteen threads have a step of a row.

@@ -7,7 +7,8 @@ constexpr i32 SCALE_SPAN = 128;
 
 // That of a launch's row of weights for the columns from `col` on.
 DEVICE f32 weight_scale(const WeightRows& w, i32 row, i32 col) {
-    return load_value(w.scales, w.type, (w.first + row) * w.scale_stride + col / w.group);
+    const i64 at = (w.first + row) * w.scale_stride + col / w.group;
+    return scale_value(scale_bits(w.scales, w.type, at), w.type) * w.factor;
 }
 
 // Adds products of rows g and g + 8 with two neighbouring columns, as mma and wgmma leave them in a thread, times their scales.

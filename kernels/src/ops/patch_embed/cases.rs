@@ -2,7 +2,7 @@
 
 use super::PatchEmbed;
 use crate::conformance::{Case, CaseCx, Fill};
-use crate::spec::{Code, DType, Format, Grouped};
+use crate::spec::{Code, DType, Format, Grouped, Zero};
 use crate::{View, Weights};
 
 /// Sizes and types of a case.
@@ -84,9 +84,11 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<PatchEmbed>> {
         let codes = |code, group, zero| Format::Grouped(Grouped { code, group, zero, scale: BF16 });
         let dense = [F32, BF16, F16].map(Format::Dense);
         for w in dense.into_iter().chain([
-            codes(Code::Int8, 128, false),
-            codes(Code::Int4, 32, true),
-            codes(Code::Fp8, 32, false),
+            codes(Code::Int8, 128, Zero::None),
+            codes(Code::Int4, 32, Zero::Codes),
+            codes(Code::Fp8, 32, Zero::None),
+            codes(Code::Nf4, 64, Zero::None),
+            codes(Code::Int8, 32, Zero::Float),
         ]) {
             for out in [F32, BF16, F16] {
                 let s = Shape { height: 35, width: 44, patch: 14, d: 37, bytes, w, out, gap: 3, ..base };

@@ -1,6 +1,45 @@
 //! The decoder of Rust SIMD kernels.
 
+use super::value;
 use crate::cpu::simd::Simd;
+use crate::quant::Decoder;
+
+/// The decoder of such codes.
+#[derive(Clone, Copy, Debug)]
+pub struct E4m3;
+
+impl Decoder for E4m3 {
+    const BITS: usize = 8;
+    const CENTRE: u32 = 0;
+    const UNIT: f32 = 1.0;
+
+    #[inline(always)]
+    fn split<S: Simd>(self, _: S, words: S::I) -> (S::I, S::I) {
+        (words, words)
+    }
+
+    #[inline(always)]
+    fn field<S: Simd, const J: usize>(self, s: S, (words, _): (S::I, S::I)) -> S::V {
+        let top = match J {
+            0 => s.shl_i::<24>(words),
+            1 => s.shl_i::<16>(words),
+            2 => s.shl_i::<8>(words),
+            _ => words,
+        };
+        self::top(s, top)
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, s: S, p: *const u8) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { load(s, p) }
+    }
+
+    #[inline(always)]
+    fn one(self, field: u8) -> f32 {
+        value(field)
+    }
+}
 
 /// What the code in the top byte of each lane stands for, NaN as ±480; the other bits may be anything.
 ///

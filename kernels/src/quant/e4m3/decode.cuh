@@ -1,10 +1,7 @@
-// 8-bit floats (E4M3, see `quant/e4m3/mod.rs`) as pairs of 16-bit floats. NaN becomes +-480.
+// 8-bit floats (E4M3) as codes of weights.
 #pragma once
-#include "cuda/include/ptx.cuh"
-
-// Codes 1 and 3 of a word, each of which becomes an f16 of 2^-8 times its value: exponent and mantissa move to where an f16 has
-// them, and the biases are 7 and 15. Codes 0 and 2 are those of the word shifted left by 8.
-DEVICE u32 e4m3_halves(u32 word) { return (word & 0x80008000u) | (word & 0x7f007f00u) >> 1; }
+#include "quant/e4m3/value.cuh"
+#include "quant/grouped/pairs.cuh"
 
 // Eight codes in two words as four pairs of T, their exact values: 0 2, 1 3, 4 6, 5 7.
 template <typename T> DEVICE void e4m3_pairs(u32 (&to)[4], const u32* words) {
@@ -20,3 +17,22 @@ template <typename T> DEVICE void e4m3_pairs(u32 (&to)[4], const u32* words) {
         }
     }
 }
+
+struct code_e4m3 {
+    static constexpr i32 BITS = 8;
+    static constexpr i32 CENTRE = 0;
+    static constexpr f32 UNIT = 256.0f; // what `quad` divides by
+
+    static DEVICE f32 value(u32 word, i32 index) { return e4m3_value(static_cast<u32>(code_field<8>(word, index))); }
+    static DEVICE f32 unplaced(f32 x, i32) { return x; }
+
+    template <bool Fractions> static DEVICE void quad(f32 (&w)[4], u32 word, i32, f32) {
+        const float2 a = unpack2<f16>(e4m3_halves(word << 8)), b = unpack2<f16>(e4m3_halves(word));
+        w[0] = a.x, w[1] = b.x, w[2] = a.y, w[3] = b.y;
+    }
+
+    template <typename T> static DEVICE PairZero pair_zero(u32) { return PairZero{0, 0}; }
+    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero&) {
+        e4m3_pairs<T>(to, words);
+    }
+};

@@ -6,8 +6,20 @@
 
 pub mod cpu;
 
+/// Spelling in formats.
+pub const NAME: &str = "fp8";
+/// Bits of a code.
+pub const BITS: usize = 8;
+/// No integers.
+pub const CENTRE: Option<u8> = None;
 /// The largest finite value.
 pub const MAX: f32 = 448.0;
+/// Smallest and largest value.
+pub const RANGE: (f32, f32) = (-MAX, MAX);
+/// Whether 16-bit floats hold every value.
+pub const HALVES: bool = true;
+/// Decoder of Rust SIMD kernels.
+pub const DECODER: cpu::E4m3 = cpu::E4m3;
 
 /// The value of a code; ±480 for NaN.
 #[must_use]

@@ -1,11 +1,8 @@
-// Weights stored as codes in groups: w = (u - z) s of integers, u the stored field, z the stored zero point of its group, or
-// 2^(BITS - 1) where there is none, s the scale of its group; w = q s of floats. See `Grouped` for the planes.
+// Weights stored as codes in groups, eight neighbours at a time; see `group.wgsl` for what it takes, and for scales and zero points.
 //
-// BITS: 4 or 8; FP8: whether codes are floats, of 8 bits; ZERO: whether there are zero points; SCALE: f32, bf16 or f16;
-// PACKED, SCALES, ZEROS: bindings; GROUPS: `eight` where eight neighbours share a group, `any` else; BYTES: whether weights are wanted as bytes;
-// WVEC: whether rows of words begin at multiples of four words with BYTES, of two words for 8 bits without.
-// Of the kernel's parameters `p`: `k`; `w, scales, zeros`, the first element of each plane; `w_stride, scale_stride,
-// zero_stride`; `group`, weights along k that share a scale.
+// PACKED, SCALES, ZEROS: bindings; GROUPS: `eight` where eight neighbours share a group, `any` else; BYTES: whether integers are wanted as
+// bytes; WVEC: whether rows of words begin at multiples of four words with BYTES, of two words for 8 bits without.
+// Of the kernel's parameters `p` also: `k`; `w`, the first word; `w_stride`; `group`, weights along k that share a scale.
 //
 // A kernel reads and decodes eight weights at a time, which is one word of 4 bits, or two of 8:
 //
@@ -15,11 +12,7 @@
 //
 // Weights past k are finite and mean nothing; the factors that they meet must be zero. With BYTES there are the fields
 // of 32 weights as signed bytes instead, see `w_block`; groups are multiples of 32 then.
-//
-// Fields become floats without a conversion: a field at bits b .. of a word, put below the exponent of 2^(23 - b), is
-// the float 2^(23 - b) + u, and taking off 2^(23 - b) + z leaves u - z exactly. One mask serves the lower half of a
-// word, a shift by 16 brings the upper half there.
-#include "wgpu/include/input.wgsl" NAME=w_scales BINDING=${SCALES} TYPE=${SCALE} ACCESS=read
+#include "quant/grouped/group.wgsl" SCALES=${SCALES} ZEROS=${ZEROS}
 #if WVEC && BYTES
 @group(0) @binding(${PACKED}) var<storage, read> w_packed: array<vec4<u32>>;
 #elif WVEC
@@ -27,23 +20,6 @@
 #else
 @group(0) @binding(${PACKED}) var<storage, read> w_packed: array<u32>;
 #endif
-#if ZERO
-@group(0) @binding(${ZEROS}) var<storage, read> w_zeros: array<u32>;
-#endif
-
-const PER_WORD: u32 = 32u / ${BITS}u;
-
-// Scale and zero of a group.
-fn w_group(row: u32, group: u32) -> vec2<f32> {
-    let scale = w_scales_at(p.scales + row * p.scale_stride + group);
-#if ZERO
-    let word = w_zeros[p.zeros + row / PER_WORD * p.zero_stride + group];
-    let zero = (word >> (row % PER_WORD * ${BITS}u)) & ((1u << ${BITS}u) - 1u);
-    return vec2<f32>(scale, f32(zero));
-#else
-    return vec2<f32>(scale, f32(1u << (${BITS}u - 1u)));
-#endif
-}
 
 fn w_notes(row: u32, col: u32) -> vec2<f32> {
 #if GROUPS == any
@@ -53,26 +29,12 @@ fn w_notes(row: u32, col: u32) -> vec2<f32> {
 #endif
 }
 
-#if FP8
-#include "quant/e4m3/decode.wgsl"
-
-fn w_fields(word: u32, zero: vec4<f32>) -> vec4<f32> {
-    return e4m3_four(word);
-}
-#endif
-
 #if !BYTES
 #if BITS == 4
 alias Span = u32;
 
 fn w_span(row: u32, col: u32) -> Span {
     return w_packed[p.w + row * p.w_stride + col / 8u];
-}
-
-fn w_fields(half: u32, zero: vec4<f32>) -> vec4<f32> {
-    let bits = (vec4<u32>(half) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u))
-        | vec4<u32>(0x4b000000u, 0x49000000u, 0x47000000u, 0x45000000u);
-    return bitcast<vec4<f32>>(bits) - (vec4<f32>(8388608.0, 524288.0, 32768.0, 2048.0) + zero);
 }
 #else
 alias Span = vec2<u32>;
@@ -88,14 +50,6 @@ fn w_span(row: u32, col: u32) -> Span {
     return vec2<u32>(w_packed[at], 0u);
 #endif
 }
-
-#if !FP8
-fn w_fields(word: u32, zero: vec4<f32>) -> vec4<f32> {
-    let bits = (vec4<u32>(word, word, word >> 16u, word >> 16u) & vec4<u32>(0xffu, 0xff00u, 0xffu, 0xff00u))
-        | vec4<u32>(0x4b000000u, 0x47000000u, 0x4b000000u, 0x47000000u);
-    return bitcast<vec4<f32>>(bits) - (vec4<f32>(8388608.0, 32768.0, 8388608.0, 32768.0) + zero);
-}
-#endif
 #endif
 
 #if GROUPS == any
@@ -119,9 +73,9 @@ fn w_eight(span: Span, row: u32, col: u32, notes: vec2<f32>) -> Eight {
 #if GROUPS == any
     let low = w_each(row, col);
     let high = w_each(row, col + 4u);
-    return Eight(w_fields(words.x, low[1]) * low[0], w_fields(words.y, high[1]) * high[0]);
+    return Eight(code_four(words.x, low[1]) * low[0], code_four(words.y, high[1]) * high[0]);
 #else
-    return Eight(w_fields(words.x, vec4<f32>(notes.y)), w_fields(words.y, vec4<f32>(notes.y)));
+    return Eight(code_four(words.x, vec4<f32>(notes.y)), code_four(words.y, vec4<f32>(notes.y)));
 #endif
 }
 #else

@@ -2,9 +2,9 @@
 
 use half::{bf16, f16};
 
-use super::value;
-use crate::quant::e4m3;
-use crate::spec::{Code, DType, Format, Grouped, ShapeError};
+use super::field;
+use crate::quant::{e4m3, e8m0, to_e8m0};
+use crate::spec::{Code, DType, Format, Grouped, ShapeError, Zero};
 
 /// The parts of a grouped format.
 #[derive(Clone, Copy)]
@@ -12,124 +12,183 @@ struct Params {
     code: Code,
     group: usize,
     groups: usize,
-    zero: bool,
+    zero: Zero,
     scale: DType,
+    /// What every scale is multiplied with.
+    factor: f32,
 }
 
 impl Params {
-    fn new(format: Format, k: usize) -> Result<Self, ShapeError> {
+    fn new(format: Format, k: usize, factor: f32) -> Result<Self, ShapeError> {
         match format {
-            Format::Grouped(Grouped { code, zero, scale, .. })
-                if scale.is_float() && (code.is_int() || !zero) =>
-            {
+            Format::Grouped(grouped) if grouped.is_valid() => {
+                let Grouped { code, zero, scale, .. } = grouped;
                 let group = format.group_len(k).max(1);
-                Ok(Self { code, group, groups: format.groups(k), zero, scale })
+                Ok(Self { code, group, groups: format.groups(k), zero, scale, factor })
             }
-            _ => Err(ShapeError::mismatch("format", "int4, int8 or fp8 groups with float scales", format)),
+            _ => Err(ShapeError::mismatch("format", "codes in groups with scales", format)),
         }
     }
 
-    /// Smallest and largest value of a code.
-    fn range(self) -> (f32, f32) {
-        match self.code {
-            Code::Int4 => (-8.0, 7.0),
-            Code::Int8 => (-128.0, 127.0),
-            Code::Fp8 => (-e4m3::MAX, e4m3::MAX),
-        }
-    }
-
-    /// The code nearest to a value, ties to even.
-    fn nearest(self, x: f32) -> u32 {
-        let (low, high) = self.range();
-        if self.code.is_int() {
-            (x.round_ties_even().clamp(low, high) - low) as u32
-        } else {
-            e4m3::nearest(x).into()
-        }
+    /// The field that stands for zero where there are no zero points.
+    fn centre(self) -> f32 {
+        self.code.centre().unwrap_or_default().into()
     }
 }
 
-/// `x` rounded to a float type.
+/// `x` rounded to the type of scales.
 fn rounded(dtype: DType, x: f32) -> f32 {
     match dtype {
         DType::BF16 => bf16::from_f32(x).to_f32(),
         DType::F16 => f16::from_f32(x).to_f32(),
+        DType::E4M3 => e4m3::value(e4m3::nearest(x)),
+        DType::E8M0 => e8m0(to_e8m0(x)),
         _ => x,
     }
 }
 
+/// What [`encode`] wants scales of `values` multiplied with: scales of 8 bits with a mantissa are spread over what they can be, others
+/// are 1.
+#[must_use]
+pub fn factor(format: Format, values: &[f32]) -> f32 {
+    match format {
+        Format::Grouped(Grouped { code, scale: DType::E4M3, .. }) => {
+            let most = values.iter().fold(0.0f32, |most, v| most.max(v.abs()));
+            if most > 0.0 && most.is_finite() { most / (code.range().1 * e4m3::MAX) } else { 1.0 }
+        }
+        _ => 1.0,
+    }
+}
+
 /// Rounds a row-major matrix `[n, k]` to nearest; gives the planes of `format` as little-endian bytes, in the order of
-/// [`Format::planes`].
+/// [`Format::planes`], for scales that are multiplied with `factor`, see [`factor`].
 ///
-/// Scales and zero points are those of compressed-tensors (`calculate_qparams`): symmetric, `s = max|w| / (2^b - 1) * 2`, or
-/// `max|w| / 448` of floats; with zero points, `s = (max - min) / (2^b - 1)` with 0 inside the range and
-/// `z = round(-2^(b-1) - min / s)`. The scale is rounded to its type before weights are divided by it.
+/// - Symmetric integers: `s = max|w| / (2^b - 1) * 2`; zero points that are codes: `s = (max - min) / (2^b - 1)` with 0 inside the range and
+///   `z = round(-2^(b-1) - min / s)`, as compressed-tensors' `calculate_qparams` has both. Zero points that are floats are not rounded to codes.
+/// - Offsets: as MLX's `quantize`: the end of the range with the larger magnitude is met exactly, and so is zero if its code is not.
+/// - Other codes: `s = max|w| / max`; exponents alone are those of the Open Compute microscaling formats, `floor(log2(max|w|))` less that of the
+///   largest code, which may saturate.
+///
+/// The scale is rounded to its type before weights are divided by it.
 ///
 /// Errors: another format, another number of values, a value that is not finite or too large for the scale's type.
-pub fn encode(format: Format, n: usize, k: usize, values: &[f32]) -> Result<Vec<Vec<u8>>, ShapeError> {
-    let params = Params::new(format, k)?;
+pub fn encode(
+    format: Format,
+    n: usize,
+    k: usize,
+    values: &[f32],
+    factor: f32,
+) -> Result<Vec<Vec<u8>>, ShapeError> {
+    let params = Params::new(format, k, factor)?;
     if n.checked_mul(k) != Some(values.len()) {
         return Err(ShapeError::mismatch("weight", format!("{n} x {k} values"), values.len()));
     }
-    let bits = params.code.bits();
+    let Params { code, zero, .. } = params;
+    let bits = code.bits();
     let (words, zero_rows) = ((k * bits).div_ceil(32), (n * bits).div_ceil(32));
     let mut packed = vec![0u32; n * words];
     let mut scales = Vec::with_capacity(n * params.groups * params.scale.size());
-    let mut zeros = vec![0u32; if params.zero { zero_rows * params.groups } else { 0 }];
+    let mut codes = vec![0u32; if zero == Zero::Codes { zero_rows * params.groups } else { 0 }];
+    let mut floats = Vec::new();
     let put = |words: &mut [u32], at: usize, index: usize, q: f32| {
-        words[at] |= params.nearest(q) << (index % (32 / bits) * bits);
+        words[at] |= u32::from(code.nearest(q)) << (index % (32 / bits) * bits);
     };
     for row in 0..n {
         for group in 0..params.groups {
             let cols = group * params.group..k.min((group + 1) * params.group);
             let all = &values[row * k + cols.start..row * k + cols.end];
-            let (scale, zero) = qparams(params, all).ok_or_else(|| {
+            let (scale, at) = qparams(params, all).ok_or_else(|| {
                 ShapeError::new(format!(
                     "weight [{row}, {}..{}]: expected finite values whose scale fits in {}",
                     cols.start, cols.end, params.scale
                 ))
             })?;
             crate::oracle::encode(params.scale, f64::from(scale), &mut scales);
-            if params.zero {
-                put(&mut zeros, row / (32 / bits) * params.groups + group, row, zero);
+            match zero {
+                Zero::None => {}
+                Zero::Codes => put(&mut codes, row / (32 / bits) * params.groups + group, row, at),
+                Zero::Float => {
+                    crate::oracle::encode(params.scale, f64::from(at + params.centre()), &mut floats)
+                }
+                Zero::Offset => crate::oracle::encode(params.scale, f64::from(at), &mut floats),
             }
             for (col, value) in cols.zip(all) {
-                put(&mut packed, row * words + col * bits / 32, col, value / scale + zero);
+                let q = match zero {
+                    Zero::Offset => (value - at) / scale - params.centre(),
+                    _ => value / (scale * factor) + at,
+                };
+                put(&mut packed, row * words + col * bits / 32, col, q);
             }
         }
     }
     let bytes = |words: Vec<u32>| words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
     let mut planes = vec![bytes(packed), scales];
-    if params.zero {
-        planes.push(bytes(zeros));
+    match zero {
+        Zero::None => {}
+        Zero::Codes => planes.push(bytes(codes)),
+        Zero::Float | Zero::Offset => planes.push(floats),
     }
     Ok(planes)
 }
 
-/// Scale, rounded to its type, and zero point of one group.
+/// Scale, rounded to its type, and zero point of one group, less the centre; of offsets the offset.
 fn qparams(params: Params, all: &[f32]) -> Option<(f32, f32)> {
     let (min, max) = all.iter().fold((0.0f32, 0.0f32), |(min, max), &v| (min.min(v), max.max(v)));
     // `min` and `max` pass over NaN.
     if !all.iter().all(|v| v.is_finite()) {
         return None;
     }
-    let (low, high) = params.range();
+    let (low, high) = params.code.range();
     let steps = high - low;
-    let exact = if params.zero { (max - min) / steps } else { max.max(-min) / (steps / 2.0) };
-    let mut scale = rounded(params.scale, exact);
+    let round = |x: f32| rounded(params.scale, x);
+    if params.zero == Zero::Offset {
+        // Here the range need not hold zero.
+        let (min, max) = all.iter().fold((f32::MAX, f32::MIN), |(min, max), &v| (min.min(v), max.max(v)));
+        let below = min.abs() > max.abs();
+        let scale = ((max - min) / steps).max(1e-7) * if below { 1.0 } else { -1.0 };
+        let edge = if below { min } else { max };
+        let at = (edge / scale).round_ties_even();
+        let (scale, offset) = if at == 0.0 { (scale, 0.0) } else { (edge / at, edge) };
+        let (scale, offset) = (round(scale), round(offset));
+        return (scale.is_finite() && offset.is_finite() && scale != 0.0).then_some((scale, offset));
+    }
+    let most = max.max(-min) / params.factor;
+    let exact = match (params.zero, params.code.is_int()) {
+        (Zero::None, true) => most / (steps / 2.0),
+        (Zero::None, false) if params.scale == DType::E8M0 => {
+            if most == 0.0 {
+                0.0
+            } else {
+                (most.log2().floor() - high.log2().floor()).exp2()
+            }
+        }
+        (Zero::None, false) => most / high,
+        _ => (max - min) / steps,
+    };
+    let mut scale = round(exact);
     if scale == 0.0 {
         // Nothing but zeros, or values below the smallest scale.
         scale = 1.0;
     }
-    let zero = if params.zero { (low - min / scale).round_ties_even().clamp(low, high) } else { 0.0 };
-    scale.is_finite().then_some((scale, zero))
+    let zero = match params.zero {
+        Zero::Codes => (low - min / scale).round_ties_even().clamp(low, high),
+        Zero::Float => round(low - min / scale + params.centre()) - params.centre(),
+        Zero::None | Zero::Offset => 0.0,
+    };
+    (scale.is_finite() && zero.is_finite()).then_some((scale, zero))
 }
 
-/// The row-major matrix `[n, k]` that planes of `format` stand for.
+/// The row-major matrix `[n, k]` that planes of `format` stand for, with scales multiplied by `factor`.
 ///
 /// Errors: another format, or planes whose bytes do not fit.
-pub fn decode(format: Format, n: usize, k: usize, planes: &[&[u8]]) -> Result<Vec<f32>, ShapeError> {
-    let params = Params::new(format, k)?;
+pub fn decode(
+    format: Format,
+    n: usize,
+    k: usize,
+    planes: &[&[u8]],
+    factor: f32,
+) -> Result<Vec<f32>, ShapeError> {
+    let params = Params::new(format, k, factor)?;
     let shapes = format.planes(n, k);
     let expected: Vec<usize> = shapes.iter().map(|p| p.rows * p.cols * p.dtype.size()).collect();
     let found: Vec<usize> = planes.iter().map(|p| p.len()).collect();
@@ -144,24 +203,27 @@ pub fn decode(format: Format, n: usize, k: usize, planes: &[&[u8]]) -> Result<Ve
         let bytes = &plane[at * 4..][..4];
         i64::from(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     };
-    let scale = |at: usize| match params.scale {
-        DType::BF16 => bf16::from_le_bytes([planes[1][2 * at], planes[1][2 * at + 1]]).to_f32(),
-        DType::F16 => f16::from_le_bytes([planes[1][2 * at], planes[1][2 * at + 1]]).to_f32(),
-        _ => f32::from_bits(word(planes[1], at) as u32),
-    };
+    let size = params.scale.size();
+    let float =
+        |plane: &[u8], at: usize| crate::oracle::decode(params.scale, &plane[at * size..][..size]) as f32;
     let bits = params.code.bits();
     let words = shapes[0].cols;
     let mut all = Vec::with_capacity(n * k);
     for row in 0..n {
         for col in 0..k {
             let group = col / params.group;
-            let q = value(params.code, word(planes[0], row * words + col * bits / 32), col);
-            let zero = if params.zero {
-                value(params.code, word(planes[2], row * bits / 32 * params.groups + group), row)
-            } else {
-                0.0
-            };
-            all.push((q - zero) * scale(row * params.groups + group));
+            let at = row * params.groups + group;
+            let q = params.code.value(field(word(planes[0], row * words + col * bits / 32), col, bits));
+            let scale = float(planes[1], at) * params.factor;
+            all.push(match params.zero {
+                Zero::None => q * scale,
+                Zero::Codes => {
+                    let zero = word(planes[2], row * bits / 32 * params.groups + group);
+                    (q - params.code.value(field(zero, row, bits))) * scale
+                }
+                Zero::Float => (q + params.centre() - float(planes[2], at)) * scale,
+                Zero::Offset => (q + params.centre()) * scale + float(planes[2], at),
+            });
         }
     }
     Ok(all)
@@ -184,7 +246,7 @@ mod tests {
         let mut all = Vec::new();
         for code in [Code::Int4, Code::Int8] {
             for group in [0, 12, 32, 64, 128] {
-                for zero in [false, true] {
+                for zero in Zero::ALL {
                     for scale in [DType::F32, DType::BF16, DType::F16] {
                         all.push(Format::Grouped(Grouped { code, group, zero, scale }));
                     }
@@ -199,12 +261,12 @@ mod tests {
         for (seed, format) in formats().into_iter().enumerate() {
             for (n, k) in [(1, 1), (3, 130), (9, 64), (17, 31), (2, 0), (0, 8)] {
                 let values = noise(seed as u64, n * k);
-                let planes = encode(format, n, k, &values).expect("finite values");
+                let planes = encode(format, n, k, &values, 1.0).expect("finite values");
                 for (plane, shape) in planes.iter().zip(format.planes(n, k)) {
                     assert_eq!(plane.len(), shape.rows * shape.cols * shape.dtype.size(), "{format}");
                 }
                 let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-                let back = decode(format, n, k, &planes).expect("planes as encoded");
+                let back = decode(format, n, k, &planes, 1.0).expect("planes as encoded");
                 let Format::Grouped(Grouped { code, zero, .. }) = format else { unreachable!() };
                 let bits = code.bits();
                 for row in 0..n {
@@ -216,13 +278,13 @@ mod tests {
                         let span =
                             a.iter().fold(0.0f32, |m, v| m.max(*v)) - a.iter().fold(0.0f32, |m, v| m.min(*v));
                         let steps = (1u32 << bits) as f32 - 1.0;
-                        let step = if zero { span / steps } else { 2.0 * max / steps };
+                        let step = if zero != Zero::None { span / steps } else { 2.0 * max / steps };
                         // Half a step, and the rounding of the scale times the largest code. Codes are clamped at the
                         // upper end, and zero points rounded: half a step more.
                         let half = step * (0.51 + steps / 512.0);
                         let bound = step * (1.01 + steps / 256.0);
                         for (a, b) in a.iter().zip(b) {
-                            let limit = if zero || a.abs() > 0.9 * max { bound } else { half };
+                            let limit = if zero != Zero::None || a.abs() > 0.9 * max { bound } else { half };
                             assert!((a - b).abs() <= limit, "{format} {n}x{k}: {a} became {b}, step {step}");
                         }
                     }
@@ -240,25 +302,26 @@ mod tests {
             let (n, k) = (8, 256);
             let values: Vec<f32> =
                 (0..n * k).map(|i| ((i % (1 << bits)) as f32 - (1 << (bits - 1)) as f32) * 0.25).collect();
-            if zero && format.group_len(k) >= 1 << bits {
-                let planes = encode(format, n, k, &values).expect("finite values");
+            if zero != Zero::None && format.group_len(k) >= 1 << bits {
+                let planes = encode(format, n, k, &values, 1.0).expect("finite values");
                 let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
-                assert_eq!(decode(format, n, k, &planes).expect("planes"), values, "{format} {scale}");
+                assert_eq!(decode(format, n, k, &planes, 1.0).expect("planes"), values, "{format} {scale}");
             }
         }
     }
 
     #[test]
     fn bad_input_is_refused() {
-        let format = Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: false, scale: DType::F16 });
-        assert!(encode(format, 2, 2, &[1.0; 3]).is_err());
-        assert!(encode(format, 1, 2, &[1.0, f32::NAN]).is_err());
-        assert!(encode(format, 1, 2, &[1.0, f32::INFINITY]).is_err());
-        assert!(encode(format, 1, 2, &[1.0, 1e30]).is_err());
-        assert!(encode(Format::Dense(DType::F32), 1, 1, &[1.0]).is_err());
-        assert!(decode(format, 1, 2, &[&[0; 4]]).is_err());
-        assert!(decode(format, 1, 2, &[&[0; 4], &[0; 4]]).is_err());
-        let zero = encode(format, 1, 2, &[0.0, -0.0]).expect("zeros");
-        assert_eq!(decode(format, 1, 2, &[&zero[0], &zero[1]]).expect("planes"), [0.0, 0.0]);
+        let format =
+            Format::Grouped(Grouped { code: Code::Int4, group: 32, zero: Zero::None, scale: DType::F16 });
+        assert!(encode(format, 2, 2, &[1.0; 3], 1.0).is_err());
+        assert!(encode(format, 1, 2, &[1.0, f32::NAN], 1.0).is_err());
+        assert!(encode(format, 1, 2, &[1.0, f32::INFINITY], 1.0).is_err());
+        assert!(encode(format, 1, 2, &[1.0, 1e30], 1.0).is_err());
+        assert!(encode(Format::Dense(DType::F32), 1, 1, &[1.0], 1.0).is_err());
+        assert!(decode(format, 1, 2, &[&[0; 4]], 1.0).is_err());
+        assert!(decode(format, 1, 2, &[&[0; 4], &[0; 4]], 1.0).is_err());
+        let zero = encode(format, 1, 2, &[0.0, -0.0], 1.0).expect("zeros");
+        assert_eq!(decode(format, 1, 2, &[&zero[0], &zero[1]], 1.0).expect("planes"), [0.0, 0.0]);
     }
 }

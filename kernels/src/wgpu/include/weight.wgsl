@@ -1,7 +1,7 @@
 // A weight matrix of any format, one weight at a time: `weight_at(row, col)`, at bindings 0 to 2.
 //
-// `Kernel::weight` gives the values that choose the format, and the parameters w, w_stride, scales, scales_stride, zeros,
-// zeros_stride and group, which the kernel's `p` holds.
+// `Kernel::weight` gives the values that choose the format, and the parameters w, w_stride, scales, scale_stride, zeros,
+// zero_stride, group and factor, which the kernel's `p` holds.
 #if BITS
 #include "quant/grouped/element.wgsl"
 #else

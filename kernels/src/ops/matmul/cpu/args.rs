@@ -8,7 +8,7 @@ use crate::cpu::CpuCx;
 use crate::cpu::gemm::{Dense, GemmArgs, Operand, OperandMut, PanelSource, Part, ResidualRow};
 use crate::ops::Matmul;
 use crate::quant::grouped::cpu::GroupedRows;
-use crate::spec::{DType, Format, Grouped, KernelError};
+use crate::spec::{DType, Format, KernelError};
 
 /// Rows of one stored tensor, in whatever format.
 #[derive(Clone, Copy, Debug)]
@@ -21,32 +21,12 @@ pub(in crate::ops) enum Rows {
 
 impl Rows {
     fn new(format: Format, k: usize, part: &WeightPart, cx: &CpuCx) -> Result<Self, KernelError> {
-        let words = |view: &View| Ok::<_, KernelError>((cx.input::<i32>(view)?, view.stride(0)));
-        match format {
-            Format::Dense(_) => {
-                let matrix = input(&part.planes[0], cx)?;
-                // SAFETY: `Weights` has checked that the plane holds `[n, k]` values, and it lives as long as the op.
-                Ok(Self::Dense(unsafe { Dense::new(matrix) }, matrix))
-            }
-            Format::Grouped(Grouped { code, scale, .. }) => {
-                let (packed, stride) = words(&part.planes[0])?;
-                let scales = input(&part.planes[1], cx)?;
-                let zeros = part.planes.get(2).map(words).transpose()?;
-                // A row that is one group counts as one without an end, whatever its length.
-                let group = format.group_len(k);
-                let group = if format.groups(k) <= 1 { usize::MAX & !127 } else { group };
-                Ok(Self::Grouped(GroupedRows {
-                    packed,
-                    words: stride,
-                    scales: scales.ptr,
-                    scale,
-                    scale_stride: scales.stride,
-                    zeros,
-                    code,
-                    group,
-                }))
-            }
+        if let Some(rows) = GroupedRows::new(cx, format, k, part)? {
+            return Ok(Self::Grouped(rows));
         }
+        let matrix = input(&part.planes[0], cx)?;
+        // SAFETY: `Weights` has checked that the plane holds `[n, k]` values, and it lives as long as the op.
+        Ok(Self::Dense(unsafe { Dense::new(matrix) }, matrix))
     }
 
     fn source(&self) -> &dyn PanelSource {

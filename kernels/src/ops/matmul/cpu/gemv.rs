@@ -6,11 +6,13 @@ use smallvec::SmallVec;
 use super::args::{Rows, with_args};
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::GemmArgs;
-use crate::cpu::gemv::{DenseDots, Dots, Fp8, GroupedDots, Int, Int8Dots, Plain, fits, gemv};
+use crate::cpu::gemv::{DenseDots, Dots, GroupedDots, Int8Dots, Plain, fits, gemv};
 use crate::ops::Matmul;
 use crate::ops::matmul::{Math, MatmulSpec};
+use crate::quant::int::Int;
+use crate::quant::with_decoder;
 use crate::select::Reject;
-use crate::spec::{Caps, Code, DType, Format, Grouped, KernelError};
+use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 
 /// Rows of `x` up to which these kernels are offered.
 const MAX_M: u32 = 32;
@@ -26,33 +28,26 @@ pub(super) fn reject_dense(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
     reject_m(spec)
 }
 
-fn reject_code(spec: &MatmulSpec, wanted: Code) -> Option<Reject> {
-    match spec.w {
-        Format::Grouped(Grouped { code, group, .. }) if code == wanted => {
-            // A group as long as the row is the whole row.
-            let group = if group >= spec.k { 0 } else { group };
-            if !fits(code.bits(), group as usize) {
-                return Some("for groups of whole words, a power of two of them or a multiple of 16".into());
-            }
-            reject_m(spec)
-        }
-        _ => Some(format!("for {wanted} weights").into()),
+pub(super) fn reject_codes(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    let Format::Grouped(Grouped { code, group, .. }) = spec.w else {
+        return Some("for weights that are codes in groups".into());
+    };
+    // A group as long as the row is the whole row.
+    let group = if group >= spec.k { 0 } else { group };
+    if !fits(code.bits(), group as usize) {
+        return Some("for groups of whole words, a power of two of them or a multiple of 16".into());
     }
+    reject_m(spec)
 }
 
-pub(super) fn reject_int<const BITS: usize>(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    reject_code(spec, if BITS == 4 { Code::Int4 } else { Code::Int8 })
-}
-
-pub(super) fn reject_fp8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    reject_code(spec, Code::Fp8)
-}
-
-pub(super) fn reject_bytes<const BITS: usize>(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+pub(super) fn reject_bytes(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
-    reject_int::<BITS>(spec, caps)
+    if !spec.w.grouped().is_some_and(|grouped| grouped.code.is_int()) {
+        return Some("for integer weights".into());
+    }
+    reject_codes(spec, caps)
 }
 
 /// Reading the weights, or multiplying at `rate` products a microsecond and thread: whichever takes longer. Rates are on
@@ -96,22 +91,26 @@ pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     }
 }
 
-fn grouped<F>(rows: &Rows, fields: F) -> Option<GroupedDots<F>> {
+fn grouped<F>(rows: &Rows, decoder: F) -> Option<GroupedDots<F>> {
     match rows {
-        Rows::Grouped(rows) => Some(GroupedDots(*rows, fields)),
+        Rows::Grouped(rows) => Some(GroupedDots(*rows, decoder)),
         Rows::Dense(..) => None,
     }
 }
 
-pub(super) fn int<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
-    run(op, cx, |rows| grouped(rows, Int::<BITS>))
+pub(super) fn codes(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    let Format::Grouped(Grouped { code, .. }) = op.w.format() else { return Ok(()) };
+    with_decoder!(code, decoder => run(op, cx, |rows| grouped(rows, decoder)))
 }
 
-pub(super) fn fp8(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
-    run(op, cx, |rows| grouped(rows, Fp8))
+pub(super) fn bytes(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    match op.w.format() {
+        Format::Grouped(Grouped { code, .. }) if code.bits() == 4 => bytes_of::<4>(op, cx),
+        _ => bytes_of::<8>(op, cx),
+    }
 }
 
-pub(super) fn bytes<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+fn bytes_of<const BITS: usize>(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     let int = |rows: &Rows| grouped(rows, Int::<BITS>);
     #[cfg(target_arch = "x86_64")]
     if let Some(vnni) = crate::cpu::gemv::Vnni::of(cx.isa) {

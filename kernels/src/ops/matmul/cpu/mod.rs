@@ -19,34 +19,16 @@ impl CpuOp for Matmul {
                 launch: gemv::dense,
             },
             Variant {
-                name: "gemv-w8-f32",
-                reject: gemv::reject_int::<8>,
+                name: "gemv-codes-f32",
+                reject: gemv::reject_codes,
                 est_us: gemv::est_f32,
-                launch: gemv::int::<8>,
+                launch: gemv::codes,
             },
             Variant {
-                name: "gemv-w4-f32",
-                reject: gemv::reject_int::<4>,
-                est_us: gemv::est_f32,
-                launch: gemv::int::<4>,
-            },
-            Variant {
-                name: "gemv-fp8-f32",
-                reject: gemv::reject_fp8,
-                est_us: gemv::est_f32,
-                launch: gemv::fp8,
-            },
-            Variant {
-                name: "gemv-w8-int8",
-                reject: gemv::reject_bytes::<8>,
+                name: "gemv-codes-int8",
+                reject: gemv::reject_bytes,
                 est_us: gemv::est_bytes,
-                launch: gemv::bytes::<8>,
-            },
-            Variant {
-                name: "gemv-w4-int8",
-                reject: gemv::reject_bytes::<4>,
-                est_us: gemv::est_bytes,
-                launch: gemv::bytes::<4>,
+                launch: gemv::bytes,
             },
             Variant {
                 name: "gemm-bf16",
@@ -77,9 +59,10 @@ mod tests {
         let caps = caps(Isa::SCALAR, 2);
         for (w, few, bytes) in [
             ("bf16", "gemv-f32", "gemv-f32"),
-            ("int8g128", "gemv-w8-f32", "gemv-w8-int8"),
-            ("int4g32", "gemv-w4-f32", "gemv-w4-int8"),
-            ("fp8g128", "gemv-fp8-f32", "gemv-fp8-f32"),
+            ("int8g128", "gemv-codes-f32", "gemv-codes-int8"),
+            ("int4g32", "gemv-codes-f32", "gemv-codes-int8"),
+            ("fp8g128", "gemv-codes-f32", "gemv-codes-f32"),
+            ("nf4g64.f32", "gemv-codes-f32", "gemv-codes-f32"),
         ] {
             let w = w.parse().expect("a format");
             let spec = |m, math| MatmulSpec { m, n: 960, k: 576, w, math, ..MatmulSpec::default() };

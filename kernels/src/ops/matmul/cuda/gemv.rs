@@ -10,7 +10,7 @@ use super::{gemm, quant};
 use crate::cuda::{CudaCx, value_type};
 use crate::ops::norm::{self, Norm, NormKind};
 use crate::select::Reject;
-use crate::spec::{Caps, DType, Format, Grouped, KernelError};
+use crate::spec::{Caps, DType, Format, Grouped, KernelError, Zero};
 
 pub(super) const GEMV: Row = Row { name: "gemv", reject, est_us, launch };
 
@@ -136,7 +136,9 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
     let depth = if depth == 3 { 2 } else { depth };
 
     let mut kernel = cx.kernel("ops/matmul/gemv.cu");
-    kernel.codes(format).define("W", w).define("GATED", op.gated);
+    let fractions =
+        format.grouped().is_some_and(|grouped| matches!(grouped.zero, Zero::Float | Zero::Offset));
+    kernel.codes(format).define("FRACTIONS", fractions).define("W", w).define("GATED", op.gated);
     kernel.define("M", rows).define("LANES", lanes).define("COLUMNS", columns).define("DEPTH", depth);
     // x, and a factor for each row.
     kernel.define("NORM", op.norm.is_some()).shared(4 * rows * (depth * lanes * load + 1)).dependent();

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use super::super::{Activation, Matmul, MatmulSpec};
 use crate::buffer::{View, WeightPart};
 use crate::cuda::CudaLaunch;
-use crate::cuda::{Kernel, value_type};
+use crate::cuda::{Kernel, value_type, zero_kind};
 use crate::select::Variant;
 use crate::spec::{Format, KernelError};
 
@@ -27,6 +27,8 @@ pub(super) struct WeightRows {
     pub group: i32,
     pub kind: u32,
     pub aligned: u32,
+    pub factor: f32,
+    pub zero: u32,
 }
 
 /// `Epilogue` of `epilogue.cuh`.
@@ -134,6 +136,8 @@ impl Segment<'_> {
                 Format::Grouped(_) => value_type(planes.get(1)),
             },
             aligned: u32::from(rows_aligned(data, &planes[0])),
+            factor: rows.part.factor,
+            zero: zero_kind(format),
         })
     }
 

@@ -7,7 +7,7 @@ use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::buffer::View;
 use crate::cuda::{CudaCx, Kernel, value_type};
 use crate::select::Reject;
-use crate::spec::{Arch, Caps, Code, DType, Format, Grouped, KernelError};
+use crate::spec::{Arch, Caps, Code, DType, Format, Grouped, KernelError, Zero};
 
 pub(super) const MMA: Row = Row { name: "quant-mma", reject, est_us, launch };
 
@@ -94,6 +94,14 @@ impl Operands {
     pub fn in_steps(spec: &MatmulSpec, span: u32) -> Result<Self, Reject> {
         let Format::Grouped(Grouped { code, group, zero, .. }) = spec.w else {
             return Err("for weights that are codes in groups".into());
+        };
+        if !code.halves() {
+            return Err("for codes whose values 16-bit floats hold".into());
+        }
+        let zero = match zero {
+            Zero::None => false,
+            Zero::Codes => true,
+            Zero::Float | Zero::Offset => return Err("for zero points that are codes".into()),
         };
         if let Some(why) = spec.reject_norm() {
             return Err(why);
@@ -226,7 +234,7 @@ pub(super) fn operands_spec(op: &Matmul) -> MatmulSpec {
 
 impl Operands {
     pub fn define(self, kernel: &mut Kernel<'_, '_>) {
-        kernel.define("T", self.dtype).define("BITS", self.code.bits()).define("FP8", self.code == Code::Fp8);
+        kernel.define("T", self.dtype).define("CODE", format_args!("code_{}", self.code.folder()));
         kernel.define("GROUPS", self.groups).define("PARTS", self.parts);
     }
 }

@@ -36,6 +36,9 @@ fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if caps.cuda.arch != Arch::Sm90a {
         return Some("for sm_90a".into());
     }
+    if !spec.w.grouped().is_some_and(|grouped| grouped.scale.is_float()) {
+        return Some("for codes in groups with scales of 16 or 32 bits".into());
+    }
     operands(spec).err()
 }
 
@@ -122,7 +125,7 @@ struct Params {
     slices: i32,
     slice_steps: i32,
     gated: u32,
-    pad: [i32; 3],
+    pad: [i32; 15],
 }
 
 fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
@@ -136,7 +139,9 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let fields = |rows: Rows<'_>| rows.part.planes[0].clone();
     let planes: Vec<View> =
         segments.iter().flat_map(|segment| [Some(segment.w), segment.up]).flatten().map(fields).collect();
-    if !cx.kernel(PATH).all_aligned(&planes)? {
+    // Scales stay as they are stored until they are used.
+    let factors = op.w.parts().iter().any(|part| part.factor != 1.0);
+    if factors || !cx.kernel(PATH).all_aligned(&planes)? {
         return quant::launch(op, cx);
     }
     let steps = k.div_ceil(STEP);
@@ -169,7 +174,7 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
             slices: plan.slices as i32,
             slice_steps: plan.steps as i32,
             gated: u32::from(op.gated),
-            pad: [0; 3],
+            pad: [0; 15],
         };
         operands.define(&mut kernel);
         let scales = segment.w.part.planes.get(1).map_or(DType::F32, View::dtype);

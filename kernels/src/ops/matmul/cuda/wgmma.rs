@@ -176,7 +176,7 @@ struct Params {
     k: i32,
     slices: i32,
     slice_steps: i32,
-    pad: i32,
+    pad: [i32; 13],
 }
 
 /// What the copy engine moves for one segment.
@@ -302,7 +302,7 @@ fn multiply(
             k: k as i32,
             slices: slices as i32,
             slice_steps: steps as i32,
-            pad: 0,
+            pad: [0; 13],
         };
         let dtype = halves::dtype(op).name();
         kernel.define("X", if rounded.is_some() { "e4m3" } else { dtype }).define("OUT", op.out.dtype());

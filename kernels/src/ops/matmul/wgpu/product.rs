@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::{Activation, Matmul};
 use crate::buffer::{View, WeightPart};
-use crate::spec::{Code, DType, Format, Grouped, KernelError, ShapeError};
+use crate::spec::{DType, Format, KernelError, ShapeError};
 use crate::wgpu::{Kernel, WgpuCx};
 
 /// Bytes of sums in working memory at once: what a device's cache may hold until they are finished.
@@ -28,6 +28,7 @@ pub(super) struct Params {
     pub zeros: u32,
     pub zero_stride: u32,
     pub group: u32,
+    pub factor: f32,
     pub bias: u32,
     pub residual: u32,
     pub residual_stride: u32,
@@ -203,13 +204,14 @@ impl Product<'_> {
                 let aligned = by_eights(params.w, params.w_stride, self.part.rows, k, dtype);
                 kernel.define("W", dtype).define("WVEC", u8::from(aligned));
             }
-            Format::Grouped(Grouped { code, zero, scale, .. }) => {
-                let bits = code.bits();
+            Format::Grouped(grouped) => {
+                let bits = grouped.code.bits();
                 params.scales = kernel.read(2, &planes[1])?;
                 params.scale_stride = planes[1].stride(0) as u32;
-                if zero {
-                    params.zeros = kernel.read(3, &planes[2])?;
-                    params.zero_stride = planes[2].stride(0) as u32;
+                params.factor = self.part.factor;
+                if let Some(zeros) = planes.get(2) {
+                    params.zeros = kernel.read(3, zeros)?;
+                    params.zero_stride = zeros.stride(0) as u32;
                 }
                 // Words of a row that are read at once.
                 let words = match (bytes, bits) {
@@ -224,12 +226,9 @@ impl Product<'_> {
                 params.group = if whole { u32::MAX } else { group as u32 };
                 let eight = whole || group.is_multiple_of(8);
                 kernel
+                    .codes(grouped)
                     .define("W", "codes")
-                    .define("FP8", u8::from(code == Code::Fp8))
                     .define("WVEC", u8::from(words > 1 && aligned))
-                    .define("BITS", bits)
-                    .define("ZERO", u8::from(zero))
-                    .define("SCALE", scale)
                     .define("GROUPS", if eight { "eight" } else { "any" });
             }
         }
