@@ -42,6 +42,40 @@ fn quantized_models_answer() {
     }
 }
 
+/// Other formats and layouts: the same answer, and each matrix with how it is published and what multiplies it.
+#[test]
+fn other_layouts_answer_and_are_listed() {
+    for (format, layout, stored, source) in [
+        ("nf4", "bitsandbytes", "nf4g64.f32", "bitsandbytes NF4 and FP4"),
+        ("fp8", "compressed-tensors", "fp8row", "FP8 (E4M3)"),
+        ("nvfp4", "compressed-tensors", "fp4g16.e4m3", "NVFP4"),
+        ("mxfp4", "mlx", "fp4g32.e8m0", "MXFP4, MXFP8 or NVFP4 of MLX"),
+        ("int4", "mlx", "int4g32zo", "affine groups of MLX"),
+    ] {
+        let temp = Temp::new();
+        let out = temp.path(format);
+        let out = out.to_str().unwrap();
+        ocelli(&["quantize", "--out", out, "--format", format, "--layout", layout]).well();
+        let report = ocelli(&["inspect", out, "--json"]).json();
+        let modules = report["modules"].as_array().unwrap();
+        let up =
+            modules.iter().find(|module| module["name"].as_str().unwrap().ends_with("layers.0.mlp.up_proj"));
+        let up = up.unwrap();
+        assert!(up["format"].as_str().unwrap().starts_with(stored), "{up}");
+        assert_eq!((&up["source"], &up["kernels"][0]), (&source.into(), &"gemv-codes-f32".into()), "{up}");
+        let text = ocelli(&["inspect", out, "--modules"]).well();
+        assert!(text.contains("mlp.up_proj") && text.contains(source) && text.contains(stored), "{text}");
+        let picture = example("01.png");
+        let args =
+            ["run", "--model", out, "--image", picture.to_str().unwrap(), "How many objects are there?"];
+        assert_eq!(ocelli(&args).well(), "two\n", "{format} {layout}");
+    }
+    let out = Temp::new();
+    let out = out.path("out");
+    let args = ["quantize", "--out", out.to_str().unwrap(), "--format", "nf4", "--layout", "mlx"];
+    ocelli(&args).fails(2, &["nf4: not a format of MLX's layout"]);
+}
+
 #[test]
 fn everything_with_zero_points() {
     let temp = Temp::new();

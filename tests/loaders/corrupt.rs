@@ -146,3 +146,21 @@ fn an_unknown_method_is_refused() {
         assert!(text.contains("unheard-of") && text.contains("not supported"), "{}: {text}", layer.case);
     }
 }
+
+#[test]
+fn targets_that_match_nothing_are_refused() {
+    let mut seen = 0;
+    for layer in &LAYERS {
+        let (all, mut config) = (tensors(layer.case), config(layer.case));
+        let groups = ["/quantization_config/config_groups", "/config_groups"];
+        let Some(path) = groups.into_iter().find(|path| config.pointer(path).is_some()) else { continue };
+        let groups = config.pointer_mut(path).and_then(serde_json::Value::as_object_mut).expect("groups");
+        for group in groups.values_mut() {
+            group["targets"] = serde_json::json!(["re:nothing\\..*", "lm_head"]);
+        }
+        let text = read(layer, &all, &config).expect_err(layer.case);
+        assert!(text.contains("expected a target that names `proj`, found none"), "{}: {text}", layer.case);
+        seen += 1;
+    }
+    assert!(seen >= 5, "{seen}");
+}

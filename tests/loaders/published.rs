@@ -166,14 +166,19 @@ const OTHERS: [&str; 7] = [
 ];
 
 /// The kernels that devices of a backend take for a format, for one row of x and for many.
-fn kernels(w: Format, caps: &Caps) -> String {
-    let of = |m: u32| {
+fn kernels(w: Format, caps: &Caps) -> [&'static str; 2] {
+    [1, 256].map(|m| {
         let spec = MatmulSpec { m, n: 4096, k: 4096, w, ..MatmulSpec::default() };
         let rows = <Matmul as BackendOp>::explain(&spec, caps).expect("kernels");
         rows.iter().find(|row| row.picked).map_or("none", |row| row.variant)
-    };
-    let (few, many) = (of(1), of(256));
-    if few == many { format!("`{few}`") } else { format!("`{few}`, `{many}`") }
+    })
+}
+
+/// A line of README's table: formats that lie in the file, those that are made anew, and kernels of each backend.
+#[derive(Clone, Default)]
+struct Line {
+    formats: [Vec<String>; 2],
+    kernels: [Vec<&'static str>; 3],
 }
 
 /// README's table: each published way that is read, what it becomes, and the kernels behind it.
@@ -184,7 +189,7 @@ fn the_table_of_formats_is_that_of_the_list() {
         Caps { backend: Backend::Wgpu, ..Caps::default() },
         Caps::of_arch(Arch::Sm80),
     ];
-    let mut rows: Vec<(&str, Vec<String>)> = sources().into_iter().map(|name| (name, Vec::new())).collect();
+    let mut lines: Vec<(&str, Line)> = sources().into_iter().map(|name| (name, Line::default())).collect();
     let (_dir, modelopt) = super::corrupt::modelopt();
     let open = |case: &'static str| {
         let dir = golden("quant").join(case);
@@ -199,20 +204,29 @@ fn the_table_of_formats_is_that_of_the_list() {
         let (weights, _) = checkpoint.at("proj").linear_in_order(size[0], size[1], false).expect(case);
         let notes = checkpoint.notes();
         let source = notes.last().and_then(|note| note.source).expect(case);
-        let stored = if checkpoint.made() == 0 { "in the file" } else { "made anew" };
-        let all = backends.each_ref().map(|caps| kernels(weights.format(), caps));
-        let row = format!("`{}` | {stored} | {}", weights.format(), all.join(" | "));
-        let of = rows.iter_mut().find(|(name, _)| *name == source).expect("a row of the list");
-        if !of.1.contains(&row) {
-            of.1.push(row);
+        let (_, line) = lines.iter_mut().find(|(name, _)| *name == source).expect("a row of the list");
+        let format = format!("`{}`", weights.format());
+        let formats = &mut line.formats[usize::from(checkpoint.made() > 0)];
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+        for (all, caps) in line.kernels.iter_mut().zip(&backends) {
+            for kernel in kernels(weights.format(), caps) {
+                assert_ne!(kernel, "none", "{case}");
+                if !all.contains(&kernel) {
+                    all.push(kernel);
+                }
+            }
         }
     }
-    let mut table = "| published as | read as | planes | CPU, 1 and 256 rows | WGSL | CUDA |\n| --- | --- | --- | --- | --- | --- |\n".to_owned();
-    for (name, formats) in rows {
-        assert!(!formats.is_empty(), "{name}: no golden layer");
-        for format in formats {
-            table += &format!("| {name} | {format} |\n");
-        }
+    let mut table = "| published as | read from the file as | made anew as | CPU | WGSL | CUDA |\n\
+                     | --- | --- | --- | --- | --- | --- |\n"
+        .to_owned();
+    for (name, Line { formats, kernels }) in lines {
+        assert!(formats.iter().any(|formats| !formats.is_empty()), "{name}: no golden layer");
+        let [stored, made] = formats.map(|formats| formats.join(", "));
+        let [cpu, wgsl, cuda] = kernels.map(|kernels| kernels.join(", "));
+        table += &format!("| {name} | {stored} | {made} | {cpu} | {wgsl} | {cuda} |\n");
     }
     holds_table("README.md", "<!-- formats, made by the tests -->", "<!-- end of formats -->", &table);
 }

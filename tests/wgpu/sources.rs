@@ -4,6 +4,7 @@
 use naga::back::spv;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use ocelli_kernels::wgpu::source::{Defines, expand};
+use ocelli_kernels::{Code, DType, Grouped, Zero};
 
 type Values = Vec<(&'static str, String)>;
 
@@ -28,30 +29,36 @@ fn values(all: &[(&'static str, &str)]) -> Values {
     all.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
 }
 
-/// Integer weights: each width, with and without zero points, each type of scale, each kind of group.
+/// Integer weights: each width, with each kind of zero point, each type of scale, each kind of group.
 fn integers(wide: &'static str, bytes: &'static str) -> Vec<Values> {
-    codes(&[("4", "0"), ("8", "0")], wide, bytes)
+    Code::ALL.iter().filter(|code| code.is_int()).flat_map(|&code| codes(code, wide, bytes)).collect()
 }
 
-/// Weights of these widths, floats or not, otherwise as above.
-fn codes(kinds: &[(&str, &str)], wide: &'static str, bytes: &'static str) -> Vec<Values> {
+/// Weights of every code, otherwise as above.
+fn every_code(wide: &'static str) -> Vec<Values> {
+    Code::ALL.iter().flat_map(|&code| codes(code, wide, "0")).collect()
+}
+
+fn codes(code: Code, wide: &'static str, bytes: &'static str) -> Vec<Values> {
     let mut all = Vec::new();
-    for &(bits, fp8) in kinds {
-        for zero in if fp8 == "0" { &["0", "1"][..] } else { &["0"] } {
-            for scale in ["f32", "bf16", "f16"] {
-                for groups in ["eight", "any"] {
-                    all.push(values(&[
-                        ("W", "codes"),
-                        ("FP8", fp8),
-                        // Words of 4 bits are read one by one unless bytes are wanted.
-                        ("WVEC", if bits == "4" && bytes == "0" { "0" } else { wide }),
-                        ("BYTES", bytes),
-                        ("BITS", bits),
-                        ("ZERO", zero),
-                        ("SCALE", scale),
-                        ("GROUPS", groups),
-                    ]));
-                }
+    for zero in Zero::ALL {
+        for scale in [DType::F32, DType::BF16, DType::F16, DType::E4M3, DType::E8M0] {
+            if !(Grouped { code, group: 0, zero, scale }).is_valid() {
+                continue;
+            }
+            for groups in ["eight", "any"] {
+                all.push(values(&[
+                    ("W", "codes"),
+                    ("CODE", code.folder()),
+                    ("BITS", &code.bits().to_string()),
+                    ("CENTRE", &code.centre().unwrap_or_default().to_string()),
+                    ("ZERO", zero.name()),
+                    ("SCALE", scale.name()),
+                    ("GROUPS", groups),
+                    // Words of 4 bits are read one by one unless bytes are wanted.
+                    ("WVEC", if code.bits() == 4 && bytes == "0" { "0" } else { wide }),
+                    ("BYTES", bytes),
+                ]));
             }
         }
     }
@@ -66,8 +73,7 @@ fn dense() -> Vec<Values> {
 
 /// Every format as the kernels that multiply floats read it.
 fn all_formats() -> Vec<Values> {
-    let grouped =
-        ["0", "1"].into_iter().flat_map(|wide| codes(&[("4", "0"), ("8", "0"), ("8", "1")], wide, "0"));
+    let grouped = ["0", "1"].into_iter().flat_map(|wide| every_code(wide));
     dense().into_iter().chain(grouped).collect()
 }
 

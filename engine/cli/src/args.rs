@@ -597,6 +597,9 @@ pub struct InspectArgs {
     /// Most tokens of the answer, for which keys and values are kept.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 512, value_parser = most_tokens)]
     pub max_tokens: usize,
+    /// List the matrices too: shape, format, the kernels for one row and for a prompt, and how they are published.
+    #[arg(long)]
+    pub modules: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Print one JSON object.

@@ -179,14 +179,32 @@ impl Checkpoint {
         self.quantization.as_ref()
     }
 
-    /// The error for matrices of a checkpoint whose configuration states a quantization that is not known.
+    /// The error for matrices of a checkpoint whose configuration states a quantization that is not known, or names none of the modules
+    /// that are quantized.
     pub(super) fn refuse_unknown(&self) -> Result<(), WeightError> {
-        match &self.quantization {
-            Some(quantization) if quantization.is_unknown() => Err(WeightError::Unsupported {
+        let Some(quantization) = &self.quantization else { return Ok(()) };
+        let fail = |reason: String| {
+            Err(WeightError::Unsupported {
                 path: self.config.clone(),
                 module: "quantization_config".into(),
-                reason: format!("not supported: {}; {}", quantization.name(), super::published::supported()),
-            }),
+                reason,
+            })
+        };
+        if quantization.is_unknown() {
+            return fail(format!(
+                "not supported: {}; {}",
+                quantization.name(),
+                super::published::supported()
+            ));
+        }
+        if quantization.schemes.is_empty() {
+            return Ok(());
+        }
+        let mut quantized = self.names().filter_map(|name| name.strip_suffix(".weight_scale")).peekable();
+        match quantized.peek().copied() {
+            Some(first) if !quantized.any(|module| quantization.names(module)) => fail(format!(
+                "config_groups: expected a target that names `{first}`, found none that names any module with quantized weights"
+            )),
             _ => Ok(()),
         }
     }

@@ -182,6 +182,12 @@ impl Quantization {
         self.schemes.is_empty() && !known && (named || !(mlx || self.unnamed == "bitsandbytes"))
     }
 
+    /// Whether the `config_groups` name a module, ignored or not.
+    #[must_use]
+    pub fn names(&self, module: &str) -> bool {
+        self.schemes.iter().flat_map(|scheme| &scheme.targets).any(|target| target.matches(module) > 0)
+    }
+
     /// The group that a module belongs to, if any: that with the closest target, unless the module is to be ignored.
     #[must_use]
     pub fn scheme(&self, module: &str) -> Option<&Scheme> {

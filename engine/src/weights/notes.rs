@@ -22,6 +22,8 @@ pub struct Note {
     pub bytes: u64,
     /// Format of a matrix.
     pub format: Option<String>,
+    /// Rows and columns of a matrix.
+    pub size: Option<[usize; 2]>,
     /// How a matrix is published, if it is quantized: the name of a way to store it.
     pub source: Option<&'static str>,
 }
@@ -42,13 +44,14 @@ impl Note {
             parameters: (w.n() * w.k() + biases) as u64,
             bytes: w.bytes(),
             format: Some(w.format().to_string()),
+            size: Some([w.n(), w.k()]),
             source,
         }
     }
 
     pub(super) fn of_view(module: String, role: Option<Role>, view: &View) -> Self {
         let (parameters, bytes) = (view.len() as u64, view.bytes());
-        Self { module, role, matrix: false, parameters, bytes, format: None, source: None }
+        Self { module, role, matrix: false, parameters, bytes, format: None, size: None, source: None }
     }
 }
 

@@ -4,6 +4,7 @@
 //! that only notes what it is given.
 
 mod fits;
+mod modules;
 mod table;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use self::fits::Fits;
 pub use self::fits::available;
+use self::modules::Module;
 use crate::args::InspectArgs;
 use crate::fail::{Failure, Outcome, print, print_json};
 use crate::open;
@@ -44,6 +46,8 @@ struct Report {
     /// Parameters of all parts.
     parameters: u64,
     parts: Vec<Part>,
+    /// The matrices, one by one.
+    modules: Vec<Module>,
     /// Tensors of the file that the model does not read.
     unused: Vec<String>,
     /// Bytes of planes that are made beside the file, whose order or width of codes no kernel takes.
@@ -121,7 +125,11 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     if args.json {
         print_json(&report)?;
     } else {
-        print(&report.table())?;
+        let mut text = report.table();
+        if args.modules {
+            modules::table(&report.modules, &mut text);
+        }
+        print(&text)?;
     }
     match (failure, report.refused.first()) {
         (Some(failure), _) => Err(failure),
@@ -187,6 +195,7 @@ impl Report {
             quantization,
             parameters: 0,
             parts: Vec::new(),
+            modules: Vec::new(),
             unused: Vec::new(),
             made_bytes: 0,
             copied: Copies::default(),
@@ -216,6 +225,7 @@ impl Report {
         self.parts = loaded.model.parts().into_iter().map(Part::from).collect();
         self.shared_prompts =
             matches!(loaded.model.gives(), Gives::Answers).then(|| loaded.model.info().kv.shares());
+        self.modules = modules::of(checkpoint.notes(), caps, precision.dtype);
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();
         self.copied = checkpoint.copied().into();

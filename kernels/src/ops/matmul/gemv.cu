@@ -15,7 +15,7 @@
 // neighbouring lanes read neighbouring 16 bytes.
 //
 // Codes become floats without conversions, see their folders; x is brought to what that leaves of their places when it is staged. The
-// scale, times what they are divided by, multiplies the sum over a lane's 16 bytes, which lie in one group. FRACTIONS: zero points are
+// scale, times what they are divided by, multiplies the sum over a lane's 16 bytes, or over each of SUBS equal parts of them, which lie in one group. FRACTIONS: zero points are
 // floats, or offsets.
 //
 // SASS: LDG*.128 LDS.128 FFMA
@@ -46,13 +46,14 @@ constexpr i32 QUADS = E / 4;
 constexpr i32 PASS = LANES * E;
 constexpr i32 STRETCH = DEPTH * PASS;
 constexpr i32 GROUPS = THREADS / LANES;
+constexpr i32 SUB = QUADS / SUBS; // quads of a lane's 16 bytes that share a scale
 constexpr i32 OUT_COLUMNS = GATED ? 1 : COLUMNS;
 
-// What a lane has on its way: 16 bytes of weights, the bits of their scale and the word, or bits, of their zero point.
+// What a lane has on its way: 16 bytes of weights, the bits of their scales and the words, or bits, of their zero points.
 struct Load {
     uint4 weights;
-    u32 scale;
-    u32 zero;
+    u32 scale[SUBS];
+    u32 zero[SUBS];
 };
 
 // A row of weights: its first bytes in each plane.
@@ -87,40 +88,44 @@ DEVICE Row row_of(const WeightRows& w, i32 at, i32 cols, i32 k) {
 DEVICE Load load(const Row& row, i32 at, const Params& p) {
     Load v;
     v.weights = make_uint4(0, 0, 0, 0);
-    v.scale = v.zero = 0;
+#pragma unroll
+    for (i32 sub = 0; sub < SUBS; ++sub) v.scale[sub] = v.zero[sub] = 0;
     if (at >= row.end) return v;
     v.weights = load_stream(row.data + at / E);
     if constexpr (BITS != 0) {
-        const i32 group = at >> p.group_shift;
-        v.scale = scale_bits(row.scales, p.w.type, group);
-        if constexpr (FRACTIONS) {
-            v.zero = scale_bits(row.zeros, p.w.type, group);
-        } else if (row.zeros != nullptr) {
-            v.zero = static_cast<const u32*>(row.zeros)[group];
+#pragma unroll
+        for (i32 sub = 0; sub < SUBS; ++sub) {
+            const i32 group = (at + sub * 4 * SUB) >> p.group_shift;
+            v.scale[sub] = scale_bits(row.scales, p.w.type, group);
+            if constexpr (FRACTIONS) {
+                v.zero[sub] = scale_bits(row.zeros, p.w.type, group);
+            } else if (row.zeros != nullptr) {
+                v.zero[sub] = static_cast<const u32*>(row.zeros)[group];
+            }
         }
     }
     return v;
 }
 
-// Scale and zero point of a load: weights are (u - zero) scale.
+// Scale and zero point of part of a load: weights are (u - zero) scale.
 struct Notes {
     f32 scale;
     f32 zero;
 };
 
-DEVICE Notes notes_of(const Load& v, const Row& row, const Params& p) {
+DEVICE Notes notes_of(const Load& v, i32 sub, const Row& row, const Params& p) {
     Notes n;
-    n.scale = scale_value(v.scale, p.w.type) * row.factor;
+    n.scale = scale_value(v.scale[sub], p.w.type) * row.factor;
     n.zero = static_cast<f32>(CODE::CENTRE);
     if constexpr (FRACTIONS) {
-        n.zero = scale_value(v.zero, p.w.type);
+        n.zero = scale_value(v.zero[sub], p.w.type);
         if (p.w.zero == ZERO_OFFSET) {
             // Beside 2^40 every field vanishes.
             if (n.scale == 0.0f) n.scale = n.zero * 0x1p-40f;
             n.zero = n.scale == 0.0f ? 0.0f : -n.zero / n.scale;
         }
     } else if constexpr (BITS != 0) {
-        if (row.zeros != nullptr) n.zero = CODE::value(v.zero, row.field);
+        if (row.zeros != nullptr) n.zero = CODE::value(v.zero[sub], row.field);
     }
     n.scale *= CODE::UNIT;
     return n;
@@ -214,36 +219,40 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
 #pragma unroll
         for (i32 d = 0; d < DEPTH; ++d) {
             Load now[COLUMNS];
-            Notes notes[COLUMNS];
-            f32 part[COLUMNS][M] = {};
 #pragma unroll
             for (i32 c = 0; c < COLUMNS; ++c) {
                 now[c] = loads[c][d];
                 loads[c][d] = load(rows[c], first + STRETCH + d * PASS + lane * E, p);
-                notes[c] = notes_of(now[c], rows[c], p);
             }
 #pragma unroll
-            for (i32 quad = 0; quad < QUADS; ++quad) {
-                f32 w[COLUMNS][4];
+            for (i32 sub = 0; sub < SUBS; ++sub) {
+                Notes notes[COLUMNS];
+                f32 part[COLUMNS][M] = {};
 #pragma unroll
-                for (i32 c = 0; c < COLUMNS; ++c) widen<W>(w[c], now[c].weights, quad, notes[c].zero);
+                for (i32 c = 0; c < COLUMNS; ++c) notes[c] = notes_of(now[c], sub, rows[c], p);
 #pragma unroll
-                for (i32 m = 0; m < M; ++m) {
-                    const float4 v = x4[m * (STRETCH / 4) + (d * QUADS + quad) * LANES + lane];
+                for (i32 quad = sub * SUB; quad < (sub + 1) * SUB; ++quad) {
+                    f32 w[COLUMNS][4];
 #pragma unroll
-                    for (i32 c = 0; c < COLUMNS; ++c) {
-                        part[c][m] = fmaf(w[c][0], v.x, part[c][m]);
-                        part[c][m] = fmaf(w[c][1], v.y, part[c][m]);
-                        part[c][m] = fmaf(w[c][2], v.z, part[c][m]);
-                        part[c][m] = fmaf(w[c][3], v.w, part[c][m]);
+                    for (i32 c = 0; c < COLUMNS; ++c) widen<W>(w[c], now[c].weights, quad, notes[c].zero);
+#pragma unroll
+                    for (i32 m = 0; m < M; ++m) {
+                        const float4 v = x4[m * (STRETCH / 4) + (d * QUADS + quad) * LANES + lane];
+#pragma unroll
+                        for (i32 c = 0; c < COLUMNS; ++c) {
+                            part[c][m] = fmaf(w[c][0], v.x, part[c][m]);
+                            part[c][m] = fmaf(w[c][1], v.y, part[c][m]);
+                            part[c][m] = fmaf(w[c][2], v.z, part[c][m]);
+                            part[c][m] = fmaf(w[c][3], v.w, part[c][m]);
+                        }
                     }
                 }
-            }
 #pragma unroll
-            for (i32 c = 0; c < COLUMNS; ++c) {
-                const f32 scale = BITS == 0 ? 1.0f : notes[c].scale;
+                for (i32 c = 0; c < COLUMNS; ++c) {
+                    const f32 scale = BITS == 0 ? 1.0f : notes[c].scale;
 #pragma unroll
-                for (i32 m = 0; m < M; ++m) sum[c][m] = fmaf(part[c][m], scale, sum[c][m]);
+                    for (i32 m = 0; m < M; ++m) sum[c][m] = fmaf(part[c][m], scale, sum[c][m]);
+                }
             }
         }
     }

@@ -72,9 +72,9 @@ fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     }
     match spec.w {
         Format::Grouped(Grouped { group, .. })
-            if group != 0 && (group < load || !group.is_power_of_two()) =>
+            if group != 0 && (2 * group < load || !group.is_power_of_two()) =>
         {
-            Some(format!("groups of {group} weights are not a power of two of {load} or more").into())
+            Some(format!("groups of {group} weights are not a power of two of {} or more", load / 2).into())
         }
         _ => None,
     }
@@ -138,7 +138,14 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
     let mut kernel = cx.kernel("ops/matmul/gemv.cu");
     let fractions =
         format.grouped().is_some_and(|grouped| matches!(grouped.zero, Zero::Float | Zero::Offset));
-    kernel.codes(format).define("FRACTIONS", fractions).define("W", w).define("GATED", op.gated);
+    // Of a lane's 16 bytes.
+    let groups = if format.dense().is_none() && format.group_len(k) < load.min(k) { 2 } else { 1 };
+    kernel
+        .codes(format)
+        .define("SUBS", groups)
+        .define("FRACTIONS", fractions)
+        .define("W", w)
+        .define("GATED", op.gated);
     kernel.define("M", rows).define("LANES", lanes).define("COLUMNS", columns).define("DEPTH", depth);
     // x, and a factor for each row.
     kernel.define("NORM", op.norm.is_some()).shared(4 * rows * (depth * lanes * load + 1)).dependent();

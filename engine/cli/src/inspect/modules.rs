@@ -1,0 +1,105 @@
+//! The matrices of a model, one by one: how they are stored and what multiplies them.
+
+use std::fmt::Write;
+
+use ocelli_engine::weights::Note;
+use ocelli_kernels::ops::{Matmul, MatmulSpec};
+use ocelli_kernels::{BackendOp, Caps, DType, Format, Grouped};
+use serde::Serialize;
+
+use crate::units::bytes;
+
+/// Rows of x that stand for a prompt.
+const MANY: u32 = 256;
+
+/// A matrix.
+#[derive(Debug, Serialize)]
+pub struct Module {
+    name: String,
+    /// Output and input features.
+    shape: [usize; 2],
+    /// How it is published, if it is quantized.
+    source: Option<&'static str>,
+    format: String,
+    /// Bits of a weight, scales not counted.
+    bits: usize,
+    /// Weights that share a scale; none of floats.
+    group: Option<usize>,
+    bytes: u64,
+    /// The kernels for one row of x and for many, or why there is none.
+    kernels: [String; 2],
+}
+
+/// Those of what a model took.
+pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
+    let module = |note: Note| {
+        let (shape, format) = (note.size?, note.format?);
+        let parsed: Format = format.parse().ok()?;
+        let [n, k] = shape;
+        let bits = match parsed {
+            Format::Dense(dtype) => 8 * dtype.size(),
+            Format::Grouped(Grouped { code, .. }) => code.bits(),
+        };
+        let kernels = [1, MANY].map(|m| {
+            let (n, k) = (n as u32, k as u32);
+            let spec = MatmulSpec { m, n, k, w: parsed, x: dtype, out: dtype, ..MatmulSpec::default() };
+            match <Matmul as BackendOp>::explain(&spec, caps) {
+                Ok(rows) => {
+                    let picked = rows.iter().find(|row| row.picked).map(|row| row.variant);
+                    picked.unwrap_or("none of the kernels takes it").to_owned()
+                }
+                Err(why) => why.to_owned(),
+            }
+        });
+        let group = parsed.grouped().map(|_| parsed.group_len(k));
+        Some(Module {
+            name: note.module,
+            shape,
+            source: note.source,
+            format,
+            bits,
+            group,
+            bytes: note.bytes,
+            kernels,
+        })
+    };
+    notes.into_iter().filter(|note| note.matrix).filter_map(module).collect()
+}
+
+/// A line for each, neighbours that differ by numbers alone as one.
+pub fn table(modules: &[Module], text: &mut String) {
+    let pattern = |name: &str| -> String {
+        let part = |part: &str| {
+            if part.bytes().all(|byte| byte.is_ascii_digit()) { "*".into() } else { part.to_owned() }
+        };
+        name.split('.').map(part).collect::<Vec<String>>().join(".")
+    };
+    let mut lines: Vec<(String, &Module, usize, u64)> = Vec::new();
+    for module in modules {
+        let name = pattern(&module.name);
+        let same = |(of, other, ..): &&mut (String, &Module, usize, u64)| {
+            *of == name
+                && (&other.format, other.source, other.shape) == (&module.format, module.source, module.shape)
+        };
+        match lines.iter_mut().find(same) {
+            Some((_, _, count, all)) => (*count, *all) = (*count + 1, *all + module.bytes),
+            None => lines.push((name, module, 1, module.bytes)),
+        }
+    }
+    let width = lines.iter().map(|(name, ..)| name.len()).max().unwrap_or(0).max(8);
+    let _ = writeln!(
+        text,
+        "\n{:<width$} {:>5} {:>13} {:<14} {:>10}  kernels, published as",
+        "matrix", "count", "shape", "format", "bytes"
+    );
+    for (name, Module { shape: [n, k], format, source, kernels: [one, many], .. }, count, all) in lines {
+        let shape = format!("{n}x{k}");
+        let source = source.map_or(String::new(), |source| format!("; {source}"));
+        let kernels = if one == many { one.clone() } else { format!("{one}, {many}") };
+        let _ = writeln!(
+            text,
+            "{name:<width$} {count:>5} {shape:>13} {format:<14} {:>10}  {kernels}{source}",
+            bytes(all)
+        );
+    }
+}
