@@ -168,15 +168,23 @@ pub fn verify(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<Report> {
-    let golden = Golden(TensorFile::open(&reference.join("golden.safetensors"))?);
-    let backend = device.caps().backend;
+    let (backend, tensors) = (device.caps().backend, reference.join("golden.safetensors"));
+    let inputs: Option<Inputs> = ModelFiles::dir(reference).json("inputs.json")?;
     let mut cases = Vec::new();
-    if bare::is_bare(&golden.0) {
-        cases.push(bare::verify_case(files, device, Ctx::new(device, precision)?, &golden.0)?);
-    } else {
-        let inputs: Inputs = ModelFiles::dir(reference).require_json("inputs.json")?;
-        for case in &inputs.cases {
-            cases.push(verify_case(files, reference, device, precision, &golden, case)?);
+    match inputs {
+        None if tensors.is_file() && bare::is_bare(&TensorFile::open(&tensors)?) => {
+            let golden = TensorFile::open(&tensors)?;
+            cases.push(bare::verify_case(files, device, Ctx::new(device, precision)?, &golden)?);
+        }
+        inputs => {
+            let inputs = match inputs {
+                Some(inputs) => inputs,
+                None => ModelFiles::dir(reference).require_json("inputs.json")?,
+            };
+            let golden = Golden(TensorFile::open(&tensors)?);
+            for case in &inputs.cases {
+                cases.push(verify_case(files, reference, device, precision, &golden, case)?);
+            }
         }
     }
     if cases.is_empty() {

@@ -6,7 +6,8 @@ use crate::source::{Keep, lines_with, lines_with_word, mask, without_tests};
 use crate::tree::File;
 
 /// Where macros may be defined, and why: the list of ops and the instantiation of SIMD code.
-const MACROS: &[&str] = &["kernels/src/ops/list.rs", "kernels/src/cpu/simd/mod.rs"];
+const MACROS: &[&str] =
+    &["kernels/src/ops/list.rs", "kernels/src/quant/mod.rs", "kernels/src/cpu/simd/mod.rs"];
 
 /// Files above the size that one file may have.
 const LARGE: &[&str] = &[];

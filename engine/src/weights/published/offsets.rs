@@ -8,7 +8,8 @@ use super::made::{Codes, FLOATS, Floats, Planes, Zeros, code, element, float, nu
 
 /// MLX's `affine` mode, of 2, 3, 4, 5, 6 and 8 bits: `w = u s + b`. Those of 4 and 8 bits lie as kernels want them.
 pub(super) fn mlx(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
-    let stored = here.info("weight").map_or(vec![], |info| info.shape.to_vec());
+    let Some(info) = here.info("weight") else { return Err(here.absent(&here.path("weight"))) };
+    let stored = info.shape.to_vec();
     let words = stored.get(1).copied().unwrap_or(0);
     let Some(bits) = [4, 8, 2, 3, 5, 6].into_iter().find(|bits| k * bits == 32 * words && k > 0) else {
         return Err(here.wrong_shape(&here.path("weight"), &[n, k.div_ceil(8)], &stored));
