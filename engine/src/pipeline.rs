@@ -40,7 +40,7 @@ impl Pipeline {
         let Model::Vlm(model) = loaded.model else {
             return Err(Error::other_kind(files, &loaded.model, Gives::Answers));
         };
-        let tokenizer = Tokenizer::load(files)?;
+        let tokenizer = Tokenizer::load_with(files, &loaded.processor.added_tokens())?;
         let vocab = model.info().embedded;
         if tokenizer.vocab_size() > vocab {
             tracing::debug!(

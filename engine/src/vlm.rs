@@ -71,6 +71,11 @@ pub trait Processor: Send + Sync {
         try_map(images, threads, |image, threads| self.prepare(image, threads))
     }
 
+    /// Special tokens that the reference's processor adds to those of the files, in order.
+    fn added_tokens(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What stands for a picture in a rendered conversation.
     fn image_mark(&self) -> &str;
 

@@ -256,6 +256,17 @@ fn a_crowd_with_encoded_questions() {
     crowd_with_memory("blip_vqa");
 }
 
+#[test]
+fn a_crowd_with_encoded_pictures_and_tasks() {
+    crowd_with_memory("florence2");
+}
+
+/// Tiles that some layers alone attend to.
+#[test]
+fn a_crowd_with_crossed_layers() {
+    crowd_with_memory("mllama");
+}
+
 /// Gemma 3's pictures, whose tokens see each other, in passes that are shorter than a picture: what one pass for all gives.
 #[test]
 fn a_block_longer_than_its_chunk_is_not_cut() {

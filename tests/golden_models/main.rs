@@ -3,6 +3,7 @@
 mod batch;
 mod cuda;
 mod demo;
+mod florence2;
 mod published;
 mod quantized;
 mod real_size;

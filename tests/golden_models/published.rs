@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::{explain, golden, run};
 
 /// A folder that is gone when this is dropped.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {

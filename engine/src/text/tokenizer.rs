@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tokenizers::DecoderWrapper;
+use tokenizers::{AddedToken, DecoderWrapper};
 
 use super::added::Names;
 use super::{Detokenizer, TextError};
@@ -55,6 +55,15 @@ impl Tokenizer {
     /// # Errors
     /// When `tokenizer.json` is absent or invalid, or when another file gives a token an id that it does not have.
     pub fn load(files: &ModelFiles) -> Result<Self, TextError> {
+        Self::load_with(files, &[])
+    }
+
+    /// As [`load`](Self::load), with special tokens that code adds to those of the files: the ones that no file has get the ids after
+    /// the last, in order.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(files: &ModelFiles, more: &[String]) -> Result<Self, TextError> {
         let path = files.describe("tokenizer.json");
         let bytes = files.require("tokenizer.json")?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
@@ -72,6 +81,11 @@ impl Tokenizer {
         super::added::mark_special(&mut tokenizer, &names)
             .map_err(|reason| TextError::Tokenizer { path: path.clone(), reason })?;
         let named = names.into_texts();
+        if !more.is_empty() {
+            tokenizer
+                .add_special_tokens(more.iter().map(|token| AddedToken::from(token.clone(), true)))
+                .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+        }
 
         let eos_ids = eos_ids(files, &tokenizer, named.get("eos_token").map(String::as_str))?;
         let id_bound = tokenizer.get_vocab(true).values().max().map_or(0, |id| id.saturating_add(1));

@@ -9,6 +9,7 @@ use ocelli_engine::{Error, Prompt, Result};
 use serde_json::Value;
 
 use super::answer::{Options, Reader, asked};
+use super::published;
 use crate::fields::Config;
 use crate::processor::{SquareProcessor, special_token};
 use crate::vision::DavitPlan;
@@ -18,6 +19,8 @@ pub(super) struct Processor {
     tower: DavitPlan,
     /// What stands for a row of a picture.
     token: u32,
+    /// Tokens that are added to those of the files.
+    added: Vec<String>,
     /// Begins and ends a text.
     ends: [String; 2],
     /// The decoder's first token.
@@ -29,8 +32,11 @@ pub(super) struct Processor {
 }
 
 /// Options of `post_processor_config`; a pattern of its own is refused.
-fn options(files: &ModelFiles) -> Result<Options> {
+fn options(files: &ModelFiles, published: bool) -> Result<Options> {
     let mut found = Options::default();
+    if published {
+        found.banned = published::banned();
+    }
     for name in ["processor_config.json", "preprocessor_config.json"] {
         let Some(config) = files.json::<Value>(name)? else { continue };
         let Some(config) = config.get("post_processor_config") else { continue };
@@ -70,10 +76,23 @@ impl Processor {
         let special = |key: &str, usual: &str| {
             special_token(tokenizer.as_ref(), key).unwrap_or_else(|| usual.to_owned())
         };
+        let published = published::vision(&root)?;
+        let (tower, token, added) = match &published {
+            // There no token stands for a row: one that is there does, until the row takes its place.
+            Some(vision) => {
+                let pad = root.or("pad_token_id", 1)?;
+                (DavitPlan::read(&vision.root())?, pad, published::added_tokens())
+            }
+            None => {
+                let tower = DavitPlan::read(&root.part("vision_config")?)?;
+                (tower, root.or("image_token_id", 51_289)?, Vec::new())
+            }
+        };
         Ok(Self {
             square: SquareProcessor::load(files, (1, 0), (String::new(), 0))?,
-            tower: DavitPlan::read(&root.part("vision_config")?)?,
-            token: root.or("image_token_id", 51_289)?,
+            tower,
+            token,
+            added,
             ends: [special("bos_token", "<s>"), special("eos_token", "</s>")],
             start: match start {
                 Some(start) => start,
@@ -81,7 +100,7 @@ impl Processor {
             },
             positions: text.size("max_position_embeddings", 1024)?,
             reader: Reader::new()?,
-            options: options(files)?,
+            options: options(files, published.is_some())?,
         })
     }
 }
@@ -93,6 +112,10 @@ impl ocelli_engine::Processor for Processor {
 
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage> {
         self.square.prepare(image, threads)
+    }
+
+    fn added_tokens(&self) -> Vec<String> {
+        self.added.clone()
     }
 
     fn image_mark(&self) -> &str {

@@ -6,6 +6,15 @@ use ocelli_kernels::ops::{Pool, PoolKind, PoolOver};
 
 use crate::layers::{Linear, Norm, add_rows, constant, copy_rows};
 
+/// How its tensors are named in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ProjectorNames {
+    /// As transformers has them.
+    Transformers,
+    /// As Microsoft's files have them, where the layer's matrix is turned.
+    Microsoft,
+}
+
 /// The projector.
 pub(super) struct Projector {
     path: String,
@@ -24,6 +33,7 @@ impl Projector {
     pub fn load(
         cx: &mut Ctx,
         scope: &Scope<'_>,
+        names: ProjectorNames,
         (d, out): (usize, usize),
         (most, frames): (usize, usize),
     ) -> Result<Self> {
@@ -34,13 +44,21 @@ impl Projector {
         };
         let mut frame = floats("visual_temporal_embed.pos_idx_to_embed", &[frames, d])?;
         frame.truncate(d);
+        let (places, proj) = match names {
+            ProjectorNames::Transformers => {
+                ("image_position_embed", Linear::load(cx, &scope.at("image_projection"), out, d, false)?)
+            }
+            ProjectorNames::Microsoft => {
+                ("image_pos_embed", Linear::transposed(cx, &scope, "image_projection", out, d)?)
+            }
+        };
         Ok(Self {
-            path: scope.prefix().to_owned(),
-            columns: floats("image_position_embed.column_embeddings.weight", &[most, d - d / 2])?,
-            rows: floats("image_position_embed.row_embeddings.weight", &[most, d / 2])?,
+            path: scope.path(places),
+            columns: floats(&format!("{places}.column_embeddings.weight"), &[most, d - d / 2])?,
+            rows: floats(&format!("{places}.row_embeddings.weight"), &[most, d / 2])?,
             frame,
             most,
-            proj: Linear::load(cx, &scope.at("image_projection"), out, d, false)?,
+            proj,
             norm: Norm::layer(cx, &scope.at("image_proj_norm"), out, 1e-5)?,
         })
     }

@@ -35,6 +35,16 @@ pub struct DavitStage {
     pub norm_first: bool,
 }
 
+/// How modules are named in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DavitNames {
+    /// As transformers has them: norms beside what they precede.
+    #[default]
+    Beside,
+    /// As Microsoft's files have them: norms within it, and what they precede below `fn`.
+    Within,
+}
+
 /// A tower.
 #[derive(Clone, Debug)]
 pub struct DavitPlan {
@@ -46,6 +56,8 @@ pub struct DavitPlan {
     pub act: Activation,
     /// Whether query, key and value projections have biases.
     pub qkv_bias: bool,
+    /// Names in the file.
+    pub names: DavitNames,
 }
 
 impl DavitPlan {
@@ -114,6 +126,7 @@ impl DavitPlan {
             window: vision.size("window_size", 12)?,
             act: activation(vision, "activation_function", "gelu")?,
             qkv_bias: vision.or("qkv_bias", true)?,
+            names: DavitNames::default(),
         })
     }
 
@@ -150,19 +163,25 @@ impl Part {
         stage: &DavitStage,
         name: &str,
     ) -> Result<Self> {
-        let (d, attn) = (stage.d, scope.at(name));
+        let (d, attn, mlp) = (stage.d, scope.at(name), scope.at("ffn"));
+        let (norms, attn, mlp, conv) = match plan.names {
+            DavitNames::Beside => ([scope.at("norm1"), scope.at("norm2")], attn, mlp, ""),
+            DavitNames::Within => {
+                ([attn.at("norm"), mlp.at("norm")], attn.at("fn"), mlp.at("fn.net"), "fn.dw")
+            }
+        };
         let filter = Filter { size: (3, 3), stride: 1, padding: 1 };
         Ok(Self {
             path: attn.prefix().to_owned(),
-            conv1: DepthConv::load(cx, &scope.at("conv1"), d, filter, 1.0)?,
-            norm1: Norm::layer(cx, &scope.at("norm1"), d, EPS)?,
+            conv1: DepthConv::load(cx, &scope.at("conv1").at(conv), d, filter, 1.0)?,
+            norm1: Norm::layer(cx, &norms[0], d, EPS)?,
             qkv: Linear::load(cx, &attn.at("qkv"), 3 * d, d, plan.qkv_bias)?,
             out: Linear::load(cx, &attn.at("proj"), d, d, true)?,
-            conv2: DepthConv::load(cx, &scope.at("conv2"), d, filter, 1.0)?,
-            norm2: Norm::layer(cx, &scope.at("norm2"), d, EPS)?,
+            conv2: DepthConv::load(cx, &scope.at("conv2").at(conv), d, filter, 1.0)?,
+            norm2: Norm::layer(cx, &norms[1], d, EPS)?,
             mlp: [
-                Linear::load(cx, &scope.at("ffn.fc1"), stage.mlp, d, true)?,
-                Linear::load(cx, &scope.at("ffn.fc2"), d, stage.mlp, true)?,
+                Linear::load(cx, &mlp.at("fc1"), stage.mlp, d, true)?,
+                Linear::load(cx, &mlp.at("fc2"), d, stage.mlp, true)?,
             ],
         })
     }
@@ -194,7 +213,11 @@ impl Davit {
         let mut before = 3;
         for (i, stage) in plan.stages.iter().enumerate() {
             let at = scope.at("convs").at(i);
-            let conv = Conv::load(cx, &at.at("conv"), (stage.d, before), stage.filter, true)?;
+            let name = match plan.names {
+                DavitNames::Beside => "conv",
+                DavitNames::Within => "proj",
+            };
+            let conv = Conv::load(cx, &at.at(name), (stage.d, before), stage.filter, true)?;
             let norm = Norm::layer(cx, &at.at("norm"), if stage.norm_first { before } else { stage.d }, EPS)?;
             let mut blocks = Vec::with_capacity(stage.depth);
             for block in 0..stage.depth {

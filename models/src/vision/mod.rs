@@ -13,7 +13,7 @@ mod raw;
 mod taps;
 mod vit;
 
-pub use davit::{Davit, DavitPlan, DavitStage};
+pub use davit::{Davit, DavitNames, DavitPlan, DavitStage};
 pub(crate) use encode::upload;
 pub use encode::{ByTile, Connect, encode};
 pub use fastvit::{FastVit, FastVitPlan};
