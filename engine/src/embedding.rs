@@ -52,17 +52,18 @@ impl EmbeddingPipeline {
             return Err(Error::other_kind(files, &loaded.model, Gives::Vectors));
         };
         let kind = VectorKind::DualEncoder;
-        Ok(Self { kind, model, processor: loaded.processor, tokenizer: Tokenizer::load(files)?, threads })
+        let tokenizer = loaded.tokenizer.wait()?;
+        Ok(Self { kind, model, processor: loaded.processor, tokenizer, threads })
     }
 
     /// As [`new`](Self::new), with pooled features of the tower where the model gives answers. Errors if it sees no pictures.
     pub fn of_any(files: &ModelFiles, loaded: Loaded, threads: usize, cx: &mut Ctx) -> Result<Self> {
-        let Loaded { model: Model::Vlm(model), processor } = loaded else {
+        let Loaded { model: Model::Vlm(model), processor, tokenizer } = loaded else {
             return Self::new(files, loaded, threads);
         };
         let model = Arc::new(PooledTower::new(model, &*processor, cx)?);
         let kind = VectorKind::PooledTower;
-        Ok(Self { kind, model, processor, tokenizer: Tokenizer::load(files)?, threads })
+        Ok(Self { kind, model, processor, tokenizer: tokenizer.wait()?, threads })
     }
 
     /// Resizes a picture for the tower.

@@ -3,6 +3,7 @@
 //! A [`Ctx`] runs ops and owns their activations; a [`Vlm`] is a model family's forward pass; a
 //! [`scheduler`] mixes any number of requests into batches for it.
 
+mod ahead;
 pub mod batch;
 pub mod choices;
 mod ctx;

@@ -11,7 +11,7 @@ use crate::image::{PreparedImage, Rgb8Image};
 use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
 use crate::sample::{Form, Grammar, Grammars, SamplingParams};
-use crate::scheduler::{Media, Request, generate};
+use crate::scheduler::{Media, Picture, Request, generate};
 use crate::text::{ChatTemplate, Content, Message, Part, RenderOptions, Tokenizer};
 use crate::video::{Placed, Video};
 use crate::vlm::{Gives, Loaded, Model, Processor, Vlm};
@@ -40,7 +40,7 @@ impl Pipeline {
         let Model::Vlm(model) = loaded.model else {
             return Err(Error::other_kind(files, &loaded.model, Gives::Answers));
         };
-        let tokenizer = Tokenizer::load_with(files, &loaded.processor.added_tokens())?;
+        let tokenizer = loaded.tokenizer.wait()?.with_added(&loaded.processor.added_tokens())?;
         let vocab = model.info().embedded;
         if tokenizer.vocab_size() > vocab {
             tracing::debug!(
@@ -122,17 +122,24 @@ impl Pipeline {
         Ok(Request { prompt, media, params })
     }
 
-    /// A rendered conversation, or any text that is to go on, as a request; marks in it stand for the pictures.
+    /// A rendered conversation, or any text that is to go on, as a request; marks in it stand for the pictures. Where there are
+    /// several, `ready` is told of each as soon as it is prepared: the tower can begin with it (`Client::expect`).
     pub fn request_rendered(
         &self,
         text: &str,
         images: &[Rgb8Image],
         params: SamplingParams,
+        ready: &(dyn Fn(&Arc<Picture>) + Sync),
     ) -> Result<Request> {
         params.validate()?;
-        let prepared = self.prepare(images)?;
-        let prompt = self.laid_out(text, &prepared.iter().collect::<Vec<_>>())?;
-        let media = prepared.into_iter().map(|image| Media::Picture(Arc::new(image.into()))).collect();
+        let several = images.len() > 1;
+        let pictures = self.prepare_telling(images, &|_, picture| {
+            if several {
+                ready(picture);
+            }
+        })?;
+        let prompt = self.laid_out(text, &pictures.iter().map(|picture| &***picture).collect::<Vec<_>>())?;
+        let media = pictures.into_iter().map(Media::Picture).collect();
         Ok(Request { prompt, media, params })
     }
 

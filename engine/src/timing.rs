@@ -27,7 +27,7 @@ pub enum Phase {
 pub struct Timings {
     /// Milliseconds of reading and decoding picture files.
     pub decode_image_ms: f64,
-    /// Milliseconds of resizing and tiling, and of laying the prompt out.
+    /// Milliseconds of resizing and tiling, and of laying the prompt out; the tower may run meanwhile.
     pub resize_ms: f64,
     /// Milliseconds in the vision tower.
     pub tower_ms: f64,

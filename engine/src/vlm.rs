@@ -12,7 +12,7 @@ use crate::parallel::try_map;
 use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
 use crate::tensor::Tensor;
-use crate::text::Tokenizer;
+use crate::text::{Reading, Tokenizer};
 use crate::video::VideoProcessor;
 
 /// Facts about a model that the scheduler needs.
@@ -66,9 +66,15 @@ pub trait Processor: Send + Sync {
     /// Resizes and tiles a picture for the tower, with at most `threads` threads.
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage>;
 
-    /// The pictures of one request, several at once on `threads` threads; overridden where a picture is not prepared by itself.
+    /// The same for a picture of a request that has `count`; overridden where that changes what becomes of it.
+    fn prepare_one_of(&self, image: &Rgb8Image, count: usize, threads: usize) -> Result<PreparedImage> {
+        let _ = count;
+        self.prepare(image, threads)
+    }
+
+    /// The pictures of one request, several at once on `threads` threads.
     fn prepare_all(&self, images: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
-        try_map(images, threads, |image, threads| self.prepare(image, threads))
+        try_map(images, threads, |image, threads| self.prepare_one_of(image, images.len(), threads))
     }
 
     /// Special tokens that the reference's processor adds to those of the files, in order.
@@ -260,6 +266,8 @@ pub struct Loaded {
     pub model: Model,
     /// Its processor.
     pub processor: Box<dyn Processor>,
+    /// Its tokenizer.
+    pub tokenizer: Reading,
 }
 
 #[cfg(test)]

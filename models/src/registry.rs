@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
+use ocelli_engine::text::Tokenizer;
 use ocelli_engine::weights::{Checkpoint, Role, Scope};
 use ocelli_engine::{Ctx, Error, Loaded, Model, Precision, Processor, Result};
 use serde::Deserialize;
@@ -75,8 +76,10 @@ pub const FAMILIES: &[Family] = &[
 /// Families whose models draw ([`Vlm::painter`](ocelli_engine::Vlm::painter)).
 pub const DRAW: &[&str] = &[janus::FAMILY.name];
 
-/// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed.
-const SPARE: &[&str] = &["rotary_emb.inv_freq", "position_ids"];
+/// Parts of the names of tensors that files of any family may carry for nothing: tables that are computed; scales of activations, keys
+/// and values, which are not rounded as a file's quantizer would.
+const SPARE: &[&str] =
+    &["rotary_emb.inv_freq", "position_ids", ".input_scale", ".k_proj.k_scale", ".v_proj.v_scale"];
 
 /// What a family loads from.
 pub struct Source<'a> {
@@ -159,13 +162,24 @@ pub fn load_with(files: &ModelFiles, cx: &mut Ctx, leftovers: Leftovers) -> Resu
     load_from(files, &Checkpoint::open(files)?, cx, leftovers)
 }
 
-/// As [`load_with`], from a checkpoint that is open.
+/// As [`load_with`], from a checkpoint that is open. The tokenizer is read on another thread meanwhile.
 pub fn load_from(
     files: &ModelFiles,
     checkpoint: &Checkpoint,
     cx: &mut Ctx,
     leftovers: Leftovers,
 ) -> Result<Loaded> {
+    let tokenizer = Tokenizer::begin(files);
+    let (model, processor) = load_model(files, checkpoint, cx, leftovers)?;
+    Ok(Loaded { model, processor, tokenizer })
+}
+
+fn load_model(
+    files: &ModelFiles,
+    checkpoint: &Checkpoint,
+    cx: &mut Ctx,
+    leftovers: Leftovers,
+) -> Result<(Model, Box<dyn Processor>)> {
     let family = family(files)?;
     let processor = (family.processor)(files)?;
     let config = Config::new(files.describe("config.json"), files.require_json("config.json")?);
@@ -179,7 +193,7 @@ pub fn load_from(
             Leftovers::Ignore => {}
         }
     }
-    Ok(Loaded { model, processor })
+    Ok((model, processor))
 }
 
 fn told_fields(source: &Source<'_>) -> Option<(String, String)> {
@@ -201,7 +215,7 @@ fn told_tensors(source: &Source<'_>, family: &Family) -> Option<(String, String)
 pub fn roles(files: &ModelFiles) -> Result<HashMap<String, Role>> {
     let checkpoint = Checkpoint::open(files)?;
     let (mut cx, _) = Ctx::dry(ocelli_kernels::Caps::default(), Precision::default());
-    load_from(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
+    load_model(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
     let notes = checkpoint.notes().into_iter().filter(|note| note.matrix);
     Ok(notes.filter_map(|note| Some((note.module, note.role?))).collect())
 }

@@ -67,7 +67,8 @@ pub fn serve(args: &ServeArgs) -> Outcome {
                 let mut cx = Ctx::new(&*device, precision)?;
                 let mut processor = (ocelli_models::family(&files)?.processor)(&files)?;
                 open::set_processor(&mut *processor, &args.model.processor)?;
-                let loaded = Loaded { model: Model::Vlm(pipeline.model.clone()), processor };
+                let tokenizer = pipeline.tokenizer.clone().into();
+                let loaded = Loaded { model: Model::Vlm(pipeline.model.clone()), processor, tokenizer };
                 let tower = Arc::new(EmbeddingPipeline::of_any(&files, loaded, threads, &mut cx)?);
                 let (worker, client) = VectorWorker::spawn(tower.clone(), cx)?;
                 search = Some((searched(args, &files, index, tower, client)?, Some(worker)));

@@ -200,7 +200,9 @@ impl Engine {
         for (key, value) in &self.processor {
             processor.set(key, value)?;
         }
-        let loaded = Loaded { model: Model::Vlm(answers.pipeline.model.clone()), processor };
+        let pipeline = &answers.pipeline;
+        let tokenizer = pipeline.tokenizer.clone().into();
+        let loaded = Loaded { model: Model::Vlm(pipeline.model.clone()), processor, tokenizer };
         let pipeline = EmbeddingPipeline::of_any(&self.files, loaded, self.threads, &mut cx)?;
         work(held.insert((pipeline, cx)))
     }
@@ -232,7 +234,10 @@ impl Answers {
         let images: Vec<Rgb8Image> = try_map(pictures, threads, |picture, _| picture.decode(decode))?;
         let mut options = self.pipeline.options.clone();
         options.extra.extend(conversation.variables);
-        self.pipeline.request_rendered(&self.render(&conversation.messages, &options)?, &images, params)
+        let text = self.render(&conversation.messages, &options)?;
+        // A thread that has ended is told of when the request is handed in.
+        let ready = |picture: &_| drop(self.client.expect(picture));
+        self.pipeline.request_rendered(&text, &images, params, &ready)
     }
 
     fn render(

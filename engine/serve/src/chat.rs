@@ -214,7 +214,7 @@ enum Source {
 
 /// Decodes pictures and makes the request of a prompt, with the times that both took. To be run on a thread that may wait.
 fn make(app: &App, source: &Source, found: &[Found], how: How) -> Result<(Request, [Duration; 2]), ApiError> {
-    let (pipeline, _, limits) = app.answers()?;
+    let (pipeline, client, limits) = app.answers()?;
     let How { mut params, max_tokens, form } = how;
     params.grammar = form.map(|asked| asked.compile(pipeline)).transpose()?;
     let start = Instant::now();
@@ -226,7 +226,8 @@ fn make(app: &App, source: &Source, found: &[Found], how: How) -> Result<(Reques
             Source::Chat(messages, options) => &pipeline.render_with(messages, options)?,
             Source::Text(text) => text,
         };
-        pipeline.request_rendered(text, &images, params)
+        // A thread that has ended is told of when the request is handed in.
+        pipeline.request_rendered(text, &images, params, &|picture| drop(client.expect(picture)))
     });
     let field = if matches!(source, Source::Text(_)) { "prompt" } else { "messages" };
     let mut request = made.map_err(|error| ApiError::engine(&error, field))?;

@@ -4,6 +4,7 @@
 //! answer, then chunks of prompts. Requests begin as the pages of the cache allow; where pages run out, the youngest gives its own
 //! back and is read again later. A request that fails does so alone.
 
+mod early;
 mod generate;
 mod pictures;
 mod plan;
@@ -31,6 +32,7 @@ use crate::text::Tokenizer;
 use crate::timing::Phase;
 use crate::vlm::Vlm;
 
+use early::Early;
 pub use generate::{Piece, generate};
 use pictures::Pictures;
 pub use plan::Limits;
@@ -87,6 +89,7 @@ pub struct Scheduler {
     taken_back: bool,
     preempted: usize,
     pictures: Pictures,
+    early: Early,
     prefixes: Prefixes,
     /// Tokens of prompts that did not have to be read.
     reused: usize,
@@ -123,6 +126,7 @@ impl Scheduler {
             taken_back: false,
             preempted: 0,
             pictures: Pictures::new(limits.features),
+            early: Early::default(),
             prefixes: Prefixes::new(if shares { limits.prefixes } else { 0 }),
             reused: 0,
         })
@@ -167,6 +171,7 @@ impl Scheduler {
             live.chain = prefix::chain(&live.prompt, &live.media, &live.prompt.tokens);
         }
         self.look_up(&mut live);
+        self.met(&live);
         self.waiting.push_back(live);
         Ok(number)
     }
@@ -175,7 +180,7 @@ impl Scheduler {
     fn look_up(&mut self, live: &mut Live) {
         for (slot, media) in live.features.iter_mut().zip(&live.media) {
             if let (None, Media::Picture(picture)) = (&slot, media) {
-                *slot = self.pictures.get(picture);
+                *slot = self.early.get(picture).or_else(|| self.pictures.get(picture));
             }
         }
     }
@@ -452,7 +457,10 @@ impl Scheduler {
         let number = |place: usize| self.running[place].number;
         let mut chunks: Vec<_> = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
         let pictures: Vec<_> = plan.pictures.iter().map(|&(place, media)| (number(place), media)).collect();
-        self.encode(cx, &pictures, events);
+        match pictures.is_empty() {
+            true => self.encode_expected(cx),
+            false => self.encode(cx, &pictures, events),
+        }
         for live in &mut self.running {
             let len = chunks.iter().find(|(number, _)| *number == live.number).map_or(0, |(_, len)| *len);
             live.draft.truncate(len.saturating_sub(1));
@@ -601,6 +609,7 @@ impl Scheduler {
         let only_answers = plan.admitted == 0
             && plan.preempted == 0
             && plan.pictures.is_empty()
+            && !self.expects()
             && plan.chunks.len() == pass.rows.len()
             && plan.chunks.iter().all(|&(_, len)| len == 1);
         if !only_answers {

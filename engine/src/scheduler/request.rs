@@ -29,6 +29,12 @@ impl Picture {
     pub fn key(&self) -> Key {
         self.key
     }
+
+    /// Patches of 16 x 16 pixels.
+    pub(crate) fn patches(&self) -> usize {
+        let pixels: usize = self.tiles.iter().map(|tile| tile.height * tile.width).sum();
+        pixels.div_ceil(256).max(1)
+    }
 }
 
 impl From<PreparedImage> for Picture {
@@ -85,10 +91,7 @@ impl Media {
     /// Patches of 16 x 16 pixels that are to be encoded.
     fn patches(&self) -> usize {
         match self {
-            Self::Picture(picture) => {
-                let pixels: usize = picture.tiles.iter().map(|tile| tile.height * tile.width).sum();
-                pixels.div_ceil(256).max(1)
-            }
+            Self::Picture(picture) => picture.patches(),
             Self::Features(_) => 0,
         }
     }

@@ -1,3 +1,4 @@
+mod early;
 mod fake;
 mod guesses;
 mod shared;

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 
-use super::{Event, Request, Scheduler};
+use super::{Event, Picture, Request, Scheduler};
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::timing::Timings;
@@ -21,6 +21,7 @@ type Work = Box<dyn FnOnce(&mut Ctx) + Send>;
 enum Command {
     Submit { ticket: u64, request: Box<Request>, sink: Sink },
     Cancel { ticket: u64 },
+    Expect(Weak<Picture>),
     Run(Work),
     Stop,
 }
@@ -183,6 +184,14 @@ impl Client {
         Ok(Ticket { number, client: self.clone() })
     }
 
+    /// Tells of a picture that a request is to ask about: see [`Scheduler::expect`].
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn expect(&self, picture: &Arc<Picture>) -> Result<()> {
+        self.commands.send(Command::Expect(Arc::downgrade(picture))).map_err(|_| self.error())
+    }
+
     /// Has the thread do other work with its context, between two steps: everything else waits meanwhile.
     ///
     /// # Errors
@@ -303,7 +312,7 @@ impl Thread {
     /// Obeys what has come, and waits for it while there is nothing to do; false at the end.
     fn listen(&mut self) -> bool {
         loop {
-            let command = if self.scheduler.is_idle() {
+            let command = if self.scheduler.is_idle() && !self.scheduler.expects() {
                 // What was cancelled is not waited for by any step.
                 self.note_load();
                 self.received.recv().map_err(|_| TryRecvError::Disconnected)
@@ -337,6 +346,11 @@ impl Thread {
                 let number = self.requests.iter().find(|(_, (other, _))| *other == ticket);
                 if let Some(number) = number.map(|(&number, _)| number) {
                     self.cancel(number);
+                }
+            }
+            Command::Expect(picture) => {
+                if let Some(picture) = picture.upgrade() {
+                    self.scheduler.expect(&picture);
                 }
             }
             Command::Run(work) => work(&mut self.cx),

@@ -20,7 +20,7 @@ pub use detokenizer::Detokenizer;
 pub use stop::{StopMatch, StopMatcher};
 pub use template::{ChatTemplate, Content, Message, Part, RenderOptions};
 pub use thinking::Thinking;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Reading, Tokenizer};
 
 use crate::files::FileError;
 

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use serde_json::Value;
-use tokenizers::{AddedToken, DecoderWrapper};
+use tokenizers::models::bpe::BPE;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+};
 
 use super::added::Names;
 use super::{Detokenizer, TextError};
@@ -19,6 +23,7 @@ pub struct Tokenizer {
     inner: Arc<Inner>,
 }
 
+#[derive(Clone)]
 struct Inner {
     tokenizer: tokenizers::Tokenizer,
     /// Text of named special tokens: `bos_token`, `eos_token`, `image_token`, ...
@@ -39,6 +44,36 @@ pub(super) enum Decoding {
     Text,
 }
 
+/// A tokenizer that is being read on another thread.
+pub struct Reading(Source);
+
+enum Source {
+    Thread(JoinHandle<Result<Tokenizer, TextError>>),
+    /// There is no thread for it.
+    Files(ModelFiles),
+    Read(Tokenizer),
+}
+
+impl Reading {
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load`].
+    pub fn wait(self) -> Result<Tokenizer, TextError> {
+        match self.0 {
+            Source::Thread(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Source::Files(files) => Tokenizer::load(&files),
+            Source::Read(tokenizer) => Ok(tokenizer),
+        }
+    }
+}
+
+impl From<Tokenizer> for Reading {
+    fn from(tokenizer: Tokenizer) -> Self {
+        Self(Source::Read(tokenizer))
+    }
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
@@ -55,19 +90,10 @@ impl Tokenizer {
     /// # Errors
     /// When `tokenizer.json` is absent or invalid, or when another file gives a token an id that it does not have.
     pub fn load(files: &ModelFiles) -> Result<Self, TextError> {
-        Self::load_with(files, &[])
-    }
-
-    /// As [`load`](Self::load), with special tokens that code adds to those of the files: the ones that no file has get the ids after
-    /// the last, in order.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    pub fn load_with(files: &ModelFiles, more: &[String]) -> Result<Self, TextError> {
         let path = files.describe("tokenizer.json");
         let bytes = files.require("tokenizer.json")?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+        let mut tokenizer =
+            parsed(&bytes).map_err(|reason| TextError::Tokenizer { path: path.clone(), reason })?;
         // Padding and truncation that happened to be on when the file was saved are not part of encoding.
         tokenizer.with_padding(None);
         tokenizer
@@ -81,16 +107,37 @@ impl Tokenizer {
         super::added::mark_special(&mut tokenizer, &names)
             .map_err(|reason| TextError::Tokenizer { path: path.clone(), reason })?;
         let named = names.into_texts();
-        if !more.is_empty() {
-            tokenizer
-                .add_special_tokens(more.iter().map(|token| AddedToken::from(token.clone(), true)))
-                .map_err(|e| TextError::Tokenizer { path: path.clone(), reason: e.to_string() })?;
-        }
 
         let eos_ids = eos_ids(files, &tokenizer, named.get("eos_token").map(String::as_str))?;
-        let id_bound = tokenizer.get_vocab(true).values().max().map_or(0, |id| id.saturating_add(1));
+        let id_bound = id_bound(&tokenizer);
         let decoding = decoding(tokenizer.get_decoder());
         Ok(Self { inner: Arc::new(Inner { tokenizer, named, eos_ids, id_bound, decoding }) })
+    }
+
+    /// Begins to [`load`](Self::load) on another thread: large vocabularies take a while.
+    pub fn begin(files: &ModelFiles) -> Reading {
+        let files = files.clone();
+        let theirs = files.clone();
+        let thread = std::thread::Builder::new().name("ocelli-tokenizer".into());
+        Reading(match thread.spawn(move || Self::load(&theirs)) {
+            Ok(thread) => Source::Thread(thread),
+            Err(_) => Source::Files(files),
+        })
+    }
+
+    /// The same with special tokens that code adds to those of the files: the ones that no file has get the ids after the last, in
+    /// order.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses them.
+    pub fn with_added(mut self, tokens: &[String]) -> Result<Self, TextError> {
+        if !tokens.is_empty() {
+            let inner = Arc::make_mut(&mut self.inner);
+            let tokens = tokens.iter().map(|token| AddedToken::from(token.clone(), true));
+            inner.tokenizer.add_special_tokens(tokens).map_err(|e| TextError::Encode(e.to_string()))?;
+            inner.id_bound = id_bound(&inner.tokenizer);
+        }
+        Ok(self)
     }
 
     /// Token ids of a prompt. The tokenizer's own BOS/EOS template is applied unless the text already begins with the
@@ -223,6 +270,21 @@ impl Tokenizer {
     pub(super) fn decoding(&self) -> Decoding {
         self.inner.decoding
     }
+}
+
+/// The tokenizer of a file. Byte-pair models, which are the large ones, are read as they come, not by way of a tree of values.
+fn parsed(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    type Direct =
+        TokenizerImpl<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
+    match serde_json::from_slice::<Direct>(bytes) {
+        Ok(tokenizer) => Ok(tokenizer.into()),
+        Err(_) => tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string()),
+    }
+}
+
+/// One past the largest id.
+fn id_bound(tokenizer: &tokenizers::Tokenizer) -> u32 {
+    tokenizer.get_vocab(true).values().max().map_or(0, |id| id.saturating_add(1))
 }
 
 fn eos_ids(

@@ -134,10 +134,11 @@ impl ocelli_engine::Processor for AnyresProcessor {
         self.prepared(tiles, (rows, cols), assembly(size, (rows, cols), patches, self.most))
     }
 
-    fn prepare_all(&self, images: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
-        let whole = self.plan.lone && images.len() > 1;
-        let one = |image| if whole { self.whole(image, threads) } else { self.prepare(image, threads) };
-        images.iter().map(one).collect()
+    fn prepare_one_of(&self, image: &Rgb8Image, count: usize, threads: usize) -> Result<PreparedImage> {
+        match self.plan.lone && count > 1 {
+            true => self.whole(image, threads),
+            false => self.prepare(image, threads),
+        }
     }
 
     fn image_mark(&self) -> &str {
