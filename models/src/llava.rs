@@ -75,6 +75,12 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
 fn processor(files: &ModelFiles) -> Result<Box<dyn Processor>> {
     let config = Config::load(files, "config.json")?;
     let root = config.root();
+    if let (Some(tower), false) = (root.get::<String>("mm_vision_tower")?, root.has("vision_config")) {
+        let what = format!(
+            "the tower is in another checkpoint, {tower}: expected the layout of transformers, as `llava-hf` publishes it"
+        );
+        return Err(root.bad("mm_vision_tower", what));
+    }
     if pixtral::is_tower(&root)? {
         return Ok(Box::new(pixtral::Processor::load(files)?));
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
 use ocelli_bench::plan::{Plan, Wanted};
@@ -46,18 +46,26 @@ fn expanded(name: &str) -> Vec<String> {
 /// A safetensors file of these tensors that has nothing but holes for values.
 fn sparse(record: &Value, path: &std::path::Path) {
     let (mut header, mut end) = (Map::new(), 0);
-    for row in record["tensors"].as_array().expect("tensors") {
+    // Scales of whole matrices are not 0.
+    let mut ones = Vec::new();
+    // A file has one tensor at least.
+    let none = vec![json!(["unknown", [1]])];
+    let rows = record["tensors"].as_array().expect("tensors");
+    for row in if rows.is_empty() { &none } else { rows } {
         let kind = row.get(2).unwrap_or(&record["type"]).as_str().expect("a type");
         let size = match kind {
             "F32" | "I32" => 4,
             "BF16" | "F16" => 2,
-            "F8_E4M3" => 1,
+            "F8_E4M3" | "U8" => 1,
             other => panic!("type {other}"),
         };
         let elements: u64 = row[1].as_array().expect("a shape").iter().filter_map(Value::as_u64).product();
         for name in expanded(row[0].as_str().expect("a name")) {
             let begin = end;
             end += elements * size;
+            if row[1] == json!([]) && kind == "F32" {
+                ones.push(begin);
+            }
             header.insert(name, json!({"dtype": kind, "shape": row[1], "data_offsets": [begin, end]}));
         }
     }
@@ -67,6 +75,10 @@ fn sparse(record: &Value, path: &std::path::Path) {
     file.write_all(&(text.len() as u64).to_le_bytes()).expect("the length");
     file.write_all(text.as_bytes()).expect("the header");
     file.set_len(8 + text.len() as u64 + end).expect("a sparse file");
+    for at in ones {
+        file.seek(SeekFrom::Start(8 + text.len() as u64 + at)).expect("a place");
+        file.write_all(&1f32.to_le_bytes()).expect("a scale");
+    }
 }
 
 /// A tokenizer that knows the added tokens alone.
@@ -109,7 +121,9 @@ fn planned(record: &Value, dir: &TempDir, caps: &Caps) -> Result<Plan, String> {
         let (_, info) = checkpoint.infos().find(|(other, _)| *other == name).expect("a tensor");
         info.shape.iter().map(|&size| size as u64).product::<u64>()
     };
-    let left_out: u64 = checkpoint.unused().map(elements).sum();
+    // Scales of activations are none of any model.
+    let of_model = checkpoint.unused().filter(|name| !name.ends_with(".input_scale"));
+    let left_out: u64 = of_model.map(elements).sum();
     let expected = record["parameters"].as_u64().expect("parameters") - left_out;
     if parameters != expected {
         return Err(format!("expected {expected} parameters, found {parameters}"));
@@ -138,6 +152,7 @@ fn published_checkpoints_load_at_full_size() {
         let kind = record["files"]["config.json"]["model_type"].as_str().expect("model_type");
         let known = FAMILIES.iter().any(|family| family.model_types.contains(&kind));
         match (planned(&record, &dir, device.caps()), known) {
+            (Err(error), true) if record["refused"].as_str().is_some_and(|why| error.contains(why)) => {}
             (Ok(plan), true) => {
                 loaded += 1;
                 // Reading a token takes two operations for each parameter that it meets, at least.
@@ -154,5 +169,5 @@ fn published_checkpoints_load_at_full_size() {
         }
     }
     assert!(failed.is_empty(), "\n{}", failed.join("\n"));
-    assert!(loaded >= 20, "{loaded} loaded");
+    assert!(loaded >= 40, "{loaded} loaded");
 }

@@ -8,7 +8,7 @@ use ocelli_engine::text::Tokenizer;
 use ocelli_engine::{Prompt, Result};
 use serde_json::Value;
 
-use super::published::OLD;
+use super::published::{self, OLD};
 use crate::fields::Config;
 use crate::processor::{Edge, ImageFields, added_token, cut, in_square, lay_out, nearest_aspect};
 
@@ -45,6 +45,8 @@ pub(super) struct Processor {
 impl Processor {
     pub fn load(files: &ModelFiles) -> Result<Self> {
         let config = Config::load(files, "config.json")?;
+        // Another model of the published type is told as such, whatever else it lacks.
+        published::modern(&config.root())?;
         let id: u32 = config.root().or("image_token_id", 128_815)?;
         let mut fields = if config.root().get::<String>("model_type")?.as_deref() == Some(OLD) {
             // The published file has the fields at its top.

@@ -62,6 +62,11 @@ impl TextPlan {
         text.only("hidden_act", "silu")?;
         text.only("attn_output_gate", true)?;
         text.only("mamba_ssm_dtype", "float32")?;
+        // What the rows of the delta rule are multiplied by.
+        let gate: String = text.or("output_gate_type", "swish".into())?;
+        if !matches!(&*gate, "swish" | "silu") {
+            return Err(text.bad("output_gate_type", format!("expected swish, found {gate}")));
+        }
         text.unset("mlp_only_layers")?;
         // Layers that guess several tokens are not run.
         text.inert(&["mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"]);
@@ -194,6 +199,8 @@ mod tests {
         assert!(error.contains("linear_num_value_heads: expected a multiple"), "{error}");
         let error = read(json!({"linear_conv_kernel_dim": 9}));
         assert!(error.contains("linear_conv_kernel_dim: expected 2 to 8, found 9"), "{error}");
+        let error = read(json!({"output_gate_type": "sigmoid"}));
+        assert!(error.contains("output_gate_type: expected swish, found sigmoid"), "{error}");
         let error = read(json!({"num_hidden_layers": 1, "layer_types": ["sliding_attention"]}));
         assert!(error.contains("found sliding_attention"), "{error}");
         let error = read(json!({"rope_parameters": {"partial_rotary_factor": 2.0}}));

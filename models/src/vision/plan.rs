@@ -559,7 +559,12 @@ impl VitPlan {
     /// `Gemma4VisionConfig`.
     pub fn gemma4(vision: &Fields<'_>) -> Result<Self> {
         vision.model_type(&["gemma4_vision"])?;
-        vision.inert(&["max_position_embeddings", "global_head_dim", "default_output_length"]);
+        vision.inert(&[
+            "max_position_embeddings",
+            "global_head_dim",
+            "default_output_length",
+            "video_seq_length",
+        ]);
         vision.unset("attention_bias")?;
         let rope = vision.at("rope_parameters");
         // Earlier files call the rotation of two axes the default one.

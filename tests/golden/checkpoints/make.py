@@ -13,6 +13,7 @@ Each becomes OWNER__NAME.json here:
     tensors   [name, shape] or [name, shape, type]; `{0-3,7}` in a name stands for one tensor for each of these numbers
     type      type of the others
     parameters  elements of all tensors that transformers' model has, each counted once
+    refused   of checkpoints that are not run: what the error says; there are no tensors where their names are not known
 
 Names and shapes are those of transformers' model of the configuration, on the meta device, under the names that it saves them by.
 """
@@ -44,6 +45,11 @@ LIKE = {
     "google__gemma-4-26B-A4B": "google__gemma-4-E2B-it",
     "google__gemma-4-E4B-it": "google__gemma-4-E2B-it",
     "openbmb__MiniCPM-V-4.6-AWQ": "openbmb__MiniCPM-V-4.6",
+    "Qwen__Qwen2-VL-7B-Instruct-AWQ": "Qwen__Qwen2-VL-2B-Instruct-AWQ",
+    "nvidia__Qwen3.6-27B-NVFP4": "Qwen__Qwen3.5-0.8B",
+    "nvidia__Qwen3.6-35B-A3B-NVFP4": "Qwen__Qwen3.5-0.8B",
+    "nvidia__Gemma-4-26B-A4B-NVFP4": "google__gemma-4-E2B-it",
+    "nvidia__Gemma-4-31B-IT-NVFP4": "google__gemma-4-E2B-it",
 }
 # Values that the files do not have, as published elsewhere, or as the reference class has them where nobody says otherwise.
 SQUARE = {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3,
@@ -51,6 +57,7 @@ SQUARE = {"do_normalize": True, "do_rescale": True, "do_resize": True, "image_me
 BY_HAND = {
     "google__siglip-so400m-patch14-384": {"preprocessor_config.json": SQUARE},
     "meta-llama__Llama-4-Scout-17B-16E-Instruct": {"preprocessor_config.json": {"image_processor_type": "Llama4ImageProcessor"}},
+    "meta-llama__Llama-4-Maverick-17B-128E-Instruct-FP8": {"preprocessor_config.json": {"image_processor_type": "Llama4ImageProcessor"}},
     "LiquidAI__LFM2.5-VL-1.6B": {"preprocessor_config.json": {"image_processor_type": "Lfm2VlImageProcessorFast"}},
 }
 # Ids of tokens, by the beginning of a checkpoint's name: some files have none, and some come from tests with other numbers.
@@ -76,6 +83,8 @@ TOKENS["google__gemma-4"] = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<t
 TOKENS["deepseek-ai__DeepSeek-OCR-2"] = {"<\uff5cbegin\u2581of\u2581sentence\uff5c>": 0, "<\uff5cend\u2581of\u2581sentence\uff5c>": 1,
                                          "<\uff5c\u2581pad\u2581\uff5c>": 2, "<image>": 128815}
 TOKENS["google__medgemma"] = TOKENS["google__gemma-3"]
+TOKENS["nvidia__Gemma-4"] = TOKENS["google__gemma-4"]
+TOKENS["microsoft__Florence-2"] = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 50264}
 # Checkpoints whose configuration transformers does not read: what it reads in place of it.
 SPELLED = {
     "deepseek-ai__DeepSeek-OCR-2": lambda old: transformers.DeepseekOcr2Config(
@@ -86,6 +95,50 @@ SPELLED = {
             "hidden_size", "intermediate_size", "max_position_embeddings", "moe_intermediate_size", "n_routed_experts", "n_shared_experts",
             "num_attention_heads", "num_experts_per_tok", "num_hidden_layers", "num_key_value_heads", "vocab_size")}
         | {"mlp_layer_types": ["dense"] + ["sparse"] * (old["language_config"]["num_hidden_layers"] - 1)}),
+}
+
+
+def davit(old):
+    """The tower's configuration of Microsoft's Florence-2 as transformers spells it."""
+    same = ("depths", "drop_path_rate", "num_groups", "num_heads", "patch_padding", "patch_prenorm", "patch_size", "patch_stride",
+            "projection_dim", "window_size")
+    return {key: old[key] for key in same} | {
+        "embed_dim": old["dim_embed"], "max_position_embeddings": old["image_pos_embed"]["max_pos_embeddings"],
+        "max_temporal_embeddings": old["visual_temporal_embedding"]["max_temporal_embeddings"]}
+
+
+def florence(old):
+    text = {key: value for key, value in old["text_config"].items() if key != "model_type"}
+    return transformers.Florence2Config(architectures=["Florence2ForConditionalGeneration"], vision_config=davit(old["vision_config"]),
+                                        text_config=text | {"model_type": "bart"})
+
+
+SPELLED |= {"microsoft__Florence-2-base": florence, "microsoft__Florence-2-large": florence}
+
+
+def of_microsoft(shapes):
+    """Names and shapes of transformers' Florence-2 as Microsoft's files have them."""
+    out = {}
+    for name, shape in shapes.items():
+        name = name.removeprefix("model.")
+        attention = "window_attn" if "spatial_block" in name else "channel_attn"
+        for old, new in [("language_model.", "language_model.model."), ("multi_modal_projector.", ""),
+                         ("image_position_embed", "image_pos_embed"), ("image_projection.weight", "image_projection"),
+                         ("_attn.qkv", "_attn.fn.qkv"), ("_attn.proj", "_attn.fn.proj"), (".conv.", ".proj."), (".conv1.", ".conv1.fn.dw."),
+                         (".conv2.", ".conv2.fn.dw."), (".norm1.", f".{attention}.norm."), (".norm2.", ".ffn.norm."),
+                         (".ffn.fc", ".ffn.fn.net.fc")]:
+            name = name.replace(old, new)
+        out[name] = shape[::-1] if name == "image_projection" else shape
+    out["language_model.final_logits_bias"] = [1, out["language_model.model.shared.weight"][0]]
+    return out
+
+
+# Checkpoints whose model_type is that of a supported family and which are not run, and what is said of them.
+REFUSED = {
+    "deepseek-ai__DeepSeek-OCR": "vision_config.model_name: expected deepencoderv2, found `deeplip_b_l`",
+    "deepseek-ai__deepseek-vl2-tiny": "vision_config.model_name: expected deepencoderv2, found `siglip_so400m_patch14_384`",
+    "liuhaotian__llava-v1.5-7b": "mm_vision_tower: the tower is in another checkpoint",
+    "Qwen__Qwen3-VL-Embedding-8B": "`lm_head.weight`",
 }
 TYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -153,6 +206,45 @@ def packed(config, shapes):
     return out
 
 
+def experts(config, shapes):
+    """Tensors of compressed-tensors' files whose experts alone are FP8, one matrix each, with a scale for each row."""
+    out = {}
+    for name, shape in shapes.items():
+        if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            out[name] = (shape, None)
+            continue
+        at, last = name.rsplit(".", 1)
+        count, k, n = shape
+        for part, rows in ([("gate_proj", n // 2), ("up_proj", n // 2)] if last == "gate_up_proj" else [("down_proj", n)]):
+            for expert in range(count):
+                out[f"{at}.{expert}.{part}.weight"] = ([rows, k], "F8_E4M3")
+                out[f"{at}.{expert}.{part}.weight_scale"] = ([rows, 1], None)
+    return out
+
+
+def modelopt(config, shapes):
+    """Tensors of NVIDIA's files: FP8 with one scale, or NVFP4, by the lists of `config`."""
+    quant = config["quantization_config"]
+    bits = {target: group["weights"]["num_bits"] for group in quant["config_groups"].values() for target in group["targets"]}
+    ignored = [re.compile(re.escape(pattern).replace(r"\*", ".*") + "$") for pattern in quant["ignore"]]
+    out = {}
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight")
+        # Those that the class "Linear" stands for, less embeddings and norms.
+        linear = len(shape) == 2 and module != name and "embed" not in name and not any(ignore.match(module) for ignore in ignored)
+        found = bits.get(module, bits.get("Linear") if linear else None)
+        if found is None or any(ignore.match(module) for ignore in ignored):
+            out[name] = (shape, None)
+            continue
+        n, k = shape
+        if found == 8:
+            out |= {name: (shape, "F8_E4M3"), f"{module}.weight_scale": ([], "F32"), f"{module}.input_scale": ([], "F32")}
+        else:
+            out |= {name: ([n, k // 2], "U8"), f"{module}.weight_scale": ([n, k // 16], "F8_E4M3"),
+                    f"{module}.weight_scale_2": ([], "F32"), f"{module}.input_scale": ([], "F32")}
+    return out
+
+
 def ranges(numbers):
     numbers = sorted(numbers)
     runs = []
@@ -181,15 +273,25 @@ def folded(tensors):
     return rows
 
 
+def fold(text):
+    return re.sub(r"(?<=\.)\d+(?=\.)", "N", text)
+
+
+def known(folder):
+    """Names of names.txt."""
+    lines = (folder / "names.txt").read_text().splitlines()
+    return {line.split()[-1] for line in lines if line.strip() and not line.startswith("#")}
+
+
 def compare(name, folder, tensors):
     """Says how the names differ from those that are known."""
     path = folder / "names.txt"
     if not path.exists():
         return
-    fold = lambda text: re.sub(r"(?<=\.)\d+(?=\.)", "N", text)
-    known = {line.split()[-1] for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")}
     ours = {fold(t) for t in tensors}
-    odd = [f"only published: {sorted(known - ours)[:6]}" if known - ours else "", f"only here: {sorted(ours - known)[:6]}" if ours - known else ""]
+    theirs = known(folder)
+    odd = [f"only published: {sorted(theirs - ours)[:6]}" if theirs - ours else "",
+           f"only here: {sorted(ours - theirs)[:6]}" if ours - theirs else ""]
     print(f"  {name}: names.txt", *(odd if any(odd) else ["agrees"]), file=sys.stderr)
 
 
@@ -216,16 +318,29 @@ def make(folder, layouts):
     kind = config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype") or (
         config.get("text_config") or {}).get("torch_dtype") or "bfloat16"
     out["type"] = TYPES[kind]
+    if name in REFUSED:
+        out["refused"] = REFUSED[name]
+    if name in REFUSED and not (folder / "names.txt").exists():
+        return out | {"parameters": 0, "tensors": []}
     parsed = SPELLED[name](config) if name in SPELLED else transformers.AutoConfig.from_pretrained(folder)
     model = meta(parsed)
     shapes = saved(model, layouts.get(config["model_type"], []))
     compare(name, folder, shapes)
+    if (folder / "names.txt").exists():
+        # Those that are published: an embedding model has no head.
+        shapes = {tensor: shape for tensor, shape in shapes.items() if fold(tensor) in known(folder)}
     out["parameters"] = sum(torch.Size(shape).numel() for shape in shapes.values())
+    if "dim_embed" in config.get("vision_config", {}):
+        shapes = of_microsoft(shapes)
     quant = config.get("quantization_config", {})
     if quant.get("quant_method") == "fp8":
         tensors = block_scales(config, shapes)
     elif quant.get("quant_method") == "awq":
         tensors = packed(config, shapes)
+    elif quant.get("quant_method") == "compressed-tensors":
+        tensors = experts(config, shapes)
+    elif quant.get("quant_method") == "modelopt":
+        tensors = modelopt(config, shapes)
     else:
         tensors = {tensor: (shape, None) for tensor, shape in shapes.items()}
     out["tensors"] = folded(tensors)
