@@ -63,6 +63,11 @@ pub trait Processor: Send + Sync {
     /// fields that exist.
     fn set(&mut self, key: &str, value: &str) -> Result<()>;
 
+    /// Whether the model takes pictures.
+    fn sees(&self) -> bool {
+        true
+    }
+
     /// Resizes and tiles a picture for the tower, with at most `threads` threads.
     fn prepare(&self, image: &Rgb8Image, threads: usize) -> Result<PreparedImage>;
 

@@ -63,6 +63,10 @@ impl ocelli_engine::Processor for Processor {
         )))
     }
 
+    fn sees(&self) -> bool {
+        false
+    }
+
     fn prepare(&self, _: &Rgb8Image, _: usize) -> Result<PreparedImage> {
         Err(no_pictures())
     }

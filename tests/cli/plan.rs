@@ -72,6 +72,20 @@ fn the_plan_is_what_the_request_needs() {
     assert_eq!(down.unwrap()["count"], 5);
 }
 
+/// Models that take no pictures are planned without one, unless one is asked for.
+#[test]
+fn a_model_of_texts_alone() {
+    let model = golden("llama");
+    let model = model.to_str().unwrap();
+    let report = inspect(&[model]);
+    assert_eq!((&report["refused"], &report["plan"]["request"]["images"]), (&json!([]), &json!([])));
+    assert_eq!(report["plan"]["phases"][0]["name"], "prefill");
+    for asked in [["--image-size", "64x64"], ["--images", "1"]] {
+        let done = ocelli(&[&["inspect", model], &asked[..]].concat());
+        done.fails_after_output(1, &["the model takes no pictures"]);
+    }
+}
+
 #[test]
 fn quantized_and_16_bit_plans() {
     let f32 = inspect(&["--dtype", "f32"]);
@@ -96,6 +110,9 @@ fn refusals_come_with_what_is_known() {
     assert!(kinds.count() > 20);
     assert!(report["tensors"]["count"].as_u64().unwrap() > 50);
     ocelli(&["inspect", model.0.to_str().unwrap()]).fails_after_output(1, &["nobodys"]);
+    // Whatever else is wrong.
+    fs::write(model.0.join("model.safetensors"), "nothing").unwrap();
+    ocelli(&["inspect", model.0.to_str().unwrap()]).fails(1, &["nobodys"]);
 
     let model = Temp::copy_of(&golden("smolvlm"));
     model.edit("config.json", |config| {

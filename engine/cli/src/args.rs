@@ -585,7 +585,7 @@ pub struct InspectArgs {
     /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
-    /// Size of a picture of the planned request; may be given several times. Without it 512x512.
+    /// Size of a picture of the planned request; may be given several times. Without it one of 512x512, if the model takes pictures.
     #[arg(long = "image-size", value_name = "WIDTHxHEIGHT", value_parser = size)]
     pub image_sizes: Vec<(usize, usize)>,
     /// Pictures of the planned request, those beyond the given sizes being of the last one.

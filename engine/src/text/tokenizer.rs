@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
+    AddedToken, DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    TokenizerImpl,
 };
 
 use super::added::Names;
@@ -284,7 +285,14 @@ fn parsed(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
 
 /// One past the largest id.
 fn id_bound(tokenizer: &tokenizers::Tokenizer) -> u32 {
-    tokenizer.get_vocab(true).values().max().map_or(0, |id| id.saturating_add(1))
+    let past = |ids: &mut dyn Iterator<Item = &u32>| ids.max().map_or(0, |id| id.saturating_add(1));
+    let model = tokenizer.get_model();
+    let size = model.get_vocab_size() as u32;
+    // Where each of so many ids has a token, they are all that there are; a copy of the vocabulary takes longer.
+    match (0..size).all(|id| model.id_to_token(id).is_some()) {
+        true => size.max(past(&mut tokenizer.get_added_vocabulary().get_vocab().values())),
+        false => past(&mut tokenizer.get_vocab(true).values()),
+    }
 }
 
 fn eos_ids(

@@ -108,11 +108,18 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     let files = open::files(args.which.model())?;
     let (device, precision) = open::device(&args.device)?;
     let config: Value = files.require_json("config.json").map_err(Error::from)?;
-    let checkpoint = Checkpoint::open(&files).map_err(Error::from)?.planned();
+    let checkpoint = match Checkpoint::open(&files) {
+        Ok(checkpoint) => checkpoint.planned(),
+        Err(error) => {
+            // A model that nobody knows is told as such, whatever else it lacks.
+            ocelli_models::family(&files)?;
+            return Err(Error::from(error).into());
+        }
+    };
     let mut report = Report::new(args.which.model(), &config, &checkpoint, device.caps(), precision);
-    let wanted = || {
+    let wanted = |sees: bool| {
         let (prompt_tokens, max_tokens) = (args.prompt_tokens, args.max_tokens);
-        Ok(Wanted { images: sizes(args)?, prompt_tokens, max_tokens })
+        Ok(Wanted { images: sizes(args, sees)?, prompt_tokens, max_tokens })
     };
     let failure = match report.plan(wanted, &args.processor, &files, &checkpoint, device.caps(), precision) {
         Ok(()) => None,
@@ -138,7 +145,7 @@ pub fn inspect(args: &InspectArgs) -> Outcome {
     }
 }
 
-/// What `ocelli inspect --json` tells of a model on a device, for a picture of 512x512.
+/// What `ocelli inspect --json` tells of a model on a device, for a picture of 512x512, if it takes such.
 ///
 /// # Errors
 /// If the files cannot be read.
@@ -152,7 +159,10 @@ pub fn planned(
     let config: Value = files.require_json("config.json").map_err(Error::from)?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?;
     let mut report = Report::new(model, &config, &checkpoint, caps, precision);
-    let wanted = || Ok(Wanted { images: vec![(512, 512)], prompt_tokens: 32, max_tokens: 512 });
+    let wanted = |sees: bool| {
+        let images = if sees { vec![(512, 512)] } else { Vec::new() };
+        Ok(Wanted { images, prompt_tokens: 32, max_tokens: 512 })
+    };
     if let Err(failure) = report.plan(wanted, processor, &files, &checkpoint, caps, precision) {
         report.refused.push(failure.message().to_owned());
     }
@@ -210,7 +220,7 @@ impl Report {
     /// Loads the model without a device and plans the request. Errors are the reason why it cannot run.
     fn plan(
         &mut self,
-        wanted: impl FnOnce() -> Result<Wanted, Failure>,
+        wanted: impl FnOnce(bool) -> Result<Wanted, Failure>,
         processor_fields: &[(String, String)],
         files: &ModelFiles,
         checkpoint: &Checkpoint,
@@ -231,7 +241,7 @@ impl Report {
         self.copied = checkpoint.copied().into();
         self.made_bytes = checkpoint.made();
         open::set_processor(&mut *loaded.processor, processor_fields)?;
-        let wanted = wanted()?;
+        let wanted = wanted(loaded.processor.sees())?;
         let bytes = checkpoint.used_bytes() + checkpoint.made();
         let plan = match Plan::make(&wanted, files, loaded, &mut cx, &log, bytes) {
             Err(error @ Error::PromptTooLong { .. }) if !wanted.images.is_empty() => {
@@ -266,10 +276,10 @@ fn processor(files: &ModelFiles, family: &Family) -> Result<String, Failure> {
     Ok(class.map_or_else(String::new, |class| class + ": ") + family.pictures)
 }
 
-/// Width and height of each picture.
-fn sizes(args: &InspectArgs) -> Result<Vec<(usize, usize)>, Failure> {
+/// Width and height of each picture; by default there is one, if the model `sees` pictures.
+fn sizes(args: &InspectArgs, sees: bool) -> Result<Vec<(usize, usize)>, Failure> {
     let mut sizes = args.image_sizes.clone();
-    if sizes.is_empty() {
+    if sizes.is_empty() && (sees || args.images.is_some()) {
         sizes.push((512, 512));
     }
     if let Some(count) = args.images.map(usize::from) {
