@@ -151,3 +151,16 @@ fn towers_of_no_size() {
         run_model(&model.0).fails(1, &["config.json", "vision_config."]);
     }
 }
+
+#[test]
+fn weights_of_another_kind() {
+    let model = Temp::copy_of(&demo());
+    fs::remove_file(model.0.join("model.safetensors")).unwrap();
+    let done = run_model(&model.0);
+    assert!(done.stderr.contains("hint: a model is a directory with"), "{done:?}");
+    done.fails(1, &["found neither"]);
+    fs::write(model.0.join("pytorch_model.bin"), "x").unwrap();
+    let done = run_model(&model.0);
+    assert!(done.stderr.contains("hint: transformers reads it"), "{done:?}");
+    done.fails(1, &["`pytorch_model.bin` is not read"]);
+}

@@ -158,6 +158,10 @@ fn way_out(error: &Error) -> Option<&'static str> {
     match error {
         Error::File(error) | Error::Weights(WeightError::File(error)) => of_file(error),
         Error::Weights(WeightError::Invalid { .. }) => Some(DAMAGED),
+        Error::Weights(WeightError::NoFile { instead: None, .. }) => Some(DIRECTORY),
+        Error::Weights(WeightError::NoFile { .. }) => {
+            Some("transformers reads it, and writes safetensors by `save_pretrained`")
+        }
         Error::Weights(WeightError::Tensor { .. }) => {
             Some("the file may be damaged, only partly downloaded, or of another model than config.json")
         }

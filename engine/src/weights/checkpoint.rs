@@ -375,13 +375,9 @@ fn open_file(files: &ModelFiles, name: &str) -> Result<TensorFile, WeightError> 
 /// The error for a model without safetensors, which names what lies there instead.
 fn no_weights(files: &ModelFiles) -> WeightError {
     let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors"];
-    let found = others.into_iter().find(|name| files.contains(name));
+    let instead = others.into_iter().find(|name| files.contains(name));
     let path = files.path("").map_or_else(|| files.describe(""), |dir| dir.display().to_string());
-    let mut reason = format!("expected {SINGLE} or {INDEX}, found neither");
-    if let Some(found) = found {
-        reason.push_str(&format!("; `{found}` is not read: convert it to {SINGLE}"));
-    }
-    WeightError::invalid(path.trim_end_matches('/'), reason)
+    WeightError::NoFile { path: path.trim_end_matches('/').to_owned(), instead }
 }
 
 /// Whether a name from a file stays below the directory that it is joined to.

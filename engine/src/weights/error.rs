@@ -26,6 +26,14 @@ pub enum WeightError {
         /// What was expected and what was found.
         reason: String,
     },
+    /// There are no safetensors.
+    #[error("{path}: expected model.safetensors or model.safetensors.index.json, found neither{}", instead_text(*.instead))]
+    NoFile {
+        /// The folder.
+        path: String,
+        /// Weights of another kind that are there.
+        instead: Option<&'static str>,
+    },
     /// One tensor of the file is not what it should be.
     #[error("{path}: tensor `{tensor}`: {reason}")]
     Tensor {
@@ -56,6 +64,11 @@ pub enum WeightError {
         /// What it is and what would be supported.
         reason: String,
     },
+}
+
+fn instead_text(found: Option<&str>) -> String {
+    found
+        .map_or_else(String::new, |found| format!("; `{found}` is not read: convert it to model.safetensors"))
 }
 
 fn near_text(near: &[String]) -> String {
