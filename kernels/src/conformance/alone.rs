@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::cases::{CaseCx, Fill};
 use crate::buffer::{Storage, View};
 use crate::op::{Device, Exec, Op};
-use crate::ops::{Attention, AttentionKv, Math, Matmul, Seen, Stream};
+use crate::ops::{Attention, AttentionKv, Math, Matmul, Seen, Stream, kept, kept_elements};
 use crate::spec::{DType, KernelError};
 
 /// Rows of the largest batch.
@@ -151,8 +151,9 @@ fn attention(stream: &mut dyn Stream, cx: &mut CaseCx, kinds: Kinds) -> Result<u
         pages,
     };
     let mut ran = 0;
-    let types = [(DType::BF16, DType::BF16), (DType::F32, DType::F32), (DType::F16, DType::F16)];
-    for &(x, kv) in &types[..if kinds == Kinds::All { 3 } else { 1 }] {
+    let types = [DType::BF16, DType::F32, DType::F16].map(|x| (x, x));
+    let types = [&types[..], &[(DType::F32, DType::I8), (DType::BF16, DType::I8)]].concat();
+    for &(x, kv) in &types[..if kinds == Kinds::All { types.len() } else { 1 }] {
         for window in [0, 50] {
             let about = format!("attention of {x} on {kv}, window {window}");
             ran += usize::from(
@@ -228,12 +229,16 @@ fn of_chunks(
         table.extend(pages.take(width));
     }
     let tokens = starts[starts.len() - 1] as usize;
-    let pages = [numbers.pages, PAGE, heads_kv, dim];
+    let pages = [numbers.pages, PAGE, heads_kv, kept_elements(dim, kv)];
+    let pool = |cx: &mut CaseCx, values: &[f64]| match kv {
+        DType::I8 => cx.values(&pages, kv, &kept::elements(values, dim)),
+        _ => cx.values(&pages, kv, values),
+    };
     Attention {
         q: cx.values(&[tokens, heads_q, dim], x, &q),
         kv: AttentionKv::Paged {
-            k: cx.values(&pages, kv, &numbers.k),
-            v: cx.values(&pages, kv, &numbers.v),
+            k: pool(cx, &numbers.k),
+            v: pool(cx, &numbers.v),
             block_table: cx.ints(&[chunks.len(), width], &table),
             kv_lens: cx.ints(&[chunks.len()], &lens),
         },

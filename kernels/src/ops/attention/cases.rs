@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{Attention, AttentionKv, Seen};
 use crate::buffer::View;
 use crate::conformance::{Case, CaseCx, Fill};
+use crate::ops::{kept, kept_elements};
 use crate::spec::DType;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -178,12 +179,15 @@ impl Plan {
             }
             next += count;
         }
-        let shape = [pages, self.page, self.heads_kv, self.head_dim];
+        let shape = [pages, self.page, self.heads_kv, kept_elements(self.head_dim, self.kv)];
         let pool = |cx: &mut CaseCx| {
             let values: Vec<f64> = (0..pages * self.page * row)
                 .map(|at| if used[at / row] { cx.value(self.fill) } else { f64::NAN })
                 .collect();
-            cx.values(&shape, self.kv, &values)
+            match self.kv {
+                DType::I8 => cx.values(&shape, self.kv, &kept::elements(&values, self.head_dim)),
+                dtype => cx.values(&shape, dtype, &values),
+            }
         };
         let lens: Vec<i32> = self.lens.iter().map(|&(_, kv)| kv as i32).collect();
         AttentionKv::Paged {
@@ -253,6 +257,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Attention>> {
     models(&mut plans);
     few_queries(&mut plans);
     sixteen_bits(&mut plans);
+    eight_bits(&mut plans);
     plans.into_iter().map(|plan| plan.build(cx)).collect()
 }
 
@@ -478,5 +483,40 @@ fn sixteen_bits(plans: &mut Vec<Plan>) {
         ranges(plans, |name| Plan { page: 0, ..plan(&format!("packed, {name}")).types(f16, f16) });
         plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, ..plan("softcap, spiky").window(40) });
         plans.push(Plan { fill: Fill::Spiky, ..plan("spiky") }.types(f16, f16));
+    }
+}
+
+/// Pages of codes with scales.
+fn eight_bits(plans: &mut Vec<Plan>) {
+    let i8 = DType::I8;
+    for x in FLOATS {
+        for (number, lens) in [(1, 300), (5, 77), (50, 99)].into_iter().enumerate() {
+            for head_dim in [4, 16, 64, 72, 100, 128, 256] {
+                let plan = Plan::new(format!("{x} on i8 {lens:?} of {head_dim}"), &[lens]);
+                let fill = if head_dim == 64 { Fill::Spiky } else { Fill::Normal(1.0) };
+                let page = [16, 7, 32][number];
+                plans.push(Plan { page, fill, ..plan.heads(6, 2, head_dim).types(x, i8) });
+            }
+        }
+    }
+    let ragged = [(5, 9), (1, 40), (0, 7), (33, 33), (2, 130), (0, 0), (1, 1), (64, 513)];
+    for page in [1, 7, 16, 64] {
+        let plan = Plan::new(format!("ragged on i8, page {page}"), &ragged).heads(9, 3, 64);
+        plans.push(Plan { page, ..plan.types(DType::F32, i8) });
+    }
+    for lens in [[(40, 300), (1, 290), (3, 3), (130, 130)], [(4, 300), (1, 290), (3, 3), (1, 1000)]] {
+        let plan = |name: &str| Plan {
+            page: 16,
+            ..Plan::new(format!("i8, {name}, {lens:?}"), &lens).heads(6, 2, 32).types(DType::F32, i8)
+        };
+        plans.push(plan("window 63").window(63));
+        plans.push(plan("full").causal(false));
+        plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, ..plan("softcap, spiky").window(40) });
+        plans.push(Plan { fill: Fill::Normal(0.0), ..plan("all zero") });
+        ranges(plans, |name| plan(&name));
+    }
+    for (name, lens) in [("prefill", (1157, 1157)), ("second turn", (37, 1201)), ("decode", (1, 1237))] {
+        let plan = Plan::new(format!("smolvlm {name} on i8"), &[lens]).heads(9, 3, 64);
+        plans.push(Plan { page: 16, ..plan.types(DType::F32, i8) });
     }
 }

@@ -22,7 +22,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
-use super::check;
+use super::{check, kept};
 use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
@@ -41,8 +41,8 @@ pub enum AttentionKv {
         /// i32 `[seqs + 1]`, ascending.
         kv_starts: View,
     },
-    /// Pages `[pages, page_size, heads_kv, head_dim]`; key `j` of a sequence lies in slot `j % page_size` of page
-    /// `block_table[seq, j / page_size]`.
+    /// Pages `[pages, page_size, heads_kv, head_dim]`, of i8 `[pages, page_size, heads_kv, head_dim + SCALE_BYTES]`; key `j` of a
+    /// sequence lies in slot `j % page_size` of page `block_table[seq, j / page_size]`.
     Paged {
         /// Pages of keys.
         k: View,
@@ -209,13 +209,14 @@ impl Op for Attention {
                 (k, v, page)
             }
         };
-        check::float("k", k)?;
+        if page == 0 {
+            check::float("k", k)?;
+        }
         check::dtype("v", v, k.dtype())?;
+        kept::heads("k", k, head_dim)?;
+        kept::heads("v", v, head_dim)?;
         let last = k.layout().rank() - 1;
         let heads_kv = k.size(last - 1);
-        if k.size(last) != head_dim {
-            return Err(ShapeError::mismatch("k axis head_dim", head_dim, k.size(last)));
-        }
         if heads_kv == 0 || !heads_q.is_multiple_of(heads_kv) {
             return Err(ShapeError::mismatch("q axis heads", format!("a multiple of {heads_kv}"), heads_q));
         }
@@ -247,6 +248,11 @@ impl Op for Attention {
         })
     }
 
+    fn is_optional(&self) -> bool {
+        let (AttentionKv::Packed { k, .. } | AttentionKv::Paged { k, .. }) = &self.kv;
+        k.dtype() == DType::I8
+    }
+
     fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
         [(1, 1, 16), (16, MANY, 4 * MANY)].map(|(seqs, q, kv)| Self::Spec { seqs, q, kv, ..*spec })
     }
@@ -257,10 +263,11 @@ impl Op for Attention {
             AttentionKv::Packed { k, .. } => (k, k.size(0) as u64),
             AttentionKv::Paged { k, kv_lens, .. } => (k, (kv_lens.size(0) * self.max_kv) as u64),
         };
-        let heads_kv = k.size(k.layout().rank() - 2) as u64;
+        let last = k.layout().rank() - 1;
+        let key = (k.size(last - 1) * k.size(last) * k.dtype().size()) as u64;
         Cost {
             flops: 4 * self.pairs * heads_q * head_dim,
-            read: self.q.bytes() + 2 * keys * heads_kv * head_dim * k.dtype().size() as u64,
+            read: self.q.bytes() + 2 * keys * key,
             written: self.out.bytes(),
         }
     }

@@ -1,8 +1,10 @@
 //! The op of a spec: sequences of one length, whose queries are their last tokens.
 
 use super::{Attention, AttentionKv, AttentionSpec, Seen};
+use crate::buffer::View;
 use crate::operands::Operands;
-use crate::spec::KernelError;
+use crate::ops::{SCALE_BYTES, kept_elements};
+use crate::spec::{DType, KernelError, Layout};
 
 pub(super) fn attention(spec: &AttentionSpec, operands: &mut dyn Operands) -> Result<Attention, KernelError> {
     let (seqs, q_len, kv_len) = (spec.seqs as usize, spec.q as usize, spec.kv as usize);
@@ -18,10 +20,14 @@ pub(super) fn attention(spec: &AttentionSpec, operands: &mut dyn Operands) -> Re
     } else {
         let per_seq = kv_len.div_ceil(page);
         let pages = seqs * per_seq;
-        let shape = [pages, page, heads_kv, d];
+        let shape = [pages, page, heads_kv, kept_elements(d, spec.kv_dtype)];
+        let mut pool = || match spec.kv_dtype {
+            DType::I8 => codes(operands, &shape),
+            dtype => operands.table(&shape, dtype),
+        };
         AttentionKv::Paged {
-            k: operands.table(&shape, spec.kv_dtype)?,
-            v: operands.table(&shape, spec.kv_dtype)?,
+            k: pool()?,
+            v: pool()?,
             // Pages lie in another order than their sequence, as they do after some requests.
             block_table: operands.ints(&[seqs, per_seq], &|i| (pages - 1 - i) as i32)?,
             kv_lens: operands.ints(&[seqs], &|_| kv_len as i32)?,
@@ -54,4 +60,16 @@ pub(super) fn attention(spec: &AttentionSpec, operands: &mut dyn Operands) -> Re
         max_kv: kv_len,
         pairs: (seqs * pairs) as u64,
     })
+}
+
+/// Pages of codes of all sizes, and of scales.
+fn codes(operands: &mut dyn Operands, shape: &[usize]) -> Result<View, KernelError> {
+    let words = shape[3] / SCALE_BYTES;
+    let value = |word: usize| match (word + 1).is_multiple_of(words) {
+        true => 0.02,
+        // No byte is that of an exponent of NaN.
+        false => f32::from_bits((word as u32).wrapping_mul(0x9E37_79B9) & 0x3f3f_3f3f),
+    };
+    let floats = operands.floats(&[shape[0], shape[1], shape[2], words], &value)?;
+    Ok(View::new(floats.storage().clone(), floats.offset(), Layout::dense(shape)?, DType::I8)?)
 }

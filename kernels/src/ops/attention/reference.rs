@@ -1,7 +1,9 @@
 //! Attention in f64, without the online softmax that kernels use.
 
 use super::{Attention, AttentionKv, Seen, ascending};
+use crate::buffer::View;
 use crate::op::Op;
+use crate::ops::kept;
 use crate::oracle::Oracle;
 use crate::spec::{DType, KernelError, tolerance};
 
@@ -45,9 +47,22 @@ fn keys(op: &Attention, io: &Oracle) -> Result<Keys, KernelError> {
                 }
                 rows.push(of_seq);
             }
-            Ok(Keys { k: io.read(k)?, v: io.read(v)?, rows })
+            Ok(Keys { k: kept(io, k)?, v: kept(io, v)?, rows })
         }
     }
+}
+
+/// Keys or values of pages, those of i8 times their scales.
+fn kept(io: &Oracle, pages: &View) -> Result<Vec<f64>, KernelError> {
+    if pages.dtype() != DType::I8 {
+        return io.read(pages);
+    }
+    let (codes, scales) = kept::parts(pages)?;
+    let (head_dim, mut values, scales) = (codes.size(3), io.read(&codes)?, io.read(&scales)?);
+    for (head, scale) in values.chunks_exact_mut(head_dim.max(1)).zip(scales) {
+        head.iter_mut().for_each(|value| *value *= scale);
+    }
+    Ok(values)
 }
 
 pub(super) fn reference(op: &Attention, io: &mut Oracle) -> Result<(), KernelError> {
@@ -72,8 +87,10 @@ pub(super) fn reference(op: &Attention, io: &mut Oracle) -> Result<(), KernelErr
     // Kernels may store probabilities in the type of the queries between the two products.
     let p_roundoff = if op.q.dtype() == DType::F32 { 0.0 } else { op.q.dtype().roundoff() };
     // Powers of differences from the largest score are such probabilities before they are divided by their sum. In f16 those below
-    // 2^-14 are subnormal: off by up to 2^-25, whatever their size.
-    let p_subnormal = if op.q.dtype() == DType::F16 { f64::from(2.0f32.powi(-25)) } else { 0.0 };
+    // 2^-14 are subnormal: off by up to 2^-25, whatever their size. In f32 and bf16 those below 2^-126 are, and may be zero: that shows
+    // where other values are exactly zero, as codes of 8 bits often are.
+    let p_subnormal =
+        f64::from(if op.q.dtype() == DType::F16 { 2.0f32.powi(-25) } else { f32::MIN_POSITIVE });
 
     let seq_of = |token: usize| {
         (0..op.seqs()).rfind(|&s| starts[s] as usize <= token && (token as i64) < starts[s + 1])

@@ -3,6 +3,7 @@
 use super::{KvWrite, QkNorm, Rope, RopeStyle};
 use crate::buffer::View;
 use crate::conformance::{Case, CaseCx, Fill};
+use crate::ops::kept_elements;
 use crate::spec::DType;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -90,7 +91,7 @@ impl Plan {
                     *slot = -1 - i as i32;
                 }
             }
-            let shape = [pages, page, self.heads_kv, hd];
+            let shape = [pages, page, self.heads_kv, kept_elements(hd, dtype)];
             KvWrite {
                 v: part(wide_q + wide_kv, self.heads_kv),
                 k_pages: cx.random(&shape, dtype, Fill::Normal(1.0)),
@@ -173,6 +174,19 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Rope>> {
             plans.push(Plan { pages: Some((DType::BF16, 4)), heads_kv: 2, ..norm.clone() });
             plans.push(if head_dim == 64 { plan } else { norm });
         }
+    }
+    for x in FLOATS {
+        for (head_dim, pairs) in
+            [(4, 2), (64, 32), (64, 7), (72, 36), (80, 40), (100, 25), (128, 64), (256, 32)]
+        {
+            let fill = if head_dim == 64 { Fill::Spiky } else { Fill::Normal(1.0) };
+            let plan = Plan::new(format!("{x} to pages of i8, {head_dim}/{pairs}"), 21).head(head_dim, pairs);
+            let plan = Plan { x, fill, heads_kv: 2, pages: Some((DType::I8, 16)), ..plan };
+            plans.push(Plan { style: RopeStyle::Interleaved, norm: true, ..plan.clone() });
+            plans.push(plan);
+        }
+        let pages = Some((DType::I8, 7));
+        plans.push(Plan { x, pages, fill: Fill::Normal(0.0), ..Plan::new("zeros to pages of i8", 9) });
     }
     // Queries alone: what a layer turns that reads another's keys, and heads that are normalized and not turned.
     for pairs in [32, 0] {

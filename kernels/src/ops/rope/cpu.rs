@@ -9,6 +9,7 @@ use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::{Elem, Kernel, Simd, StoreElem};
 use crate::cpu::{CpuOp, CpuRows};
 use crate::op::Op;
+use crate::ops::kept::Kept;
 use crate::select::Variant;
 use crate::spec::{DType, Element, KernelError};
 
@@ -37,6 +38,7 @@ fn launch_on<X: StoreElem + Element>(op: &Rope, cx: &CpuCx) -> Result<(), Kernel
         None => run::<X, X>(op, cx),
         Some(DType::BF16) => run::<X, bf16>(op, cx),
         Some(DType::F16) => run::<X, f16>(op, cx),
+        Some(DType::I8) => run::<X, i8>(op, cx),
         Some(_) => run::<X, f32>(op, cx),
     }
 }
@@ -132,7 +134,7 @@ fn distinct(slots: &[i32], limit: usize) -> bool {
     })
 }
 
-fn run<X: StoreElem + Element, P: StoreElem + Element>(op: &Rope, cx: &CpuCx) -> Result<(), KernelError> {
+fn run<X: StoreElem + Element, P: Kept + Element>(op: &Rope, cx: &CpuCx) -> Result<(), KernelError> {
     let (tokens, head_dim, heads_q, heads_kv) = (op.q.size(0), op.q.size(2), op.q.size(1), op.k.size(1));
     let axes = op.positions.size(0);
     let pair_axis = op.pair_axis.as_ref().map(|view| ints(cx, view)).transpose()?;
@@ -214,7 +216,7 @@ struct Turn<'a> {
     head: &'a mut [f32],
 }
 
-impl<X: StoreElem, P: StoreElem> Kernel for Tokens<'_, X, P> {
+impl<X: StoreElem, P: Kept> Kernel for Tokens<'_, X, P> {
     type Output = ();
 
     #[inline(always)]
@@ -258,7 +260,7 @@ impl<X: StoreElem, P: StoreElem> Kernel for Tokens<'_, X, P> {
                     let to = pages.k_pages.add(place(&pages.k_strides));
                     turn_head(s, plan, &mut turn, norms.map(|n| n.1), at.cast_const(), to);
                     let from = pages.v.add(token * pages.v_strides.0 + head * pages.v_strides.1);
-                    copy(s, from, pages.v_pages.add(place(&pages.v_page_strides)), plan.head_dim);
+                    P::keep(s, from, pages.v_pages.add(place(&pages.v_page_strides)), plan.head_dim);
                 }
             }
         }
@@ -326,9 +328,9 @@ fn angles<S: Simd, X, P>(s: S, plan: &Plan<X, P>, token: usize, turn: &mut Turn,
 /// Normalizes and turns one head.
 ///
 /// # Safety
-/// `from` is readable and `to` writable for `head_dim` elements; they are equal or apart.
+/// `from` is readable for `head_dim` elements, and `to` writable for those that such a head takes; they are equal or apart.
 #[inline(always)]
-unsafe fn turn_head<S: Simd, X: Elem, Y: StoreElem, A, B>(
+unsafe fn turn_head<S: Simd, X: Elem, Y: Kept, A, B>(
     s: S,
     plan: &Plan<A, B>,
     turn: &mut Turn,
@@ -339,7 +341,7 @@ unsafe fn turn_head<S: Simd, X: Elem, Y: StoreElem, A, B>(
     let (hd, pairs) = (plan.head_dim, plan.inv_freq.len());
     let head = turn.head.as_mut_ptr();
     // SAFETY: `head` has `head_dim` elements, and `from` too.
-    unsafe { copy(s, from, head, hd) };
+    unsafe { f32::keep(s, from, head, hd) };
     if let Some(weight) = weight {
         // SAFETY: `head` and `weight` have `head_dim` elements.
         unsafe { normalize(s, head, weight.as_ptr(), hd, plan.eps) };
@@ -369,8 +371,8 @@ unsafe fn turn_head<S: Simd, X: Elem, Y: StoreElem, A, B>(
             turn.head[2 * p + 1] = turn.b[p];
         }
     }
-    // SAFETY: `head` has `head_dim` elements, and `to` too.
-    unsafe { copy(s, turn.head.as_ptr(), to, hd) };
+    // SAFETY: `head` has `head_dim` elements, and `to` room for them.
+    unsafe { Y::keep(s, turn.head.as_ptr(), to, hd) };
 }
 
 /// `x[d] *= weight[d] / sqrt(mean(x^2) + eps)`
@@ -393,25 +395,6 @@ unsafe fn normalize<S: Simd>(s: S, x: *mut f32, weight: *const f32, n: usize, ep
         unsafe {
             let w = s.mul(s.load_n(weight.add(d), len), scale);
             s.store_n(x.add(d), s.mul(s.load_n(x.add(d), len), w), len);
-        }
-    }
-}
-
-/// Converts `n` elements.
-///
-/// # Safety
-/// `from` is readable and `to` writable for `n` elements.
-#[inline(always)]
-unsafe fn copy<S: Simd, X: Elem, Y: StoreElem>(s: S, from: *const X, to: *mut Y, n: usize) {
-    for d in (0..n).step_by(S::LANES) {
-        let len = (n - d).min(S::LANES);
-        // SAFETY: `d + len <= n`.
-        unsafe {
-            if len == S::LANES {
-                Y::store(s, to.add(d), X::load(s, from.add(d)));
-            } else {
-                Y::store_n(s, to.add(d), X::load_n(s, from.add(d), len), len);
-            }
         }
     }
 }

@@ -6,13 +6,17 @@ use super::{Rope, RopeSpec, RopeStyle};
 use crate::buffer::View;
 use crate::cuda::CudaCx;
 use crate::cuda::{CudaOp, CudaRows};
-use crate::select::Variant;
-use crate::spec::{Caps, KernelError};
+use crate::select::{Reject, Variant};
+use crate::spec::{Caps, DType, KernelError};
 
 impl CudaOp for Rope {
     fn cuda_variants() -> CudaRows<Self> {
-        Ok(&[Variant { name: "heads", reject: |_, _| None, est_us, launch }])
+        Ok(&[Variant { name: "heads", reject, est_us, launch }])
     }
+}
+
+fn reject(spec: &RopeSpec, _: &Caps) -> Option<Reject> {
+    (spec.kv_dtype == DType::I8).then(|| "pages of i8 are not built for CUDA".into())
 }
 
 /// A launch, and the traffic.

@@ -16,7 +16,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
-use super::check;
+use super::{check, kept};
 use crate::buffer::View;
 use crate::op::{Access, Op};
 use crate::operands::Operands;
@@ -50,9 +50,9 @@ pub struct QkNorm {
 /// Where keys and values go: page `slot / page_size`, slot `slot % page_size` in it.
 #[derive(Clone, Debug)]
 pub struct KvWrite {
-    /// Values `[tokens, heads_kv, head_dim]`, copied as they are.
+    /// Values `[tokens, heads_kv, head_dim]`, written as they are.
     pub v: View,
-    /// Pages of keys `[pages, page_size, heads_kv, head_dim]`.
+    /// Pages of keys `[pages, page_size, heads_kv, head_dim]`, of i8 `[pages, page_size, heads_kv, head_dim + SCALE_BYTES]`.
     pub k_pages: View,
     /// Pages of values, likewise.
     pub v_pages: View,
@@ -152,10 +152,12 @@ impl Op for Rope {
             check::shape("v", &kv.v, k.shape())?;
             check::dtype("v", &kv.v, q.dtype())?;
             check::rank("k_pages", &kv.k_pages, 4)?;
-            check::float("k_pages", &kv.k_pages)?;
+            kept::heads("k_pages", &kv.k_pages, head_dim)?;
+            kept::heads("v_pages", &kv.v_pages, head_dim)?;
             page = kv.k_pages.size(1);
             kv_dtype = kv.k_pages.dtype();
-            check::shape("k_pages", &kv.k_pages, &[kv.k_pages.size(0), page, heads_kv, head_dim])?;
+            let kept = kept::kept_elements(head_dim, kv_dtype);
+            check::shape("k_pages", &kv.k_pages, &[kv.k_pages.size(0), page, heads_kv, kept])?;
             check::shape("v_pages", &kv.v_pages, kv.k_pages.shape())?;
             check::dtype("v_pages", &kv.v_pages, kv_dtype)?;
             check::dtype("slots", &kv.slots, DType::I32)?;
@@ -183,18 +185,27 @@ impl Op for Rope {
         })
     }
 
+    fn is_optional(&self) -> bool {
+        self.kv.as_ref().is_some_and(|kv| kv.k_pages.dtype() == DType::I8)
+    }
+
     fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
         [1, MANY].map(|tokens| Self::Spec { tokens, ..*spec })
     }
 
     fn cost(&self) -> Cost {
         let values = self.kv.as_ref().map_or(0, |kv| kv.v.bytes());
-        let width = self.kv.as_ref().map_or(self.k.dtype(), |kv| kv.k_pages.dtype()).size() as u64;
-        let kept = self.kv.as_ref().map_or(self.k.len(), |kv| self.k.len() + kv.v.len()) as u64;
+        let kept = match &self.kv {
+            Some(kv) => {
+                let heads = 2 * self.k.size(0) * self.k.size(1);
+                heads * kv.k_pages.size(3) * kv.k_pages.dtype().size()
+            }
+            None => self.k.len() * self.k.dtype().size(),
+        };
         Cost {
             flops: 3 * (self.q.len() + self.k.len()) as u64,
             read: self.q.bytes() + self.k.bytes() + values,
-            written: self.q.bytes() + kept * width,
+            written: self.q.bytes() + kept as u64,
         }
     }
 
@@ -225,7 +236,7 @@ impl Op for Rope {
         let pairs = spec.pairs as usize;
         let page = spec.page as usize;
         let kv = if page > 0 {
-            let shape = [tokens.div_ceil(page), page, heads_kv, d];
+            let shape = [tokens.div_ceil(page), page, heads_kv, kept::kept_elements(d, spec.kv_dtype)];
             Some(KvWrite {
                 v: operands.activations(&[tokens, heads_kv, d], spec.x)?,
                 k_pages: operands.output(&shape, spec.kv_dtype)?,

@@ -3,6 +3,7 @@
 use super::{Rope, RopeStyle};
 use crate::buffer::View;
 use crate::op::Op;
+use crate::ops::kept;
 use crate::oracle::Oracle;
 use crate::spec::{DType, KernelError, tolerance};
 
@@ -61,8 +62,48 @@ pub(super) fn reference(op: &Rope, io: &mut Oracle) -> Result<(), KernelError> {
         values.extend_from_slice(&v[token * row..][..row]);
     }
     let exact = vec![0.0; values.len()];
+    if kv.k_pages.dtype() == DType::I8 {
+        expect_codes(io, &kv.k_pages, &indices, &keys, &errors, head_dim)?;
+        return expect_codes(io, &kv.v_pages, &indices, &values, &exact, head_dim);
+    }
     io.expect_some(&kv.k_pages, Some(indices.clone()), keys, errors);
     io.expect_some(&kv.v_pages, Some(indices), values, exact);
+    Ok(())
+}
+
+/// States codes and scales of heads of `head_dim` values, `indices` of theirs in pages without scales. A code may be any that the value
+/// and the scale, each within its error, are rounded to.
+fn expect_codes(
+    io: &mut Oracle,
+    pages: &View,
+    indices: &[usize],
+    values: &[f64],
+    errors: &[f64],
+    head_dim: usize,
+) -> Result<(), KernelError> {
+    let (codes, scales) = kept::parts(pages)?;
+    let u = DType::F32.roundoff();
+    let (mut all, mut bounds, mut of_heads, mut scale_errors) = (vec![], vec![], vec![], vec![]);
+    for (head, errors) in values.chunks(head_dim.max(1)).zip(errors.chunks(head_dim.max(1))) {
+        let most = head.iter().fold(0f64, |most, x| most.max(x.abs()));
+        let scale = if most > f64::from(kept::LEAST) { most / 127.0 } else { 0.0 };
+        let off = errors.iter().fold(0f64, |most, x| most.max(*x)) / 127.0 + 2.0 * u * scale;
+        of_heads.push(scale);
+        scale_errors.push(off);
+        for (value, error) in head.iter().zip(errors) {
+            let quotient = if scale > 0.0 { value / scale } else { 0.0 };
+            // The quotient by the factor 127 / most, which is rounded and may be that of a value beside.
+            let off =
+                if scale > 0.0 { error / scale + quotient.abs() * (off / scale + 4.0 * u) } else { 0.0 };
+            let code = |x: f64| x.round_ties_even().clamp(-127.0, 127.0);
+            let (low, middle, high) = (code(quotient - off), code(quotient), code(quotient + off));
+            all.push(middle);
+            bounds.push((high - middle).max(middle - low));
+        }
+    }
+    let heads = indices.iter().step_by(head_dim.max(1)).map(|index| index / head_dim.max(1));
+    io.expect_some(&scales, Some(heads.collect()), of_heads, scale_errors);
+    io.expect_some(&codes, Some(indices.to_vec()), all, bounds);
     Ok(())
 }
 

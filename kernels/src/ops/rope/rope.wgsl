@@ -7,7 +7,7 @@
 //
 // q: [tokens, heads_q, head_dim]   k, v: [tokens, heads_kv, head_dim]   type X
 // positions: i32 [axes, tokens]   inv_freq: f32 [pairs]   pair_axis: i32 [pairs]   slots: i32 [tokens]
-// k_pages, v_pages: [pages, PAGE, heads_kv, head_dim] of type KV
+// k_pages, v_pages: [pages, PAGE, heads_kv, head_dim] of type KV; without SLOTS token i of the keys goes to page i
 //
 // WITH_Q, WITH_K and WITH_V say which tensors a launch works on: all of them where the device binds that many buffers, else
 // one a launch.
@@ -32,7 +32,7 @@
 #include "wgpu/include/input.wgsl" NAME=v BINDING=3 TYPE=${X} ACCESS=read_write
 #include "wgpu/include/output.wgsl" NAME=v_pages BINDING=4 TYPE=${KV}
 #endif
-#if PAGED
+#if SLOTS
 @group(0) @binding(5) var<storage, read_write> slots: array<i32>;
 #endif
 #if WITH_Q || WITH_K
@@ -152,8 +152,9 @@ fn main(
 
 #if PAGED
     // Keys and values without a slot are not written.
-    var page = 0u;
+    var page = token;
     var slot = 0u;
+#if SLOTS
     if is_k || is_v {
         let number = slots[p.slots + token];
         let has_slot = number >= 0 && u32(number) < p.limit;
@@ -162,6 +163,7 @@ fn main(
         page = u32(number) / PAGE;
         slot = u32(number) % PAGE;
     }
+#endif
 #endif
 #if WITH_Q
     let q_first = p.q + token * p.q_token + head * p.q_head;

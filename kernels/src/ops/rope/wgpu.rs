@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Rope, RopeSpec, RopeStyle};
+use super::{KvWrite, Rope, RopeSpec, RopeStyle};
+use crate::buffer::View;
 use crate::select::{Reject, Variant};
-use crate::spec::{Caps, KernelError};
+use crate::spec::{Caps, DType, KernelError};
 use crate::wgpu::WgpuCx;
 use crate::wgpu::{WgpuOp, WgpuRows};
 
@@ -75,13 +76,77 @@ fn fused_reject(spec: &RopeSpec, caps: &Caps) -> Option<Reject> {
 }
 
 fn fused(op: &Rope, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
+    if let Some(kv) = codes(op) {
+        return coded(op, kv, cx, &[Parts { q: true, k: true, v: false }]);
+    }
     launch(op, cx, Parts { q: true, k: true, v: op.kv.is_some() })
 }
 
 fn parts(op: &Rope, cx: &mut WgpuCx<'_>) -> Result<(), KernelError> {
+    if let Some(kv) = codes(op) {
+        let (q, k) = (Parts { q: true, ..Parts::default() }, Parts { k: true, ..Parts::default() });
+        return coded(op, kv, cx, &[q, k]);
+    }
     launch(op, cx, Parts { q: true, ..Parts::default() })?;
     launch(op, cx, Parts { k: true, ..Parts::default() })?;
     launch(op, cx, Parts { v: op.kv.is_some(), ..Parts::default() })
+}
+
+/// Pages of codes that keys and values go to.
+fn codes(op: &Rope) -> Option<&KvWrite> {
+    op.kv.as_ref().filter(|kv| kv.k_pages.dtype() == DType::I8)
+}
+
+/// `Params` of `codes.wgsl`.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct CodeParams {
+    tokens: u32,
+    heads: u32,
+    head_dim: u32,
+    limit: u32,
+    x: u32,
+    x_token: u32,
+    x_head: u32,
+    slots: u32,
+    pages: u32,
+    page: u32,
+    slot: u32,
+    page_head: u32,
+}
+
+/// Turned keys go to memory of this launch, and from there, as values from theirs, into pages of codes: a launch each.
+fn coded(op: &Rope, kv: &KvWrite, cx: &mut WgpuCx<'_>, turns: &[Parts]) -> Result<(), KernelError> {
+    let (tokens, heads, head_dim) = (op.k.size(0), op.k.size(1), op.k.size(2));
+    let turned = cx.scratch(0, tokens * heads * head_dim, DType::F32)?.reshape(&[tokens, heads, head_dim])?;
+    // The first slots are those of the tokens in order.
+    let pages = turned.reshape(&[tokens, 1, heads, head_dim])?;
+    for &parts in turns {
+        launch_to(op, cx, parts, parts.k.then_some(&pages))?;
+    }
+    if kv.k_pages.is_empty() || turned.is_empty() {
+        return Ok(());
+    }
+    for (x, pages) in [(&turned, &kv.k_pages), (&kv.v, &kv.v_pages)] {
+        let mut kernel = cx.kernel("ops/rope/codes.wgsl");
+        let params = CodeParams {
+            tokens: tokens as u32,
+            heads: heads as u32,
+            head_dim: head_dim as u32,
+            limit: (pages.size(0) * pages.size(1)) as u32,
+            x: kernel.bind(0, x)?,
+            x_token: x.stride(0) as u32,
+            x_head: x.stride(1) as u32,
+            slots: kernel.bind(1, &kv.slots)?,
+            pages: kernel.bind(2, pages)?,
+            page: pages.stride(0) as u32,
+            slot: pages.stride(1) as u32,
+            page_head: pages.stride(2) as u32,
+        };
+        kernel.define("X", x.dtype()).define("PAGE", pages.size(1)).params(&params);
+        kernel.dispatch_linear((tokens * heads).div_ceil(8))?;
+    }
+    Ok(())
 }
 
 /// Two numbers in one word.
@@ -92,7 +157,17 @@ fn halves(what: &str, low: usize, high: usize) -> Result<u32, KernelError> {
     }
 }
 
-fn launch(op: &Rope, cx: &mut WgpuCx<'_>, mut parts: Parts) -> Result<(), KernelError> {
+fn launch(op: &Rope, cx: &mut WgpuCx<'_>, parts: Parts) -> Result<(), KernelError> {
+    launch_to(op, cx, parts, None)
+}
+
+/// With `turned`, f32 `[tokens, 1, heads_kv, head_dim]`, keys go there in place of their pages.
+fn launch_to(
+    op: &Rope,
+    cx: &mut WgpuCx<'_>,
+    mut parts: Parts,
+    turned: Option<&View>,
+) -> Result<(), KernelError> {
     let (tokens, head_dim, pairs) = (op.q.size(0), op.q.size(2), op.inv_freq.size(0));
     if op.kv.as_ref().is_some_and(|kv| kv.k_pages.is_empty()) {
         (parts.k, parts.v) = (false, false);
@@ -107,7 +182,7 @@ fn launch(op: &Rope, cx: &mut WgpuCx<'_>, mut parts: Parts) -> Result<(), Kernel
     // Without turns there is nothing to normalize; a single axis needs no choice.
     let norm = op.norm.as_ref().filter(|_| turns);
     let pair_axis = op.pair_axis.as_ref().filter(|_| turns && op.positions.size(0) > 1);
-    let kv = op.kv.as_ref().filter(|_| parts.k || parts.v);
+    let kv = op.kv.as_ref().filter(|_| (parts.k || parts.v) && turned.is_none());
 
     let mut p = Params {
         tokens: tokens as u32,
@@ -121,7 +196,8 @@ fn launch(op: &Rope, cx: &mut WgpuCx<'_>, mut parts: Parts) -> Result<(), Kernel
         .define("WITH_Q", u8::from(parts.q))
         .define("WITH_K", u8::from(parts.k))
         .define("WITH_V", u8::from(parts.v))
-        .define("PAGED", u8::from(kv.is_some()))
+        .define("PAGED", u8::from(kv.is_some() || turned.is_some()))
+        .define("SLOTS", u8::from(kv.is_some()))
         .define("NORM", u8::from(norm.is_some()))
         .define("PAIR_AXIS", u8::from(pair_axis.is_some()))
         .define("STYLE", if op.style == RopeStyle::Half { "half" } else { "interleaved" })
@@ -134,6 +210,11 @@ fn launch(op: &Rope, cx: &mut WgpuCx<'_>, mut parts: Parts) -> Result<(), Kernel
     if parts.k {
         p.k = kernel.bind(1, &op.k)?;
         (p.k_token, p.k_head) = (op.k.stride(0) as u32, op.k.stride(1) as u32);
+    }
+    if let Some(turned) = turned {
+        kernel.define("KV", turned.dtype());
+        p.k_pages = kernel.bind(2, turned)?;
+        (p.k_page, p.k_page_head) = (turned.stride(0) as u32, turned.stride(2) as u32);
     }
     if let Some(kv) = kv {
         kernel.define("KV", kv.k_pages.dtype());

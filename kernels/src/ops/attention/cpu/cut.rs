@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::row::Row;
 use super::softmax::exp2;
 use super::tasks::{Call, Rows};
 use crate::cpu::simd::{Elem, MAX_LANES, Simd, math};
@@ -16,7 +17,7 @@ const STRIP: usize = 16;
 /// # Safety
 /// The keys are keys of the sequence; `queries` has rows of `padded`, `widened` room for a vector of keys.
 #[inline(always)]
-pub(super) unsafe fn products<S: Simd, K: Elem>(
+pub(super) unsafe fn products<S: Simd, K: Row>(
     s: S,
     call: &Call,
     rows: &Rows,
@@ -63,6 +64,13 @@ pub(super) unsafe fn products<S: Simd, K: Elem>(
                     unsafe { widen(s, of_head.add(place), hd, widened.as_mut_ptr().add(lane * padded)) };
                 }
             }
+            let mut scales = [1.0; MAX_LANES];
+            if K::SCALED {
+                for (scale, &place) in scales.iter_mut().zip(&places).take(S::LANES) {
+                    // SAFETY: a key of the sequence.
+                    *scale = unsafe { K::scale(of_head.add(place), hd) };
+                }
+            }
             for r in head * rows.count..(head + 1) * rows.count {
                 coming.ask(s, hd, S::LANES.div_ceil(rows.count));
                 // SAFETY: within the padded rows and the keys.
@@ -74,7 +82,7 @@ pub(super) unsafe fn products<S: Simd, K: Elem>(
                     } else {
                         dots(s, query, hd, |lane| widened.as_ptr().add(lane * padded))
                     };
-                    s.store(to, sums);
+                    s.store(to, if K::SCALED { s.mul(sums, s.load(scales.as_ptr())) } else { sums });
                 }
             }
         }
@@ -203,12 +211,42 @@ pub(super) unsafe fn weigh<S: Simd>(s: S, cap: f32, scores: &mut [f32]) -> (f32,
     }
 }
 
+/// Multiplies the weights of the values from `first` on that `range` counts by the scales of these, where they have such.
+///
+/// # Safety
+/// The values are values of the sequence.
+#[inline(always)]
+pub(super) unsafe fn scale_weights<K: Row>(
+    call: &Call,
+    rows: &Rows,
+    heads: usize,
+    first: usize,
+    range: Range<usize>,
+    v: *const K,
+    weights: &mut [f32],
+) {
+    if !K::SCALED {
+        return;
+    }
+    let hd = call.operands.head_dim;
+    for j in range {
+        let place = call.operands.v_at(&rows.seq, rows.head, first + j);
+        for head in 0..heads {
+            // SAFETY: a value of the sequence.
+            let scale = unsafe { K::scale(v.add(place + head * call.operands.v_heads_apart()), hd) };
+            for r in head * rows.count..(head + 1) * rows.count {
+                weights[r * CUT + j] *= scale;
+            }
+        }
+    }
+}
+
 /// Weighted sums of the values from `first` on that `range` counts, for each row of each head. `after` keys follow the last of them.
 ///
 /// # Safety
 /// The values are values of the sequence; `results` has a row of `padded` for each row.
 #[inline(always)]
-pub(super) unsafe fn sum_values<S: Simd, K: Elem>(
+pub(super) unsafe fn sum_values<S: Simd, K: Row>(
     s: S,
     call: &Call,
     rows: &Rows,

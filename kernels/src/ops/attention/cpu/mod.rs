@@ -4,6 +4,7 @@ mod cut;
 mod flash;
 mod operands;
 mod pack;
+mod row;
 mod softmax;
 mod split;
 mod tasks;

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
+use super::row::Row;
 use super::tasks::{Call, Rows, panel};
 use crate::cpu::simd::{Elem, Kernel, MAX_LANES, Simd, StoreElem};
 use crate::spec::DType;
@@ -40,14 +41,15 @@ impl Io {
         match kv {
             DType::BF16 => Self::on::<X, bf16>(),
             DType::F16 => Self::on::<X, f16>(),
+            DType::I8 => Self::on::<X, i8>(),
             _ => Self::on::<X, f32>(),
         }
     }
 
-    fn on<X: StoreElem, K: Elem>() -> Self {
+    fn on<X: StoreElem, K: Row>() -> Self {
         Self {
             queries: queries::<One<X>>,
-            keys: keys::<One<K>>,
+            keys: keys::<Head<K>>,
             values: values::<K>,
             store: store::<X>,
             ahead: ahead::<X, K>,
@@ -69,6 +71,15 @@ trait Lane {
     /// Elements of a lane.
     const PACK: usize;
 
+    /// A vector of elements of a head of `head_dim`, times its scale.
+    ///
+    /// # Safety
+    /// `head` is the first element of such a head.
+    #[inline(always)]
+    unsafe fn scaled<S: Simd>(_s: S, x: S::V, _head: *const Self::Of, _head_dim: usize) -> S::V {
+        x
+    }
+
     /// A vector of the first `n` elements, zeros after them; `n` may be more than a vector holds.
     ///
     /// # Safety
@@ -87,6 +98,26 @@ impl<T: Elem> Lane for One<T> {
     unsafe fn load<S: Simd>(s: S, p: *const T, n: usize) -> S::V {
         // SAFETY: as the caller vouches.
         unsafe { load_up_to(s, p, n) }
+    }
+}
+
+/// One f32 of a key or a value.
+struct Head<T>(PhantomData<T>);
+
+impl<T: Row> Lane for Head<T> {
+    type Of = T;
+    const PACK: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const T, n: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        unsafe { load_up_to(s, p, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn scaled<S: Simd>(s: S, x: S::V, head: *const T, head_dim: usize) -> S::V {
+        // SAFETY: as the caller vouches.
+        if T::SCALED { s.mul(x, s.splat(unsafe { T::scale(head, head_dim) })) } else { x }
     }
 }
 
@@ -238,7 +269,10 @@ impl<L: Lane> Kernel for Keys<'_, L> {
                 let mut block = [s.zero(); MAX_LANES];
                 for (v, &place) in block.iter_mut().zip(&places).take(have) {
                     // SAFETY: a key of the op.
-                    *v = unsafe { L::load(s, from.add(place + L::PACK * d), hd - L::PACK * d) };
+                    *v = unsafe {
+                        let head = from.add(place);
+                        L::scaled(s, L::load(s, head.add(L::PACK * d), hd - L::PACK * d), head, hd)
+                    };
                 }
                 // SAFETY: `block` holds a vector for each lane; the panel has `head_dim` rows.
                 unsafe {
@@ -252,15 +286,15 @@ impl<L: Lane> Kernel for Keys<'_, L> {
     }
 }
 
-struct Values<'a, K: Elem>(Keys<'a, One<K>>, usize);
+struct Values<'a, K: Row>(Keys<'a, Head<K>>, usize);
 
 /// # Safety
 /// As [`Io`] says.
-unsafe fn values<K: Elem>(call: &Call, rows: &Rows, first: usize, zeros: usize, count: usize, to: *mut f32) {
+unsafe fn values<K: Row>(call: &Call, rows: &Rows, first: usize, zeros: usize, count: usize, to: *mut f32) {
     call.isa.run(Values::<K>(Keys { call, rows, first, count, from: call.v.cast(), to }, zeros));
 }
 
-impl<K: Elem> Kernel for Values<'_, K> {
+impl<K: Row> Kernel for Values<'_, K> {
     type Output = ();
 
     #[inline(always)]
@@ -278,7 +312,8 @@ impl<K: Elem> Kernel for Values<'_, K> {
                 let from = from.add(call.operands.v_at(&rows.seq, rows.head, first + j));
                 let to = to.add(j * padded);
                 for d in (0..hd).step_by(S::LANES) {
-                    s.store(to.add(d), load_up_to(s, from.add(d), hd - d));
+                    let x = load_up_to(s, from.add(d), hd - d);
+                    s.store(to.add(d), Head::<K>::scaled(s, x, from, hd));
                 }
                 // Whole micro-tiles are multiplied: what lies behind the head must not be slow numbers.
                 for d in (hd.next_multiple_of(S::LANES)..padded).step_by(S::LANES) {

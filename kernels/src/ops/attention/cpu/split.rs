@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use half::{bf16, f16};
 
-use super::cut::{CUT, hide, products, sum_values, weigh};
+use super::cut::{CUT, hide, products, scale_weights, sum_values, weigh};
+use super::row::Row;
 use super::softmax::exp2;
 use super::tasks::{Call, Rows, Task};
 use crate::cpu::CpuCx;
 use crate::cpu::scratch::Scratch;
-use crate::cpu::simd::{Elem, Kernel, MAX_LANES, Simd, StoreElem};
+use crate::cpu::simd::{Kernel, MAX_LANES, Simd, StoreElem};
 use crate::ops::attention::{Attention, AttentionKv};
 use crate::spec::{DType, Element, KernelError};
 
@@ -27,17 +28,20 @@ pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
     match (op.q.dtype(), k.dtype()) {
         (DType::BF16, DType::BF16) => run::<bf16, bf16>(op, cx),
         (DType::BF16, DType::F16) => run::<bf16, f16>(op, cx),
+        (DType::BF16, DType::I8) => run::<bf16, i8>(op, cx),
         (DType::BF16, _) => run::<bf16, f32>(op, cx),
         (DType::F16, DType::BF16) => run::<f16, bf16>(op, cx),
         (DType::F16, DType::F16) => run::<f16, f16>(op, cx),
+        (DType::F16, DType::I8) => run::<f16, i8>(op, cx),
         (DType::F16, _) => run::<f16, f32>(op, cx),
         (_, DType::BF16) => run::<f32, bf16>(op, cx),
         (_, DType::F16) => run::<f32, f16>(op, cx),
+        (_, DType::I8) => run::<f32, i8>(op, cx),
         _ => run::<f32, f32>(op, cx),
     }
 }
 
-fn run<X: StoreElem + Element, K: Elem + Element>(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
+fn run<X: StoreElem + Element, K: Row + Element>(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
     let call = Call::new(op, cx)?;
     let (operands, padded) = (&call.operands, call.geometry.padded);
     // Cuts with a key that any query sees; one at least, which writes the result.
@@ -134,7 +138,7 @@ struct Cut<'a, X, K> {
     out: *mut X,
 }
 
-impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
+impl<X: StoreElem, K: Row> Kernel for Cut<'_, X, K> {
     type Output = ();
 
     #[inline(always)]
@@ -176,6 +180,7 @@ impl<X: StoreElem, K: Elem> Kernel for Cut<'_, X, K> {
                 part.add(r).write(most);
                 part.add(total + r).write(sum);
             }
+            scale_weights(call, &rows, heads, first, unseen..keys, v, scores);
             let after = hull.end.saturating_sub(first + keys).min(MAX_LANES);
             sum_values(s, call, &rows, heads, first, unseen..keys, after, scores, (k, v), results);
         }

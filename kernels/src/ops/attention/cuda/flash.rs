@@ -11,10 +11,14 @@ use crate::spec::{Caps, DType, KernelError};
 
 type Row = Variant<AttentionSpec, CudaLaunch<Attention>>;
 
-pub(super) const FLASH: Row = Variant { name: "flash", reject: |_, _| None, est_us: estimate_flash, launch };
+pub(super) const FLASH: Row = Variant { name: "flash", reject, est_us: estimate_flash, launch };
 
 pub(super) const SPLIT: Row =
     Variant { name: "split", reject: reject_split, est_us: estimate_split, launch: launch_split };
+
+fn reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
+    (spec.kv_dtype == DType::I8).then(|| "keys and values of i8 are not built for CUDA".into())
+}
 
 const THREADS: u32 = 256;
 /// Keys of a tile.
