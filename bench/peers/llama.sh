@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds llama.cpp's llama-bench for this machine from the source distribution of llama-cpp-python, into target/peers/llama.
+# Builds llama.cpp's llama-bench and llama-server for this machine from the source distribution of llama-cpp-python, into target/peers/llama.
 #
 #   bench/peers/llama.sh            needs Python with venv, a C++ compiler, and PyPI
 set -eu
@@ -13,6 +13,7 @@ python3 -m venv "$dir/venv"
 tar xzf "$dir"/llama_cpp_python-$version.tar.gz -C "$dir"
 export PATH="$PWD/$dir/venv/bin:$PATH"
 cmake -S "$dir/llama_cpp_python-$version/vendor/llama.cpp" -B "$dir/llama" -G Ninja -DCMAKE_BUILD_TYPE=Release \
-    -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_SERVER=OFF
-ninja -C "$dir/llama" llama-bench
-echo "$dir/llama/bin/llama-bench"
+    -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DBUILD_SHARED_LIBS=OFF -DLLAMA_BUILD_TESTS=OFF \
+    -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+ninja -C "$dir/llama" llama-bench llama-server
+echo "$dir/llama/bin/llama-bench" "$dir/llama/bin/llama-server"
