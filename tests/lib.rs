@@ -1,5 +1,6 @@
 //! Helpers shared by the tests.
 
+pub mod collector;
 pub mod command;
 
 use std::env;

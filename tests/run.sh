@@ -211,7 +211,10 @@ stream() {
         docs)
             RUSTDOCFLAGS="-D warnings" whole docs cargo doc --release --locked --workspace --no-deps ;;
         features)
-            whole features cargo check --release --locked -p ocelli --no-default-features ;;
+            # Without any, and with each that needs no device.
+            for of in "" otlp; do
+                whole "features${of:+-$of}" cargo check --release --locked -p ocelli --no-default-features --features "$of"
+            done ;;
         unit) counted unit tests --lib --bins ;;
         doctest) counted doctest cargo test --release --locked --workspace --doc ;;
         wgpu)

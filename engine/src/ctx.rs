@@ -244,7 +244,7 @@ impl Ctx {
 
     /// Runs `work` and adds its time to a stage, once the device has done it.
     pub fn measure<R>(&mut self, phase: Phase, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let start = Instant::now();
+        let (start, _span) = (Instant::now(), phase.span().entered());
         let result = self.during(phase, work)?;
         self.stream.sync()?;
         self.timings.add(phase, start.elapsed());

@@ -1,6 +1,7 @@
 //! Pictures that models draw: tokens one after the other, guided by a prompt, then pixels of the tokens.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ocelli_kernels::ops::{MixRows, NO_TOKEN, Sample, params as column};
@@ -16,7 +17,7 @@ use crate::sample::{ParamError, uniform};
 use crate::tensor::Tensor;
 use crate::text::Tokenizer;
 use crate::timing::Phase;
-use crate::vlm::{ModelInfo, Vlm};
+use crate::vlm::Vlm;
 
 /// What a model draws on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,64 +142,51 @@ pub fn painter(model: &dyn Vlm) -> Result<&dyn Painter> {
 /// [`Error::Cancelled`].
 pub fn draw(
     cx: &mut Ctx,
-    model: &dyn Vlm,
+    model: &Arc<dyn Vlm>,
     guide: &Guide,
     params: &DrawingParams,
     mut each: impl FnMut() -> ControlFlow<()>,
 ) -> Result<Drawn> {
-    params.validate()?;
-    let mut drawing = Drawing::new(cx, model, guide, params)?;
-    let tokens = drawing.canvas.tokens;
-    let mut codes = vec![Vec::with_capacity(tokens); params.count];
-    let start = Instant::now();
-    let mut prompt = Duration::ZERO;
-    // One step is under way while the host reads what the one before chose.
-    let mut waiting: Option<Box<dyn Fetch>> = None;
-    for token in 0..=tokens {
-        let next = if token < tokens { Some(drawing.step(cx, token)?) } else { None };
-        if let Some(fetch) = std::mem::replace(&mut waiting, next) {
-            let bytes = fetch.wait()?;
-            for (codes, id) in codes.iter_mut().zip(bytes.as_chunks().0) {
-                match i32::from_le_bytes(*id) {
-                    NO_TOKEN => return Err(Error::NotNumbers),
-                    id => codes.push(id as u32),
-                }
-            }
-            if token == 1 {
-                prompt = start.elapsed();
-            }
-            if each().is_break() {
-                return Err(Error::Cancelled);
-            }
+    let mut drawing = Drawing::new(cx, model.clone(), guide.clone(), params.clone())?;
+    loop {
+        let (before, done) = (drawing.tokens_drawn(), drawing.advance(cx)?);
+        if drawing.tokens_drawn() > before && each().is_break() {
+            return Err(Error::Cancelled);
+        }
+        if done {
+            return Ok(drawing.into_drawn());
         }
     }
-    Ok(Drawn { codes, prompt, tokens: start.elapsed() - prompt })
 }
 
-/// Sequences of one drawing: of each picture one with the prompt, then, where there is guidance, of each one without.
-struct Drawing<'a> {
-    painter: &'a dyn Painter,
-    info: &'a ModelInfo,
+/// A drawing on its way, token by token: sequences of each picture with the prompt, then, where there is guidance, of each one without.
+pub struct Drawing {
+    model: Arc<dyn Vlm>,
     canvas: Canvas,
-    params: &'a DrawingParams,
-    prompts: Vec<&'a Prompt>,
+    guide: Guide,
+    params: DrawingParams,
     seqs: Vec<SeqId>,
     kv: KvCache,
     /// i32: the codes chosen last, one for each sequence.
     ids: Tensor,
+    /// Tokens that were begun.
+    begun: usize,
+    /// One is under way while the host reads what the one before chose.
+    waiting: Option<Box<dyn Fetch>>,
+    codes: Vec<Vec<u32>>,
+    start: Instant,
+    prompt: Duration,
 }
 
 /// Scores of each step, `[sequences, codes]`: those with the prompt before those without.
 pub const SCORES: Stage = Stage::of("scores");
 
-impl<'a> Drawing<'a> {
-    fn new(cx: &mut Ctx, model: &'a dyn Vlm, guide: &'a Guide, params: &'a DrawingParams) -> Result<Self> {
-        let (painter, info) = (painter(model)?, model.info());
-        let canvas = painter.canvas();
-        let mut prompts = vec![&guide.with; params.count];
-        if params.guidance != 1.0 {
-            prompts.extend(vec![&guide.without; params.count]);
-        }
+impl Drawing {
+    /// Memory for a drawing, of which nothing is computed yet.
+    pub fn new(cx: &mut Ctx, model: Arc<dyn Vlm>, guide: Guide, params: DrawingParams) -> Result<Self> {
+        params.validate()?;
+        let (canvas, info) = (painter(&*model)?.canvas(), model.info());
+        let sequences = if params.guidance == 1.0 { params.count } else { 2 * params.count };
         let longest = guide.with.len().max(guide.without.len());
         let positions = longest + canvas.tokens;
         if positions > info.max_positions {
@@ -206,12 +194,45 @@ impl<'a> Drawing<'a> {
             return Err(Error::PromptTooLong { limit, found: longest });
         }
         let extent = Extent { tokens: positions, memory: 0 };
-        let pages = info.kv.0.iter().map(|group| group.most_pages(extent, longest) * prompts.len());
+        let pages = info.kv.0.iter().map(|group| group.most_pages(extent, longest) * sequences);
         let pages: Vec<usize> = pages.collect();
         let mut kv = KvCache::new(cx, &info.kv, &pages)?;
-        let seqs = prompts.iter().map(|_| kv.open(0)).collect();
-        let ids = cx.alloc_owned(&[prompts.len().next_power_of_two()], DType::I32)?;
-        Ok(Self { painter, info, canvas, params, prompts, seqs, kv, ids })
+        let seqs = (0..sequences).map(|_| kv.open(0)).collect();
+        let ids = cx.alloc_owned(&[sequences.next_power_of_two()], DType::I32)?;
+        let codes = vec![Vec::with_capacity(canvas.tokens); params.count];
+        let (begun, waiting, start, prompt) = (0, None, Instant::now(), Duration::ZERO);
+        Ok(Self { model, canvas, guide, params, seqs, kv, ids, begun, waiting, codes, start, prompt })
+    }
+
+    /// Tokens that each picture has.
+    #[must_use]
+    pub fn tokens_drawn(&self) -> usize {
+        self.codes.first().map_or(0, Vec::len)
+    }
+
+    /// Begins the next token and waits for the one before; true once all are there.
+    pub fn advance(&mut self, cx: &mut Ctx) -> Result<bool> {
+        let next = if self.begun < self.canvas.tokens { Some(self.step(cx, self.begun)?) } else { None };
+        self.begun += usize::from(next.is_some());
+        if let Some(fetch) = std::mem::replace(&mut self.waiting, next) {
+            let bytes = fetch.wait()?;
+            for (codes, id) in self.codes.iter_mut().zip(bytes.as_chunks().0) {
+                match i32::from_le_bytes(*id) {
+                    NO_TOKEN => return Err(Error::NotNumbers),
+                    id => codes.push(id as u32),
+                }
+            }
+            if self.tokens_drawn() == 1 {
+                self.prompt = self.start.elapsed();
+            }
+        }
+        Ok(self.waiting.is_none() && self.begun == self.canvas.tokens)
+    }
+
+    /// What was drawn.
+    #[must_use]
+    pub fn into_drawn(self) -> Drawn {
+        Drawn { codes: self.codes, prompt: self.prompt, tokens: self.start.elapsed() - self.prompt }
     }
 
     /// Chooses the code of a token for every picture; those of the pictures are on their way to the host.
@@ -221,24 +242,25 @@ impl<'a> Drawing<'a> {
     }
 
     fn step_in(&mut self, cx: &mut Ctx, token: usize, ids: Ids) -> Result<Box<dyn Fetch>> {
-        let chunks = self.prompts.iter().zip(&self.seqs).map(|(&prompt, &seq)| {
+        let chunks = self.seqs.iter().enumerate().map(|(number, &seq)| {
+            let prompt = if number < self.params.count { &self.guide.with } else { &self.guide.without };
             let tokens: &[u32] = if ids == Ids::Text { &prompt.tokens } else { &[0] };
             Chunk { seq, prompt, features: &[], tokens, want: 1 }
         });
         let known = (ids == Ids::Codes).then(|| self.ids.clone());
         let batch = Batch { chunks: chunks.collect(), ids: known };
-        let packed = batch.pack(cx, &mut self.kv, self.info.packing())?;
-        let scores = self.painter.scores(cx, &packed, ids, &self.kv)?;
-        cx.stage(SCORES, &scores.narrow(0, 0, self.prompts.len())?)?;
+        let packed = batch.pack(cx, &mut self.kv, self.model.info().packing())?;
+        let scores = painter(&*self.model)?.scores(cx, &packed, ids, &self.kv)?;
+        cx.stage(SCORES, &scores.narrow(0, 0, self.seqs.len())?)?;
         let guided = self.guided(cx, &scores)?;
-        let out = self.ids.narrow(0, 0, self.prompts.len())?;
+        let out = self.ids.narrow(0, 0, self.seqs.len())?;
         self.sample(cx, &guided, token, &out)?;
         cx.fetch(&out.narrow(0, 0, self.params.count)?)
     }
 
     /// Scores of each sequence, those of a picture's two sequences mixed: `[sequences, codes]`.
     fn guided(&self, cx: &mut Ctx, scores: &Tensor) -> Result<Tensor> {
-        let (count, seqs) = (self.params.count, self.prompts.len());
+        let (count, seqs) = (self.params.count, self.seqs.len());
         if seqs == count {
             return scores.narrow(0, 0, count);
         }
@@ -260,7 +282,7 @@ impl<'a> Drawing<'a> {
 
     /// Chooses a code for each row: both sequences of a picture get the same.
     fn sample(&self, cx: &mut Ctx, scores: &Tensor, token: usize, out: &Tensor) -> Result<()> {
-        let params = self.params;
+        let params = &self.params;
         let row = |seq: usize| {
             let mut row = [0f32; column::COUNT];
             row[column::TEMPERATURE] = params.temperature;
@@ -270,8 +292,8 @@ impl<'a> Drawing<'a> {
             row[column::UNIFORM] = uniform(params.seed, (seq % params.count) as u64, token as u64);
             row
         };
-        let settings: Vec<f32> = (0..self.prompts.len()).flat_map(row).collect();
-        let settings = cx.upload(&[self.prompts.len(), column::COUNT], &settings)?;
+        let settings: Vec<f32> = (0..self.seqs.len()).flat_map(row).collect();
+        let settings = cx.upload(&[self.seqs.len(), column::COUNT], &settings)?;
         let op = Sample {
             logits: cx.view(scores)?,
             params: cx.view(&settings)?,

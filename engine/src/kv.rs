@@ -1,5 +1,6 @@
 //! What a model keeps of sequences: keys and values in pages, in groups of layers that keep the same tokens, and states in slots.
 
+use ocelli_kernels::ops::{keeps, kept_elements};
 use ocelli_kernels::{DType, View};
 
 use crate::ctx::Ctx;
@@ -70,13 +71,13 @@ impl Extent {
 }
 
 impl KvGroup {
-    /// Bytes that a page takes in all layers: keys and values of [`PAGE`] tokens, or a state.
+    /// Bytes that a page takes in all layers: keys and values of [`PAGE`] tokens, scales of codes included, or a state.
     #[must_use]
     pub fn bytes_per_page(&self, dtype: DType) -> u64 {
-        let elements = self.layers * self.heads * self.head_dim;
+        let heads = self.layers * self.heads;
         let bytes = match self.keep {
-            Keep::State => elements * DType::F32.size(),
-            _ => 2 * PAGE * elements * dtype.size(),
+            Keep::State => heads * self.head_dim * DType::F32.size(),
+            _ => 2 * PAGE * heads * kept_elements(self.head_dim, dtype) * dtype.size(),
         };
         bytes as u64
     }
@@ -204,7 +205,7 @@ struct Seq {
 /// What a layer keeps.
 #[derive(Clone, Debug)]
 pub enum Kept {
-    /// Pages of keys and of values, `[pages, PAGE, heads, head_dim]` each.
+    /// Pages of keys and of values, `[pages, PAGE, heads, head_dim]` each; of i8 with a scale behind each head.
     Pages(View, View),
     /// States, f32 `[slots, heads, head_dim]`.
     States(View),
@@ -232,8 +233,17 @@ struct Pool {
 
 impl Pool {
     fn new(cx: &mut Ctx, group: KvGroup, pages: usize) -> Result<Self> {
-        let shape = [pages, PAGE, group.heads, group.head_dim];
-        let dtype = cx.kv_dtype();
+        let dtype = match group.keep {
+            // Written by scattered rows, which know no heads.
+            Keep::Memory if !cx.kv_dtype().is_float() => cx.dtype(),
+            _ => cx.kv_dtype(),
+        };
+        let backend = cx.stream().caps().backend;
+        if !keeps(backend, dtype) {
+            let what = format!("keys and values of {dtype}: backend {backend} has no kernels for them yet");
+            return Err(Error::Request(what));
+        }
+        let shape = [pages, PAGE, group.heads, kept_elements(group.head_dim, dtype)];
         let view = |cx: &mut Ctx, shape: &[usize], dtype| -> Result<View> {
             Ok(cx.alloc_owned(shape, dtype)?.view().clone())
         };

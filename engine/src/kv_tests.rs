@@ -1,4 +1,4 @@
-use ocelli_kernels::Caps;
+use ocelli_kernels::{Backend, Caps};
 
 use super::*;
 use crate::ctx::Precision;
@@ -31,6 +31,26 @@ fn pages_come_and_go() {
     assert_eq!(kv.extend(b, 3 * PAGE).unwrap()[0].len(), 3 * PAGE);
     kv.close(b);
     assert!(kv.is_empty() && kv.free_pages(0) == 5);
+}
+
+/// Codes take a byte each, and a scale for each head of each token; a memory stays in the type of activations.
+#[test]
+fn pages_of_codes() {
+    let group = KvGroup { head_dim: 64, heads: 3, ..ALL };
+    let bytes = |dtype| group.bytes_per_token(dtype);
+    assert_eq!((bytes(DType::F32), bytes(DType::F16)), (2 * 2 * 3 * 256, 2 * 2 * 3 * 128));
+    assert_eq!(bytes(DType::I8), 2 * 2 * 3 * 68);
+    let precision = Precision { kv: Some(DType::I8), ..Precision::default() };
+    let layout = KvLayout(vec![group, KvGroup { keep: Keep::Memory, ..group }]);
+    let (mut cx, _) = Ctx::dry(Caps::default(), precision);
+    let kv = KvCache::new(&mut cx, &layout, &[5, 2]).unwrap();
+    let (codes, floats) = (kv.layer(0, 0).unwrap().0, kv.layer(1, 0).unwrap().0);
+    assert_eq!((codes.dtype(), codes.shape()), (DType::I8, &[5, PAGE, 3, 68][..]));
+    assert_eq!((floats.dtype(), floats.shape()), (DType::F32, &[2, PAGE, 3, 64][..]));
+    // Where no kernel reads them, that is said before anything runs.
+    let (mut cx, _) = Ctx::dry(Caps { backend: Backend::Cuda, ..Caps::default() }, precision);
+    let refused = KvCache::new(&mut cx, &layout, &[5, 2]).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("keys and values of i8") && refused.contains("cuda"), "{refused}");
 }
 
 /// A sequence far longer than its window holds the pages of the window and no more, and its slots are those of its pages.

@@ -22,6 +22,21 @@ pub enum Phase {
     Decode,
 }
 
+impl Phase {
+    /// A span of the stage, for whoever collects them.
+    #[must_use]
+    pub fn span(self) -> tracing::Span {
+        match self {
+            Self::DecodeImage => tracing::info_span!("decode_image"),
+            Self::Resize => tracing::info_span!("resize"),
+            Self::Tower => tracing::info_span!("tower"),
+            Self::Connector => tracing::info_span!("connector"),
+            Self::Prefill => tracing::info_span!("prefill"),
+            Self::Decode => tracing::info_span!("decode"),
+        }
+    }
+}
+
 /// Time and amount of work of each stage. Always collected: two clock reads a stage.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Timings {
@@ -68,7 +83,7 @@ impl Timings {
     /// Runs `work` and adds its time to a stage.
     pub fn measure<R>(&mut self, phase: Phase, work: impl FnOnce() -> R) -> R {
         let start = Instant::now();
-        let result = work();
+        let result = phase.span().in_scope(work);
         self.add(phase, start.elapsed());
         result
     }

@@ -218,6 +218,28 @@ fn wrong_arguments() {
     fails(&[text(&list)], 1, &["line 1: pictures: expected a path"]);
     fails(&[text(&list), "--image-column", "picture"], 1, &["no field `picture`; found image"]);
     fails(&[text(&temp.write("empty.jsonl", ""))], 1, &["no rows"]);
+    fails(&[picture], 2, &["no prompt: no row has a field `prompt`"]);
+    fails(&[picture, "--prompt-column", "question"], 2, &["no row has a field `question`"]);
+    // What only the model can refuse comes before the file too, also before one is replaced.
+    fails(&[picture, "--prompt", "x", "--regex", "a(b"], 2, &["--regex: "]);
+    fails(&[picture, "--prompt", "x", "--model", text(&temp.path("nobody"))], 1, &["no such directory"]);
+    let kept = temp.write("kept.jsonl", "what was there\n");
+    for wrong in [["--regex", "a(b"], ["--model", "no/body/here"]] {
+        let args = [picture, "--prompt", "x", "--overwrite", "--out", text(&kept)];
+        assert!(batch(&[&args[..], &wrong].concat()).code.is_some_and(|code| code != 0));
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), "what was there\n");
+    }
+    let asked = batch(&[
+        picture,
+        "--prompt",
+        "{{ what }} of {{ id }}",
+        "--out",
+        text(&temp.path("what.jsonl")),
+        "-q",
+    ]);
+    assert_eq!(asked.code, Some(3));
+    let error = rows(&temp.path("what.jsonl"))["01.png"]["error"].as_str().unwrap().to_owned();
+    assert_eq!(error, "--prompt: no field `what`; the row has id, image");
     let folder = temp.path("no/out.jsonl");
     batch(&[picture, "--prompt", "x", "--out", text(&folder)]).fails(1, &["no such folder"]);
     temp.write("out.jsonl", "something else\n");

@@ -11,6 +11,7 @@ mod imagine;
 mod interrupt;
 mod messages;
 mod numbers;
+mod otlp;
 mod plan;
 mod quantize;
 mod run;

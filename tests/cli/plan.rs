@@ -92,6 +92,18 @@ fn quantized_and_16_bit_plans() {
     let bf16 = inspect(&["--dtype", "bf16"]);
     let kv = |report: &Value| report["plan"]["memory"]["kv_cache"].as_u64().unwrap();
     assert_eq!(kv(&f32), 2 * kv(&bf16));
+    // A code a number, and a scale of four bytes a head.
+    let int8 = inspect(&["--backend", "cpu", "--kv-dtype", "int8"]);
+    let head = f32["plan"]["memory"]["kv_per_token"].as_u64().unwrap();
+    let codes = int8["plan"]["memory"]["kv_per_token"].as_u64().unwrap();
+    assert!(4 * codes > head && 2 * codes < head, "{codes} of {head}");
+    assert!(
+        int8["plan"]["phases"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|phase| { phase["steps"].as_array().unwrap().iter().all(|step| step["refused"].is_null()) })
+    );
     assert_eq!(bf16["dtype"], "bf16");
 }
 

@@ -8,7 +8,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::weights::{Checkpoint, Layout, QuantizeOptions, QuantizeScheme, Role, quantize};
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::quant::grouped;
-use ocelli_kernels::{Backend, DeviceOptions, Format};
+use ocelli_kernels::{Backend, DType, DeviceOptions, Format};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -34,6 +34,15 @@ fn f32_answers_as_transformers_does() {
         &differing[..differing.len().min(5)]
     );
     assert_eq!(report.correct, 1741);
+}
+
+/// Keys and values as codes of 8 bits change logits by less than what is between most answers.
+#[test]
+fn keys_and_values_of_8_bits() {
+    let report = run(&ocelli_models::demo::FILES, Precision { kv: Some(DType::I8), ..Precision::default() });
+    let differing = report.differing.expect("answers.jsonl");
+    assert!(differing.len() <= 2, "{} rows differ: {differing:?}", differing.len());
+    assert!(report.correct.abs_diff(1741) <= 2, "{}", report.correct);
 }
 
 /// The accuracy of the model quantized in groups of 32, and with 8-bit activations.

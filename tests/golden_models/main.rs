@@ -4,6 +4,7 @@ mod batch;
 mod cuda;
 mod demo;
 mod florence2;
+mod likely;
 mod published;
 mod quantized;
 mod real_size;

@@ -13,3 +13,4 @@ mod likely;
 mod many;
 mod protocol;
 mod search;
+mod traces;

@@ -57,7 +57,7 @@ pub(super) fn verify_case(
     })));
     let greedy =
         DrawingParams { guidance: case.guidance_scale, temperature: 0.0, ..DrawingParams::default() };
-    let drawn = drawing::draw(&mut cx, &*pipeline.model, &guide, &greedy, || ControlFlow::Continue(()))?;
+    let drawn = drawing::draw(&mut cx, &pipeline.model, &guide, &greedy, || ControlFlow::Continue(()))?;
     cx.observe(None);
     let got = drawn.codes.into_iter().next().unwrap_or_default();
     let seen = seen.lock().map(|mut seen| std::mem::take(&mut *seen)).unwrap_or_default();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DeviceArgs, ModelArgs, at_least_one, whole};
+use super::{DeviceArgs, ModelArgs, TraceArgs, at_least_one, whole};
 
 /// `ocelli serve`.
 #[derive(Debug, Args)]
@@ -67,6 +67,8 @@ pub struct ServeArgs {
     pub cors: Option<String>,
     #[command(flatten)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    pub trace: TraceArgs,
 }
 
 fn key(text: &str) -> Result<String, String> {

@@ -12,6 +12,7 @@ use ocelli_engine::{Error, Gives};
 
 use crate::args::TIP;
 use crate::interrupt;
+use crate::otlp::Export;
 
 /// Done, but what was asked for does not hold: a verification that failed.
 pub const FAILED: u8 = 1;
@@ -248,15 +249,22 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     Failure::usage(message).hint(hint).report()
 }
 
-/// Sends logs to stderr, by `-v`, `-q` or `RUST_LOG`.
-pub fn logging(verbose: u8, quiet: bool) {
-    use tracing_subscriber::EnvFilter;
+/// Sends logs to stderr, by `-v`, `-q` or `RUST_LOG`, and spans where they are exported to.
+pub fn logging(verbose: u8, quiet: bool, export: Option<&Export>) {
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    use tracing_subscriber::{EnvFilter, Layer};
     let level = if quiet { "error" } else { ["warn", "info", "debug"][usize::from(verbose.min(2))] };
     QUIET.store(quiet, Ordering::Relaxed);
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time();
+    let logs =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
+    let logs = tracing_subscriber::registry().with(logs.with_filter(filter));
     // A second subscriber cannot come: this is the only place that sets one.
-    let _ = logs.with_target(false).try_init();
+    let _ = match export {
+        Some(export) => logs.with(export.layer()).try_init(),
+        None => logs.try_init(),
+    };
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);

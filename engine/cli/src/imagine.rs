@@ -87,7 +87,7 @@ pub fn imagine(args: &ImagineArgs) -> Outcome {
     let leftovers = args.model.leftovers();
     let (pipeline, mut cx) =
         open::pipeline_of(&files, &args.model.processor, leftovers, &*device, precision)?;
-    let (model, painter) = (&*pipeline.model, drawing::painter(&*pipeline.model)?);
+    let painter = drawing::painter(&*pipeline.model)?;
     let guide = pipeline.guide(&args.prompt)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;
     drop(spinner);
@@ -95,7 +95,7 @@ pub fn imagine(args: &ImagineArgs) -> Outcome {
     let canvas = painter.canvas();
     let gentle = Gentle::begin();
     let bar = Steps::new("tokens", canvas.tokens * params.count);
-    let drawn = drawing::draw(&mut cx, model, &guide, &params, || {
+    let drawn = drawing::draw(&mut cx, &pipeline.model, &guide, &params, || {
         bar.advance(params.count);
         if gentle.asked() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });

@@ -17,6 +17,8 @@ mod interrupt;
 mod kernels;
 mod manual;
 mod open;
+#[cfg_attr(not(feature = "otlp"), path = "otlp_absent.rs")]
+mod otlp;
 mod progress;
 mod quantize;
 mod run;
@@ -39,7 +41,12 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return fail::usage(&error),
     };
-    fail::logging(cli.verbose, cli.quiet);
+    let export = cli.command.otlp().map(|url| otlp::Export::to(url, cli.verbose > 0)).transpose();
+    let export = match export {
+        Ok(export) => export,
+        Err(failure) => return failure.report(),
+    };
+    fail::logging(cli.verbose, cli.quiet, export.as_ref());
     match interrupt::install().and_then(|()| execute(&cli.command)) {
         Ok(code) => code,
         Err(failure) => failure.report(),

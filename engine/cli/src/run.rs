@@ -80,7 +80,7 @@ impl SamplingArgs {
 
 /// Runs the command.
 pub fn run(args: &RunArgs) -> Outcome {
-    let start = Instant::now();
+    let (start, _span) = (Instant::now(), tracing::info_span!("run").entered());
     let mut params = args.sampling.params();
     params.validate().map_err(ocelli_engine::Error::from)?;
     let form = args.form.read()?;

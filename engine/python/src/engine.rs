@@ -74,7 +74,11 @@ fn dtype(name: &str, text: &str) -> PyResult<Option<DType>> {
         "f32" => Ok(Some(DType::F32)),
         "bf16" => Ok(Some(DType::BF16)),
         "f16" => Ok(Some(DType::F16)),
-        other => Err(value(format!("{name}: expected auto, f32, bf16 or f16, found `{other}`"))),
+        "int8" if name == "kv_dtype" => Ok(Some(DType::I8)),
+        other => {
+            let more = if name == "kv_dtype" { "f16 or int8" } else { "or f16" };
+            Err(value(format!("{name}: expected auto, f32, bf16, {more}, found `{other}`")))
+        }
     }
 }
 

@@ -87,12 +87,12 @@ impl Answers {
             prompt_tokens: 0,
             thought_tokens: 0,
         };
+        let _span = answers.span.clone().entered();
         for (number, request) in requests.into_iter().enumerate() {
             let (sender, app, mut last) = (sender.clone(), app.clone(), None);
-            let place = places.split(1);
+            let mut place = places.split(1);
             let until = before.arrived + app.config.timeout;
             let sink = move |event: Event| {
-                let _place = &place;
                 if let Event::Text { .. } = event {
                     let now = Instant::now();
                     match last.replace(now) {
@@ -103,6 +103,10 @@ impl Answers {
                     if now > until {
                         return false;
                     }
+                }
+                if !matches!(event, Event::Text { .. }) {
+                    // Whoever hears of the end finds the place free.
+                    drop(place.take());
                 }
                 sender.send((number, event)).is_ok()
             };

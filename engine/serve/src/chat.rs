@@ -218,10 +218,10 @@ fn make(app: &App, source: &Source, found: &[Found], how: How) -> Result<(Reques
     let How { mut params, max_tokens, form } = how;
     params.grammar = form.map(|asked| asked.compile(pipeline)).transpose()?;
     let start = Instant::now();
-    let images = tracing::info_span!("pictures", count = found.len())
+    let images = tracing::info_span!("decode_image", count = found.len())
         .in_scope(|| pictures::decode(found, &app.config))?;
     let decoded = Instant::now();
-    let made = tracing::info_span!("prepare").in_scope(|| {
+    let made = tracing::info_span!("resize").in_scope(|| {
         let text = match source {
             Source::Chat(messages, options) => &pipeline.render_with(messages, options)?,
             Source::Text(text) => text,

@@ -10,7 +10,7 @@ use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use ocelli_engine::drawing::{self, DrawingParams, Guide};
+use ocelli_engine::drawing::{self, Drawing, DrawingParams, Guide};
 use ocelli_engine::image::png;
 use ocelli_engine::{Ctx, Error};
 use serde_json::{Value as Json, json};
@@ -33,7 +33,7 @@ impl Drop for Asks {
     }
 }
 
-/// `/v1/images/generations`. The scheduler's thread draws between two steps: answers wait meanwhile.
+/// `/v1/images/generations`. The scheduler's thread draws a token after each step of answers.
 pub(crate) async fn generations(
     State(app): State<Arc<App>>,
     request: Request<Body>,
@@ -81,10 +81,26 @@ pub(crate) async fn generations(
     let (reply, drawn) = oneshot::channel();
     let ended = Arc::new(AtomicBool::new(false));
     let _asks = Asks(ended.clone());
-    let shared = app.clone();
+    let mut easel = Easel {
+        app: app.clone(),
+        guide,
+        params,
+        ended: ended.clone(),
+        drawing: None,
+        codes: None,
+        files: Vec::new(),
+    };
+    let mut reply = Some((reply, place));
     let work = move |cx: &mut Ctx| {
-        let _place = place;
-        let _ = reply.send(draw(&shared, cx, &guide, &params, &ended));
+        let done = match easel.go_on(cx) {
+            Ok(false) => return ControlFlow::Continue(()),
+            Ok(true) => Ok(std::mem::take(&mut easel.files)),
+            Err(error) => Err(error),
+        };
+        if let Some((reply, _place)) = reply.take() {
+            let _ = reply.send(done);
+        }
+        ControlFlow::Break(())
     };
     client.run(work).map_err(|error| ApiError::engine(&error, "prompt"))?;
     let drawn = tokio::time::timeout(app.config.timeout, drawn)
@@ -102,26 +118,42 @@ pub(crate) async fn generations(
     Ok(json_response(StatusCode::OK, &value))
 }
 
-/// Draws pictures, as PNG files.
-fn draw(
-    app: &App,
-    cx: &mut Ctx,
-    guide: &Guide,
-    params: &DrawingParams,
-    ended: &AtomicBool,
-) -> Result<Vec<Vec<u8>>, Error> {
-    let Ok((pipeline, ..)) = app.answers() else { return Ok(Vec::new()) };
-    let (model, painter) = (&*pipeline.model, drawing::painter(&*pipeline.model)?);
-    let goes_on = || match ended.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
-    let drawn = drawing::draw(cx, model, guide, params, goes_on)?;
-    let canvas = painter.canvas();
-    let Some(processor) = pipeline.processor.drawing() else { return Ok(Vec::new()) };
-    let picture = |codes: &Vec<u32>| {
-        let values = drawing::pixels(cx, painter, codes)?;
-        Ok(png(&processor.picture(&values, canvas.width)?)?)
-    };
-    drawn.codes.iter().map(picture).collect()
+/// Pictures on their way: a part of the work after each step of answers.
+struct Easel {
+    app: Arc<App>,
+    guide: Guide,
+    params: DrawingParams,
+    ended: Arc<AtomicBool>,
+    drawing: Option<Drawing>,
+    /// Those of the pictures that are not files yet, the last one first.
+    codes: Option<Vec<Vec<u32>>>,
+    /// PNG files.
+    files: Vec<Vec<u8>>,
+}
+
+impl Easel {
+    /// Does one more part: a token of all pictures, or the file of one. True at the end.
+    fn go_on(&mut self, cx: &mut Ctx) -> Result<bool, Error> {
+        if self.ended.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        let Ok((pipeline, ..)) = self.app.answers() else { return Ok(true) };
+        let Some(codes) = &mut self.codes else {
+            let mut drawing = match self.drawing.take() {
+                Some(drawing) => drawing,
+                None => Drawing::new(cx, pipeline.model.clone(), self.guide.clone(), self.params.clone())?,
+            };
+            match drawing.advance(cx)? {
+                false => self.drawing = Some(drawing),
+                true => self.codes = Some(drawing.into_drawn().codes.into_iter().rev().collect()),
+            }
+            return Ok(false);
+        };
+        let painter = drawing::painter(&*pipeline.model)?;
+        if let (Some(processor), Some(codes)) = (pipeline.processor.drawing(), codes.pop()) {
+            let values = drawing::pixels(cx, painter, &codes)?;
+            self.files.push(png(&processor.picture(&values, painter.canvas().width)?)?);
+        }
+        Ok(codes.is_empty())
+    }
 }

@@ -212,6 +212,16 @@ impl Guide {
         Self { coming, here: OnceCell::new() }
     }
 
+    /// Whether what may come next is known, or why nothing can be.
+    pub fn is_ready(&self) -> bool {
+        if self.here.get().is_none()
+            && let Ok(next) = self.coming.try_recv()
+        {
+            let _ = self.here.set(next);
+        }
+        self.here.get().is_some()
+    }
+
     fn next(&self) -> &Next {
         self.here.get_or_init(|| {
             let lost = || Next { matcher: None, allowed: Err("its thread was lost".into()) };

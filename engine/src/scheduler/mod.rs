@@ -4,6 +4,7 @@
 //! answer, then chunks of prompts. Requests begin as the pages of the cache allow; where pages run out, the youngest gives its own
 //! back and is read again later. A request that fails does so alone.
 
+mod ahead;
 mod early;
 mod generate;
 mod pictures;
@@ -17,6 +18,8 @@ mod worker;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
+
+use tracing::Span;
 
 use ocelli_kernels::{DType, Fetch};
 
@@ -66,6 +69,8 @@ struct Pass {
     ids: Tensor,
     /// Tokens of prompts, and of answers, that went through the model.
     count: (usize, usize),
+    /// From its start to its tokens.
+    _span: Span,
 }
 
 /// Runs requests against a model.
@@ -269,7 +274,7 @@ impl Scheduler {
             },
         };
         self.ahead = self.run_ahead(cx, &pass);
-        let Pass { chunks, rows, tokens, looked_at, count, .. } = pass;
+        let Pass { chunks, rows, tokens, looked_at, count, _span, .. } = pass;
         let waited = match tokens {
             Some(fetch) => fetch.wait(),
             None => cx.stream().sync().map(|()| Vec::new()),
@@ -451,12 +456,15 @@ impl Scheduler {
         for mut live in self.waiting.drain(..plan.admitted) {
             self.reused += live.done;
             live.seq = live.seq.or_else(|| Some(self.kv.open(live.prompt.memory_rows())));
+            live.begin();
             self.running.push(live);
         }
         self.begin_later();
         let number = |place: usize| self.running[place].number;
         let mut chunks: Vec<_> = plan.chunks.iter().map(|&(place, len)| (number(place), len)).collect();
         let pictures: Vec<_> = plan.pictures.iter().map(|&(place, media)| (number(place), media)).collect();
+        // One that is read again may be older than those that run.
+        self.running.sort_by_key(|live| live.number);
         match pictures.is_empty() {
             true => self.encode_expected(cx),
             false => self.encode(cx, &pictures, events),
@@ -523,6 +531,15 @@ impl Scheduler {
             }
             None => true,
         });
+        let asks: Vec<&Span> =
+            once.iter().filter_map(|(number, _)| Some(self.running[self.place(*number)?].span())).collect();
+        let _span = asks.split_first().map(|(first, others)| {
+            let span = tracing::info_span!(parent: *first, "encode", pictures = once.len());
+            others.iter().for_each(|other| {
+                span.follows_from(*other);
+            });
+            span.entered()
+        });
         if once.len() > 1 {
             let all: Vec<&PreparedImage> = once.iter().map(|(_, picture)| &***picture).collect();
             match self.run_tower(cx, &all) {
@@ -586,48 +603,16 @@ impl Scheduler {
         placed
     }
 
-    /// Starts the pass after `pass`, if what it takes is known without the tokens of `pass`: one token of each of its requests.
-    fn run_ahead(&mut self, cx: &mut Ctx, pass: &Pass) -> Option<Pass> {
-        let limit = self.model.info().max_positions;
-        let goes_on = |live: &Live| {
-            let answer = live.answer.len() + live.coming;
-            live.coming == 1
-                && live.is_free()
-                && live.params.speculate == 0
-                && answer < live.params.max_tokens
-                && live.prompt.len() + answer < limit
-        };
-        if !cx.overlaps()
-            || self.running.is_empty()
-            || self.running.len() != pass.rows.len()
-            || !self.running.iter().all(goes_on)
-        {
-            return None;
-        }
-        let plan = self.plan(usize::MAX);
-        self.begin_later();
-        let only_answers = plan.admitted == 0
-            && plan.preempted == 0
-            && plan.pictures.is_empty()
-            && !self.expects()
-            && plan.chunks.len() == pass.rows.len()
-            && plan.chunks.iter().all(|&(_, len)| len == 1);
-        if !only_answers {
-            return None;
-        }
-        let chunks: Vec<(usize, usize)> = pass.rows.iter().map(|&number| (number, 1)).collect();
-        // What fails ahead of its turn is tried again in its turn.
-        self.start(cx, &chunks, Some(pass)).ok()
-    }
-
     /// Starts a forward pass over the chunks and samples for each request of which nothing is left to read. With `after`, each
-    /// request's new token is that of a pass which is still under way, in its order. Errors leave everything as it was.
+    /// request's new token is where that pass left its tokens, in their order. Errors leave everything as it was.
     fn start(&mut self, cx: &mut Ctx, chunks: &[(usize, usize)], after: Option<&Pass>) -> Result<Pass> {
         let mut places = Vec::with_capacity(chunks.len());
         for &(number, len) in chunks {
             places.extend(self.place(number).map(|place| (place, len)));
         }
         self.make_room(&places);
+        let tokens: usize = places.iter().map(|&(_, len)| len).sum();
+        let span = tracing::debug_span!("pass", requests = places.len(), tokens);
         let rows = places.iter().map(|&(place, _)| 1 + self.running[place].draft.len()).sum();
         let ids = self.token_memory(cx, rows)?;
         let reads =
@@ -660,7 +645,7 @@ impl Scheduler {
             }
         }
         let chunks = places.iter().map(|&(place, len)| (self.running[place].number, len)).collect();
-        Ok(Pass { chunks, rows, tokens, looked_at, ids, count })
+        Ok(Pass { chunks, rows, tokens, looked_at, ids, count, _span: span })
     }
 
     /// Memory for the tokens of a pass: not that of the pass before, which may still be read. It has room for rows of padding.

@@ -62,11 +62,13 @@ pub(super) struct Ask<'a> {
     pub media: Vec<usize>,
     /// Was part of a pass that failed: the next one is its own.
     pub alone: bool,
+    /// What may come next follows from the token before: see `ahead.rs`.
+    pub bound: bool,
 }
 
 impl Ask<'_> {
     /// Whether nothing but the answer's last token is to be read.
-    fn answers(&self) -> bool {
+    pub fn answers(&self) -> bool {
         self.done >= self.prompt.len() && self.done + 1 == self.known
     }
 
@@ -146,7 +148,7 @@ pub(super) struct Plan {
     pub admitted: usize,
     /// So many of the running requests wait again, the youngest ones.
     pub preempted: usize,
-    /// Place and number of tokens of each request in the pass: those of one token first.
+    /// Place and number of tokens of each request in the pass: those of one token first, and among them those that are bound last.
     pub chunks: Vec<(usize, usize)>,
     /// Place and medium of each picture to encode before the pass.
     pub pictures: Vec<(usize, usize)>,
@@ -202,7 +204,7 @@ pub(super) fn plan(running: &[Ask<'_>], waiting: &[Ask<'_>], room: Room<'_>, lim
         let ask = all[place];
         len > 1 || ask.prompt.block_of(ask.done).is_some()
     };
-    chunks.sort_by_key(in_prompts);
+    chunks.sort_by_key(|chunk| (in_prompts(chunk), all[chunk.0].bound));
     // What is left of the budget goes to those whose turn comes later.
     all.iter().enumerate().for_each(|(place, ask)| planning.choose_pictures(place, ask));
     planning.pictures.retain(|&(place, _)| place < all.len());

@@ -12,7 +12,7 @@ fn text(len: usize) -> Prompt {
 
 /// A request of which `done` of `known` tokens are read.
 fn ask(prompt: &Prompt, done: usize, known: usize) -> Ask<'_> {
-    Ask { prompt, known, guessed: 0, done, longest: 10_000, media: Vec::new(), alone: false }
+    Ask { prompt, known, guessed: 0, done, longest: 10_000, media: Vec::new(), alone: false, bound: false }
 }
 
 fn planned(running: &[Ask<'_>], waiting: &[Ask<'_>], free: usize) -> Plan {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ocelli_kernels::DType;
 use serde::Serialize;
+use tracing::Span;
 
 use super::plan::{Ask, Limits};
 use crate::error::{Error, Result};
@@ -253,6 +254,38 @@ impl Event {
     }
 }
 
+/// What is told of a request to whoever collects spans: one of all its time in the scheduler, and in it one of what it does now:
+/// `wait`, `prefill`, `decode`.
+struct Spans {
+    answer: Span,
+    now: Span,
+    stage: &'static str,
+}
+
+impl Spans {
+    fn new(prompt_tokens: usize, pictures: usize) -> Self {
+        use tracing::field::Empty;
+        let answer =
+            tracing::info_span!("answer", prompt_tokens, pictures, tokens = Empty, finish_reason = Empty);
+        let mut spans = Self { answer, now: Span::none(), stage: "" };
+        spans.go_on("wait");
+        spans
+    }
+
+    fn go_on(&mut self, stage: &'static str) {
+        if std::mem::replace(&mut self.stage, stage) == stage {
+            return;
+        }
+        // The one before ends first.
+        self.now = Span::none();
+        self.now = match stage {
+            "wait" => tracing::info_span!(parent: &self.answer, "wait"),
+            "prefill" => tracing::info_span!(parent: &self.answer, "prefill"),
+            _ => tracing::info_span!(parent: &self.answer, "decode"),
+        };
+    }
+}
+
 /// A request on its way.
 pub(super) struct Live {
     pub number: usize,
@@ -280,6 +313,7 @@ pub(super) struct Live {
     thoughts: String,
     guide: Option<Guide>,
     logprobs: Vec<Logprobs>,
+    spans: Spans,
     thinking: Thinking,
     detokenizer: Detokenizer,
     stops: StopMatcher,
@@ -297,6 +331,7 @@ impl Live {
         // A stop text that is one token of the model is never met in the text.
         request.params.stop_token_ids.extend(tokenizer.stop_ids(&request.params.stop));
         let thinking = Thinking::after(&request.prompt.tokens, tokenizer);
+        let spans = Spans::new(request.prompt.len(), request.media.len());
         Self {
             number,
             seq: None,
@@ -308,6 +343,7 @@ impl Live {
             thoughts: String::new(),
             guide: request.params.grammar.as_ref().map(Guide::new),
             logprobs: Vec::new(),
+            spans,
             detokenizer: tokenizer.detokenizer(true),
             stops: StopMatcher::new(&request.params.stop),
             params: request.params,
@@ -340,6 +376,7 @@ impl Live {
             longest: self.longest,
             media: patches.map(|(media, there)| if there.is_some() { 0 } else { media.patches() }).collect(),
             alone: self.alone,
+            bound: !self.is_free(),
         }
     }
 
@@ -356,9 +393,20 @@ impl Live {
         range.map(|token| if token < len { prompt[token] } else { answer(token) }).collect()
     }
 
+    /// Runs from here on.
+    pub fn begin(&mut self) {
+        self.spans.go_on("prefill");
+    }
+
+    /// Its span, for whoever collects them.
+    pub fn span(&self) -> &Span {
+        &self.spans.answer
+    }
+
     /// Goes back to its beginning, for what is read again. The answer so far stays.
     pub fn restart(&mut self) {
         (self.seq, self.done, self.coming) = (None, 0, 0);
+        self.spans.go_on("wait");
         self.draft.clear();
         for (features, media) in self.features.iter_mut().zip(&self.media) {
             *features = features.take().or_else(|| media.given());
@@ -406,6 +454,7 @@ impl Live {
 
     /// Adds a token to the answer.
     pub fn accept(&mut self, token: u32, tokenizer: &Tokenizer, max_positions: usize) -> Result<Step> {
+        self.spans.go_on("decode");
         self.answer.push(token);
         let eos = tokenizer.eos_ids().contains(&token) || self.prompt.stop.contains(&token);
         let ends = self.params.stop_token_ids.contains(&token) || (!self.params.ignore_eos && eos);
@@ -452,6 +501,8 @@ impl Live {
 
     pub fn into_answer(self, finish_reason: FinishReason) -> Answer {
         let thoughts = self.thoughts.trim_end();
+        self.spans.answer.record("tokens", self.answer.len());
+        self.spans.answer.record("finish_reason", tracing::field::debug(finish_reason));
         Answer {
             text: self.text,
             reasoning: (!thoughts.is_empty()).then(|| thoughts.to_owned()),

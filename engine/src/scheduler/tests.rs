@@ -220,6 +220,43 @@ fn running_ahead_with_rows_of_padding() {
     assert!(ahead > 10, "{ahead} of {steps} steps");
 }
 
+/// Few answers that are bound to the token before them miss every other pass, and hold back nobody.
+#[test]
+fn bound_answers_do_not_hold_back_free_ones() {
+    let grammars = crate::sample::Grammars::new(&tokenizer()).unwrap();
+    let form = grammars.compile(&crate::sample::Form::Regex("(?s:.{0,60})".into())).unwrap();
+    let mut requests: Vec<Request> = (0..26).map(|seed| asks(seed, 3 + seed, 60)).collect();
+    requests[7].params.repetition_penalty = 1.3;
+    requests[20].params.grammar = Some(form);
+    requests[20].params.ignore_eos = false;
+    let expected = alone(&mut context(), &both(), &requests);
+    let (mut cx, fails) = beside();
+    let (_, mut scheduler) = scheduler(&mut cx, &both(), Limits::default());
+    for request in &requests {
+        scheduler.submit(request.clone()).unwrap();
+    }
+    let mut all: Vec<_> = requests.iter().map(|_| (String::new(), Err("nothing".to_owned()))).collect();
+    let (mut ahead, mut joined, mut steps) = (0, 0, 0);
+    while !scheduler.is_idle() {
+        steps += 1;
+        // After a pass that is lost each request goes alone once.
+        fails.store(steps == 9 || steps == 70, Ordering::Relaxed);
+        for event in scheduler.step(&mut cx) {
+            match event {
+                Event::Text { request, text, .. } => all[request].0 += &text,
+                Event::Done { request, answer } => all[request].1 = Ok(answer),
+                Event::Failed { request, error } => all[request].1 = Err(error.to_string()),
+            }
+        }
+        if let Some(pass) = &scheduler.ahead {
+            let bound = pass.rows.iter().filter(|&&number| number == 7 || number == 20).count();
+            (ahead, joined) = (ahead + 1, joined + usize::from(bound > 0));
+        }
+    }
+    same(&all, &expected);
+    assert!(ahead > 40 && joined > 15, "{ahead} and {joined} of {steps} steps");
+}
+
 /// A pass that fails under way, with keys behind the window given back meanwhile: the request is read again.
 #[test]
 fn a_lost_pass_is_done_again() {
@@ -442,6 +479,21 @@ fn threads_share_a_worker() {
             });
         }
     });
+    // Other work that goes on until an answer has ended: both get on.
+    let (mut times, ended) = (0, Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let ((sender, times_needed), seen) = (std::sync::mpsc::channel(), ended.clone());
+    let work = move |_: &mut Ctx| {
+        times += 1;
+        if !seen.load(Ordering::Relaxed) {
+            return ControlFlow::Continue(());
+        }
+        let _ = sender.send(times);
+        ControlFlow::Break(())
+    };
+    worker.client().run(work).unwrap();
+    assert!(matches!(worker.submit(asks(3, 10, 60)).unwrap().last(), Some(Event::Done { .. })));
+    ended.store(true, Ordering::Relaxed);
+    assert!(times_needed.recv().unwrap() >= 60);
     let left = worker.submit(asks(3, 10, 600)).unwrap();
     let client = worker.client();
     assert!(!client.has_ended());

@@ -1,10 +1,13 @@
 //! A thread that owns a context and a scheduler; others talk to it by channel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
+
+use tracing::Span;
 
 use super::{Event, Picture, Request, Scheduler};
 use crate::ctx::Ctx;
@@ -14,13 +17,21 @@ use crate::timing::Timings;
 /// Where the events of a request go, on the scheduler's thread; false where nobody listens any more.
 type Sink = Box<dyn FnMut(Event) -> bool + Send>;
 
-/// Other work for the context.
-type Work = Box<dyn FnOnce(&mut Ctx) + Send>;
+/// Other work for the context, part by part as long as it goes on.
+type Work = Box<dyn FnMut(&mut Ctx) -> ControlFlow<()> + Send>;
 
 /// What clients ask of the thread.
 enum Command {
-    Submit { ticket: u64, request: Box<Request>, sink: Sink },
-    Cancel { ticket: u64 },
+    /// The span is that of the client.
+    Submit {
+        ticket: u64,
+        request: Box<Request>,
+        sink: Sink,
+        span: Span,
+    },
+    Cancel {
+        ticket: u64,
+    },
     Expect(Weak<Picture>),
     Run(Work),
     Stop,
@@ -101,7 +112,15 @@ impl Worker {
                 Ok((cx, scheduler)) => {
                     let _ = ready.send(Ok(()));
                     let shared = of_thread.clone();
-                    Thread { cx, scheduler, received, requests: HashMap::new(), shared }.run();
+                    Thread {
+                        cx,
+                        scheduler,
+                        received,
+                        requests: HashMap::new(),
+                        work: VecDeque::new(),
+                        shared,
+                    }
+                    .run();
                     let _ = of_thread.ended.set("it was stopped".into());
                 }
                 Err(error) => {
@@ -179,7 +198,8 @@ impl Client {
         sink: impl FnMut(Event) -> bool + Send + 'static,
     ) -> Result<Ticket> {
         let number = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
-        let command = Command::Submit { ticket: number, request: Box::new(request), sink: Box::new(sink) };
+        let (request, sink, span) = (Box::new(request), Box::new(sink), Span::current());
+        let command = Command::Submit { ticket: number, request, sink, span };
         self.commands.send(command).map_err(|_| self.error())?;
         Ok(Ticket { number, client: self.clone() })
     }
@@ -192,11 +212,11 @@ impl Client {
         self.commands.send(Command::Expect(Arc::downgrade(picture))).map_err(|_| self.error())
     }
 
-    /// Has the thread do other work with its context, between two steps: everything else waits meanwhile.
+    /// Has the thread do other work with its context: a part of it after each step, as long as it goes on. Steps wait for a part.
     ///
     /// # Errors
     /// If the thread has ended.
-    pub fn run(&self, work: impl FnOnce(&mut Ctx) + Send + 'static) -> Result<()> {
+    pub fn run(&self, work: impl FnMut(&mut Ctx) -> ControlFlow<()> + Send + 'static) -> Result<()> {
         self.commands.send(Command::Run(Box::new(work))).map_err(|_| self.error())
     }
 
@@ -289,6 +309,8 @@ struct Thread {
     received: Receiver<Command>,
     /// For each number that the scheduler gave, the client's ticket and where events go.
     requests: HashMap<usize, (u64, Sink)>,
+    /// Other work, in turn.
+    work: VecDeque<Work>,
     shared: Arc<Shared>,
 }
 
@@ -299,6 +321,11 @@ impl Thread {
             // First, so that who hears of an answer finds its work counted.
             self.note_load();
             events.into_iter().for_each(|event| self.tell(event));
+            if let Some(mut work) = self.work.pop_front()
+                && work(&mut self.cx).is_continue()
+            {
+                self.work.push_back(work);
+            }
         }
         let numbers: Vec<usize> = self.requests.keys().copied().collect();
         numbers.into_iter().for_each(|number| self.cancel(number));
@@ -312,7 +339,8 @@ impl Thread {
     /// Obeys what has come, and waits for it while there is nothing to do; false at the end.
     fn listen(&mut self) -> bool {
         loop {
-            let command = if self.scheduler.is_idle() && !self.scheduler.expects() {
+            let idle = self.scheduler.is_idle() && !self.scheduler.expects();
+            let command = if idle && self.work.is_empty() {
                 // What was cancelled is not waited for by any step.
                 self.note_load();
                 self.received.recv().map_err(|_| TryRecvError::Disconnected)
@@ -334,14 +362,16 @@ impl Thread {
     /// Does what a client asks; false at the end.
     fn obey(&mut self, command: Command) -> bool {
         match command {
-            Command::Submit { ticket, request, mut sink } => match self.scheduler.submit(*request) {
-                Ok(number) => {
-                    self.requests.insert(number, (ticket, sink));
+            Command::Submit { ticket, request, mut sink, span } => {
+                match span.in_scope(|| self.scheduler.submit(*request)) {
+                    Ok(number) => {
+                        self.requests.insert(number, (ticket, sink));
+                    }
+                    Err(error) => {
+                        sink(Event::Failed { request: ticket as usize, error });
+                    }
                 }
-                Err(error) => {
-                    sink(Event::Failed { request: ticket as usize, error });
-                }
-            },
+            }
             Command::Cancel { ticket } => {
                 let number = self.requests.iter().find(|(_, (other, _))| *other == ticket);
                 if let Some(number) = number.map(|(&number, _)| number) {
@@ -353,7 +383,7 @@ impl Thread {
                     self.scheduler.expect(&picture);
                 }
             }
-            Command::Run(work) => work(&mut self.cx),
+            Command::Run(work) => self.work.push_back(work),
             Command::Stop => return false,
         }
         true

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::args::{DeviceArgs, ModelArgs, SamplingArgs, at_least_one, whole};
+use crate::args::{DeviceArgs, ModelArgs, SamplingArgs, TraceArgs, at_least_one, whole};
 use crate::form::FormArgs;
 
 /// `ocelli batch`.
@@ -69,6 +69,8 @@ pub struct BatchArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub form: FormArgs,
+    #[command(flatten)]
+    pub trace: TraceArgs,
     /// Most pixels of a picture, checked before it is decoded.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100_000_000, value_parser = whole::<u64>)]
     pub max_pixels: u64,

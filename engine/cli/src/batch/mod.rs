@@ -22,7 +22,7 @@ use ocelli_engine::scheduler::{
 };
 use ocelli_engine::store::FeatureStore;
 use ocelli_engine::text::Message;
-use ocelli_engine::{Error, Pipeline};
+use ocelli_engine::{Error, Phase, Pipeline};
 use ocelli_kernels::Backend;
 use serde_json::Value;
 
@@ -79,8 +79,16 @@ impl Questions {
         let text = templates.render_str(source, minijinja::value::Serde(&row.fields));
         text.map_err(|error| {
             let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+            let unknown = templates.template_from_str(source).map(|of| of.undeclared_variables(false));
+            let mut unknown: Vec<String> = unknown.unwrap_or_default().into_iter().collect();
+            unknown.retain(|name| !row.fields.contains_key(name));
+            unknown.sort();
+            let what = match unknown.is_empty() {
+                true => detail,
+                false => format!("no field `{}`", unknown.join("`, `")),
+            };
             let there: Vec<&str> = row.fields.keys().map(String::as_str).collect();
-            Failure::new(format!("--prompt: {detail}; the row has {}", there.join(", ")))
+            Failure::new(format!("--prompt: {what}; the row has {}", there.join(", ")))
         })
     }
 }
@@ -163,9 +171,18 @@ impl Feed<'_> {
                 return;
             }
             let start = Instant::now();
-            let pictures = self.pictures(&self.rows[group[0].row]);
+            let seen = tracing::info_span!("row", id = group[0].id);
+            let pictures = seen.in_scope(|| self.pictures(&self.rows[group[0].row]));
             for (place, item) in group.iter().enumerate() {
                 let number = first + place;
+                let _span = match place {
+                    0 => seen.clone().entered(),
+                    _ => {
+                        let span = tracing::info_span!("row", id = item.id);
+                        span.follows_from(&seen);
+                        span.entered()
+                    }
+                };
                 if place > 0 && !self.permits.take(number) {
                     return;
                 }
@@ -193,12 +210,14 @@ impl Feed<'_> {
         };
         let start = Instant::now();
         let sources = row.sources()?;
-        let pictures = sources.iter().map(|source| source.decode(&self.questions.decode));
-        let pictures = pictures.collect::<Result<Vec<_>, _>>();
+        let pictures = Phase::DecodeImage.span().in_scope(|| {
+            let pictures = sources.iter().map(|source| source.decode(&self.questions.decode));
+            pictures.collect::<Result<Vec<_>, _>>()
+        });
         add(&self.took.decode, start);
         let (start, pictures) = (Instant::now(), pictures?);
-        let prepared =
-            self.pipeline.prepare(&pictures).map(|all| all.into_iter().map(|one| Arc::new(one.into())));
+        let prepared = Phase::Resize.span().in_scope(|| self.pipeline.prepare(&pictures));
+        let prepared = prepared.map(|all| all.into_iter().map(|one| Arc::new(one.into())));
         let prepared = prepared.map(Iterator::collect);
         add(&self.took.resize, start);
         Ok(prepared?)
@@ -230,10 +249,15 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     let form = args.form.read()?;
     check(args)?;
     let rows = input::read(&args.inputs, &args.columns)?;
+    let asks = |row: &Row| !row.fields.get(&args.columns.prompt_column).is_none_or(Value::is_null);
+    if args.prompts.is_empty() && !rows.is_empty() && !rows.iter().any(asks) {
+        let column = &args.columns.prompt_column;
+        return Err(Failure::usage(format!("no prompt: no row has a field `{column}`"))
+            .hint("--prompt TEXT asks the same of each, --prompt-column NAME names another field"));
+    }
     let mut items = items(args, &rows);
     let captions = captions(args, &rows, &items)?;
-    let (mut output, done) = Output::open(args)?;
-    items.retain(|item| !done.ids.contains(&item.id));
+    Output::check(args)?;
 
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
@@ -248,6 +272,9 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     }
     params.grammar = form::compile(form.as_ref(), &pipeline)?;
     params.validate().map_err(Error::from)?;
+    // Not before all that can be refused was.
+    let (mut output, done) = Output::open(args)?;
+    items.retain(|item| !done.ids.contains(&item.id));
     let info = pipeline.model.info().clone();
     params.max_tokens = params.max_tokens.min(info.max_positions);
     // Pictures are prepared beside the device; the CPU has its threads for the model.

@@ -78,11 +78,15 @@ pub struct Done {
 }
 
 impl Output {
-    /// Opens the file, and reads what it has where that is to go on.
-    pub fn open(args: &BatchArgs) -> Result<(Self, Done), Failure> {
+    /// Where rows are written to, and whether a table is made of them at the end.
+    fn place(args: &BatchArgs) -> (PathBuf, bool) {
         let is_table = args.out.extension().is_some_and(|end| end.eq_ignore_ascii_case("parquet"));
-        let path = if is_table { beside(&args.out, "rows") } else { args.out.clone() };
-        let failed = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
+        (if is_table { beside(&args.out, "rows") } else { args.out.clone() }, is_table)
+    }
+
+    /// Errors if the file may not be written; touches nothing.
+    pub fn check(args: &BatchArgs) -> Result<(), Failure> {
+        let (path, _) = Self::place(args);
         for there in [&args.out, &path] {
             if there.is_dir() {
                 return Err(Failure::new(format!("{}: is a folder", there.display())));
@@ -93,6 +97,14 @@ impl Output {
                     .hint("--resume goes on with it, --overwrite replaces it"));
             }
         }
+        Ok(())
+    }
+
+    /// Opens the file, and reads what it has where that is to go on.
+    pub fn open(args: &BatchArgs) -> Result<(Self, Done), Failure> {
+        Self::check(args)?;
+        let (path, is_table) = Self::place(args);
+        let failed = |error: std::io::Error| Failure::new(format!("{}: {error}", path.display()));
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
