@@ -3,7 +3,7 @@
 //! The directory holds `inputs.json` (cases with messages, picture names, processor arguments, ids) and
 //! `golden.safetensors` (`<case>.<stage>` tensors); `tests/golden/README.md` describes both. Our own pixels and token
 //! ids are compared with the stored ones; then the stored pixels are fed on, so that each later stage is compared on
-//! equal inputs. [`bare`] is for references with tokens and logits alone.
+//! equal inputs. References with tokens and logits alone are read too, see `verify/bare.rs`.
 
 mod bare;
 mod drawn;

@@ -1,4 +1,4 @@
-//! Codes in groups that share a scale, as every kind of code has them; see [`Grouped`](crate::Grouped) for the planes.
+//! Codes in groups that share a scale, as every kind of code has them; see [`Grouped`] for the planes.
 
 pub mod cpu;
 mod encode;
