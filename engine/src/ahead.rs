@@ -42,23 +42,21 @@ impl Pipeline {
         params: SamplingParams,
     ) -> Result<Request> {
         if images.len() < 2 {
-            let start = Instant::now();
-            let request = self.request(messages, images, params);
-            cx.timings.add(Phase::Resize, start.elapsed());
-            return request;
+            return cx.timings.measure(Phase::Resize, || self.request(messages, images, params));
         }
         params.validate()?;
         let mut groups = Groups::new(images.len());
         let (pictures, prompt) = std::thread::scope(|scope| {
             let (sender, ready) = channel();
+            // Of the stage that this is part of, though on a thread of its own.
+            let span = Phase::Resize.span();
             let preparing = scope.spawn(move || {
                 let start = Instant::now();
                 let tell = |number: usize, picture: &Arc<Picture>| {
                     // Nobody listens after an error.
                     let _ = sender.send((number, picture.clone()));
                 };
-                let _span = tracing::info_span!("prepare", pictures = images.len()).entered();
-                (self.prepare_telling(images, &tell), start.elapsed())
+                (span.in_scope(|| self.prepare_telling(images, &tell)), start.elapsed())
             });
             for (number, picture) in ready {
                 groups.slots[number] = Some(picture);

@@ -106,9 +106,10 @@ print(json.dumps(logits.tolist()))
 
 
 @pytest.mark.skipif(not TORCH, reason="OCELLI_TORCH_PYTHON names no interpreter with transformers and compressed-tensors")
-@pytest.mark.parametrize("format", ["int4", "int8", "fp8", "mxfp4", "nvfp4"])
+# Of 4-bit integers transformers builds no packed table of tokens, and of NVFP4 it multiplies scales in bfloat16.
+@pytest.mark.parametrize("format", ["int8", "fp8", "mxfp4"])
 def test_transformers_reads_what_was_rounded(command, tmp_path, format):
-    out, _ = quantized(command, tmp_path, format, "compressed-tensors", *(["--group", "32"] if "int" in format else []))
+    out, _ = quantized(command, tmp_path, format, "compressed-tensors", "--scales", "f32")
     ids = [1, 17, 4, 31, 8, 22, 5]
     run = [TORCH, "-c", LOGITS, str(out), "compressed", json.dumps(ids)]
     done = subprocess.run(run, capture_output=True, text=True)
