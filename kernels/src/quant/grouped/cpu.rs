@@ -250,23 +250,19 @@ impl<D: Decoder> Decoded<D> {
         unsafe { s.load(all.as_ptr()) }
     }
 
-    /// Weights `col..col + n`, zeros after them: all of one group if that is a multiple of `LANES`, and so is `col`.
+    /// Weights `col..col + n`, zeros after them.
     ///
     /// # Safety
     /// The weights exist; `n <= LANES`.
     #[inline(always)]
     pub unsafe fn load_some<S: Simd>(&self, s: S, row: usize, col: usize, n: usize) -> S::V {
-        let Self(rows, decoder) = self;
-        // SAFETY: as the caller vouches; `LANES` fields from a multiple of `LANES` begin at a whole byte.
+        // SAFETY: as the caller vouches.
         unsafe {
-            if n < S::LANES || !rows.group.is_multiple_of(S::LANES) || !col.is_multiple_of(S::LANES) {
-                return self.gather(s, row, col, n);
+            if n < S::LANES || !col.is_multiple_of(S::LANES) {
+                self.gather(s, row, col, n)
+            } else {
+                self.load(s, row, col)
             }
-            let group = col / rows.group;
-            let (zero, offset) = rows.zero(row, group);
-            let q = s.sub(decoder.load(s, rows.bytes(row, col)), s.splat(zero));
-            let w = s.mul(q, s.splat(rows.scale(row, group)));
-            if offset == 0.0 { w } else { s.add(w, s.splat(offset)) }
         }
     }
 }
@@ -274,14 +270,24 @@ impl<D: Decoder> Decoded<D> {
 impl<D: Decoder> RowLoader for Decoded<D> {
     #[inline(always)]
     unsafe fn load<S: Simd>(&self, s: S, row: usize, col: usize) -> S::V {
-        // SAFETY: as the caller vouches.
-        unsafe { self.load_some(s, row, col, S::LANES) }
+        let Self(rows, decoder) = self;
+        // SAFETY: as the caller vouches; `LANES` fields from a multiple of `LANES` begin at a whole byte.
+        unsafe {
+            if !rows.group.is_multiple_of(S::LANES) {
+                return self.gather(s, row, col, S::LANES);
+            }
+            let group = col / rows.group;
+            let (zero, offset) = rows.zero(row, group);
+            let q = s.sub(decoder.load(s, rows.bytes(row, col)), s.splat(zero));
+            let w = s.mul(q, s.splat(rows.scale(row, group)));
+            if matches!(rows.zeros, Zeros::Offsets(_)) { s.add(w, s.splat(offset)) } else { w }
+        }
     }
 
     #[inline(always)]
     unsafe fn load_n<S: Simd>(&self, s: S, row: usize, col: usize, n: usize) -> S::V {
         // SAFETY: as the caller vouches.
-        unsafe { self.load_some(s, row, col, n) }
+        unsafe { self.gather(s, row, col, n) }
     }
 
     #[inline(always)]
