@@ -14,7 +14,7 @@ mod wgpu;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ocelli_bench::verify::{Report, verify};
+use ocelli_bench::verify::{Report, StageReport, verify};
 use ocelli_engine::Precision;
 use ocelli_engine::files::ModelFiles;
 use ocelli_kernels::cpu::CpuDevice;
@@ -137,7 +137,7 @@ fn drawings_are_compared() {
     for family in ocelli_models::FAMILIES.iter().filter(|family| FAMILIES.contains(&family.name)) {
         let dir = golden(family.name);
         let report = run(&dir, &dir, &ReferenceDevice::default());
-        let drawn = |stage: &ocelli_bench::verify::StageReport| stage.name == "picture";
+        let drawn = |stage: &StageReport| stage.name == "picture";
         let found = report.cases.iter().find(|case| case.stages.iter().any(drawn));
         assert_eq!(found.is_some(), ocelli_models::DRAW.contains(&family.name), "{}", family.name);
         let tokens = found.map(|case| (case.greedy.counted, case.greedy.got.len()));
@@ -149,6 +149,22 @@ fn drawings_are_compared() {
     }
 }
 
+/// A line of the table that `tests/run.sh golden` prints: each stage of a case with its largest difference and what is allowed.
+fn show(family: &str, report: &Report) {
+    for case in &report.cases {
+        let stage = |stage: &StageReport| match stage.tolerance {
+            0.0 => format!("{} {}", stage.name, if stage.pass { "equal" } else { "differ" }),
+            most => format!("{} {:.1e} of {most:.1e}", stage.name, stage.max_abs),
+        };
+        let stages: Vec<String> = case.stages.iter().map(stage).collect();
+        let greedy = match case.greedy.counted {
+            0 => String::new(),
+            counted => format!(", {counted} greedy tokens equal"),
+        };
+        println!("parity: {family} {}: {}{greedy}", case.name, stages.join(", "));
+    }
+}
+
 #[test]
 fn every_instruction_set() {
     for isa in Isa::available() {
@@ -157,6 +173,9 @@ fn every_instruction_set() {
             let dir = golden(family);
             let report = run(&dir, &dir, &device);
             assert!(report.pass, "{isa}: {}", explain(&report));
+            if isa.level() == Isa::best().level() {
+                show(family, &report);
+            }
         }
     }
 }
