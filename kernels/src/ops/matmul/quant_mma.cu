@@ -55,7 +55,7 @@ DEVICE void load_notes(Notes& to, const Row& row, const Params& p, i32 step) {
 #pragma unroll
     for (i32 i = 0; i < GROUPS; ++i) {
         const i32 group = group_of<SPAN>(p.w, p.groups, step, i);
-        to.scale[i] = scale_value(scale_bits(row.scales, p.w.type, group), p.w.type) * row.factor;
+        to.scale[i] = scale_value(scale_bits(row.scales, p.w.type, group), p.w.type);
         to.zero[i] = static_cast<u32>(CODE::CENTRE);
         if constexpr (ZERO) to.zero[i] = static_cast<u32>(code_field<BITS>(row.zeros[group], row.field));
     }
@@ -189,7 +189,11 @@ KERNEL(256, NT * PARTS > 4 || (ZERO && NT == 4) ? 1 : 2)(const __grid_constant__
 #pragma unroll
     for (i32 nt = 0; nt < NT; ++nt)
 #pragma unroll
-        for (i32 i = 0; i < 4; ++i) mine[(8 * nt + lane % 4 * 2 + i % 2) * PITCH + i / 2 * 8] = sum[nt][i];
+        for (i32 i = 0; i < 4; ++i) {
+            // Of a gated tile the upper eight rows are what the gates scale.
+            const f32 factor = p.gated != 0 && i >= 2 ? p.up.factor : p.w.factor;
+            mine[(8 * nt + lane % 4 * 2 + i % 2) * PITCH + i / 2 * 8] = sum[nt][i] * factor;
+        }
     __syncthreads();
     // Four neighbours of a row of x at a time; of a gated tile the upper eight rows go with the lower ones.
     const i32 fours = ACROSS * tile_cols / 4;

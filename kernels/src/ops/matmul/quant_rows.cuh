@@ -12,7 +12,6 @@ struct Row {
     const void* scales;
     const u32* zeros; // null without zero points
     i32 field;        // of the row in a word of zero points
-    f32 factor;       // of the scales
 };
 
 // Row `row` of the launch.
@@ -23,7 +22,6 @@ DEVICE Row row_at(const WeightRows& w, i32 at) {
     to.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * scale_size(w.type);
     to.zeros = ZERO ? static_cast<const u32*>(w.zeros) + row / (32 / BITS) * w.zero_stride : nullptr;
     to.field = static_cast<i32>(row);
-    to.factor = w.factor;
     return to;
 }
 
