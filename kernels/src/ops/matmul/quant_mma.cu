@@ -86,8 +86,8 @@ DEVICE void bring_weights(u8* to, const u8* const (&from)[2], i32 step, i32 row_
 
 template <i32 Bytes> DEVICE void read_words(u32 (&to)[Bytes / 4], const u8* from) { load_words(to, from); }
 
-// Zero points of several groups want more registers than half a multiprocessor has.
-KERNEL(256, NT * PARTS > 4 || (ZERO && NT == 4) ? 1 : 2)(const __grid_constant__ Params p) {
+// Scales, and zero points, of several groups want more registers than half a multiprocessor has.
+KERNEL(256, NT * PARTS > 4 || ((ZERO || GROUPS > 2) && NT == 4) ? 1 : 2)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     const i32 warp = static_cast<i32>(warp_id()), lane = static_cast<i32>(lane_id());
     const i32 across = warp % ACROSS, deep = warp / ACROSS;
