@@ -41,7 +41,10 @@ fn thread_rows(rows: u32) -> u32 {
     if rows <= 16 { 1 } else { 4 }
 }
 
-fn reject_split(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
+fn reject_split(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
+    if let Some(why) = reject(spec, caps) {
+        return Some(why);
+    }
     let rows = rows(spec);
     if spec.head_dim > 256 {
         return Some(format!("head_dim of at most 256, found {}", spec.head_dim).into());
