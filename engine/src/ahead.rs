@@ -7,45 +7,32 @@ use std::time::Instant;
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::image::{PreparedImage, Rgb8Image};
-use crate::parallel::try_map;
 use crate::pipeline::Pipeline;
 use crate::sample::SamplingParams;
 use crate::scheduler::{Limits, Media, Picture, Request};
 use crate::text::Message;
 use crate::timing::Phase;
+use crate::video::Video;
 
 impl Pipeline {
-    /// Resizes and tiles the pictures of one request, several at once. `ready` is told of each as soon as it is prepared, on the thread
-    /// that did it, in any order.
-    pub fn prepare_telling(
-        &self,
-        images: &[Rgb8Image],
-        ready: &(dyn Fn(usize, &Arc<Picture>) + Sync),
-    ) -> Result<Vec<Arc<Picture>>> {
-        let numbers: Vec<usize> = (0..images.len()).collect();
-        try_map(&numbers, self.threads, |&number, threads| {
-            let prepared = self.processor.prepare_one_of(&images[number], images.len(), threads)?;
-            let picture = Arc::new(Picture::from(prepared));
-            ready(number, &picture);
-            Ok(picture)
-        })
-    }
-
-    /// As [`request`](Self::request), with the features of pictures in place of the pictures where there are several: the tower runs
-    /// here, for the first picture while others are prepared, then for two, four and so on. Which go through it together depends on
+    /// As [`request_with_videos`](Self::request_with_videos), with the features of pictures, and of those that videos give, in place of
+    /// the pictures where there are several: the tower runs here, for the first picture while others are prepared, then for two, four and so on. Which go through it together depends on
     /// their sizes alone. Once all are prepared, the prompt is laid out before the tower goes on.
     pub fn request_ahead(
         &self,
         cx: &mut Ctx,
         messages: &[Message],
         images: &[Rgb8Image],
+        videos: &[Video],
         params: SamplingParams,
     ) -> Result<Request> {
-        if images.len() < 2 {
-            return cx.timings.measure(Phase::Resize, || self.request(messages, images, params));
-        }
         params.validate()?;
-        let mut groups = Groups::new(images.len());
+        let shown = &self.shown(messages, images, videos)?;
+        if shown.len() < 2 {
+            let make = || self.request_with_videos(messages, images, videos, params);
+            return cx.timings.measure(Phase::Resize, make);
+        }
+        let mut groups = Groups::new(shown.len());
         let (pictures, prompt) = std::thread::scope(|scope| {
             let (sender, ready) = channel();
             // Of the stage that this is part of, though on a thread of its own.
@@ -56,7 +43,7 @@ impl Pipeline {
                     // Nobody listens after an error.
                     let _ = sender.send((number, picture.clone()));
                 };
-                (span.in_scope(|| self.prepare_telling(images, &tell)), start.elapsed())
+                (span.in_scope(|| self.prepare_shown(shown, &tell)), start.elapsed())
             });
             for (number, picture) in ready {
                 groups.slots[number] = Some(picture);
@@ -64,7 +51,7 @@ impl Pipeline {
             }
             let (pictures, time) = preparing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             let (pictures, start) = (pictures?, Instant::now());
-            let prompt = self.lay_out(messages, &pictures.iter().map(|one| &***one).collect::<Vec<_>>())?;
+            let prompt = self.lay_out_shown(messages, shown, &pictures)?;
             cx.timings.add(Phase::Resize, time + start.elapsed());
             Ok::<_, Error>((pictures, prompt))
         })?;

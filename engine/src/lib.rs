@@ -23,6 +23,7 @@ pub mod prompt;
 pub mod regions;
 pub mod sample;
 pub mod scheduler;
+mod shown;
 pub mod store;
 mod tensor;
 pub mod text;

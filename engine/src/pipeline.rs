@@ -12,8 +12,9 @@ use crate::prompt::{Features, Prompt};
 use crate::regions::Regions;
 use crate::sample::{Form, Grammar, Grammars, SamplingParams};
 use crate::scheduler::{Media, Picture, Request, generate};
-use crate::text::{ChatTemplate, Content, Message, Part, RenderOptions, Tokenizer};
-use crate::video::{Placed, Video};
+use crate::shown::Shown;
+use crate::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use crate::video::Video;
 use crate::vlm::{Gives, Loaded, Model, Processor, Vlm};
 
 /// A model with its processor, tokenizer and chat template.
@@ -98,7 +99,7 @@ impl Pipeline {
     }
 
     /// Tokens of a rendered conversation.
-    fn laid_out(&self, text: &str, images: &[&PreparedImage]) -> Result<Prompt> {
+    pub(crate) fn laid_out(&self, text: &str, images: &[&PreparedImage]) -> Result<Prompt> {
         let prompt = self.processor.lay_out(text, images, &self.tokenizer)?;
         let info = self.model.info();
         if prompt.len() >= info.max_positions {
@@ -115,11 +116,39 @@ impl Pipeline {
         images: &[Rgb8Image],
         params: SamplingParams,
     ) -> Result<Request> {
+        self.request_with_videos(messages, images, &[], params)
+    }
+
+    /// As [`request`](Self::request), about pictures and videos: the messages place both in order. Errors if the family takes no videos.
+    pub fn request_with_videos(
+        &self,
+        messages: &[Message],
+        images: &[Rgb8Image],
+        videos: &[Video],
+        params: SamplingParams,
+    ) -> Result<Request> {
         params.validate()?;
-        let prepared = self.prepare(images)?;
-        let prompt = self.lay_out(messages, &prepared.iter().collect::<Vec<_>>())?;
-        let media = prepared.into_iter().map(Media::from).collect();
+        let shown = self.shown(messages, images, videos)?;
+        let pictures = self.prepare_shown(&shown, &|_, _| {})?;
+        let prompt = self.lay_out_shown(messages, &shown, &pictures)?;
+        let media = pictures.into_iter().map(Media::Picture).collect();
         Ok(Request { prompt, media, params })
+    }
+
+    /// Resizes and tiles a picture of a request that has `count`. Where these are several, `ready` is told of it: the tower can begin
+    /// with it while the next is prepared (`Client::expect`).
+    pub fn prepare_one_of(
+        &self,
+        image: &Rgb8Image,
+        count: usize,
+        ready: &dyn Fn(&Arc<Picture>),
+    ) -> Result<Arc<Picture>> {
+        let prepared = self.processor.prepare_one_of(image, count, self.threads)?;
+        let picture = Arc::new(Picture::from(prepared));
+        if count > 1 {
+            ready(&picture);
+        }
+        Ok(picture)
     }
 
     /// A rendered conversation, or any text that is to go on, as a request; marks in it stand for the pictures. Where there are
@@ -133,7 +162,7 @@ impl Pipeline {
     ) -> Result<Request> {
         params.validate()?;
         let several = images.len() > 1;
-        let pictures = self.prepare_telling(images, &|_, picture| {
+        let pictures = self.prepare_shown(&Shown::of_images(images), &|_, picture| {
             if several {
                 ready(picture);
             }
@@ -166,59 +195,6 @@ impl Pipeline {
         size: (usize, usize),
     ) -> Result<Option<Regions>> {
         self.processor.regions(&self.render(messages)?, answer, size, &self.tokenizer)
-    }
-
-    /// As [`request`](Self::request), about pictures and videos: the messages place both in order. Errors if the family takes no videos.
-    pub fn request_with_videos(
-        &self,
-        messages: &[Message],
-        images: &[Rgb8Image],
-        videos: &[Video],
-        params: SamplingParams,
-    ) -> Result<Request> {
-        if videos.is_empty() {
-            return self.request(messages, images, params);
-        }
-        let Some(processor) = self.processor.video() else {
-            let family = self.model.info().family;
-            return Err(Error::Request(format!(
-                "video: {family} takes none here: expected pictures or text alone"
-            )));
-        };
-        params.validate()?;
-        let images = self.processor.prepare_all(images, self.threads)?;
-        let pictures = |video: &Video| processor.pictures(&video.frames, self.threads);
-        let pictures = videos.iter().map(pictures).collect::<Result<Vec<_>>>()?;
-        let (all, firsts) = in_order(messages, images, pictures)?;
-        let placed: Vec<Placed<'_>> = firsts
-            .iter()
-            .zip(videos)
-            .map(|(&(first, count), video)| Placed { first, count, video })
-            .collect();
-        let rendered = match processor.template() {
-            Some(source) => {
-                let name = "the template for videos";
-                ChatTemplate::new(source, name, &self.tokenizer)?.render(messages, &self.options)?
-            }
-            None => self.render(messages)?,
-        };
-        let texts: Vec<String> =
-            videos.iter().map(|video| processor.text(&video.times, video.seconds)).collect();
-        let pieces: Vec<&str> = rendered.split(processor.mark()).collect();
-        if pieces.len() != texts.len() + 1 {
-            let (expected, found) = (texts.len(), pieces.len() - 1);
-            return Err(Error::Request(format!(
-                "the chat template: expected places of {expected} videos, found {found}"
-            )));
-        }
-        let texts = texts.into_iter().chain([String::new()]);
-        let text: String =
-            pieces.into_iter().zip(texts).flat_map(|(piece, text)| [piece.to_owned(), text]).collect();
-        let pictures: Vec<&PreparedImage> = all.iter().collect();
-        let mut prompt = self.laid_out(&text, &pictures)?;
-        processor.place(&mut prompt, &pictures, &placed);
-        let media = all.into_iter().map(Media::from).collect();
-        Ok(Request { prompt, media, params })
     }
 
     /// What guides a drawing of what a prompt asks for. Errors if the family does not draw.
@@ -256,44 +232,4 @@ impl Pipeline {
         generate(cx, &self.model, &self.tokenizer, requests?, |_, _| ControlFlow::Continue(()))?;
         Ok(())
     }
-}
-
-/// Of each video the number of its first picture, and how many it has.
-type Runs = Vec<(usize, usize)>;
-
-/// Pictures and those of videos in the order in which messages place them, and where those of videos are.
-fn in_order(
-    messages: &[Message],
-    images: Vec<PreparedImage>,
-    videos: Vec<Vec<PreparedImage>>,
-) -> Result<(Vec<PreparedImage>, Runs)> {
-    let given = (images.len(), videos.len());
-    let (mut images, mut videos) = (images.into_iter(), videos.into_iter());
-    let (mut all, mut placed, mut firsts) = (Vec::new(), (0, 0), Vec::new());
-    for message in messages {
-        let Content::Parts(parts) = &message.content else { continue };
-        for part in parts {
-            match part {
-                Part::Image => {
-                    placed.0 += 1;
-                    all.extend(images.next());
-                }
-                Part::Video => {
-                    placed.1 += 1;
-                    let pictures = videos.next().unwrap_or_default();
-                    firsts.push((all.len(), pictures.len()));
-                    all.extend(pictures);
-                }
-                Part::Text { .. } => {}
-            }
-        }
-    }
-    if placed != given {
-        let ((images, videos), found) = (given, placed);
-        return Err(Error::Request(format!(
-            "messages: expected places for {images} pictures and {videos} videos, found {} and {}",
-            found.0, found.1
-        )));
-    }
-    Ok((all, firsts))
 }

@@ -1,5 +1,7 @@
 //! Videos as lists of frames.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::prompt::Prompt;
@@ -64,8 +66,14 @@ pub trait VideoProcessor: Send + Sync {
         None
     }
 
-    /// The pictures that the tower sees of a video's frames, with at most `threads` threads.
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>>;
+    /// Frames that each picture takes of a video of `frames` frames, at least one; the last picture takes those that are left.
+    fn frames_of_picture(&self, frames: usize) -> usize {
+        let _ = frames;
+        1
+    }
+
+    /// The picture that the tower sees of the frames `of` of a video, with at most `threads` threads.
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage>;
 
     /// What stands for a video in the prompt, with the mark of a picture for each of its pictures: `times` has those of the frames in
     /// seconds, `seconds` is the length of the video.

@@ -3,6 +3,8 @@
 //!
 //! After `Gemma4ForConditionalGeneration`, `Gemma4Processor` and `Gemma4ImageProcessor` of transformers; pictures and text.
 
+use std::ops::Range;
+
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, Normalize, Pixels, PreparedImage, Rgb8Image, Tile, resize};
 use ocelli_engine::prompt::Span;
@@ -267,9 +269,9 @@ impl VideoProcessor for Processor {
         self.marks.video.as_ref().map_or("", |(mark, _)| mark)
     }
 
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
         let own = self.frames.as_deref().unwrap_or(self);
-        ocelli_engine::Processor::prepare_all(own, frames, threads)
+        ocelli_engine::Processor::prepare(own, &frames[of.start], threads)
     }
 
     fn text(&self, times: &[f64], _: f64) -> String {

@@ -3,6 +3,8 @@
 //!
 //! After `InternVLForConditionalGeneration`, `InternVLProcessor` and `GotOcr2ImageProcessor` of transformers.
 
+use std::ops::Range;
+
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{PreparedImage, Rgb8Image};
 use ocelli_engine::text::Tokenizer;
@@ -120,8 +122,8 @@ impl VideoProcessor for Processor {
         &self.video
     }
 
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
-        ocelli_engine::Processor::prepare_all(&self.frames, frames, threads)
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
+        ocelli_engine::Processor::prepare(&self.frames, &frames[of.start], threads)
     }
 
     fn text(&self, times: &[f64], _: f64) -> String {

@@ -50,8 +50,9 @@ fn videos_as_transformers_reads_them() {
             [Message { role: "user".into(), content: Content::Parts(parts), more: Default::default() }];
         let pictures = vec![image.clone(); usize::from(pictured)];
         let params = SamplingParams { max_tokens: 12, ..SamplingParams::default() };
-        let request =
-            pipeline.request_with_videos(&messages, &pictures, &[video], params).expect("a request");
+        let videos = [video];
+        let request = pipeline.request_with_videos(&messages, &pictures, &videos, params.clone());
+        let request = request.expect("a request");
         assert_eq!(json!(request.prompt.tokens), row["input_ids"], "{what}");
         if let (Positions::Axes { at, next }, Some(wanted)) =
             (&request.prompt.positions, row.get("positions"))
@@ -76,6 +77,9 @@ fn videos_as_transformers_reads_them() {
                 assert!((f64::from(*value) - wanted).abs() < 2e-6, "{what}: {i}: {value} for {wanted}");
             }
         }
+        // The tower runs while frames are prepared.
+        let request = pipeline.request_ahead(&mut cx, &messages, &pictures, &videos, params);
+        let request = request.expect("a request");
         let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
             ControlFlow::Continue(())
         });

@@ -110,12 +110,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         cx.timings.measure(Phase::DecodeImage, || open::read_pictures(&chat.pictures, &options))?;
     let videos = frames::read(&args.video, &options)?;
     spinner.say("looking at pictures");
-    let request = match videos.is_empty() {
-        true => pipeline.request_ahead(&mut cx, &chat.messages, &pictures, params),
-        false => cx.timings.measure(Phase::Resize, || {
-            pipeline.request_with_videos(&chat.messages, &pictures, &videos, params)
-        }),
-    };
+    let request = pipeline.request_ahead(&mut cx, &chat.messages, &pictures, &videos, params);
     let request = request.map_err(|error| open::too_long(error, &mut pipeline, &chat.messages, &pictures))?;
     let first = pictures.into_iter().next();
     let size = first.as_ref().map_or((0, 0), |picture| (picture.width(), picture.height()));

@@ -3,6 +3,8 @@
 //! After `MiniCPMV4_6ImageProcessor` and `MiniCPMV4_6Processor` of transformers. The whole picture comes first, in a size of its
 //! own aspect; one that is larger is also cut into slices, of a grid whose aspect is nearest, which have a size of theirs.
 
+use std::ops::Range;
+
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, Pixels, PreparedImage, Rgb8Image, Tile, resize};
 use ocelli_engine::text::Tokenizer;
@@ -236,12 +238,12 @@ impl VideoProcessor for Processor {
         &self.marks.video
     }
 
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
         let own = self.frames.as_deref().unwrap_or(self);
         if let Some(value) = own.fields.value("stack_frames").filter(|value| **value != 1) {
             return Err(own.fields.bad("stack_frames", "1", value));
         }
-        ocelli_engine::Processor::prepare_all(own, frames, threads)
+        ocelli_engine::Processor::prepare(own, &frames[of.start], threads)
     }
 
     fn text(&self, times: &[f64], _: f64) -> String {

@@ -1,6 +1,8 @@
 //! Pictures as LLaVA-NeXT and LLaVA-OneVision take them: whole in one tile, then fitted into the best of several resolutions and
 //! cut into tiles, whose features lose the padding again and get a row at the end of each line.
 
+use std::ops::Range;
+
 use ocelli_engine::image::{Assembly, Filter, PreparedImage, Rgb8Image, Tile, resize};
 use ocelli_engine::parallel::try_map;
 use ocelli_engine::text::Tokenizer;
@@ -164,8 +166,14 @@ impl VideoProcessor for AnyresProcessor {
         self.plan.video.as_ref().map_or("", |(_, (mark, _))| mark)
     }
 
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
-        let Some((fields, _)) = &self.plan.video else { return Ok(Vec::new()) };
+    fn frames_of_picture(&self, frames: usize) -> usize {
+        frames
+    }
+
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
+        let video = self.plan.video.as_ref();
+        let (fields, _) = video.ok_or_else(|| Error::Request("video: none is taken".into()))?;
+        let frames = &frames[of];
         let (side, patches) = self.plan.side;
         Self::check_size(fields, "size", side)?;
         let filter = fields.resample(Filter::Bicubic)?;
@@ -174,7 +182,7 @@ impl VideoProcessor for AnyresProcessor {
         })?;
         let normalize = fields.normalize(CLIP_MEAN, CLIP_STD)?;
         let assembly = Some(halved(frames.len(), patches));
-        Ok(vec![PreparedImage { tiles, rows: 0, cols: 0, normalize, assembly }])
+        Ok(PreparedImage { tiles, rows: 0, cols: 0, normalize, assembly })
     }
 
     fn text(&self, _: &[f64], _: f64) -> String {

@@ -1,6 +1,8 @@
 //! Pictures of any size whose area lies within bounds, as `Qwen2VLImageProcessor` and its like prepare them: sides are multiples of a
 //! block of patches, a block is a token, and positions have three axes.
 
+use std::ops::Range;
+
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, Pixels, PreparedImage, Rgb8Image, Tile, resize};
 use ocelli_engine::parallel::try_map;
@@ -184,25 +186,28 @@ impl AreaProcessor {
         image.tiles.first().map_or((0, 0), |tile| (tile.height / step, tile.width / step))
     }
 
-    /// Frames of a video, of one size, as the tower sees them: as many in one as a patch has; the last one again where some lack.
-    pub(super) fn joined(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+    /// Frames `of` of a video, as many as a patch has, as the tower sees them; the last one again where some lack. All frames of a
+    /// video are of one size.
+    pub(super) fn joined(
+        &self,
+        frames: &[Rgb8Image],
+        of: Range<usize>,
+        threads: usize,
+    ) -> Result<PreparedImage> {
         let size = |frame: &Rgb8Image| (frame.width(), frame.height());
-        let first = frames.first().map_or((0, 0), size);
-        if let Some(other) = frames.iter().map(size).find(|other| *other != first) {
+        let (first, some) = (frames.first().map_or((0, 0), size), &frames[of]);
+        if let Some(other) = some.iter().map(size).find(|other| *other != first) {
             let what = format!("frames of {} x {}, found {} x {}", first.0, first.1, other.0, other.1);
             return Err(Error::Request(format!("video: expected {what}")));
         }
         let (width, height) = self.resized(first.0, first.1, Some(frames.len()))?;
         let resized =
-            try_map(frames, threads, |frame, threads| resize(frame, width, height, self.filter, threads))?;
+            try_map(some, threads, |frame, threads| resize(frame, width, height, self.filter, threads))?;
         let normalize = self.fields.normalize(self.defaults.mean, self.defaults.std)?;
-        let joined = resized.chunks(self.frames).map(|some| {
-            let all = some.iter().chain(some.last().into_iter().cycle()).take(self.frames);
-            let levels = all.flat_map(|frame| frame.data().iter().copied()).collect();
-            let tile = Tile { height, width, pixels: Pixels::Rgb8(levels) };
-            PreparedImage { tiles: vec![tile], rows: 0, cols: 0, normalize, assembly: None }
-        });
-        Ok(joined.collect())
+        let all = resized.iter().chain(resized.last().into_iter().cycle()).take(self.frames);
+        let levels = all.flat_map(|frame| frame.data().iter().copied()).collect();
+        let tile = Tile { height, width, pixels: Pixels::Rgb8(levels) };
+        Ok(PreparedImage { tiles: vec![tile], rows: 0, cols: 0, normalize, assembly: None })
     }
 
     /// Frames of a patch.
@@ -290,8 +295,13 @@ impl VideoProcessor for AreaProcessor {
         self.video.as_ref().map_or("", AreaVideo::mark)
     }
 
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
-        self.video.as_ref().map_or(Ok(Vec::new()), |video| video.pictures(frames, threads))
+    fn frames_of_picture(&self, _: usize) -> usize {
+        self.video.as_ref().map_or(1, AreaVideo::frames_of_picture)
+    }
+
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
+        let video = self.video.as_ref().ok_or_else(|| Error::Request("video: none is taken".into()))?;
+        video.picture(frames, of, threads)
     }
 
     fn text(&self, times: &[f64], _: f64) -> String {

@@ -1,6 +1,8 @@
 //! Videos as the video processors of Qwen2-VL and its successors and of GLM-4V prepare them: as many frames as a patch has are one
 //! picture, with a time where the class writes such.
 
+use std::ops::Range;
+
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{PreparedImage, Rgb8Image};
 use ocelli_engine::video::Placed;
@@ -95,13 +97,18 @@ impl AreaVideo {
         own.then_some((&*self.token.0, self.token.1))
     }
 
-    /// Pictures of frames.
-    pub fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+    /// Frames of each picture.
+    pub fn frames_of_picture(&self) -> usize {
+        self.frames.frames()
+    }
+
+    /// The picture of frames `of`.
+    pub fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
         if self.token.0.is_empty() {
             let found = format!("the tokenizer has no token {}", self.token.1);
             return Err(Error::Request(format!("video: {found}, which stands for videos")));
         }
-        self.frames.joined(frames, threads)
+        self.frames.joined(frames, of, threads)
     }
 
     /// What stands for a video with frames at these times; `image` is the mark of a picture.

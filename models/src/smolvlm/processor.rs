@@ -17,6 +17,8 @@
 //! because features and image tokens differ in number. With the published mean and deviation of 0.5 no grey level
 //! becomes zero, so this needs other settings (`do_normalize=false` and black tiles). Here tiles are never dropped.
 
+use std::ops::Range;
+
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{Filter, PreparedImage, Rgb8Image, resize};
 use ocelli_engine::text::Tokenizer;
@@ -229,9 +231,9 @@ impl VideoProcessor for Processor {
         Some(VIDEO_TEMPLATE)
     }
 
-    fn pictures(&self, frames: &[Rgb8Image], threads: usize) -> Result<Vec<PreparedImage>> {
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
         let whole = Self { split: false, size: self.frame_size, ..self.clone() };
-        ocelli_engine::Processor::prepare_all(&whole, frames, threads)
+        ocelli_engine::Processor::prepare(&whole, &frames[of.start], threads)
     }
 
     fn text(&self, times: &[f64], seconds: f64) -> String {

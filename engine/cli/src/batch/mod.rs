@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use minijinja::{Environment, UndefinedBehavior};
-use ocelli_engine::image::DecodeOptions;
+use ocelli_engine::image::{DecodeOptions, PictureSource};
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{
     Client, Event, FinishReason, Limits, Media, Picture, Request, Scheduler, Ticket, Worker,
@@ -208,19 +208,20 @@ impl Feed<'_> {
         let add = |slot: &AtomicU64, start: Instant| {
             slot.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         };
-        let start = Instant::now();
+        // A thread that has ended is told of when the request is handed in.
+        let ready = |picture: &_| drop(self.client.expect(picture));
         let sources = row.sources()?;
-        let pictures = Phase::DecodeImage.span().in_scope(|| {
-            let pictures = sources.iter().map(|source| source.decode(&self.questions.decode));
-            pictures.collect::<Result<Vec<_>, _>>()
-        });
-        add(&self.took.decode, start);
-        let (start, pictures) = (Instant::now(), pictures?);
-        let prepared = Phase::Resize.span().in_scope(|| self.pipeline.prepare(&pictures));
-        let prepared = prepared.map(|all| all.into_iter().map(|one| Arc::new(one.into())));
-        let prepared = prepared.map(Iterator::collect);
-        add(&self.took.resize, start);
-        Ok(prepared?)
+        let prepare = |source: &PictureSource| {
+            let start = Instant::now();
+            let picture = Phase::DecodeImage.span().in_scope(|| source.decode(&self.questions.decode));
+            add(&self.took.decode, start);
+            let (start, picture) = (Instant::now(), picture?);
+            let make = || self.pipeline.prepare_one_of(&picture, sources.len(), &ready);
+            let prepared = Phase::Resize.span().in_scope(make);
+            add(&self.took.resize, start);
+            Ok(prepared?)
+        };
+        sources.iter().map(prepare).collect()
     }
 
     fn request(&self, item: &Item, pictures: &[Arc<Picture>]) -> Result<Request, Failure> {

@@ -1,5 +1,6 @@
 //! The tower runs for pictures of a request while others of it are prepared: told by who waits for whom, not by time.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,8 @@ use super::fake::files;
 use super::*;
 use crate::image::{PreparedImage, Rgb8Image};
 use crate::pipeline::Pipeline;
-use crate::text::{Message, Tokenizer};
+use crate::text::{Content, Message, Part, Tokenizer};
+use crate::video::{Video, VideoProcessor};
 use crate::vlm::{Loaded, Model, Processor};
 
 /// Waits until the tower has run so often; false if it does not.
@@ -135,6 +137,35 @@ impl Processor for Waits {
             (0..images.len()).map(|media| Span { media, rows: 0..ROWS, at: 40 * media + 3 }).collect();
         Ok(prompt)
     }
+
+    fn video(&self) -> Option<&dyn VideoProcessor> {
+        Some(self)
+    }
+}
+
+/// Two frames a picture, named by the first of them.
+impl VideoProcessor for Waits {
+    fn mark(&self) -> &str {
+        "<video>"
+    }
+
+    fn template(&self) -> Option<&str> {
+        Some("{% for part in messages[0]['content'] %}{{ part['text'] or '<video>' }}{% endfor %}")
+    }
+
+    fn frames_of_picture(&self, _: usize) -> usize {
+        2
+    }
+
+    fn picture(&self, frames: &[Rgb8Image], of: Range<usize>, threads: usize) -> Result<PreparedImage> {
+        assert_eq!(of.len(), (frames.len() - of.start).min(2));
+        let number = Rgb8Image::from_raw(of.start / 2 + 1, 1, vec![0; 3 * (of.start / 2 + 1)]).unwrap();
+        self.prepare(&number, threads)
+    }
+
+    fn text(&self, times: &[f64], _: f64) -> String {
+        format!("{times:?}")
+    }
 }
 
 fn pipeline(threads: usize) -> (Arc<Fake>, Pipeline) {
@@ -155,7 +186,7 @@ fn the_tower_runs_for_the_first_picture_while_others_are_prepared() {
         let (model, pipeline) = pipeline(threads);
         let messages = [Message::user(6, "What changes?")];
         // Had all been prepared first, the second would fail.
-        let request = pipeline.request_ahead(&mut cx, &messages, &images(6), params(30)).unwrap();
+        let request = pipeline.request_ahead(&mut cx, &messages, &images(6), &[], params(30)).unwrap();
         assert_eq!(*model.encoded.lock().unwrap(), [1, 2, 3]);
         assert!(request.media.iter().all(|media| matches!(media, Media::Features(_))));
         let pictures: Vec<_> = (1..=6).map(|number| picture(number, 2)).collect();
@@ -168,12 +199,59 @@ fn the_tower_runs_for_the_first_picture_while_others_are_prepared() {
 }
 
 #[test]
+fn the_tower_runs_for_the_first_frames_of_a_video_while_others_are_prepared() {
+    for (threads, frames) in [(1, 11), (4, 12)] {
+        let mut cx = context();
+        let (model, pipeline) = pipeline(threads);
+        let messages = [shows_video()];
+        let video = Video::of_frames(images(frames), 1.0, 100).unwrap();
+        let request = pipeline.request_ahead(&mut cx, &messages, &[], &[video], params(30)).unwrap();
+        assert_eq!(*model.encoded.lock().unwrap(), [1, 2, 3]);
+        let pictures: Vec<_> = (1..=6).map(|number| picture(number, 2)).collect();
+        let expected = alone(&mut cx, &both(), &[about(&pictures)]);
+        let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
+        let answers = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).unwrap();
+        assert_eq!(answers[0].token_ids, expected[0].token_ids);
+    }
+    let (_, pipeline) = pipeline(1);
+    let error = pipeline.request_ahead(&mut context(), &[shows_video()], &[], &[], params(3));
+    assert!(error.unwrap_err().to_string().contains("found"));
+}
+
+/// A message with the place of a video.
+fn shows_video() -> Message {
+    let parts = vec![Part::Video, Part::Text { text: "What happens?".into() }];
+    Message { role: "user".into(), content: Content::Parts(parts), more: Default::default() }
+}
+
+/// As `batch` prepares the pictures of a row.
+#[test]
+fn the_tower_runs_for_the_first_picture_while_the_next_is_prepared_in_turn() {
+    let (model, pipeline) = pipeline(1);
+    let worker = worker(&model);
+    let client = worker.client();
+    let ready = |picture: &Arc<Picture>| client.expect(picture).unwrap();
+    // Had the worker not begun with the first, the second would fail.
+    let prepare = |image: &Rgb8Image| pipeline.prepare_one_of(image, 3, &ready).unwrap();
+    let pictures: Vec<_> = images(3).iter().map(prepare).collect();
+    let last = worker.submit(about(&pictures)).unwrap().last();
+    let expected = alone(&mut context(), &both(), &[about(&pictures)]);
+    match last {
+        Some(Event::Done { answer, .. }) => assert_eq!(answer.token_ids, expected[0].token_ids),
+        other => panic!("{other:?}"),
+    }
+    worker.stop().unwrap();
+    let nobody = |_: &Arc<Picture>| panic!("one picture comes with its request");
+    pipeline.prepare_one_of(&images(1)[0], 1, &nobody).unwrap();
+}
+
+#[test]
 fn one_picture_and_none_are_left_to_the_scheduler() {
     let mut cx = context();
     let (model, pipeline) = pipeline(2);
     for count in [0, 1] {
         let messages = [Message::user(count, "What is it?")];
-        let request = pipeline.request_ahead(&mut cx, &messages, &images(count), params(3)).unwrap();
+        let request = pipeline.request_ahead(&mut cx, &messages, &images(count), &[], params(3)).unwrap();
         assert!(request.media.iter().all(|media| matches!(media, Media::Picture(_))));
     }
     assert!(model.encoded.lock().unwrap().is_empty());
@@ -185,7 +263,7 @@ fn errors_of_requests_whose_tower_has_begun() {
     let (_, pipeline) = pipeline(2);
     let mut ask = |places: usize, text: &str, params: SamplingParams| {
         let messages = [Message::user(places, text)];
-        pipeline.request_ahead(&mut cx, &messages, &images(3), params).unwrap_err().to_string()
+        pipeline.request_ahead(&mut cx, &messages, &images(3), &[], params).unwrap_err().to_string()
     };
     assert!(ask(3, "too long", params(3)).contains("10"));
     assert!(ask(2, "What?", params(3)).contains("expected places for 3 pictures, found 2"));
@@ -194,7 +272,8 @@ fn errors_of_requests_whose_tower_has_begun() {
     let mut all = images(3);
     all[0] = Rgb8Image::from_raw(99, 1, vec![0; 297]).unwrap();
     let (model, pipeline) = pipeline_that_does_not_wait();
-    let request = pipeline.request_ahead(&mut cx, &[Message::user(3, "What?")], &all, params(3)).unwrap();
+    let request =
+        pipeline.request_ahead(&mut cx, &[Message::user(3, "What?")], &all, &[], params(3)).unwrap();
     assert!(matches!(request.media[0], Media::Picture(_)));
     let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
     let error = generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).unwrap_err();
@@ -209,16 +288,20 @@ fn pipeline_that_does_not_wait() -> (Arc<Fake>, Pipeline) {
     (model, pipeline)
 }
 
-#[test]
-fn a_worker_begins_before_the_request_is_handed_in() {
-    let (model, pipeline) = pipeline(2);
+fn worker(model: &Arc<Fake>) -> Worker {
     let theirs = model.clone();
-    let worker = Worker::spawn(move || {
+    let start = move || {
         let mut cx = context();
         let scheduler = Scheduler::new(&mut cx, theirs, tokenizer(), Limits::default())?;
         Ok((cx, scheduler))
-    })
-    .unwrap();
+    };
+    Worker::spawn(start).unwrap()
+}
+
+#[test]
+fn a_worker_begins_before_the_request_is_handed_in() {
+    let (model, pipeline) = pipeline(2);
+    let worker = worker(&model);
     let client = worker.client();
     let ready = |picture: &Arc<Picture>| client.expect(picture).unwrap();
     let request = pipeline.request_rendered("What changes?", &images(3), params(30), &ready).unwrap();
