@@ -11,15 +11,38 @@ pub struct Shapes {
     /// The one backend that runs them; without it every backend does.
     #[serde(default)]
     pub backend: Option<Backend>,
-    /// Whether they are measured only when they are asked for.
+    /// When they are measured.
     #[serde(default)]
-    pub on_demand: bool,
+    pub set: Set,
     /// The shapes, in the order of their use.
     #[serde(rename = "shape", default)]
     pub shapes: Vec<Shape>,
     /// Decoders, whose products follow the shapes.
     #[serde(rename = "decoder", default)]
     decoders: Vec<DecoderSizes>,
+    /// Rows of x in these products.
+    #[serde(default = "step_rows")]
+    rows: Vec<usize>,
+    /// Storage formats in them, each with the arithmetic that its weights allow.
+    #[serde(default)]
+    formats: Vec<String>,
+}
+
+/// Shapes that are measured together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Set {
+    /// Unless another is asked for.
+    #[default]
+    Usual,
+    /// Decode steps of published models.
+    Decoders,
+    /// Products in the formats of published quantized checkpoints.
+    Published,
+}
+
+fn step_rows() -> Vec<usize> {
+    vec![1, 8]
 }
 
 /// Sizes of a decoder.
@@ -35,13 +58,9 @@ struct DecoderSizes {
     vocab: usize,
 }
 
-/// Storage formats, each with the arithmetic that its weights allow.
-const FORMATS: &[&str] =
-    &["w=bf16", "w=int8g32", "w=int8g32 math=int8", "w=int4g32", "w=int4g32 math=int8", "w=fp8row"];
-
 impl DecoderSizes {
-    /// Products of a layer and of the head, with one row and with eight.
-    fn shapes(&self) -> Vec<Shape> {
+    /// Products of a layer and of the head.
+    fn shapes(&self, rows: &[usize], formats: &[String]) -> Vec<Shape> {
         let Self { name, d, mlp, heads, heads_kv, head_dim, vocab } = self;
         let qkv = (heads + 2 * heads_kv) * head_dim;
         let products = [
@@ -52,8 +71,8 @@ impl DecoderSizes {
             ("head", format!("n={vocab} k={d}"), ""),
         ];
         let mut shapes = Vec::new();
-        for rows in [1, 8] {
-            for format in FORMATS {
+        for rows in rows {
+            for format in formats {
                 shapes.extend(products.iter().map(|(part, sizes, more)| Shape {
                     what: format!("{name} {part}"),
                     op: "matmul".into(),
@@ -85,13 +104,15 @@ const EMBEDDED: &[(&str, &str)] = &[
     ("qwen3-vl-30b-a3b", include_str!("../shapes/qwen3-vl-30b-a3b.toml")),
     ("square", include_str!("../shapes/square.toml")),
     ("decoders", include_str!("../shapes/decoders.toml")),
+    ("published", include_str!("../shapes/published.toml")),
 ];
 
 impl Shapes {
     /// Reads a list. The error tells what is wrong and where.
     pub fn parse(text: &str) -> Result<Shapes, String> {
         let mut list: Self = toml::from_str(text).map_err(|error| error.to_string())?;
-        list.shapes.extend(list.decoders.iter().flat_map(DecoderSizes::shapes));
+        let products = list.decoders.iter().flat_map(|sizes| sizes.shapes(&list.rows, &list.formats));
+        list.shapes.extend(products);
         Ok(list)
     }
 

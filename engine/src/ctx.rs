@@ -58,7 +58,7 @@ impl Stage {
 /// Sees intermediate results: stage, shape, values.
 pub type Observer<'a> = Box<dyn FnMut(Stage, &[usize], &[f32]) + Send + 'a>;
 
-/// How arithmetic and activations may be rounded.
+/// How arithmetic and activations may be rounded, and how weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
     /// Type of activations.
@@ -69,6 +69,8 @@ pub struct Precision {
     pub fast_int8: bool,
     /// Whether weights of 8-bit floats may be multiplied with activations rounded to them.
     pub fast_fp8: bool,
+    /// Whether weights that a file has along `n` are stored anew along `k` where kernels could read them in place.
+    pub reorder: bool,
 }
 
 impl Precision {
@@ -84,7 +86,7 @@ impl Precision {
 
 impl Default for Precision {
     fn default() -> Self {
-        Self { dtype: DType::F32, kv: None, fast_int8: false, fast_fp8: false }
+        Self { dtype: DType::F32, kv: None, fast_int8: false, fast_fp8: false, reorder: false }
     }
 }
 
@@ -169,6 +171,12 @@ impl Ctx {
         let stream = NullStream::new(caps);
         let log = stream.log();
         (Self::on(Box::new(stream), precision), log)
+    }
+
+    /// Whether weights that a file has along `n` are used as they lie: on CPUs, unless they are to be reordered.
+    #[must_use]
+    pub fn keeps_along_n(&self) -> bool {
+        self.stream.caps().backend == ocelli_kernels::Backend::Cpu && !self.precision.reorder
     }
 
     /// The stream.

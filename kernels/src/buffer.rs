@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use smallvec::SmallVec;
 
-use crate::spec::{DType, Element, Format, KernelError, Layout, ShapeError, Zero};
+use crate::spec::{DType, Element, Format, KMajor, KernelError, Layout, ShapeError, Zero};
 
 /// Alignment of host allocations: a cache line, and the widest vector register.
 pub const HOST_ALIGN: usize = 64;
@@ -621,6 +621,28 @@ impl Weights {
         }
         let mut planes = SmallVec::new();
         for (plane, shape) in part.planes.iter().zip(self.format.planes(part.rows, self.k)) {
+            if let Format::KMajor(grouped, kind) = self.format {
+                // Rows lie across, some of them in words.
+                let held = match (kind, shape.name) {
+                    (_, "order") => {
+                        planes.push(plane.clone());
+                        continue;
+                    }
+                    (KMajor::Awq, "packed") => 32 / grouped.code.bits(),
+                    (_, "zeros") if grouped.zero == Zero::Codes => 32 / grouped.code.bits(),
+                    _ => 1,
+                };
+                if !first.is_multiple_of(held) || !rows.is_multiple_of(held) {
+                    let wanted = format!("multiples of {held}");
+                    return Err(ShapeError::mismatch(
+                        "weight rows in words",
+                        wanted,
+                        format!("{first} and {rows}"),
+                    ));
+                }
+                planes.push(plane.narrow(1, first / held, rows / held)?);
+                continue;
+            }
             // Only zero points that are codes are packed along rows.
             let held =
                 self.format.grouped().filter(|grouped| shape.name == "zeros" && grouped.zero == Zero::Codes);

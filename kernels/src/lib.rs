@@ -47,7 +47,7 @@ pub use oracle::{Expected, Oracle};
 pub use reference::{ReferenceDevice, ReferenceStream};
 pub use select::{Picks, Reject, Row, Rows, Variant, explain, select};
 pub use spec::{
-    Arch, Backend, Caps, Code, Cost, CudaCaps, DType, Element, Format, Grouped, KernelError, Layout,
+    Arch, Backend, Caps, Code, Cost, CudaCaps, DType, Element, Format, Grouped, KMajor, KernelError, Layout,
     ShapeError, WgpuCaps, Zero,
 };
 #[cfg(feature = "wgpu")]

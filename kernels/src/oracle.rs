@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::buffer::{StreamId, View, Weights};
 use crate::quant;
-use crate::spec::{DType, Element, KernelError, tolerance};
+use crate::spec::{DType, Element, Format, KernelError, tolerance};
 
 /// Multiply-adds above which only a seeded sample of the outputs is checked.
 const SAMPLE_ABOVE: u64 = 1 << 27;
@@ -131,10 +131,14 @@ impl Oracle {
         let (mut all, mut zeros) = (Vec::with_capacity(weights.n() * weights.k()), Vec::new());
         for part in weights.parts() {
             let (format, k) = (weights.format(), weights.k());
-            match format.grouped() {
-                None => all.extend(self.read(&part.planes[0])?),
-                Some(grouped) => {
+            match format {
+                Format::Dense(_) => all.extend(self.read(&part.planes[0])?),
+                Format::Grouped(grouped) => {
                     quant::grouped::decode_f64(format, grouped, k, part, self, &mut all, &mut zeros)?;
+                }
+                Format::KMajor(grouped, kind) => {
+                    let of = (grouped, kind);
+                    quant::kmajor::decode_f64(format, of, k, part, self, &mut all, &mut zeros)?;
                 }
             }
         }

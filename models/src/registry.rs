@@ -182,6 +182,7 @@ fn load_model(
 ) -> Result<(Model, Box<dyn Processor>)> {
     let family = family(files)?;
     let processor = (family.processor)(files)?;
+    checkpoint.keep_along_n(cx.keeps_along_n());
     let config = Config::new(files.describe("config.json"), files.require_json("config.json")?);
     let source = Source { files, checkpoint, config };
     let model = (family.load)(&source, cx)?;

@@ -79,6 +79,9 @@ fn logits_equal_those_of_the_dequantized_weights() {
         // Most tokens are firm, else the test says little.
         let firm = report.cases[0].greedy.counted;
         assert!(firm >= 6, "{}: {firm} firm tokens", model.display());
+        // What lies along n is read in place, or stored anew.
+        let reordered = run_in(&model, &model, &*device, Precision { reorder: true, ..Precision::default() });
+        assert!(reordered.pass, "{}", explain(&reordered));
         if device.caps().bf16_dot {
             let bf16 = Precision { dtype: DType::BF16, ..Precision::default() };
             let report = run_in(&model, &model, &*device, bf16);

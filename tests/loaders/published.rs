@@ -111,30 +111,95 @@ fn decode_as_their_libraries_do() {
                 order.iter().zip(sorted).for_each(|(&column, w)| row[column as usize] = *w);
             }
         }
-        let rows = expected.ints("rows").expect("rows");
-        let w = expected.floats("w_deq").expect("w_deq");
-        // The library divides by 127 after the product, or a scale by that of the matrix: two roundings in another order. Offsets
-        // are added to a product that it rounds first.
-        let most = w.iter().fold(0.0f32, |most, w| most.max(w.abs()));
-        let slack = |w: f32| match case {
-            "bnb_int8" | "ct_nvfp4a16" => 2.0 * f32::EPSILON * w.abs(),
-            _ if format.contains("zo") => f32::EPSILON * most,
-            _ => 0.0,
-        };
-        for (row, w) in rows.iter().zip(w.chunks_exact(k)) {
-            let found = &all[*row as usize * k..][..k];
-            for (i, (found, w)) in found.iter().zip(w).enumerate() {
-                assert!((found - w).abs() <= slack(*w), "{case}: row {row}, {i}: {found}, expected {w}");
-            }
-        }
-        let (sums, sizes) = (doubles(&expected, "w_rowsum"), doubles(&expected, "w_rowabs"));
-        for (row, found) in all.chunks_exact(k).enumerate() {
-            let sum: f64 = found.iter().map(|&w| f64::from(w)).sum();
-            let size: f64 = found.iter().map(|&w| f64::from(w.abs())).sum();
-            let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-6 * sizes[row];
-            assert!(close(sum, sums[row]) && close(size, sizes[row]), "{case}: sum of row {row}");
+        equal_the_library(case, format, k, &all, &expected);
+    }
+}
+
+/// Decoded rows beside some of the library's to the bit, and the sums of all.
+fn equal_the_library(case: &str, format: &str, k: usize, all: &[f32], expected: &TensorFile) {
+    let rows = expected.ints("rows").expect("rows");
+    let w = expected.floats("w_deq").expect("w_deq");
+    // The library divides by 127 after the product, or a scale by that of the matrix: two roundings in another order. Offsets
+    // are added to a product that it rounds first.
+    let most = w.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+    let slack = |w: f32| match case {
+        "bnb_int8" | "ct_nvfp4a16" => 2.0 * f32::EPSILON * w.abs(),
+        _ if format.contains("zo") => f32::EPSILON * most,
+        _ => 0.0,
+    };
+    for (row, w) in rows.iter().zip(w.chunks_exact(k)) {
+        let found = &all[*row as usize * k..][..k];
+        for (i, (found, w)) in found.iter().zip(w).enumerate() {
+            assert!((found - w).abs() <= slack(*w), "{case}: row {row}, {i}: {found}, expected {w}");
         }
     }
+    let (sums, sizes) = (doubles(expected, "w_rowsum"), doubles(expected, "w_rowabs"));
+    for (row, found) in all.chunks_exact(k).enumerate() {
+        let sum: f64 = found.iter().map(|&w| f64::from(w)).sum();
+        let size: f64 = found.iter().map(|&w| f64::from(w.abs())).sum();
+        let close = |found: f64, expected: f64| (found - expected).abs() <= 1e-6 * sizes[row];
+        assert!(close(sum, sums[row]) && close(size, sizes[row]), "{case}: sum of row {row}");
+    }
+}
+
+/// Layers whose planes lie along n, as CPUs read them, and the planes that are made all the same: small ones.
+const ALONG_N: [(&str, &str, &[&str]); 8] = [
+    ("awq_gemm_g64", "int4g64z.f16@awq", &[]),
+    ("gptq_4bit_g128_sym_v1", "int4g128.f16@gptq", &[]),
+    ("gptq_4bit_g32_asym_v1_zero0", "int4g32zf.f16@gptq", &["zeros"]),
+    ("gptq_4bit_g128_asym_v2", "int4g128z.f16@gptq", &[]),
+    ("gptq_4bit_channel_sym_v1", "int4row.f16@gptq", &[]),
+    ("gptq_8bit_g128_asym_v2", "int8g128z.f16@gptq", &[]),
+    ("gptq_4bit_g128_sym_v1_descact", "int4g128.f16@act-order", &["order"]),
+    ("gptq_4bit_g32_asym_v2_descact", "int4g32z.f16@act-order", &["order"]),
+];
+
+#[test]
+fn along_n_they_are_read_where_they_lie() {
+    for (case, format, small) in ALONG_N {
+        let layer = LAYERS.iter().find(|layer| layer.case == case).expect(case);
+        let (dir, [n, k]) = (golden("quant").join(case), layer.size);
+        let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case);
+        checkpoint.keep_along_n(true);
+        // Columns of heads and experts may have an order then.
+        let weights = checkpoint.at("proj").linear(n, k, layer.bias).expect(case);
+        assert_eq!(weights.format().to_string(), format, "{case}");
+        let made = weights.format().planes(n, k).into_iter().filter(|plane| small.contains(&plane.name));
+        let made: usize = made.map(|plane| plane.rows * plane.cols * plane.dtype.size()).sum();
+        assert_eq!((checkpoint.made(), checkpoint.copied().tensors), (made as u64, 0), "{case}");
+        let expected = TensorFile::open(&dir.join("golden.safetensors")).expect(case);
+        equal_the_library(case, format, k, &decoded(&weights), &expected);
+
+        let planned = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case).planned();
+        planned.keep_along_n(true);
+        let plan = planned.at("proj").linear(n, k, layer.bias).expect(case);
+        assert!(matches!(plan.format(), Format::KMajor(..)), "{case}: {}", plan.format());
+    }
+}
+
+/// A group that is not there would be read past the end of the scales.
+#[test]
+fn groups_of_columns_are_checked() {
+    let zeros = |n: usize| vec![0u8; n];
+    let mut groups: Vec<i32> = (0..64).map(|column| 1 - column / 32).collect();
+    let open = |groups: &[i32]| {
+        let tensors: [(&str, &str, &[usize], Vec<u8>); 4] = [
+            ("p.qweight", "I32", &[8, 32], zeros(1024)),
+            ("p.qzeros", "I32", &[2, 4], zeros(32)),
+            ("p.scales", "F16", &[2, 32], zeros(128)),
+            ("p.g_idx", "I32", &[64], i32s(groups)),
+        ];
+        let file = TensorFile::in_memory("x.safetensors", Arc::from(valid(&tensors, 0)));
+        let checkpoint = Checkpoint::of_file(file.expect("a file"));
+        checkpoint.keep_along_n(true);
+        checkpoint.at("p").linear(32, 64, false).map(|w| w.format().to_string())
+    };
+    assert_eq!(open(&groups).expect("an order"), "int4g32zf.f16@act-order");
+    groups[7] = 2;
+    let text = open(&groups).expect_err("refused").to_string();
+    assert!(text.contains("p.g_idx"), "{text}");
+    groups[7] = -1;
+    assert!(open(&groups).is_err());
 }
 
 /// Plans read no weights and take no memory for them.
@@ -196,7 +261,12 @@ fn the_table_of_formats_is_that_of_the_list() {
         (case, Checkpoint::open(&ModelFiles::dir(&dir)).expect(case))
     };
     let all = LAYERS.iter().map(|layer| layer.case).chain(OTHERS).map(open);
-    for (case, checkpoint) in all.chain([("modelopt", modelopt)]) {
+    let lying = ALONG_N.iter().map(|(case, ..)| {
+        let (case, checkpoint) = open(case);
+        checkpoint.keep_along_n(true);
+        (case, checkpoint)
+    });
+    for (case, checkpoint) in all.chain([("modelopt", modelopt)]).chain(lying) {
         let shape = checkpoint.info("proj.weight").map(|info| info.shape.to_vec());
         let size = LAYERS.iter().find(|layer| layer.case == case).map(|layer| layer.size);
         let of_shape = |shape: Vec<usize>| if case == "modelopt" { [192, 256] } else { [shape[0], shape[1]] };
@@ -206,11 +276,13 @@ fn the_table_of_formats_is_that_of_the_list() {
         let source = notes.last().and_then(|note| note.source).expect(case);
         let (_, line) = lines.iter_mut().find(|(name, _)| *name == source).expect("a row of the list");
         let format = format!("`{}`", weights.format());
-        let formats = &mut line.formats[usize::from(checkpoint.made() > 0)];
+        // In place on the CPU alone, if small planes are made as well.
+        let along_n = matches!(weights.format(), Format::KMajor(..));
+        let formats = &mut line.formats[usize::from(checkpoint.made() > 0 && !along_n)];
         if !formats.contains(&format) {
             formats.push(format);
         }
-        for (all, caps) in line.kernels.iter_mut().zip(&backends) {
+        for (all, caps) in line.kernels.iter_mut().zip(&backends).take(if along_n { 1 } else { 3 }) {
             for kernel in kernels(weights.format(), caps) {
                 assert_ne!(kernel, "none", "{case}");
                 if !all.contains(&kernel) {

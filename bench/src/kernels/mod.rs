@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::record::{Record, Roof, Row, bound};
 use crate::roof::{Beside, Roofs};
-use crate::shapes::{Shape, Shapes};
+use crate::shapes::{Set, Shape, Shapes};
 use crate::stats::{Plan, Timing, sample, sample_beside};
 
 pub use operands::Operands;
@@ -90,9 +90,9 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-/// The embedded shapes of a backend, the vision tower and decode steps, those that `only` chooses; with `decoders` the products of
-/// decoders alone.
-pub fn shapes(backend: Backend, only: Option<&str>, decoders: bool) -> Result<Vec<Shape>, BenchError> {
+/// The embedded shapes of a backend, the vision tower and decode steps, those that `only` chooses; of
+/// another set its shapes alone.
+pub fn shapes(backend: Backend, only: Option<&str>, set: Set) -> Result<Vec<Shape>, BenchError> {
     let chosen = |shape: &Shape| {
         only.is_none_or(|part| [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part)))
     };
@@ -102,9 +102,9 @@ pub fn shapes(backend: Backend, only: Option<&str>, decoders: bool) -> Result<Ve
     let steps = Step::SPECS.iter().map(|spec| whole(Step::OP, "decode step", spec));
     // The shapes that bars are set for come first, should the time not reach: those of one backend, then the squares.
     let mut lists = Shapes::embedded().map_err(BenchError::Shapes)?;
-    lists.retain(|list| list.backend.is_none_or(|of| of == backend) && list.on_demand == decoders);
+    lists.retain(|list| list.backend.is_none_or(|of| of == backend) && list.set == set);
     lists.sort_by_key(|list| (list.backend.is_none(), list.model != "square"));
-    let models = std::iter::once(tower).chain(steps).filter(|_| !decoders);
+    let models = std::iter::once(tower).chain(steps).filter(|_| set == Set::Usual);
     let all = models.chain(lists.into_iter().flat_map(|list| list.shapes));
     let all: Vec<Shape> = all.filter(chosen).collect();
     if all.is_empty() {

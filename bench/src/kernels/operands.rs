@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use half::{bf16, f16};
+use ocelli_kernels::quant::{e4m3, to_e8m0};
 use ocelli_kernels::{
     DType, Element, Format, KernelError, Operands as _, ShapeError, Storage, StreamId, View, Weights,
 };
@@ -20,7 +21,8 @@ pub struct Operands {
     next_value: usize,
     floats: Slab,
     ints: Option<Slab>,
-    scales: Option<Slab>,
+    /// Scales, by type.
+    scales: Vec<(DType, Slab)>,
     slab_bytes: usize,
 }
 
@@ -86,7 +88,7 @@ impl Operands {
             next_value: 0,
             floats: Slab::new(slab_bytes, &block),
             ints: None,
-            scales: None,
+            scales: Vec::new(),
             slab_bytes,
         }
     }
@@ -100,9 +102,10 @@ impl Operands {
 
     /// All bytes of the memory that a view lies in; `None` for weights and tables, which nobody writes.
     pub fn whole(&self, view: &View) -> Result<Option<View>, KernelError> {
-        let tables = [Some(&self.floats), self.ints.as_ref(), self.scales.as_ref()];
+        let mut tables =
+            std::iter::once(&self.floats).chain(&self.ints).chain(self.scales.iter().map(|(_, slab)| slab));
         let is_table = |slab: &Slab| slab.storage.same(view.storage());
-        if !matches!(view.storage(), Storage::Host(_)) || tables.into_iter().flatten().any(is_table) {
+        if !matches!(view.storage(), Storage::Host(_)) || tables.any(is_table) {
             return Ok(None);
         }
         Ok(Some(View::dense(view.storage().clone(), &[view.storage().len()], DType::U8)?))
@@ -129,24 +132,31 @@ impl Operands {
             let shape = [plane.rows, plane.cols];
             planes.push(match (format, plane.dtype) {
                 (Format::Dense(dtype), _) => self.table(&shape, dtype)?,
+                _ if plane.name == "order" => {
+                    let groups = format.groups(k).max(1);
+                    self.ints(&shape, &|col| ((7 * col + 3) % groups) as i32)?
+                }
                 (_, DType::I32) => {
                     let bytes = self.slab_bytes;
                     self.ints
                         .get_or_insert_with(|| Slab::new(bytes, &random_bytes()))
                         .cut(&shape, DType::I32)?
                 }
-                (_, DType::BF16) => {
-                    let bytes = self.slab_bytes / 8;
-                    self.scales.get_or_insert_with(|| Slab::new(bytes, &scales())).cut(&shape, DType::BF16)?
-                }
-                (_, other) => {
-                    return Err(ShapeError::mismatch("scales of a benchmark", "bf16", other).into());
-                }
+                (_, dtype) => self.scales(&shape, dtype)?,
             });
         }
         let bias_type = format.dense().unwrap_or(DType::F32);
         let bias = if bias { Some(self.table(&[n], bias_type)?) } else { None };
         Ok(Weights::new(format, n, k, planes, bias)?)
+    }
+
+    fn scales(&mut self, shape: &[usize], dtype: DType) -> Result<View, KernelError> {
+        if !self.scales.iter().any(|(known, _)| *known == dtype) {
+            self.scales.push((dtype, Slab::new(self.slab_bytes / 8, &scales(dtype))));
+        }
+        let found = self.scales.iter_mut().find(|(known, _)| *known == dtype);
+        let (_, slab) = found.ok_or_else(|| ShapeError::new("scales of a benchmark were lost"))?;
+        slab.cut(shape, dtype)
     }
 
     /// Sets each element of a dense view of this memory.
@@ -176,7 +186,7 @@ impl ocelli_kernels::Operands for Operands {
         bias: bool,
     ) -> Result<Weights, KernelError> {
         let parts = parts.max(1);
-        let step = (n / parts).next_multiple_of(8);
+        let step = (n / parts).next_multiple_of(32);
         let mut all = vec![];
         let mut first = 0;
         for part in 0..parts {
@@ -239,10 +249,21 @@ fn random_bytes() -> Vec<u8> {
 }
 
 /// Scales that make 4-bit and 8-bit weights of a usable size.
-fn scales() -> Vec<u8> {
+fn scales(dtype: DType) -> Vec<u8> {
     let mut random = Random(0x7363_616c);
-    let scale = |unit: f64| bf16::from_f32(0.001 + 0.001 * unit as f32);
-    (0..(1 << 20)).flat_map(|_| scale(random.unit()).to_le_bytes()).collect()
+    let mut bytes = Vec::new();
+    for _ in 0..1 << 20 {
+        let scale = 0.001 + 0.001 * random.unit() as f32;
+        match dtype {
+            DType::F32 => bytes.extend(scale.to_le_bytes()),
+            DType::F16 => bytes.extend(f16::from_f32(scale).to_le_bytes()),
+            // Bytes of about one: a factor of the matrix would make them small.
+            DType::E4M3 => bytes.push(e4m3::nearest(500.0 * scale)),
+            DType::E8M0 => bytes.push(to_e8m0(scale)),
+            _ => bytes.extend(bf16::from_f32(scale).to_le_bytes()),
+        }
+    }
+    bytes
 }
 
 /// splitmix64.

@@ -38,7 +38,7 @@ impl OpVisitor for Made<'_> {
 fn every_op_has_a_shape_and_every_shape_becomes_its_op() {
     // Those of one backend, and those that are asked for, are too large for the memory of a small machine.
     let lists = Shapes::embedded().unwrap();
-    let small = lists.iter().filter(|list| list.backend.is_none() && !list.on_demand);
+    let small = lists.iter().filter(|list| list.backend.is_none() && list.set == Set::Usual);
     let shapes = small.flat_map(|list| &list.shapes).collect();
     for_each_op(&mut Made { operands: Operands::new(), shapes });
 }
@@ -99,7 +99,7 @@ fn bad_shapes_are_refused() {
     let options = DeviceOptions { index: 99, ..DeviceOptions::default() };
     let cuda = Cx::on(Operands::sized(1 << 20), Backend::Cuda, &options);
     assert!(matches!(cuda, Err(BenchError::Device(_) | BenchError::Backend { .. })));
-    assert!(matches!(shapes(Backend::Cpu, Some("no such shape"), false), Err(BenchError::Nothing(_))));
+    assert!(matches!(shapes(Backend::Cpu, Some("no such shape"), Set::Usual), Err(BenchError::Nothing(_))));
 }
 
 #[test]

@@ -159,6 +159,7 @@ impl DeviceArgs {
             kv: self.kv_dtype.on(caps, self.fast_int8),
             fast_int8: self.fast_int8,
             fast_fp8: self.fast_fp8,
+            reorder: self.reorder,
         }
     }
 }
@@ -187,6 +188,10 @@ pub struct DeviceArgs {
     /// Multiply FP8 weights with activations rounded to FP8, where the device can: faster, less exact.
     #[arg(long)]
     pub fast_fp8: bool,
+    /// Store weights of AWQ and GPTQ anew, in the order that kernels like best, as GPUs have them: takes memory beside the file. Without
+    /// it the CPU reads them where they lie.
+    #[arg(long)]
+    pub reorder: bool,
     /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
     #[arg(long)]
     pub no_tune: bool,

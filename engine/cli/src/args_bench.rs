@@ -56,8 +56,11 @@ pub struct BenchKernelsArgs {
     /// The products of decode steps of eight published models instead, in every storage format: takes a quarter of an hour.
     #[arg(long)]
     pub decoders: bool,
-    /// Begin no new shape after so many seconds; 1800 with --decoders unless given.
-    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), default_value_t = ocelli_bench::kernels::LIMIT.as_secs(), default_value_if("decoders", "true", "1800"))]
+    /// Products in the formats of published quantized checkpoints instead, with one row, 8 and 256: takes a quarter of an hour.
+    #[arg(long, conflicts_with = "decoders")]
+    pub published: bool,
+    /// Begin no new shape after so many seconds; 1800 with --decoders or --published unless given.
+    #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), default_value_t = ocelli_bench::kernels::LIMIT.as_secs(), default_value_ifs([("decoders", "true", "1800"), ("published", "true", "1800")]))]
     pub limit: u64,
     /// Every variant that runs a spec, not just the one that is picked.
     #[arg(long)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
+use ocelli_bench::shapes::Set;
 use ocelli_engine::OpTime;
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_bytes, decode_file};
 use ocelli_kernels::cpu::isa::Isa;
@@ -41,7 +42,12 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     let (picks, cache) = (open::picks()?, ocelli_engine::choices::cache_dir());
     let options = DeviceOptions { index: args.device, threads, picks, cache };
     let backend = open::backend(args.backend, &options)?;
-    let shapes = kernels::shapes(backend, args.only.as_deref(), args.decoders).map_err(failure)?;
+    let set = match (args.decoders, args.published) {
+        (true, _) => Set::Decoders,
+        (_, true) => Set::Published,
+        _ => Set::Usual,
+    };
+    let shapes = kernels::shapes(backend, args.only.as_deref(), set).map_err(failure)?;
     let mut cx = Cx::open(backend, &options).map_err(failure)?;
     if !args.no_tune {
         let picks = ocelli_engine::devices::tuned(cx.target().caps(), options.picks);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::plan::{Plan, Wanted};
-use ocelli_bench::shapes::Shape;
+use ocelli_bench::shapes::{Set, Shape};
 use ocelli_bench::tune;
 use ocelli_engine::choices::{Choice, Loaded, Table, cache_dir};
 use ocelli_engine::weights::Checkpoint;
@@ -32,7 +32,7 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let threads = args.device.threads.map(usize::from);
     let options = DeviceOptions { index: args.device.device, threads, ..DeviceOptions::default() };
     let backend = open::backend(args.device.backend, &options)?;
-    let embedded = match kernels::shapes(backend, args.only.as_deref(), false) {
+    let embedded = match kernels::shapes(backend, args.only.as_deref(), Set::Usual) {
         // The model may have what is asked for.
         Err(BenchError::Nothing(_)) if args.model.is_some() => vec![],
         shapes => shapes.map_err(failure)?,

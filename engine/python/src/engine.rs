@@ -134,6 +134,7 @@ impl Engine {
             kv: wanted.kv.or_else(|| usual_kv(caps, wanted.fast_int8)),
             fast_int8: wanted.fast_int8,
             fast_fp8: wanted.fast_fp8,
+            ..Precision::default()
         };
         let threads = match caps.backend {
             Backend::Cpu => caps.units,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Component, Path};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ocelli_kernels::{DType, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -38,6 +38,8 @@ pub struct Checkpoint {
     planned: bool,
     /// Bytes of planes that were made.
     made: AtomicU64,
+    /// Whether planes along `n` are used as they lie.
+    along_n: AtomicBool,
 }
 
 impl Checkpoint {
@@ -82,8 +84,19 @@ impl Checkpoint {
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
         let (chosen, quantization, config) = (None, None, String::new());
-        let (notes, made) = Default::default();
-        Self { path, files: vec![file], names, chosen, quantization, config, notes, planned: false, made }
+        let (notes, made, along_n) = Default::default();
+        Self {
+            path,
+            files: vec![file],
+            names,
+            chosen,
+            quantization,
+            config,
+            notes,
+            planned: false,
+            made,
+            along_n,
+        }
     }
 
     fn sharded(files: &ModelFiles) -> Result<Self, WeightError> {
@@ -130,14 +143,36 @@ impl Checkpoint {
         let mut names: Vec<_> = chosen.values().copied().collect();
         names.sort_unstable();
         let (chosen, quantization, config) = (Some(chosen), None, String::new());
-        let (notes, made) = Default::default();
-        Ok(Self { path, files: opened, names, chosen, quantization, config, notes, planned: false, made })
+        let (notes, made, along_n) = Default::default();
+        Ok(Self {
+            path,
+            files: opened,
+            names,
+            chosen,
+            quantization,
+            config,
+            notes,
+            planned: false,
+            made,
+            along_n,
+        })
     }
 
     /// The same for plans: planes that would be made of what the file has are not, and have sizes alone.
     #[must_use]
     pub fn planned(self) -> Self {
         Self { planned: true, ..self }
+    }
+
+    /// Whether weights that lie along `n` ([`Format::KMajor`](ocelli_kernels::Format)) are used as they lie, which CPUs can; else they are
+    /// stored anew along `k`. For what is loaded from now on.
+    pub fn keep_along_n(&self, keep: bool) {
+        self.along_n.store(keep, Ordering::Relaxed);
+    }
+
+    /// Whether they are.
+    pub(super) fn keeps_along_n(&self) -> bool {
+        self.along_n.load(Ordering::Relaxed)
     }
 
     /// Whether planes have sizes alone, see [`planned`](Self::planned).

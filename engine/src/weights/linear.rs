@@ -31,7 +31,7 @@ impl Scope<'_> {
     ) -> Result<(Weights, Option<Vec<i32>>), WeightError> {
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
         let w = self.noted(true, self.load(n, k, bias)?)?;
-        let order = self.published().and_then(|row| row.order).map(|order| order(self, k)).transpose()?;
+        let order = self.published().and_then(|row| row.order).map(|order| order(self, n, k)).transpose()?;
         let columns = order.flatten().map(|order| order.iter().map(|&column| column as i32).collect());
         Ok((w, columns))
     }

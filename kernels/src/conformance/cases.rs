@@ -156,7 +156,7 @@ impl CaseCx {
     /// A random weight matrix `[n, k]` of any format, its values near `1 / sqrt(k)`; with a bias if asked.
     pub fn weights(&mut self, format: Format, n: usize, k: usize, bias: bool) -> Weights {
         let std = 1.0 / (k.max(1) as f32).sqrt();
-        let grouped = format.grouped();
+        let grouped = format.codes();
         // A third of the largest integer, or about the mean square of all codes of others, makes such values.
         let most = grouped.map_or(std, |Grouped { code, .. }| match code.centre() {
             Some(centre) => 3.0 * std / f32::from(centre),
@@ -171,6 +171,7 @@ impl CaseCx {
                 let shape = [plane.rows, plane.cols];
                 match (grouped, plane.name) {
                     (None, _) => self.random(&shape, plane.dtype, Fill::Normal(std)),
+                    (_, "order") => self.order(k, format.groups(k)),
                     (Some(grouped), _) if plane.dtype == DType::I32 => self.codes(grouped.code, &shape),
                     (Some(grouped), "zeros") => {
                         let centre = f32::from(grouped.code.centre().unwrap_or_default());
@@ -191,6 +192,17 @@ impl CaseCx {
         let bias_type = format.dense().unwrap_or(DType::F32);
         let bias = bias.then(|| self.random(&[n], bias_type, Fill::Normal(0.5)));
         Weights::new(format, n, k, planes, bias).expect("planes as the format asks").times(factor)
+    }
+
+    /// A group for each of `k` columns, `[1, k]`, far from those of its neighbours.
+    fn order(&mut self, k: usize, groups: usize) -> View {
+        let view = self.guarded(Layout::dense(&[1, k]).expect("a layout of a test case"), DType::I32);
+        if self.filled {
+            let groups = (0..k).map(|col| ((7 * col + 3) % groups.max(1)) as i32);
+            let bytes: Vec<u8> = groups.flat_map(i32::to_le_bytes).collect();
+            view.fill_from(&bytes, self.id).expect("own memory");
+        }
+        view
     }
 
     /// Words of random codes.

@@ -7,12 +7,13 @@
 //! - `decode.cuh`: `code_value`, one code as f32, `code_quad`, four of them, and, where 16-bit floats hold the values, `code_pairs`, eight codes as operands of
 //!   tensor cores.
 //!
-//! [`grouped`] holds what all codes share: planes, scales and zero points. Kernels include a code's decoder by the name of its
+//! [`grouped`] holds what all codes share: planes, scales and zero points; [`kmajor`] has planes of integers that lie along `n`. Kernels include a code's decoder by the name of its
 //! folder; there is no kernel per code, and none asks which code it reads but through the constants above.
 
 pub mod decoder;
 pub mod grouped;
 pub mod int;
+pub mod kmajor;
 pub mod table;
 
 pub use self::decoder::Decoder;

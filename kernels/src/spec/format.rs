@@ -13,13 +13,15 @@ use crate::quant::Code;
 ///
 /// The text form is the spelling used everywhere: `bf16`, `int8g128`, `int4g32`, `int4g128z` (with zero points),
 /// `int8row` (one scale a row), `fp8g128`; `zf` and `zo` are the other kinds of [`Zero`]; scales that are not bf16 follow a dot: `int4g128.f16`,
-/// `fp4g32.e8m0`.
+/// `fp4g32.e8m0`; planes along `n` follow an at sign: `int4g128z.f16@awq`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
     /// One plane `[n, k]` of floats.
     Dense(DType),
     /// Codes of a few bits, packed into words, in groups along `k` that share a scale.
     Grouped(Grouped),
+    /// The same, with planes that lie along `n`.
+    KMajor(Grouped, KMajor),
 }
 
 /// Weights `w = q s`, `q` what a code stands for, `s` the scale of its group times the factor of the tensor
@@ -94,6 +96,50 @@ impl Zero {
     }
 }
 
+/// How planes of integers lie that run along `n`: in the files of two libraries. CPUs read them where they lie; other backends have
+/// them as [`Format::Grouped`].
+///
+/// Scales are `[groups, n]`, and so are zero points that are floats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KMajor {
+    /// GPTQ's: `packed` i32 `[ceil(k * bits / 32), n]`, low bits first along `k`; `zeros` that are codes i32
+    /// `[groups, ceil(n * bits / 32)]`, low bits first along `n`.
+    Gptq,
+    /// The same, with a plane `order` i32 `[1, k]` behind the others: the group of each column.
+    ActOrder,
+    /// AWQ's: `packed` i32 `[k, n / 8]` and `zeros` i32 `[groups, n / 8]`: of 8 neighbours along `n` field `j` is number
+    /// [`AWQ_ORDER`]`[j]`.
+    Awq,
+}
+
+/// Which of 8 neighbours each field of a word of AWQ's is, low bits first.
+pub const AWQ_ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+
+impl KMajor {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Gptq, Self::ActOrder, Self::Awq];
+
+    /// Spelling in formats.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gptq => "gptq",
+            Self::ActOrder => "act-order",
+            Self::Awq => "awq",
+        }
+    }
+
+    /// Whether there are such weights with planes of this kind.
+    #[must_use]
+    pub const fn takes(self, grouped: Grouped) -> bool {
+        let code = match self {
+            Self::Awq => grouped.code.is_int() && grouped.code.bits() == 4,
+            Self::Gptq | Self::ActOrder => grouped.code.is_int(),
+        };
+        code && grouped.scale.is_float() && !matches!(grouped.zero, Zero::Offset) && grouped.is_valid()
+    }
+}
+
 /// Shape and type of one plane of a stored matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaneShape {
@@ -119,8 +165,10 @@ impl Format {
     pub fn groups(self, k: usize) -> usize {
         match self {
             Self::Dense(_) => 0,
-            Self::Grouped(Grouped { group: 0, .. }) => usize::from(k > 0),
-            Self::Grouped(Grouped { group, .. }) => k.div_ceil(group as usize),
+            Self::Grouped(grouped) | Self::KMajor(grouped, _) => match grouped.group {
+                0 => usize::from(k > 0),
+                group => k.div_ceil(group as usize),
+            },
         }
     }
 
@@ -128,8 +176,11 @@ impl Format {
     #[must_use]
     pub fn group_len(self, k: usize) -> usize {
         match self {
-            Self::Dense(_) | Self::Grouped(Grouped { group: 0, .. }) => k,
-            Self::Grouped(Grouped { group, .. }) => group as usize,
+            Self::Dense(_) => k,
+            Self::Grouped(grouped) | Self::KMajor(grouped, _) => match grouped.group {
+                0 => k,
+                group => group as usize,
+            },
         }
     }
 
@@ -161,6 +212,27 @@ impl Format {
                 }
                 planes
             }
+            Self::KMajor(Grouped { code, zero, scale, .. }, kind) => {
+                let words = |count: usize| (count * code.bits()).div_ceil(32);
+                let groups = self.groups(k);
+                let plane = |name, rows, cols, dtype| PlaneShape { name, rows, cols, dtype };
+                let mut planes: SmallVec<[PlaneShape; 3]> = smallvec![
+                    match kind {
+                        KMajor::Awq => plane("packed", k, words(n), DType::I32),
+                        KMajor::Gptq | KMajor::ActOrder => plane("packed", words(k), n, DType::I32),
+                    },
+                    plane("scales", groups, n, scale),
+                ];
+                match zero {
+                    Zero::None => {}
+                    Zero::Codes => planes.push(plane("zeros", groups, words(n), DType::I32)),
+                    Zero::Float | Zero::Offset => planes.push(plane("zeros", groups, n, scale)),
+                }
+                if kind == KMajor::ActOrder {
+                    planes.push(plane("order", 1, k, DType::I32));
+                }
+                planes
+            }
         }
     }
 
@@ -175,16 +247,40 @@ impl Format {
     pub const fn dense(self) -> Option<DType> {
         match self {
             Self::Dense(dtype) => Some(dtype),
-            Self::Grouped(_) => None,
+            Self::Grouped(_) | Self::KMajor(..) => None,
         }
     }
 
-    /// The parts of a grouped format.
+    /// The parts of a grouped format whose planes lie along `k`.
     #[must_use]
     pub const fn grouped(self) -> Option<Grouped> {
         match self {
-            Self::Dense(_) => None,
+            Self::Dense(_) | Self::KMajor(..) => None,
             Self::Grouped(grouped) => Some(grouped),
+        }
+    }
+
+    /// What codes stand for and how groups are made, however planes lie.
+    #[must_use]
+    pub const fn codes(self) -> Option<Grouped> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Grouped(grouped) | Self::KMajor(grouped, _) => Some(grouped),
+        }
+    }
+
+    /// Why a kernel that reads planes along `k` cannot run this, if so.
+    pub(crate) fn reject_k_major(self) -> Option<crate::select::Reject> {
+        let why = "takes no planes along n: weights are reordered where they are uploaded";
+        matches!(self, Self::KMajor(..)).then(|| why.into())
+    }
+
+    /// The format that the weights have once they are reordered along `k`.
+    #[must_use]
+    pub const fn reordered(self) -> Self {
+        match self {
+            Self::KMajor(grouped, _) => Self::Grouped(grouped),
+            other => other,
         }
     }
 }
@@ -193,6 +289,7 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Dense(dtype) => dtype.fmt(f),
+            Self::KMajor(grouped, kind) => write!(f, "{}@{}", Self::Grouped(grouped), kind.name()),
             Self::Grouped(Grouped { code, group, zero, scale }) => {
                 f.write_str(code.name())?;
                 if group == 0 {
@@ -215,11 +312,17 @@ impl FromStr for Format {
             let codes: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
             format!(
                 "unknown format `{text}`; expected f32, bf16, f16, or one of {} with g<group> or row, then of integers z, zf or zo \
-                 for zero points (codes, floats, offsets), then .f32, .f16, .e4m3 or .e8m0 for scales that are not bf16 \
-                 (int4g128, int8row, int4g32z.f16, fp8g128.f32, fp4g32.e8m0)",
+                 for zero points (codes, floats, offsets), then .f32, .f16, .e4m3 or .e8m0 for scales that are not bf16, then @gptq, \
+                 @act-order or @awq for integers that lie along n (int4g128, int8row, int4g32z.f16, fp8g128.f32, fp4g32.e8m0, \
+                 int4g128z.f16@awq)",
                 codes.join(", ")
             )
         };
+        if let Some((planes, kind)) = text.split_once('@') {
+            let grouped = planes.parse::<Self>()?.grouped().ok_or_else(wrong)?;
+            let kind = KMajor::ALL.into_iter().find(|known| known.name() == kind).ok_or_else(wrong)?;
+            return if kind.takes(grouped) { Ok(Self::KMajor(grouped, kind)) } else { Err(wrong()) };
+        }
         if let Ok(dtype) = text.parse::<DType>() {
             return if dtype.is_float() { Ok(Self::Dense(dtype)) } else { Err(wrong()) };
         }
@@ -285,6 +388,9 @@ mod tests {
             "bnb4g64.f32",
             "int4g64zo",
             "int8g64zf.f16",
+            "int4g128z.f16@awq",
+            "int8row@gptq",
+            "int4g32zf.f16@act-order",
         ] {
             assert_eq!(text.parse::<Format>().map(|f| f.to_string()).as_deref(), Ok(text));
         }
@@ -301,6 +407,12 @@ mod tests {
             "fp8",
             "int4g64zo.e4m3",
             "e4m3",
+            "int8g32@awq",
+            "fp8g32@gptq",
+            "int4g32zo@gptq",
+            "int4g32@",
+            "bf16@awq",
+            "int4g32@gptq@awq",
         ] {
             assert!(text.parse::<Format>().is_err(), "{text}");
         }
@@ -315,5 +427,12 @@ mod tests {
         assert_eq!((planes[1].rows, planes[1].cols), (10, 3));
         assert_eq!((planes[2].rows, planes[2].cols), (2, 3));
         assert_eq!(format.bytes(10, 300), 10 * 38 * 4 + 10 * 3 * 2 + 2 * 3 * 4);
+        let shapes = |text: &str| {
+            let format: Format = text.parse().expect("a format");
+            format.planes(16, 300).iter().map(|plane| [plane.rows, plane.cols]).collect::<Vec<_>>()
+        };
+        assert_eq!(shapes("int4g128z.f16@awq"), [[300, 2], [3, 16], [3, 2]]);
+        assert_eq!(shapes("int4g128z.f16@gptq"), [[38, 16], [3, 16], [3, 2]]);
+        assert_eq!(shapes("int8g128@act-order"), [[75, 16], [3, 16], [1, 300]]);
     }
 }

@@ -16,7 +16,7 @@ pub use caps::{Backend, Caps, CudaCaps, MANY, WgpuCaps};
 pub use cost::Cost;
 pub use dtype::{DType, Element};
 pub use error::{KernelError, ShapeError};
-pub use format::{Format, Grouped, PlaneShape, Zero};
+pub use format::{AWQ_ORDER, Format, Grouped, KMajor, PlaneShape, Zero};
 pub use layout::{Layout, MAX_RANK};
 
 /// The bucket that a per-step size falls into, as it may enter a [`Spec`](crate::Op::Spec).

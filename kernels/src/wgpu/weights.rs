@@ -66,6 +66,8 @@ impl Kernel<'_, '_> {
                     (params.zeros, params.zero_stride) = (self.read(2, zeros)?, stride(zeros));
                 }
             }
+            // Every row refuses it.
+            Format::KMajor(..) => {}
         }
         Ok(params)
     }

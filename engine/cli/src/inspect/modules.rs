@@ -38,7 +38,7 @@ pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
         let [n, k] = shape;
         let bits = match parsed {
             Format::Dense(dtype) => 8 * dtype.size(),
-            Format::Grouped(Grouped { code, .. }) => code.bits(),
+            Format::Grouped(Grouped { code, .. }) | Format::KMajor(Grouped { code, .. }, _) => code.bits(),
         };
         let kernels = [1, MANY].map(|m| {
             let (n, k) = (n as u32, k as u32);
@@ -51,7 +51,7 @@ pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
                 Err(why) => why.to_owned(),
             }
         });
-        let group = parsed.grouped().map(|_| parsed.group_len(k));
+        let group = parsed.codes().map(|_| parsed.group_len(k));
         Some(Module {
             name: note.module,
             shape,

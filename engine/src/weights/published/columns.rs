@@ -1,10 +1,12 @@
-//! Integers that lie column by column: AWQ (`gemm`) and GPTQ.
+//! Integers that lie along `n`: AWQ (`gemm`) and GPTQ. CPUs read them where they lie; else they are stored anew.
 
-use ocelli_kernels::{View, Weights};
+use ocelli_kernels::{Code, DType, Format, Grouped, KMajor, View, Weights, Zero};
 use safetensors::Dtype;
 
 use super::super::{Scope, WeightError};
-use super::made::{Codes, FLOATS, Floats, Planes, Zeros, code, element, float, widened, word};
+use super::made::{
+    Codes, FLOATS, Floats, Planes, Zeros, code, element, float, make, misfit, stored, widened, word,
+};
 
 /// Where AWQ's words have the eight columns that they hold: column `j` is nibble `NIBBLE[j]`.
 const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
@@ -41,6 +43,27 @@ impl<'a> Groups<'a> {
     }
 }
 
+impl Groups<'_> {
+    /// Whether kernels read the planes where they lie, and are to: whole words of rows, and groups of such.
+    fn lie_well(&self, here: &Scope<'_>, n: usize, k: usize) -> bool {
+        let whole = n.is_multiple_of(32) && k.is_multiple_of(32) && self.group.is_multiple_of(32);
+        here.checkpoint().keeps_along_n() && whole
+    }
+
+    fn in_place(
+        &self,
+        here: &Scope<'_>,
+        (n, k): (usize, usize),
+        (code, zero, kind): (Code, Zero, KMajor),
+        planes: Vec<View>,
+        bias: Option<View>,
+    ) -> Result<Weights, WeightError> {
+        let grouped = Grouped { code, group: self.group as u32, zero, scale: self.dtype };
+        let weights = Weights::new(Format::KMajor(grouped, kind), n, k, planes, bias);
+        weights.map_err(|error| misfit(here, &error))
+    }
+}
+
 /// Whether `qweight` has AWQ's shape, `[k, n / 8]` beside zero points `[groups, n / 8]`, and no order of columns.
 pub(super) fn is_awq(here: &Scope<'_>) -> bool {
     if here.has("g_idx") {
@@ -70,6 +93,16 @@ pub(super) fn awq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> R
     let codes = here.bytes("qweight", &[Dtype::I32], &[k, words])?;
     let groups = Groups::of(here, n, k)?;
     let zeros = here.bytes("qzeros", &[Dtype::I32], &[groups.count, words])?;
+    if groups.lie_well(here, n, k) {
+        let symmetric = !here.checkpoint().is_planned() && zeros.iter().all(|byte| *byte == 0x88);
+        let zero = if symmetric { Zero::None } else { Zero::Codes };
+        let mut planes =
+            vec![here.tensor("qweight", &[k, words])?, here.tensor("scales", &[groups.count, n])?];
+        if !symmetric {
+            planes.push(here.tensor("qzeros", &[groups.count, words])?);
+        }
+        return groups.in_place(here, (n, k), (Code::Int4, zero, KMajor::Awq), planes, bias);
+    }
     let nibble = |bytes: &[u8], line: usize, col: usize| {
         word(bytes, line * words + col / 8) >> (4 * NIBBLE[col % 8]) & 15
     };
@@ -96,7 +129,7 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
     if !matches!(bits, 2 | 3 | 4 | 8) {
         return Err(here.unsupported(format!("GPTQ of {bits} bits; expected 2, 3, 4 or 8")));
     }
-    let order = order(here, "g_idx", k)?;
+    let order = sorted(here, "g_idx", k)?;
     let codes = here.bytes("qweight", &[Dtype::I32], &[lines, n])?;
     let zero_words = (n * bits).div_ceil(32);
     let stored = here.bytes("qzeros", &[Dtype::I32], &[groups.count, zero_words])?;
@@ -115,6 +148,10 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
         zeros.extend_from_slice(&word(stored, i).wrapping_add(less).to_le_bytes());
     }
     let (wide, up) = widened(bits);
+    if matches!(bits, 4 | 8) && groups.lie_well(here, n, k) {
+        let codes = (zeros.as_slice(), zero_words, bits);
+        return gptq_in_place(here, (n, k), &groups, codes, second, order.is_some(), bias);
+    }
     let zero = |row: usize, group: usize| {
         let line = &zeros[group * zero_words * 4..][..zero_words * 4];
         (code(line, bits, row) + add) % (1 << bits) + up
@@ -134,11 +171,79 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
     })
 }
 
+/// GPTQ's planes as they lie. Of zero points `zeros` has the codes, in lines of so many words; files of the first version, which hold one
+/// less, have them made as floats.
+fn gptq_in_place(
+    here: &Scope<'_>,
+    (n, k): (usize, usize),
+    groups: &Groups<'_>,
+    (zeros, words, bits): (&[u8], usize, usize),
+    second: bool,
+    ordered: bool,
+    bias: Option<View>,
+) -> Result<Weights, WeightError> {
+    let zero = |group: usize, row: usize| code(&zeros[4 * group * words..][..4 * words], bits, row);
+    let centre = 1 << (bits - 1);
+    let planned = here.checkpoint().is_planned();
+    let symmetric = !planned && (0..groups.count).all(|group| (0..n).all(|row| zero(group, row) == centre));
+    let mut planes =
+        vec![here.tensor("qweight", &[k * bits / 32, n])?, here.tensor("scales", &[groups.count, n])?];
+    let kind = match (symmetric, second) {
+        (true, _) => Zero::None,
+        (_, true) => {
+            planes.push(here.tensor("qzeros", &[groups.count, words])?);
+            Zero::Codes
+        }
+        _ => {
+            planes.push(make(here, [groups.count, n], groups.dtype, |to| {
+                let places = (0..groups.count).flat_map(|group| (0..n).map(move |row| (group, row)));
+                let (to, size) = (bytemuck::cast_slice_mut(to), groups.dtype.size());
+                let to: &mut [u8] = to;
+                for (to, (group, row)) in to.chunks_exact_mut(size).zip(places) {
+                    to.copy_from_slice(&stored(groups.dtype, zero(group, row) as f32));
+                }
+            })?);
+            Zero::Float
+        }
+    };
+    let lie = if ordered { KMajor::ActOrder } else { KMajor::Gptq };
+    if ordered {
+        // Not where it lies: kernels take groups for granted that were checked.
+        let order = here.bytes("g_idx", &[Dtype::I32], &[k])?;
+        let known = |column: &usize| (word(order, *column) as usize) < groups.count;
+        if let Some(column) = (0..k).find(|column| !known(column)) {
+            let found = word(order, column) as i32;
+            let reason = format!("column {column}: expected a group below {}, found {found}", groups.count);
+            return Err(here.fault("g_idx", reason));
+        }
+        planes.push(make(here, [1, k], DType::I32, |to| {
+            for (column, to) in to.iter_mut().enumerate() {
+                *to = word(order, column);
+            }
+        })?);
+    }
+    let code = if bits == 4 { Code::Int4 } else { Code::Int8 };
+    groups.in_place(here, (n, k), (code, kind, lie), planes, bias)
+}
+
+/// As [`sorted`], where columns of the matrix are to be in another order: weights in place have it as a part of their own.
+pub(super) fn order(
+    here: &Scope<'_>,
+    name: &str,
+    (n, k): (usize, usize),
+) -> Result<Option<Vec<usize>>, WeightError> {
+    let bits = here.info("qweight").map_or(0, |info| 32 * info.shape[0] / k.max(1));
+    if matches!(bits, 4 | 8) && here.has("scales") && Groups::of(here, n, k)?.lie_well(here, n, k) {
+        return Ok(None);
+    }
+    sorted(here, name, k)
+}
+
 /// The columns of a file sorted by the groups that `name`, i32 `[k]`, gives them, where that is another order: act-order writes columns
 /// where they were, and their scales apart.
 ///
 /// Errors: groups without a number, or of different sizes, but a shorter last one.
-pub(super) fn order(here: &Scope<'_>, name: &str, k: usize) -> Result<Option<Vec<usize>>, WeightError> {
+pub(super) fn sorted(here: &Scope<'_>, name: &str, k: usize) -> Result<Option<Vec<usize>>, WeightError> {
     if !here.has(name) {
         return Ok(None);
     }

@@ -119,7 +119,7 @@ pub(in super::super) fn pack_quantized(
         to.copy_from_slice(element(stored, dtype.size(), row * groups + group));
     };
     let (wide, up) = widened(bits);
-    let order = super::columns::order(here, "weight_g_idx", k)?;
+    let order = super::columns::sorted(here, "weight_g_idx", k)?;
     let place = |i: usize| order.as_ref().map_or(i, |order| order[i]);
     let row = |row: usize, out: &mut [u32]| {
         let codes = element(codes, 4 * words, row);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero};
 use safetensors::Dtype;
+use smallvec::SmallVec;
 
 use super::super::{Scope, WeightError};
 
@@ -154,12 +155,12 @@ pub(super) fn decoded(
     Weights::dense(view, bias).map_err(|error| misfit(scope, &error))
 }
 
-fn misfit(scope: &Scope<'_>, error: &ocelli_kernels::ShapeError) -> WeightError {
+pub(super) fn misfit(scope: &Scope<'_>, error: &ocelli_kernels::ShapeError) -> WeightError {
     WeightError::shape(scope.checkpoint().path(), scope.prefix(), error)
 }
 
 /// A plane that `fill` writes, unless the checkpoint is planned alone.
-fn make(
+pub(super) fn make(
     scope: &Scope<'_>,
     [rows, cols]: [usize; 2],
     dtype: DType,
@@ -252,6 +253,15 @@ pub(super) const FLOATS: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
 pub(super) fn element(bytes: &[u8], size: usize, index: usize) -> &[u8] {
     let at: Range<usize> = index * size..(index + 1) * size;
     &bytes[at]
+}
+
+/// A float as it is stored.
+pub(super) fn stored(dtype: DType, value: f32) -> SmallVec<[u8; 4]> {
+    match dtype {
+        DType::BF16 => SmallVec::from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+        DType::F16 => SmallVec::from_slice(&half::f16::from_f32(value).to_le_bytes()),
+        _ => SmallVec::from_slice(&value.to_le_bytes()),
+    }
 }
 
 /// A stored float of a type of [`float`].

@@ -34,7 +34,7 @@ pub(super) struct Published {
 
 type Load = fn(&Scope<'_>, usize, usize, Option<View>) -> Result<Weights, WeightError>;
 
-type Order = fn(&Scope<'_>, usize) -> Result<Option<Vec<usize>>, WeightError>;
+type Order = fn(&Scope<'_>, usize, usize) -> Result<Option<Vec<usize>>, WeightError>;
 
 /// All of them.
 pub(super) const ALL: &[Published] = &[
@@ -42,7 +42,7 @@ pub(super) const ALL: &[Published] = &[
         name: "compressed-tensors pack-quantized integers",
         is: |here| here.stores("weight_packed", &[Dtype::I32]),
         load: Ok(|here, n, k, bias| here.packed(n, k, bias)),
-        order: Some(|here, k| columns::order(here, "weight_g_idx", k)),
+        order: Some(|here, _, k| columns::sorted(here, "weight_g_idx", k)),
     },
     Published {
         name: "NVFP4",
@@ -78,7 +78,7 @@ pub(super) const ALL: &[Published] = &[
         name: "GPTQ integers",
         is: |here| here.has("qweight"),
         load: Ok(columns::gptq),
-        order: Some(|here, k| columns::order(here, "g_idx", k)),
+        order: Some(|here, n, k| columns::order(here, "g_idx", (n, k))),
     },
     Published {
         name: "bitsandbytes LLM.int8() values",

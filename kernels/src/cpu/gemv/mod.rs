@@ -12,11 +12,13 @@
 mod dense;
 mod grouped;
 mod int8;
+mod kmajor;
 pub mod x;
 
 pub use dense::DenseDots;
 pub use grouped::{GroupedDots, fits};
 pub use int8::{Int8Dots, Plain, Vnni};
+pub use kmajor::{fits_k_major, gemv_k_major};
 use x::{Layout, X};
 
 use super::gemm::{GemmArgs, Operand, epilogue};

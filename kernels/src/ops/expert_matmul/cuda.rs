@@ -10,7 +10,7 @@ use crate::spec::{DType, KernelError};
 
 impl CudaOp for ExpertMatmul {
     fn cuda_variants() -> CudaRows<Self> {
-        Ok(&[Variant { name: "rows", reject: |_, _| None, est_us: |_, _| 3.0, launch }])
+        Ok(&[Variant { name: "rows", reject: |spec, _| spec.w.reject_k_major(), est_us: |_, _| 3.0, launch }])
     }
 }
 

@@ -11,7 +11,7 @@ use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for ExpertMatmul {
     fn wgpu_variants() -> WgpuRows<Self> {
-        Ok(&[Variant { name: "rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
+        Ok(&[Variant { name: "rows", reject: |spec, _| spec.w.reject_k_major(), est_us: |_, _| 1.0, launch }])
     }
 }
 

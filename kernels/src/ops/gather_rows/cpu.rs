@@ -13,7 +13,12 @@ use crate::spec::KernelError;
 impl CpuOp for GatherRows {
     #[inline(never)]
     fn cpu_variants() -> CpuRows<Self> {
-        &[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+        &[Variant {
+            name: "decode-rows",
+            reject: |spec, _| spec.w.reject_k_major(),
+            est_us: |_, _| 1.0,
+            launch,
+        }]
     }
 }
 

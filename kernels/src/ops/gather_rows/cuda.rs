@@ -10,7 +10,12 @@ use crate::spec::KernelError;
 
 impl CudaOp for GatherRows {
     fn cuda_variants() -> CudaRows<Self> {
-        Ok(&[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 2.0, launch }])
+        Ok(&[Variant {
+            name: "decode-rows",
+            reject: |spec, _| spec.w.reject_k_major(),
+            est_us: |_, _| 2.0,
+            launch,
+        }])
     }
 }
 

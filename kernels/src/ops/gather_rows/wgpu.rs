@@ -10,7 +10,12 @@ use crate::wgpu::{WgpuOp, WgpuRows};
 
 impl WgpuOp for GatherRows {
     fn wgpu_variants() -> WgpuRows<Self> {
-        Ok(&[Variant { name: "decode-rows", reject: |_, _| None, est_us: |_, _| 1.0, launch }])
+        Ok(&[Variant {
+            name: "decode-rows",
+            reject: |spec, _| spec.w.reject_k_major(),
+            est_us: |_, _| 1.0,
+            launch,
+        }])
     }
 }
 

@@ -151,6 +151,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     large(cx, &mut add);
     rounded_to_fp8(cx, &mut add);
     normalized(cx, &mut add);
+    along_n(cx, &mut add);
     models(cx, &mut add);
     all
 }
@@ -181,6 +182,49 @@ fn edges(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
                 add(format!("edge {m}x{n}x{k} {text}"), shape.op(cx, format(text), &[1]));
             }
         }
+    }
+}
+
+/// Planes along `n`, as files of GPTQ and AWQ have them: strips and pieces that end early, whole rows, parts, and few and many rows of x.
+fn along_n(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    const FORMATS: [&str; 12] = [
+        "int4g128z.f16@awq",
+        "int4g64.f16@awq",
+        "int4rowz@awq",
+        "int4g32zf.f32@awq",
+        "int4g128.f16@gptq",
+        "int4g32z.f16@gptq",
+        "int8g128zf.f16@gptq",
+        "int8row.f32@gptq",
+        "int4row@gptq",
+        "int4g128.f16@act-order",
+        "int4g32z.f16@act-order",
+        "int8g64zf@act-order",
+    ];
+    for (i, text) in FORMATS.iter().enumerate() {
+        let sizes = [(1, 96, 256), (3, 608, 1056), (5, 2144, 2304), (19, 64, 608), (1, 4128, 96)];
+        for (j, (m, n, k)) in sizes.into_iter().enumerate() {
+            // The long ones once for each layout.
+            if j == 2 && i % 4 != 0 || j == 4 && i % 4 != 1 {
+                continue;
+            }
+            let shape = Shape {
+                bias: j == 1,
+                gated: j == 1 && i % 2 == 0,
+                act: ACTS[(i + j) % ACTS.len()],
+                residual: (j == 0).then_some(DType::F32),
+                math: MATHS[(i + j) % 3],
+                x: FLOATS[(i + j) % 3],
+                ..Shape::plain(m, n, k)
+            };
+            let shares: &[usize] = if j == 1 { &[9, 5, 5] } else { &[1] };
+            add(format!("along n {text} {m}x{n}x{k}"), shape.op(cx, format(text), shares));
+        }
+    }
+    // What no kernel reads in whole words.
+    for (text, n, k) in [("int4g20.f16@gptq", 45, 64), ("int8g128@gptq", 17, 331), ("int4g48z@awq", 40, 100)]
+    {
+        add(format!("along n {text} {n}x{k}"), Shape::plain(3, n, k).op(cx, format(text), &[1]));
     }
 }
 

@@ -13,7 +13,12 @@ impl CudaOp for PatchEmbed {
     fn cuda_variants() -> CudaRows<Self> {
         Ok(&[
             Variant { name: "gemm-mma", reject: mma_reject, est_us: mma_us, launch: mma },
-            Variant { name: "gemm", reject: |_, _| None, est_us: gemm_us, launch: gemm },
+            Variant {
+                name: "gemm",
+                reject: |spec, _| spec.w.reject_k_major(),
+                est_us: gemm_us,
+                launch: gemm,
+            },
         ])
     }
 }

@@ -13,13 +13,13 @@ impl WgpuOp for PatchEmbed {
         Ok(&[
             Variant {
                 name: "gemm-128x128",
-                reject: |_, _| None,
+                reject: |spec, _| spec.w.reject_k_major(),
                 est_us: |spec, _| est_us(spec, LARGE),
                 launch: |op, cx| launch(op, cx, LARGE),
             },
             Variant {
                 name: "gemm-64x64",
-                reject: |_, _| None,
+                reject: |spec, _| spec.w.reject_k_major(),
                 est_us: |spec, _| est_us(spec, SMALL),
                 launch: |op, cx| launch(op, cx, SMALL),
             },

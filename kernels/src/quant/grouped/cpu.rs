@@ -22,7 +22,7 @@ pub struct Floats {
 }
 
 impl Floats {
-    fn new(cx: &CpuCx, view: &View) -> Result<Self, KernelError> {
+    pub(crate) fn new(cx: &CpuCx, view: &View) -> Result<Self, KernelError> {
         Ok(Self { ptr: view.read_bytes_ptr(cx.id)?, dtype: view.dtype(), stride: view.stride(0) })
     }
 

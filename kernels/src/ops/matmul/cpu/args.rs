@@ -8,6 +8,7 @@ use crate::cpu::CpuCx;
 use crate::cpu::gemm::{Dense, GemmArgs, Operand, OperandMut, PanelSource, Part, ResidualRow};
 use crate::ops::Matmul;
 use crate::quant::grouped::cpu::GroupedRows;
+use crate::quant::kmajor::cpu::KMajorRows;
 use crate::spec::{DType, Format, KernelError};
 
 /// Rows of one stored tensor, in whatever format.
@@ -17,12 +18,17 @@ pub(in crate::ops) enum Rows {
     Dense(Dense, Operand),
     /// Codes in groups.
     Grouped(GroupedRows),
+    /// The same along `n`.
+    KMajor(KMajorRows),
 }
 
 impl Rows {
     fn new(format: Format, k: usize, part: &WeightPart, cx: &CpuCx) -> Result<Self, KernelError> {
         if let Some(rows) = GroupedRows::new(cx, format, k, part)? {
             return Ok(Self::Grouped(rows));
+        }
+        if let Some(rows) = KMajorRows::new(cx, format, k, part)? {
+            return Ok(Self::KMajor(rows));
         }
         let matrix = input(&part.planes[0], cx)?;
         // SAFETY: `Weights` has checked that the plane holds `[n, k]` values, and it lives as long as the op.
@@ -33,6 +39,7 @@ impl Rows {
         match self {
             Self::Dense(dense, _) => dense,
             Self::Grouped(rows) => rows,
+            Self::KMajor(rows) => rows,
         }
     }
 }

@@ -6,10 +6,13 @@ use smallvec::SmallVec;
 use super::args::{Rows, with_args};
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::GemmArgs;
-use crate::cpu::gemv::{DenseDots, Dots, GroupedDots, Int8Dots, Plain, fits, gemv};
+use crate::cpu::gemv::{
+    DenseDots, Dots, GroupedDots, Int8Dots, Plain, fits, fits_k_major, gemv, gemv_k_major,
+};
 use crate::ops::Matmul;
 use crate::ops::matmul::{Math, MatmulSpec};
 use crate::quant::int::Int;
+use crate::quant::kmajor::cpu::KMajorRows;
 use crate::quant::with_decoder;
 use crate::select::Reject;
 use crate::spec::{Caps, DType, Format, Grouped, KernelError};
@@ -81,7 +84,7 @@ pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     fn of<T>(rows: &Rows) -> Option<DenseDots<T>> {
         match rows {
             Rows::Dense(_, matrix) => Some(DenseDots { ptr: matrix.ptr.cast(), stride: matrix.stride }),
-            Rows::Grouped(_) => None,
+            Rows::Grouped(_) | Rows::KMajor(_) => None,
         }
     }
     match op.w.format().dense() {
@@ -94,13 +97,39 @@ pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
 fn grouped<F>(rows: &Rows, decoder: F) -> Option<GroupedDots<F>> {
     match rows {
         Rows::Grouped(rows) => Some(GroupedDots(*rows, decoder)),
-        Rows::Dense(..) => None,
+        Rows::Dense(..) | Rows::KMajor(_) => None,
     }
 }
 
 pub(super) fn codes(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     let Format::Grouped(Grouped { code, .. }) = op.w.format() else { return Ok(()) };
     with_decoder!(code, decoder => run(op, cx, |rows| grouped(rows, decoder)))
+}
+
+pub(super) fn reject_k_major(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    let Format::KMajor(grouped, _) = spec.w else {
+        return Some("for integers whose planes lie along n".into());
+    };
+    // Parts are whole words of columns where the whole is: the loader sees to it.
+    if !fits_k_major(spec.n as usize, spec.k as usize, grouped.group as usize) {
+        return Some("for n, k and groups in multiples of 32".into());
+    }
+    reject_m(spec)
+}
+
+pub(super) fn k_major(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    with_args(op, cx, |args: &GemmArgs, rows| {
+        let of = |rows: &Rows| if let Rows::KMajor(rows) = rows { Some(*rows) } else { None };
+        let all: SmallVec<[KMajorRows; 3]> = rows.iter().filter_map(of).collect();
+        if all.len() == rows.len() && args.parts.iter().all(|part| part.rows.is_multiple_of(32)) {
+            // SAFETY: `with_args` gives operands that satisfy the contract.
+            unsafe { gemv_k_major(cx.isa, &cx.pool, args, &all) }
+        } else {
+            // SAFETY: as above.
+            unsafe { crate::cpu::gemm::gemm(cx.isa, &cx.pool, args) }
+        }
+        Ok(())
+    })
 }
 
 pub(super) fn bytes(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {

@@ -31,6 +31,12 @@ impl CpuOp for Matmul {
                 launch: gemv::bytes,
             },
             Variant {
+                name: "gemv-k-major-f32",
+                reject: gemv::reject_k_major,
+                est_us: gemv::est_f32,
+                launch: gemv::k_major,
+            },
+            Variant {
                 name: "gemm-bf16",
                 reject: gemm::reject_bf16,
                 est_us: gemm::est_bf16,
@@ -63,6 +69,8 @@ mod tests {
             ("int4g32", "gemv-codes-f32", "gemv-codes-int8"),
             ("fp8g128", "gemv-codes-f32", "gemv-codes-f32"),
             ("nf4g64.f32", "gemv-codes-f32", "gemv-codes-f32"),
+            ("int4g64z.f16@awq", "gemv-k-major-f32", "gemv-k-major-f32"),
+            ("int8g32.f16@act-order", "gemv-k-major-f32", "gemv-k-major-f32"),
         ] {
             let w = w.parse().expect("a format");
             let spec = |m, math| MatmulSpec { m, n: 960, k: 576, w, math, ..MatmulSpec::default() };

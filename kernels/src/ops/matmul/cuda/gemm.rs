@@ -6,10 +6,10 @@ use super::super::{Matmul, MatmulSpec};
 use super::params::{Epilogue, Row, WeightRows, rows_aligned, segments};
 use crate::cuda::CudaCx;
 use crate::cuda::value_type;
+use crate::select::Reject;
 use crate::spec::{Caps, KernelError};
 
-pub(super) const F32: Row =
-    Row { name: "gemm-f32", reject: |spec, _| spec.reject_norm(), est_us: est_f32, launch: f32 };
+pub(super) const F32: Row = Row { name: "gemm-f32", reject, est_us: est_f32, launch: f32 };
 
 /// Threads of `gemm_f32.cu`.
 const F32_THREADS: u32 = 256;
@@ -17,6 +17,10 @@ const F32_THREADS: u32 = 256;
 /// `SIDE` of `gemm_f32.cu`, a sixteenth of a tile's rows and columns: large tiles where they are enough for the device.
 fn side(m: usize, n: usize, caps: &Caps) -> usize {
     if m > 64 && tiles(m, n, 8) >= caps.units { 8 } else { 4 }
+}
+
+fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+    spec.reject_norm().or_else(|| spec.w.reject_k_major())
 }
 
 fn tiles(m: usize, n: usize, side: usize) -> usize {

@@ -45,7 +45,7 @@ struct Params {
 fn in_load(format: Format) -> usize {
     match format {
         Format::Dense(dtype) => 16 / dtype.size(),
-        Format::Grouped(Grouped { code, .. }) => 128 / code.bits(),
+        Format::Grouped(Grouped { code, .. }) | Format::KMajor(Grouped { code, .. }, _) => 128 / code.bits(),
     }
 }
 
@@ -53,6 +53,9 @@ fn in_load(format: Format) -> usize {
 const LAUNCH_US: f32 = 3.0;
 
 fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if let Some(why) = spec.w.reject_k_major() {
+        return Some(why);
+    }
     if spec.norm {
         if spec.k == 0 {
             return Some("for k of 1 or more".into());

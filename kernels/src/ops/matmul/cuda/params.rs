@@ -133,7 +133,7 @@ impl Segment<'_> {
             group: format.group_len(self.op.w.k()).max(1) as i32,
             kind: match format {
                 Format::Dense(_) => value_type(Some(&planes[0])),
-                Format::Grouped(_) => value_type(planes.get(1)),
+                Format::Grouped(_) | Format::KMajor(..) => value_type(planes.get(1)),
             },
             aligned: u32::from(rows_aligned(data, &planes[0])),
             factor: rows.part.factor,

@@ -57,7 +57,7 @@ fn est_tiles(spec: &MatmulSpec, slices: usize, rate: f32) -> f32 {
 }
 
 pub(super) fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    spec.reject_norm()
+    spec.reject_norm().or_else(|| spec.w.reject_k_major())
 }
 
 pub(super) fn est(spec: &MatmulSpec, _: &Caps) -> f32 {
@@ -70,12 +70,12 @@ fn slices(m: usize, n: usize, k: usize) -> usize {
     (2 * BUSY / tiles).min(k / LEAST_SLICE).clamp(1, 32)
 }
 
-pub(super) fn reject_split(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
+pub(super) fn reject_split(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
     if k < 2 * LEAST_SLICE {
         return Some(format!("for k of {} or more", 2 * LEAST_SLICE).into());
     }
-    spec.reject_norm().or_else(|| (slices(m, n, k) < 2).then(|| "there are tiles enough".into()))
+    reject(spec, caps).or_else(|| (slices(m, n, k) < 2).then(|| "there are tiles enough".into()))
 }
 
 pub(super) fn est_split(spec: &MatmulSpec, caps: &Caps) -> f32 {
@@ -108,7 +108,7 @@ fn reject_half(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.x != DType::F16 {
         return Some("for x of f16".into());
     }
-    if let Some(why) = spec.reject_norm() {
+    if let Some(why) = reject(spec, caps) {
         return Some(why);
     }
     let exact = matches!(spec.w, Format::Dense(DType::F16 | DType::BF16));

@@ -10,7 +10,8 @@ use crate::wgpu::{Kernel, WgpuCx};
 const MAX_M: u32 = 8;
 
 pub(super) fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    spec.reject_norm().or_else(|| (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into()))
+    let why = spec.reject_norm().or_else(|| spec.w.reject_k_major());
+    why.or_else(|| (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into()))
 }
 
 /// Reading the weights, or multiplying.

@@ -231,6 +231,8 @@ impl Product<'_> {
                     .define("WVEC", u8::from(words > 1 && aligned))
                     .define("GROUPS", if eight { "eight" } else { "any" });
             }
+            // Every row refuses it.
+            Format::KMajor(..) => {}
         }
         Ok(())
     }
