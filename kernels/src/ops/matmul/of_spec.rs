@@ -1,9 +1,9 @@
 //! The op of a spec, and the blocks of it that are checked.
 
 use super::{Matmul, MatmulSpec, RowNorm};
-use crate::buffer::{View, Weights};
+use crate::buffer::View;
 use crate::operands::Operands;
-use crate::spec::{DType, KernelError, ShapeError};
+use crate::spec::{DType, KernelError};
 
 /// Largest matrix, in elements, that the reference decodes as a whole.
 const WHOLE: usize = 1 << 24;
@@ -26,21 +26,18 @@ pub(super) fn product(spec: &MatmulSpec, operands: &mut dyn Operands) -> Result<
 /// Blocks of rows and columns at both ends and in the middle, where the whole is too large.
 pub(super) fn parts(op: &Matmul) -> Result<Vec<Matmul>, KernelError> {
     let (m, n, k) = (op.x.size(0), op.w.n(), op.w.k());
-    let [part] = op.w.parts() else { return Ok(vec![op.clone()]) };
-    if n * k <= WHOLE || op.gated || part.planes.len() > 2 {
+    if n * k <= WHOLE || op.gated || op.w.parts().len() != 1 || n < 32 {
         return Ok(vec![op.clone()]);
     }
-    let rows = (WHOLE / 8 / k).clamp(16, n);
+    // Whole words of what lies along n.
+    let rows = (WHOLE / 8 / k).clamp(32, n) / 32 * 32;
     let tall = 16.min(m);
     let mut all = vec![];
-    for (row, top) in [(0, 0), (n / 2 / rows * rows, m - tall), (n - rows, (m - tall) / 2)] {
-        let planes = part.planes.iter().map(|plane| plane.narrow(0, row, rows));
-        let bias = part.bias.as_ref().map(|bias| bias.narrow(0, row, rows)).transpose()?;
-        let planes = planes.collect::<Result<Vec<View>, ShapeError>>()?;
+    for (row, top) in [(0, 0), (n / 2 / rows * rows, m - tall), ((n - rows) / 32 * 32, (m - tall) / 2)] {
         let cut = |view: &View| view.narrow(0, top, tall)?.narrow(1, row, rows);
         all.push(Matmul {
             x: op.x.narrow(0, top, tall)?,
-            w: Weights::new(op.w.format(), rows, k, planes, bias)?,
+            w: op.w.rows(row, rows)?,
             residual: op.residual.as_ref().map(cut).transpose()?,
             out: cut(&op.out)?,
             ..op.clone()
