@@ -79,15 +79,18 @@ pub struct CalibrationSet<'a> {
     cx: &'a mut Ctx,
     checkpoint: &'a Checkpoint,
     rows: &'a dyn Rows,
+    /// Most tokens of an answer.
+    tokens: usize,
+    /// Once they are asked for.
     answers: Vec<Vec<u32>>,
-    identity: String,
 }
 
 impl<'a> CalibrationSet<'a> {
-    /// Has the model answer each row greedily, in `tokens` tokens at most. `pipeline` is loaded from `checkpoint`.
+    /// Rows that the model answers greedily, in `tokens` tokens at most, when that is first needed. `pipeline` is loaded from
+    /// `checkpoint`.
     ///
     /// # Errors
-    /// If there are no rows, or the model cannot answer one.
+    /// If there are no rows.
     pub fn new(
         pipeline: &'a Pipeline,
         cx: &'a mut Ctx,
@@ -95,30 +98,32 @@ impl<'a> CalibrationSet<'a> {
         rows: &'a dyn Rows,
         tokens: usize,
     ) -> Result<Self> {
-        let all = rows.count();
-        if all == 0 {
+        if rows.count() == 0 {
             return Err(Error::Request("calibration data: expected at least one row, found none".into()));
         }
-        let mut answers = Vec::with_capacity(all);
-        let params = SamplingParams { max_tokens: tokens.max(1), ..SamplingParams::default() };
-        while answers.len() < all {
-            told(rows, "answers", answers.len())?;
-            let part = answers.len()..all.min(answers.len() + TOGETHER);
+        Ok(Self { pipeline, cx, checkpoint, rows, tokens: tokens.max(1), answers: Vec::new() })
+    }
+
+    fn answer(&mut self) -> Result<()> {
+        let all = self.rows.count();
+        let params = SamplingParams { max_tokens: self.tokens, ..SamplingParams::default() };
+        while self.answers.len() < all {
+            let first = self.answers.len();
+            told(self.rows, "answers", first)?;
             let request = |number| {
-                let Row { prompt, images } = rows.row(number)?;
+                let Row { prompt, images } = self.rows.row(number)?;
                 let media = images.into_iter().map(Media::from).collect();
                 Ok(Request { prompt, media, params: params.clone() })
             };
-            let requests = part.map(request).collect::<Result<Vec<_>>>()?;
-            let model = &pipeline.model;
-            let given = generate(cx, model, &pipeline.tokenizer, requests, |_, _| ControlFlow::Continue(()))?;
-            answers.extend(given.into_iter().map(|answer| answer.token_ids));
+            let requests = (first..all.min(first + TOGETHER)).map(request).collect::<Result<Vec<_>>>()?;
+            let (model, tokenizer) = (&self.pipeline.model, &self.pipeline.tokenizer);
+            let given = generate(self.cx, model, tokenizer, requests, |_, _| ControlFlow::Continue(()))?;
+            self.answers.extend(given.into_iter().map(|answer| answer.token_ids));
         }
-        let identity = format!("{} {tokens}", rows.identity());
-        Ok(Self { pipeline, cx, checkpoint, rows, answers, identity })
+        Ok(())
     }
 
-    /// Runs each row with its answer, and gives the logits that the answer's tokens were drawn from to `take`, with these tokens.
+    /// Runs a row with its answer; gives the logits that the answer's tokens were drawn from.
     fn run(pipeline: &Pipeline, cx: &mut Ctx, row: &Row, answer: &[u32]) -> Result<Vec<f32>> {
         let given: Vec<Option<Features>> = pipeline.encode(cx, &row.images)?.into_iter().map(Some).collect();
         let prompt = &row.prompt;
@@ -143,6 +148,7 @@ impl<'a> CalibrationSet<'a> {
     /// # Errors
     /// If the copy cannot run on them.
     pub fn drift(&mut self, copy: &Pipeline, cx: &mut Ctx) -> Result<Drift> {
+        self.answer()?;
         let mut drift = Drift { rows: self.answers.len(), tokens: 0, kl: 0.0, kl_max: 0.0, top1: 0.0 };
         let vocab = self.pipeline.model.info().vocab;
         for (number, answer) in self.answers.iter().enumerate() {
@@ -251,10 +257,11 @@ impl Watch {
 
 impl Calibration for CalibrationSet<'_> {
     fn identity(&self) -> String {
-        self.identity.clone()
+        format!("{} {}", self.tokens, self.rows.identity())
     }
 
     fn inputs(&mut self, modules: &HashSet<&str>, memory: u64) -> Result<Seen> {
+        self.answer()?;
         let mut places = HashMap::with_capacity(modules.len());
         for &module in modules {
             let view = self.checkpoint.tensor(&format!("{module}.weight"))?;
