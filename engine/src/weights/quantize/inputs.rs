@@ -47,10 +47,9 @@ pub(crate) struct Gatherer {
 }
 
 impl Gatherer {
-    /// Bytes that it takes for rows of `k` values, and what comes of it.
+    /// Bytes that it takes for rows of `k` values, as does what comes of it.
     pub const fn bytes(k: usize) -> u64 {
-        // Both matrices are there when the sum is taken.
-        8 * (k * k) as u64
+        4 * (k * k) as u64
     }
 
     pub fn new(products: &mut Products, k: usize) -> Result<Self, KernelError> {

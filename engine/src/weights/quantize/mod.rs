@@ -25,8 +25,6 @@ mod products;
 mod report;
 mod round;
 mod scaling;
-#[cfg(test)]
-mod tests;
 mod writer;
 
 use std::collections::HashMap;
@@ -267,8 +265,12 @@ pub fn quantize_with(
     let key = output::key(files, &checkpoint, &units, options, anatomy.folds, &identity)?;
     let (mut output, start) = Output::begin(files, out, options.force, key)?;
     let files_of = split(&units, options.max_shard).len();
-    told(start, output.done.files.len(), files_of).map(|note| watch(Event::Note(&note)));
     let resumed = output.done.files.len();
+    if let Some(note) = told(start, resumed, files_of)
+        && watch(Event::Note(&note)).is_break()
+    {
+        return Err(QuantizeError::Cancelled { done: resumed, all: files_of });
+    }
     let worked = work(files, anatomy, options, calibration, watch, &checkpoint, &mut units, &mut output);
     let written = match worked {
         Err(QuantizeError::Cancelled { .. }) => {
