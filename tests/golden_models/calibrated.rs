@@ -166,7 +166,8 @@ fn write(
 /// What gives a channel takes the inverse of what the columns are given that take it, and nothing else takes it: answers stay.
 #[test]
 fn scales_cancel_in_every_family() {
-    for (family, folds) in [
+    let mut counted = Vec::new();
+    let expected = [
         ("llama", 8),
         ("qwen2", 8),
         ("qwen3", 8),
@@ -177,20 +178,21 @@ fn scales_cancel_in_every_family() {
         ("mistral", 8),
         ("smolvlm", 8),
         ("gemma3", 12),
-        ("gemma4", 11),
-        ("gemma4_e", 18),
-        ("gemma4_moe", 11),
+        ("gemma4", 9),
+        ("gemma4_e", 15),
+        ("gemma4_moe", 9),
         ("glm4v", 8),
         ("qwen2_5_vl", 8),
-        ("qwen3_vl_moe", 4),
-        ("qwen3_5", 12),
+        ("qwen3_vl_moe", 6),
+        ("qwen3_5", 10),
         ("llama4", 12),
         ("mllama", 12),
-        ("granite4_vision", 8),
-        ("lfm2_vl", 8),
+        ("granite4_vision", 20),
+        ("lfm2_vl", 10),
         ("cohere2_vision", 9),
         ("paligemma2", 8),
-    ] {
+    ];
+    for (family, _) in expected {
         let source = ModelFiles::dir(golden(family));
         let asked = [(None, "What is there to see in it?".to_owned())];
         let copy = Copy::new(family);
@@ -198,8 +200,9 @@ fn scales_cancel_in_every_family() {
         let drift = drift(&source, &copy.0, &asked, 8);
         println!("{family}: {found} folds, {:.1e}", drift.kl_max);
         assert!(drift.kl_max < 1e-7 && drift.top1 == 1.0, "{family}: {drift:?}");
-        assert_eq!(found, folds, "{family}");
+        counted.push((family, found));
     }
+    assert_eq!(counted, expected);
 }
 
 /// On pictures that it was not calibrated on the demo model in 4 bits is nearer to what it was.
