@@ -32,6 +32,8 @@ struct Output<'a> {
     formats: BTreeMap<String, usize>,
     /// Tensors that stayed as they were.
     kept: usize,
+    /// Norms whose weights were scaled.
+    scaled: usize,
     bytes_before: u64,
     bytes_after: u64,
     files: &'a [String],
@@ -160,10 +162,7 @@ pub fn quantize(args: &QuantizeArgs) -> Outcome {
     let gentle = Gentle::begin();
     let (done, drift) = match args.calibration.calibrate.is_empty() {
         true => (written(args, &files, &anatomy, &options, None, &gentle)?, None),
-        false => {
-            let (done, drift) = calibrated(args, &files, &anatomy, &options, &gentle)?;
-            (done, drift)
-        }
+        false => calibrated(args, &files, &anatomy, &options, &gentle)?,
     };
     drop(gentle);
     told(args, &done, drift)
@@ -245,6 +244,7 @@ fn told(args: &QuantizeArgs, done: &Quantized, drift: Option<Drift>) -> Outcome 
             out,
             formats,
             kept: done.kept,
+            scaled: done.scaled,
             bytes_before: done.bytes_before,
             bytes_after: done.bytes_after,
             files: &done.files,
@@ -258,8 +258,9 @@ fn told(args: &QuantizeArgs, done: &Quantized, drift: Option<Drift>) -> Outcome 
         return Ok(ExitCode::SUCCESS);
     }
     let listed: Vec<String> = formats.iter().map(|(format, count)| format!("{count} {format}")).collect();
+    let norms = if done.scaled > 0 { format!("{} norms scaled, ", done.scaled) } else { String::new() };
     let mut text = format!(
-        "{out}: {} matrices, {} tensors as they were; {} instead of {}\n",
+        "{out}: {} matrices, {norms}{} tensors as they were; {} instead of {}\n",
         listed.join(", "),
         done.kept,
         bytes(done.bytes_after),

@@ -112,6 +112,8 @@ pub struct Quantized {
     pub formats: Vec<(Format, usize)>,
     /// Tensors that were kept as they were.
     pub kept: usize,
+    /// Tensors of the same type and shape with other values: norms before columns that are scaled.
+    pub scaled: usize,
     /// Bytes of the source's tensors.
     pub bytes_before: u64,
     /// Bytes of the written tensors.
@@ -406,7 +408,7 @@ fn work(
         }
     }
     formats.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let kept = units.len() - modules.len();
+    let kept = units.len() - modules.len() - scaled.kept.len();
     let by_name: HashMap<&str, Format> = modules.iter().copied().collect();
     let measured =
         names.iter().filter_map(|name| output.done.files.get(name)).flat_map(|(_, all)| all.clone());
@@ -418,6 +420,7 @@ fn work(
     Ok(Quantized {
         formats,
         kept,
+        scaled: scaled.kept.len(),
         bytes_before: checkpoint.bytes(),
         bytes_after,
         files: names,
@@ -444,7 +447,7 @@ fn left_out(reports: &[ModuleReport], options: &QuantizeOptions) -> Vec<String> 
     }
     if options.rounding == Rounding::Gptq {
         notes.extend(named(
-            "are rounded to nearest (token table and head)",
+            "are rounded to nearest (token table and head, or inputs that are not finite)",
             reports.iter().filter(plain).collect(),
         ));
     }

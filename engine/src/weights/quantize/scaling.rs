@@ -285,6 +285,14 @@ impl Scaled {
         for scales in all {
             let Some(fold) = folds.get(scales.fold) else { continue };
             let mut values = scales.values();
+            let columns = fold.into.iter().filter_map(|into| modules.get(into.as_str())).map(|of| of.k);
+            let channels = columns.max().map_or(0, |k| k / fold.columns.1.max(1));
+            if values.len() != channels {
+                let (source, found) = (fold.source(), values.len());
+                return Err(QuantizeError::Options(format!(
+                    "scales of {source} in what an earlier run left: expected {channels}, found {found}"
+                )));
+            }
             match &fold.from {
                 Producer::Norm { weight, offset } => {
                     let Some(info) = checkpoint.info(weight) else { continue };
