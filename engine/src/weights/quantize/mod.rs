@@ -261,11 +261,12 @@ pub fn quantize_with(
             "rounding gptq, scaling awq and clipping: expected calibration data, found none".into(),
         ));
     }
+    output::check(files, out, options.force)?;
     let checkpoint = Checkpoint::open(files)?;
     let mut units = plan(&checkpoint, anatomy.role, options)?;
     let identity = calibration.as_ref().map(|data| data.identity()).unwrap_or_default();
     let key = output::key(files, &checkpoint, &units, options, anatomy.folds, &identity)?;
-    let (mut output, start) = Output::begin(files, out, options.force, key)?;
+    let (mut output, start) = Output::begin(out, key)?;
     let files_of = split(&units, options.max_shard).len();
     let resumed = output.done.files.len();
     if let Some(note) = told(start, resumed, files_of)
@@ -602,13 +603,9 @@ impl Job<'_> {
             shard.write(&item.name, 0, bytes)?;
         }
         let rounding = if corrections.is_some() { Rounding::Gptq } else { Rounding::Nearest };
-        self.measured.push(Measured {
-            module: module.name.to_owned(),
-            rounding,
-            scaling: self.scaled.powers.get(module.name).copied(),
-            weight_error: relative(weights),
-            output_error: inputs.map(|_| relative(outputs)),
-        });
+        let scaling = self.scaled.powers.get(module.name).copied();
+        let output_error = inputs.map(|_| relative(outputs));
+        self.measured.push(Measured::new(module.name, rounding, scaling, relative(weights), output_error));
         self.corrections = last;
         Ok(())
     }

@@ -126,24 +126,10 @@ impl Drop for Lock {
 }
 
 impl Output {
-    /// Checks the destination, and makes the directory to work in or takes the one that is there. `key` tells source and options from
-    /// others.
-    pub fn begin(
-        files: &ModelFiles,
-        out: &Path,
-        force: bool,
-        key: String,
-    ) -> Result<(Self, Start), QuantizeError> {
-        let Some(name) = out.file_name().and_then(|name| name.to_str()) else {
-            let path = out.display();
-            return Err(QuantizeError::Options(format!("{path}: expected the name of a new directory")));
-        };
-        if out.symlink_metadata().is_ok() {
-            if !force {
-                return Err(QuantizeError::Exists(out.display().to_string()));
-            }
-            replaceable(files, out)?;
-        }
+    /// Makes the directory to work in, beside a destination that is [checked](check), or takes the one that is there. `key` tells source
+    /// and options from others.
+    pub fn begin(out: &Path, key: String) -> Result<(Self, Start), QuantizeError> {
+        let name = name_of(out)?;
         let parent = match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -265,6 +251,22 @@ impl Drop for Output {
         {
             tracing::warn!("{} could not be removed: {e}", self.temp.display());
         }
+    }
+}
+
+/// The last part of a destination.
+fn name_of(out: &Path) -> Result<&str, QuantizeError> {
+    let expected = || format!("{}: expected the name of a new directory", out.display());
+    out.file_name().and_then(|name| name.to_str()).ok_or_else(|| QuantizeError::Options(expected()))
+}
+
+/// Errors where nothing may be written to a destination.
+pub(super) fn check(files: &ModelFiles, out: &Path, force: bool) -> Result<(), QuantizeError> {
+    name_of(out)?;
+    match (out.symlink_metadata().is_ok(), force) {
+        (false, _) => Ok(()),
+        (true, false) => Err(QuantizeError::Exists(out.display().to_string())),
+        (true, true) => replaceable(files, out),
     }
 }
 

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use super::Rounding;
 
-/// How a matrix was rounded, and what that costs.
+/// [`ModuleReport`] as it is written down for a later run; errors are kept as the bits of an f64, which JSON would round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Measured {
     pub module: String,
-    pub rounding: Rounding,
-    pub scaling: Option<f32>,
-    pub weight_error: f64,
-    pub output_error: Option<f64>,
+    rounding: Rounding,
+    scaling: Option<f32>,
+    weight_error: u64,
+    output_error: Option<u64>,
 }
 
 /// How a matrix was rounded, and what that costs.
@@ -33,8 +33,21 @@ pub struct ModuleReport {
 }
 
 impl Measured {
+    /// Of a module whose weights and outputs are off by so much.
+    pub fn new(
+        module: &str,
+        rounding: Rounding,
+        scaling: Option<f32>,
+        weight_error: f64,
+        output_error: Option<f64>,
+    ) -> Self {
+        let (weight_error, output_error) = (weight_error.to_bits(), output_error.map(f64::to_bits));
+        Self { module: module.to_owned(), rounding, scaling, weight_error, output_error }
+    }
+
     pub fn with(self, format: Format) -> ModuleReport {
         let Self { module, rounding, scaling, weight_error, output_error } = self;
+        let (weight_error, output_error) = (f64::from_bits(weight_error), output_error.map(f64::from_bits));
         ModuleReport { module, format, rounding, scaling, weight_error, output_error }
     }
 }
