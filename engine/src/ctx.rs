@@ -58,6 +58,9 @@ impl Stage {
 /// Sees intermediate results: stage, shape, values.
 pub type Observer<'a> = Box<dyn FnMut(Stage, &[usize], &[f32]) + Send + 'a>;
 
+/// Sees matrix products before they run: the weights, and what gives their input as f32, row-major `[rows, k]`.
+pub type Probe<'a> = Box<dyn FnMut(&Weights, &mut dyn FnMut() -> Result<Vec<f32>>) -> Result<()> + Send + 'a>;
+
 /// How arithmetic and activations may be rounded, and how weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Precision {
@@ -95,6 +98,7 @@ pub struct Ctx {
     stream: Box<dyn Stream>,
     arena: Arena,
     observer: Option<Observer<'static>>,
+    probe: Option<Probe<'static>>,
     precision: Precision,
     replays: HashMap<ReplayKey, Replay>,
     /// Steps that went through [`replay`](Self::replay).
@@ -156,6 +160,7 @@ impl Ctx {
             stream,
             arena: Arena::default(),
             observer: None,
+            probe: None,
             precision,
             replays: HashMap::new(),
             steps: 0,
@@ -211,6 +216,11 @@ impl Ctx {
     /// Sets or removes the observer of intermediate results.
     pub fn observe(&mut self, observer: Option<Observer<'static>>) {
         self.observer = observer;
+    }
+
+    /// Sets or removes what sees the inputs of matrix products. While there is one, products take rows that are normalized already.
+    pub fn probe(&mut self, probe: Option<Probe<'static>>) {
+        self.probe = probe;
     }
 
     /// An activation; its content is not defined. It lives until the enclosing [`scope`](Self::scope) ends.
@@ -270,7 +280,7 @@ impl Ctx {
     /// Whether [`replay`](Self::replay) records.
     #[must_use]
     pub fn records(&self) -> bool {
-        self.stream.records() && self.observer.is_none() && self.trace.is_none()
+        self.stream.records() && self.observer.is_none() && self.probe.is_none() && self.trace.is_none()
     }
 
     /// Runs `work`, which launches ops and nothing else, on memory that `key` tells and on activations of its own. Where the
@@ -330,7 +340,8 @@ impl Ctx {
     where
         dyn Stream: Exec<O>,
     {
-        Exec::<O>::accepts(&*self.stream, op)
+        let hidden = || product(op).is_some_and(|product| product.norm.is_some());
+        !(self.probe.is_some() && hidden()) && Exec::<O>::accepts(&*self.stream, op)
     }
 
     /// Runs an op of the module at `path`.
@@ -338,6 +349,9 @@ impl Ctx {
     where
         dyn Stream: Exec<O>,
     {
+        if self.probe.is_some() {
+            self.show(op)?;
+        }
         self.stream.scope(format_args!("{path}"));
         let result = match self.trace {
             None => Exec::<O>::exec(&mut *self.stream, op),
@@ -345,6 +359,16 @@ impl Ctx {
         };
         self.stream.end_scope();
         result.map_err(|source| Error::Kernel { path: path.to_owned(), source })
+    }
+
+    /// Shows an op to the probe, if it is a product.
+    #[cold]
+    fn show<O: Op>(&mut self, op: &O) -> Result<()> {
+        let Some(product) = product(op) else { return Ok(()) };
+        let Some(mut probe) = self.probe.take() else { return Ok(()) };
+        let shown = probe(&product.w, &mut || self.floats(&product.x));
+        self.probe = Some(probe);
+        shown
     }
 
     #[cold]
@@ -417,8 +441,12 @@ impl Ctx {
     /// The values of a tensor as f32, row-major.
     pub fn download(&mut self, tensor: &Tensor) -> Result<Vec<f32>> {
         let view = self.view(tensor)?;
+        self.floats(&view)
+    }
+
+    fn floats(&mut self, view: &View) -> Result<Vec<f32>> {
         let mut bytes = vec![0; view.bytes() as usize];
-        self.stream.read(&view, &mut bytes)?;
+        self.stream.read(view, &mut bytes)?;
         let pairs = || bytes.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
         Ok(match view.dtype() {
             DType::F32 => {
@@ -485,4 +513,9 @@ impl Ctx {
         }
         Ok(())
     }
+}
+
+/// An op as a matrix product, if it is one.
+fn product<O: Op>(op: &O) -> Option<&Matmul> {
+    (op as &dyn std::any::Any).downcast_ref()
 }

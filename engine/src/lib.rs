@@ -5,6 +5,7 @@
 
 mod ahead;
 pub mod batch;
+pub mod calibration;
 pub mod choices;
 mod ctx;
 pub mod devices;
@@ -33,7 +34,7 @@ pub mod video;
 pub mod vlm;
 pub mod weights;
 
-pub use ctx::{Ctx, Observer, Precision, ReplayKey, Stage};
+pub use ctx::{Ctx, Observer, Precision, Probe, ReplayKey, Stage};
 pub use embedding::{EmbeddingPipeline, VectorKind};
 pub use error::{Error, Result};
 pub use pipeline::Pipeline;

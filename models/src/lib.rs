@@ -38,4 +38,6 @@ pub mod text;
 pub mod text_only;
 pub mod vision;
 
-pub use registry::{DRAW, FAMILIES, Family, Leftovers, family, load, load_from, load_with, roles};
+pub use registry::{
+    Anatomy, DRAW, FAMILIES, Family, Leftovers, anatomy, family, load, load_from, load_with, roles,
+};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::text::Tokenizer;
-use ocelli_engine::weights::{Checkpoint, Role, Scope};
+use ocelli_engine::weights::{Checkpoint, Fold, Role, Scope};
 use ocelli_engine::{Ctx, Error, Loaded, Model, Precision, Processor, Result};
 use serde::Deserialize;
 
@@ -212,11 +212,25 @@ fn told_tensors(source: &Source<'_>, family: &Family) -> Option<(String, String)
     (!unused.is_empty()).then(|| (source.checkpoint.path().to_owned(), reason))
 }
 
-/// What each matrix that can be quantized is to the model, by the name of its module; found by loading the model without a device.
-pub fn roles(files: &ModelFiles) -> Result<HashMap<String, Role>> {
+/// What the matrices of a model are to it.
+pub struct Anatomy {
+    /// What each matrix that can be quantized is, by the name of its module.
+    pub roles: HashMap<String, Role>,
+    /// Which matrices take what some norm or matrix gives and nothing else takes.
+    pub folds: Vec<Fold>,
+}
+
+/// What the matrices of a model are to it; found by loading the model without a device.
+pub fn anatomy(files: &ModelFiles) -> Result<Anatomy> {
     let checkpoint = Checkpoint::open(files)?;
     let (mut cx, _) = Ctx::dry(ocelli_kernels::Caps::default(), Precision::default());
     load_model(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
     let notes = checkpoint.notes().into_iter().filter(|note| note.matrix);
-    Ok(notes.filter_map(|note| Some((note.module, note.role?))).collect())
+    let roles = notes.filter_map(|note| Some((note.module, note.role?))).collect();
+    Ok(Anatomy { roles, folds: checkpoint.folds() })
+}
+
+/// What each matrix that can be quantized is to the model, by the name of its module.
+pub fn roles(files: &ModelFiles) -> Result<HashMap<String, Role>> {
+    Ok(anatomy(files)?.roles)
 }

@@ -5,6 +5,7 @@
 mod batch;
 mod binary;
 mod broken;
+mod calibrate;
 mod cuda;
 mod forms;
 mod imagine;

@@ -1,6 +1,7 @@
 //! Golden parity of model families with transformers.
 
 mod batch;
+mod calibrated;
 mod cuda;
 mod demo;
 mod florence2;

@@ -260,7 +260,7 @@ fn refusals_leave_nothing_behind() {
     );
     let stopped =
         quantize(&ModelFiles::dir(&source), &dir.join("a"), &role, &new(), &mut |_| ControlFlow::Break(()));
-    assert!(matches!(stopped, Err(QuantizeError::Cancelled)));
+    assert!(matches!(stopped, Err(QuantizeError::Cancelled { done: 0, all: 1 })));
 
     let other = TempDir::new();
     let weight =
@@ -269,7 +269,7 @@ fn refusals_leave_nothing_behind() {
     other.write("config.json", "{}");
     let text = refused(&other.0, &dir.join("a"), new());
     assert!(
-        text.contains("`model.text_model.layers.0.mlp.up_proj, rows from 0`: ") && text.contains("finite"),
+        text.contains("`model.text_model.layers.0.mlp.up_proj`: weight [0, 0..2]") && text.contains("finite"),
         "{text}"
     );
     assert_eq!(std::fs::read_dir(&dir.0).expect("the folder").count(), 0, "nothing may be left");
@@ -300,4 +300,65 @@ fn what_is_there_is_replaced_only_when_asked_and_safe() {
     assert!(text.ends_with("the source lies in it"), "{text}");
     assert!(out.join("config.json").is_file());
     run(&golden("smolvlm"), &dir.join("home/models"), &force).expect("an empty directory is replaced");
+}
+
+/// A run that is stopped leaves complete files, which the next run of the same command goes on after.
+#[test]
+fn a_run_that_ended_early_goes_on() {
+    let dir = TempDir::new();
+    let (source, out, partial) = (demo(), dir.join("out"), dir.join(".out.partial"));
+    let options = QuantizeOptions { max_shard: 300 << 10, ..QuantizeOptions::new(QuantizeScheme::Int4) };
+    let whole = run(&source, &dir.join("whole"), &options).expect("a copy");
+    let all = whole.files.len();
+    assert!(all >= 4 && whole.resumed == 0, "{all}");
+    let second = partial.join(format!("{}.tmp", whole.files[2]));
+    let stop = |options: &QuantizeOptions| {
+        let stopped = quantize(&ModelFiles::dir(&source), &out, &role, options, &mut |_| {
+            if second.exists() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        stopped.expect_err("stopped")
+    };
+    let stopped = stop(&options);
+    assert!(matches!(stopped, QuantizeError::Cancelled { done: 2, all: of } if of == all), "{stopped}");
+    assert!(stopped.to_string().contains("the same command goes on"), "{stopped}");
+    assert!(!out.exists() && second.exists());
+    let first = partial.join(&whole.files[0]);
+    let written = || std::fs::metadata(&first).and_then(|of| of.modified()).expect("a complete file");
+    let before = written();
+
+    // One process at a time.
+    let lock = std::fs::File::create(dir.join(".out.lock")).expect("a file");
+    lock.lock().expect("nobody has it");
+    let busy = run(&source, &out, &options).expect_err("refused");
+    assert!(busy.to_string().ends_with("out: another process is writing it"), "{busy}");
+    drop(lock);
+
+    // A file in work that is only begun, and a complete one that somebody cut.
+    let cut = partial.join(&whole.files[1]);
+    std::fs::write(&cut, b"cut").expect("a file");
+    assert_eq!(written(), before);
+    let again = run(&source, &out, &options).expect("a copy");
+    assert_eq!(again.resumed, 1, "the first file alone is as it was");
+    let modified = std::fs::metadata(out.join(&whole.files[0])).and_then(|of| of.modified()).expect("a file");
+    assert_eq!(modified, before, "it is not written again");
+    assert_eq!((again.files.clone(), again.modules.clone()), (whole.files.clone(), whole.modules.clone()));
+    for name in whole.files.iter().map(String::as_str).chain(["config.json", "model.safetensors.index.json"])
+    {
+        let read = |of: &Path| std::fs::read(of.join(name)).expect(name);
+        assert!(read(&out) == read(&dir.join("whole")), "{name}");
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(&dir.0).expect("the folder").flatten().map(|of| of.file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    let names: Vec<_> =
+        std::fs::read_dir(&out).expect("the copy").flatten().map(|of| of.file_name()).collect();
+    assert!(!names.iter().any(|name| name == "progress.json"), "{names:?}");
+
+    // Other options, or another source: anew.
+    std::fs::remove_dir_all(&out).expect("the copy goes");
+    stop(&options);
+    let other = QuantizeOptions { group: 64, ..options.clone() };
+    let fresh = run(&source, &out, &other).expect("a copy");
+    assert_eq!(fresh.resumed, 0);
+    assert_ne!(fresh.modules, whole.modules);
 }

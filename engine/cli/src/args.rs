@@ -4,6 +4,8 @@
 
 #[path = "args_bench.rs"]
 mod bench;
+#[path = "args_quantize.rs"]
+mod quantize;
 #[path = "args_search.rs"]
 mod search;
 #[path = "args_serve.rs"]
@@ -20,6 +22,9 @@ use ocelli_kernels::{Arch, Backend, Caps, DType};
 use crate::batch::args::BatchArgs;
 use crate::form::FormArgs;
 pub use bench::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs};
+pub use quantize::{
+    CalibrationArgs, FormatArg, IncludeArg, LayoutArg, QuantizeArgs, RoundingArg, ScalesArg, ScalingArg,
+};
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
 
@@ -680,89 +685,3 @@ pub fn most_tokens(text: &str) -> Result<usize, String> {
 
 /// What begins a line of a parser's error that is to be the hint.
 pub const TIP: &str = "tip: ";
-
-/// `ocelli quantize`.
-#[derive(Debug, Args)]
-pub struct QuantizeArgs {
-    #[command(flatten)]
-    pub which: WhichArgs,
-    /// Directory to write; it appears when all is done.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Format of the decoder's linear layers; with int4, head and token embedding become int8.
-    #[arg(long, value_enum)]
-    pub format: FormatArg,
-    /// Whose layout the copy has; that of compressed-tensors, of nf4 that of bitsandbytes.
-    #[arg(long, value_enum)]
-    pub layout: Option<LayoutArg>,
-    /// Of integers, weights that share a scale: 32, 64 or 128, or 0 for a whole row.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 32, value_parser = whole::<u32>)]
-    pub group: u32,
-    /// Give each group a zero point besides its scale.
-    #[arg(long, visible_alias = "asymmetric")]
-    pub zero_point: bool,
-    /// Type of the scales.
-    #[arg(long, value_enum, default_value_t = ScalesArg::Stored)]
-    pub scales: ScalesArg,
-    /// Further parts to quantize, with commas between.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
-    pub include: Vec<IncludeArg>,
-    /// Replace a model that is at the destination.
-    #[arg(long)]
-    pub force: bool,
-    /// Print one JSON object.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `--format` of `quantize`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FormatArg {
-    /// Integers of 8 bits.
-    Int8,
-    /// Integers of 4 bits.
-    Int4,
-    /// 8-bit floats (E4M3), a scale a row.
-    Fp8,
-    /// NF4 in groups of 64.
-    Nf4,
-    /// 4-bit floats in groups of 32, with powers of two.
-    Mxfp4,
-    /// 4-bit floats in groups of 16, with scales of 8 bits.
-    Nvfp4,
-}
-
-/// `--layout` of `quantize`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LayoutArg {
-    /// compressed-tensors (llm-compressor, vLLM, transformers).
-    CompressedTensors,
-    /// MLX.
-    Mlx,
-    /// bitsandbytes.
-    Bitsandbytes,
-}
-
-/// `--scales` of `quantize`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ScalesArg {
-    /// The type of the stored weights.
-    Stored,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit floats.
-    F16,
-    /// 32-bit floats.
-    F32,
-}
-
-/// `--include` of `quantize`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum IncludeArg {
-    /// Linear layers of the vision tower.
-    Tower,
-    /// The connector.
-    Connector,
-    /// Head and token embedding, in 8 bits.
-    Head,
-}

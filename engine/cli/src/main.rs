@@ -3,6 +3,7 @@
 mod args;
 mod batch;
 mod bench;
+mod calibrate;
 mod chat;
 mod classify;
 mod compile;

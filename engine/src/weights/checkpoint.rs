@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use ocelli_kernels::{DType, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
-use super::{Copied, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
+use super::{Copied, Fold, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
 use crate::files::ModelFiles;
 
 /// Name of the weights of a model that has one file.
@@ -34,6 +34,8 @@ pub struct Checkpoint {
     config: String,
     /// What was taken.
     pub(super) notes: Mutex<Vec<Note>>,
+    /// What was declared of who takes what.
+    pub(super) folds: Mutex<Vec<Fold>>,
     /// Whether what is made of tensors has sizes alone.
     planned: bool,
     /// Bytes of planes that were made.
@@ -84,7 +86,7 @@ impl Checkpoint {
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
         let (chosen, quantization, config) = (None, None, String::new());
-        let (notes, made, along_n) = Default::default();
+        let (notes, folds, made, along_n) = Default::default();
         Self {
             path,
             files: vec![file],
@@ -93,6 +95,7 @@ impl Checkpoint {
             quantization,
             config,
             notes,
+            folds,
             planned: false,
             made,
             along_n,
@@ -143,7 +146,7 @@ impl Checkpoint {
         let mut names: Vec<_> = chosen.values().copied().collect();
         names.sort_unstable();
         let (chosen, quantization, config) = (Some(chosen), None, String::new());
-        let (notes, made, along_n) = Default::default();
+        let (notes, folds, made, along_n) = Default::default();
         Ok(Self {
             path,
             files: opened,
@@ -152,6 +155,7 @@ impl Checkpoint {
             quantization,
             config,
             notes,
+            folds,
             planned: false,
             made,
             along_n,

@@ -24,8 +24,11 @@ pub use header::{MAX_AXES, MAX_HEADER};
 pub use notes::Note;
 pub use published::sources;
 pub use quantize::{
-    Layout, MAX_SHARD, Progress, QuantizeError, QuantizeOptions, QuantizeScheme, Quantized, Role, quantize,
+    Anatomy, Calibration, Event, Fold, Inputs, Layout, MAX_SHARD, ModuleReport, Producer, Progress,
+    QuantizeError, QuantizeOptions, QuantizeScheme, Quantized, Role, Rounding, Scaling, Seen, quantize,
+    quantize_with,
 };
+pub(crate) use quantize::{Gatherer, Products};
 pub use safetensors::Dtype as StoredType;
 pub use scope::Scope;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ocelli_kernels::{View, Weights};
 
-use super::{Checkpoint, Role};
+use super::{Checkpoint, Fold, Role};
 use crate::vlm::PartInfo;
 
 /// Something that a model took.
@@ -81,6 +81,19 @@ impl Checkpoint {
         if let Ok(mut notes) = self.notes.lock() {
             notes.push(note);
         }
+    }
+
+    /// Declares that matrices take what something gives and nothing else takes; see [`Fold`].
+    pub fn fold(&self, fold: Fold) {
+        if let Ok(mut folds) = self.folds.lock() {
+            folds.push(fold);
+        }
+    }
+
+    /// What was declared so far, in order.
+    #[must_use]
+    pub fn folds(&self) -> Vec<Fold> {
+        self.folds.lock().map(|folds| folds.clone()).unwrap_or_default()
     }
 
     /// Parameters, bytes and formats of each part, of what was taken.

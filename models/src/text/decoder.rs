@@ -9,6 +9,7 @@ use ocelli_kernels::{DType, Weights};
 
 use super::beside::Beside;
 use super::cross::{Cross, together};
+use super::folds;
 use super::gated_delta::DeltaRule;
 use super::head::Head;
 use super::inputs::{Inputs, Taking, factor};
@@ -682,6 +683,7 @@ impl Layer {
             _ => None,
         };
         let experts = plan.experts.as_ref().filter(|_| of_layer.experts);
+        folds::declare(scope, plan, of_layer);
         Ok(Self {
             plan: of_layer,
             path: mixing.prefix().to_owned(),

@@ -5,6 +5,7 @@ mod cross;
 mod decoder;
 mod deepseek;
 mod encoder;
+mod folds;
 mod gated_delta;
 mod gemma4;
 mod glm;

@@ -83,7 +83,7 @@ pub struct BatchArgs {
 }
 
 /// What fields of a list's rows are called.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct ColumnArgs {
     /// Field with the picture, or with a list of pictures: paths or data: addresses. Without it `image`, or `images`.
     #[arg(long, value_name = "NAME")]

@@ -50,8 +50,8 @@ impl Row {
     }
 }
 
-/// The rows of all inputs, in order.
-pub fn read(inputs: &[PathBuf], columns: &ColumnArgs) -> Result<Vec<Row>, Failure> {
+/// The rows of all inputs, in order; several may have one id.
+pub fn read_all(inputs: &[PathBuf], columns: &ColumnArgs) -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
     for input in inputs {
         for path in expand(input)? {
@@ -61,6 +61,12 @@ pub fn read(inputs: &[PathBuf], columns: &ColumnArgs) -> Result<Vec<Row>, Failur
             }
         }
     }
+    Ok(rows)
+}
+
+/// The rows of all inputs, in order.
+pub fn read(inputs: &[PathBuf], columns: &ColumnArgs) -> Result<Vec<Row>, Failure> {
+    let rows = read_all(inputs, columns)?;
     let mut seen = HashMap::with_capacity(rows.len());
     for (number, row) in rows.iter().enumerate() {
         if let Some(first) = seen.insert(row.id.as_str(), number) {

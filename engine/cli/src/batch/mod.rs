@@ -1,7 +1,7 @@
 //! `ocelli batch`: answers about many pictures, into a file that survives whatever ends the run.
 
 pub mod args;
-mod input;
+pub mod input;
 mod output;
 mod report;
 

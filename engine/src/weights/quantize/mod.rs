@@ -1,4 +1,5 @@
-//! Writes a copy of a model whose matrices are rounded to nearest in groups, in a [`Layout`] that other engines load.
+//! Writes a copy of a model whose matrices are rounded in groups, in a [`Layout`] that other engines load: to nearest, or, where calibration
+//! data tells what their inputs are, so that outputs are off by less ([`Rounding::Gptq`], [`Scaling::Awq`]). Every layout holds either.
 //!
 //! In compressed-tensors' `pack-quantized` each quantized module becomes `weight_packed`, `weight_scale`, `weight_shape` and, with zero
 //! points, `weight_zero_point`; `config.json` gains a `quantization_config` with one group for each format in use. A token table
@@ -9,25 +10,47 @@
 //! compressed-tensors 0.20 unpacks all of it to the bit, and MLX 0.32 what is in its layout. transformers 5.23 loads copies whose token table is kept
 //! ([`QuantizeOptions::head`]) and that have no zero points; it builds no packed token table, and does not load packed
 //! zero points.
+//!
+//! Weights are streamed into files that are complete one by one; a run that ended early goes on after those of the run before.
 
 mod config;
+mod gptq;
+mod inputs;
+mod known;
 mod layout;
+mod options;
 mod output;
+mod plan;
+mod products;
+mod report;
+mod round;
+mod scaling;
 mod writer;
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
-use ocelli_kernels::quant::grouped;
-use ocelli_kernels::{Code, DType, Format, Grouped, ShapeError, Zero};
+use ocelli_kernels::{Format, KernelError, ShapeError};
 
-use super::file::widen;
-use super::{Checkpoint, Quantization, StoredType, WeightError};
+use super::{Checkpoint, WeightError};
 use crate::files::{FileError, ModelFiles};
+use gptq::Corrections;
+pub(crate) use inputs::Gatherer;
+pub use inputs::{Calibration, Inputs, Seen};
+use known::Known;
 pub use layout::Layout;
-use layout::Tensors;
-use output::Output;
-use writer::{Item, Shard};
+pub use options::{QuantizeOptions, QuantizeScheme, Role, Rounding, Scaling};
+use output::{Output, Start};
+use plan::{Module, Unit, plan, split};
+pub(crate) use products::Products;
+pub use report::ModuleReport;
+use report::{Measured, relative};
+use round::{Factors, Rows, Rule};
+pub use scaling::{Fold, Producer};
+use scaling::{Scaled, Search};
+use writer::Shard;
 
 /// Values that one thread encodes at a time: what bounds the memory in use.
 const CHUNK: usize = 1 << 20;
@@ -53,188 +76,6 @@ const COPIED: &[&str] = &[
     "LICENSE",
 ];
 
-/// What a matrix is to its model. A model's family knows which is which; see [`quantize`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// A linear layer of the text decoder.
-    Decoder,
-    /// A linear layer of a dual encoder's text tower.
-    Text,
-    /// The output layer.
-    Head,
-    /// The table of token embeddings.
-    Embedding,
-    /// A linear layer of the vision tower.
-    Tower,
-    /// A linear layer between tower and decoder.
-    Connector,
-    /// What draws pictures.
-    Painter,
-}
-
-/// What weights are rounded to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QuantizeScheme {
-    /// Integers of 4 bits.
-    Int4,
-    /// Integers of 8 bits.
-    Int8,
-    /// 8-bit floats (E4M3) with a scale a row; in MLX's layout in groups of 32, with powers of two.
-    Fp8,
-    /// NF4 in groups of 64.
-    Nf4,
-    /// 4-bit floats (E2M1) in groups of 32, with powers of two.
-    Mxfp4,
-    /// 4-bit floats (E2M1) in groups of 16, with scales of 8 bits.
-    Nvfp4,
-}
-
-impl QuantizeScheme {
-    /// Spelling on the command line.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Int4 => "int4",
-            Self::Int8 => "int8",
-            Self::Fp8 => "fp8",
-            Self::Nf4 => "nf4",
-            Self::Mxfp4 => "mxfp4",
-            Self::Nvfp4 => "nvfp4",
-        }
-    }
-
-    const fn is_int(self) -> bool {
-        matches!(self, Self::Int4 | Self::Int8)
-    }
-}
-
-/// How to quantize.
-#[derive(Clone, Debug)]
-pub struct QuantizeOptions {
-    /// What weights are rounded to.
-    pub scheme: QuantizeScheme,
-    /// Whose layout the copy has.
-    pub layout: Layout,
-    /// Of integers, weights that share a scale: 32, 64 or 128, or 0 for a whole row. A matrix whose rows it does not divide gets the
-    /// next smaller that does, or one scale a row.
-    pub group: u32,
-    /// Whether groups of integers have zero points.
-    pub zero_points: bool,
-    /// Type of the scales of integers and of rows; `None` is the type of each matrix as it is stored.
-    pub scales: Option<DType>,
-    /// Whether head and token table become 8-bit too.
-    pub head: bool,
-    /// Whether the tower's linear layers are taken too.
-    pub tower: bool,
-    /// Whether the connector's linear layers are taken too.
-    pub connector: bool,
-    /// Largest file, in bytes.
-    pub max_shard: u64,
-    /// Whether to replace a model that is already at the destination.
-    pub force: bool,
-}
-
-impl QuantizeOptions {
-    /// The decoder's linear layers in symmetric groups of 32; with 4 bits, head and token table in 8 bits too, as they
-    /// would outweigh all layers of a small model.
-    #[must_use]
-    pub const fn new(scheme: QuantizeScheme) -> Self {
-        Self {
-            scheme,
-            layout: Layout::CompressedTensors,
-            group: 32,
-            zero_points: false,
-            scales: None,
-            head: matches!(scheme, QuantizeScheme::Int4),
-            tower: false,
-            connector: false,
-            max_shard: MAX_SHARD,
-            force: false,
-        }
-    }
-
-    fn check(&self) -> Result<(), QuantizeError> {
-        let fail = |text: String| Err(QuantizeError::Options(text));
-        if !matches!(self.group, 0 | 32 | 64 | 128) {
-            return fail(format!("group: expected 32, 64, 128 or 0 for whole rows, found {}", self.group));
-        }
-        if let Some(scales) = self.scales.filter(|dtype| !dtype.is_float()) {
-            return fail(format!("scales: expected f32, bf16 or f16, found {scales}"));
-        }
-        let name = self.scheme.name();
-        match (self.layout, self.scheme) {
-            (Layout::CompressedTensors, QuantizeScheme::Nf4) => {
-                return fail(
-                    "nf4: not a format of compressed-tensors; the layout of bitsandbytes has it".into(),
-                );
-            }
-            (Layout::Bitsandbytes, scheme) if scheme != QuantizeScheme::Nf4 => {
-                return fail(format!("{name}: not a format of bitsandbytes' layout; expected nf4"));
-            }
-            (Layout::Mlx, QuantizeScheme::Nf4) => {
-                return fail("nf4: not a format of MLX's layout; that of bitsandbytes has it".into());
-            }
-            _ => {}
-        }
-        if self.layout == Layout::Mlx && self.scheme.is_int() && self.group == 0 {
-            return fail("group: MLX has groups of 32, 64 and 128, found 0 for whole rows".into());
-        }
-        if self.zero_points && !(self.scheme.is_int() && self.layout == Layout::CompressedTensors) {
-            return fail(format!(
-                "zero points: of integers in compressed-tensors' layout alone, found {name}"
-            ));
-        }
-        if self.head && !self.scheme.is_int() {
-            return fail(format!(
-                "head and token table become 8-bit integers beside integers alone, found {name}"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Format of a matrix of this role with rows of `k` weights stored as `dtype`; `None` keeps it as it is.
-    fn format(&self, role: Role, k: usize, dtype: DType) -> Option<Format> {
-        let scheme = match role {
-            Role::Decoder | Role::Text => self.scheme,
-            Role::Tower => self.tower.then_some(self.scheme)?,
-            Role::Connector => self.connector.then_some(self.scheme)?,
-            Role::Head | Role::Embedding => self.head.then_some(QuantizeScheme::Int8)?,
-            Role::Painter => return None,
-        };
-        let scale = self.scales.unwrap_or(dtype);
-        let mlx = self.layout == Layout::Mlx;
-        let of = |code, group: u32, scale| {
-            let each = if group == 0 { 32 / Code::bits(code) } else { group as usize };
-            k.is_multiple_of(each).then_some(Format::Grouped(Grouped {
-                code,
-                group,
-                zero: Zero::None,
-                scale,
-            }))
-        };
-        match scheme {
-            QuantizeScheme::Int4 | QuantizeScheme::Int8 => {
-                let code = if scheme == QuantizeScheme::Int4 { Code::Int4 } else { Code::Int8 };
-                let fits = |group: &u32| *group <= self.group && k.is_multiple_of(*group as usize);
-                let group = [128, 64, 32].into_iter().find(fits);
-                let zero = match (mlx, self.zero_points) {
-                    (true, _) => Zero::Offset,
-                    (false, true) => Zero::Codes,
-                    (false, false) => Zero::None,
-                };
-                // MLX has no scale for a whole row.
-                let group = if mlx { group? } else { group.unwrap_or(0) };
-                Some(Format::Grouped(Grouped { code, group, zero, scale }))
-            }
-            QuantizeScheme::Fp8 if mlx => of(Code::Fp8, 32, DType::E8M0),
-            QuantizeScheme::Fp8 => of(Code::Fp8, 0, scale),
-            QuantizeScheme::Nf4 => of(Code::Nf4, 64, DType::F32),
-            QuantizeScheme::Mxfp4 => of(Code::Fp4, 32, DType::E8M0),
-            QuantizeScheme::Nvfp4 => of(Code::Fp4, 16, DType::E4M3),
-        }
-    }
-}
-
 /// Where the work is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
@@ -246,6 +87,24 @@ pub struct Progress<'a> {
     pub total: u64,
 }
 
+/// What is told while it is worked on.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// Where the work is.
+    At(Progress<'a>),
+    /// Something to be said once.
+    Note(&'a str),
+}
+
+/// What a model is made of.
+#[derive(Clone, Copy)]
+pub struct Anatomy<'a> {
+    /// What the module of a name (`model.layers.0.mlp.up_proj`) is; matrices of others are kept.
+    pub role: &'a dyn Fn(&str) -> Option<Role>,
+    /// Which matrices take what some norm or matrix gives and nothing else takes.
+    pub folds: &'a [Fold],
+}
+
 /// What was written.
 #[derive(Clone, Debug)]
 pub struct Quantized {
@@ -253,15 +112,23 @@ pub struct Quantized {
     pub formats: Vec<(Format, usize)>,
     /// Tensors that were kept as they were.
     pub kept: usize,
+    /// Tensors of the same type and shape with other values: norms before columns that are scaled.
+    pub scaled: usize,
     /// Bytes of the source's tensors.
     pub bytes_before: u64,
     /// Bytes of the written tensors.
     pub bytes_after: u64,
     /// Names of the written weight files.
     pub files: Vec<String>,
+    /// How many of these an earlier run had written.
+    pub resumed: usize,
+    /// What each quantized matrix is off by, in the order of the files.
+    pub modules: Vec<ModuleReport>,
+    /// What was left out, in words.
+    pub notes: Vec<String>,
 }
 
-/// Why a model was not quantized. Nothing is left at the destination then.
+/// Why a model was not quantized. Nothing is left at the destination then; what is complete stays beside it, for the next run.
 #[derive(Debug, thiserror::Error)]
 pub enum QuantizeError {
     /// The source's weights cannot be read.
@@ -318,37 +185,42 @@ pub enum QuantizeError {
         /// The reason.
         source: ShapeError,
     },
+    /// The model cannot run on the calibration data.
+    #[error("calibration: {0}")]
+    Calibration(Box<crate::Error>),
+    /// The CPU cannot compute what calibration asks for.
+    #[error(transparent)]
+    Device(#[from] KernelError),
+    /// Another process writes to the destination.
+    #[error("{0}: another process is writing it")]
+    Busy(String),
     /// The caller stopped it.
-    #[error("cancelled")]
-    Cancelled,
-}
-
-/// One thing to write, with its tensors in the output.
-enum Unit<'a> {
-    Keep {
-        name: &'a str,
-        items: Vec<Item>,
-    },
-    Module {
-        name: &'a str,
-        dtype: StoredType,
-        n: usize,
-        k: usize,
-        format: Format,
-        factor: f32,
-        tensors: Tensors,
+    #[error("{}", cancelled(*.done, *.all))]
+    Cancelled {
+        /// Files that are complete; they stay for the next run.
+        done: usize,
+        /// Files in all.
+        all: usize,
     },
 }
 
-impl Unit<'_> {
-    fn items(&self) -> &[Item] {
-        match self {
-            Self::Keep { items, .. } | Self::Module { tensors: Tensors { items, .. }, .. } => items,
+fn cancelled(done: usize, all: usize) -> String {
+    match done {
+        0 => "cancelled".into(),
+        _ => format!("cancelled; {done} of {all} files are complete: the same command goes on after them"),
+    }
+}
+
+impl From<crate::Error> for QuantizeError {
+    fn from(error: crate::Error) -> Self {
+        match error {
+            crate::Error::Cancelled => Self::Cancelled { done: 0, all: 0 },
+            error => Self::Calibration(Box::new(error)),
         }
     }
 }
 
-/// Writes to the directory `out` a copy of the model in which the matrices that `options` choose are quantized. `role`
+/// Writes to the directory `out` a copy of the model in which the matrices that `options` choose are rounded to nearest. `role`
 /// tells what the module of a name (`model.layers.0.mlp.up_proj`) is; others are kept. Weights are streamed: memory in
 /// use does not grow with the model. The directory appears only when all is written.
 ///
@@ -361,29 +233,149 @@ pub fn quantize(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Quantized, QuantizeError> {
+    let anatomy = Anatomy { role, folds: &[] };
+    quantize_with(files, out, anatomy, options, None, &mut |event| match event {
+        Event::At(at) => progress(at),
+        Event::Note(note) => {
+            tracing::debug!("{note}");
+            ControlFlow::Continue(())
+        }
+    })
+}
+
+/// As [`quantize`], with what calibration data tells of the inputs of matrices. These take memory: [`QuantizeOptions::memory`].
+///
+/// # Errors
+/// See [`QuantizeError`].
+pub fn quantize_with(
+    files: &ModelFiles,
+    out: &Path,
+    anatomy: Anatomy<'_>,
+    options: &QuantizeOptions,
+    calibration: Option<&mut dyn Calibration>,
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Quantized, QuantizeError> {
     options.check()?;
-    let output = Output::begin(files, out, options.force)?;
+    if options.needs_inputs() && calibration.is_none() {
+        return Err(QuantizeError::Options(
+            "rounding gptq, scaling awq and clipping: expected calibration data, found none".into(),
+        ));
+    }
+    output::check(files, out, options.force)?;
     let checkpoint = Checkpoint::open(files)?;
-    let units = plan(&checkpoint, role, options)?;
-    let shards = split(&units, options.max_shard);
-    let total = checkpoint.bytes();
-    let mut job = Job { checkpoint: &checkpoint, progress, layout: options.layout, done: 0, total };
+    let mut units = plan(&checkpoint, anatomy.role, options)?;
+    let identity = calibration.as_ref().map(|data| data.identity()).unwrap_or_default();
+    let key = output::key(files, &checkpoint, &units, options, anatomy.folds, &identity)?;
+    let (mut output, start) = Output::begin(out, key)?;
+    let files_of = split(&units, options.max_shard).len();
+    let resumed = output.done.files.len();
+    if let Some(note) = told(start, resumed, files_of)
+        && watch(Event::Note(&note)).is_break()
+    {
+        return Err(QuantizeError::Cancelled { done: resumed, all: files_of });
+    }
+    let worked = work(files, anatomy, options, calibration, watch, &checkpoint, &mut units, &mut output);
+    let written = match worked {
+        Err(QuantizeError::Cancelled { .. }) => {
+            return Err(QuantizeError::Cancelled { done: output.done.files.len(), all: files_of });
+        }
+        written => written?,
+    };
+    output.commit()?;
+    Ok(Quantized { resumed, ..written })
+}
+
+/// What is to be said of how the work begins.
+fn told(start: Start, done: usize, all: usize) -> Option<String> {
+    match start {
+        Start::Fresh => None,
+        Start::Resumed => Some(format!("goes on after {done} of {all} files that an earlier run completed")),
+        Start::Anew => {
+            Some("begins anew: what an earlier run left is of another source, or of other options".into())
+        }
+    }
+}
+
+/// Writes all files of a copy.
+#[expect(clippy::too_many_arguments, reason = "all of what quantize_with holds")]
+fn work(
+    files: &ModelFiles,
+    anatomy: Anatomy<'_>,
+    options: &QuantizeOptions,
+    calibration: Option<&mut dyn Calibration>,
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    checkpoint: &Checkpoint,
+    units: &mut [Unit<'_>],
+    output: &mut Output,
+) -> Result<Quantized, QuantizeError> {
+    let names = units.iter().filter_map(Unit::module).map(|module| module.name.to_owned()).collect();
+    let mut known = Known::new(calibration, names, options.memory);
+    let scaled = {
+        let modules: HashMap<&str, &Module<'_>> =
+            units.iter().filter_map(Unit::module).map(|module| (module.name, module)).collect();
+        if options.scaling == Scaling::Awq && output.done.scales.is_none() {
+            let mut search = Search::new(checkpoint, anatomy.folds, &modules, options.layout)?;
+            let wanted = search.wanted().into_iter().map(str::to_owned).collect();
+            known.in_turns(wanted, &mut |inputs, names| {
+                for name in names {
+                    if let Some(inputs) = inputs.get(name) {
+                        let at = Progress { name, done: 0, total: checkpoint.bytes() };
+                        if watch(Event::At(at)).is_break() {
+                            return Err(QuantizeError::Cancelled { done: 0, all: 0 });
+                        }
+                        search.take(name, inputs)?;
+                    }
+                }
+                Ok(())
+            })?;
+            output.done.scales = Some(search.finish());
+            output.note()?;
+        }
+        let scales = output.done.scales.as_ref().map_or(&[][..], |(scales, _)| scales);
+        Scaled::new(checkpoint, anatomy.folds, &modules, scales)?
+    };
+    let none = Factors::default();
+    for unit in units.iter_mut() {
+        if let Unit::Module(module) = unit
+            && module.has_factor(options.layout)
+        {
+            let factors = scaled.factors.get(module.name).unwrap_or(&none);
+            let factor = Rows::of(checkpoint, module)?.factor(factors);
+            module.set_factor(factor, options.layout);
+        }
+    }
+    let units = &*units;
+    let shards = split(units, options.max_shard);
     let mut names = Vec::with_capacity(shards.len());
     let mut index = serde_json::Map::new();
+    let mut job = Job {
+        checkpoint,
+        watch,
+        options,
+        scaled: &scaled,
+        corrections: None,
+        products: Products::new()?,
+        done: 0,
+        total: checkpoint.bytes(),
+        measured: Vec::new(),
+    };
     for (number, part) in shards.iter().enumerate() {
         let name = match shards.len() {
             1 => super::checkpoint::SINGLE.to_owned(),
             all => format!("model-{:05}-of-{all:05}.safetensors", number + 1),
         };
-        let items = part.iter().flat_map(Unit::items);
-        let mut shard = Shard::create(&output.path(&name), options.layout.metadata(), items)?;
-        for unit in *part {
-            for item in unit.items() {
-                index.insert(item.name.clone(), name.clone().into());
-            }
-            job.write(unit, &mut shard)?;
+        for item in part.iter().flat_map(Unit::items) {
+            index.insert(item.name.clone(), name.clone().into());
         }
-        shard.finish()?;
+        if !output.done.files.contains_key(&name) {
+            let items = part.iter().flat_map(Unit::items);
+            let mut shard = Shard::create(&output.in_work(&name)?, options.layout.metadata(), items)?;
+            job.fill(part, &mut known, &mut shard)?;
+            shard.finish()?;
+            output.complete(&name, std::mem::take(&mut job.measured))?;
+        } else {
+            job.done += part.iter().map(|unit| unit.source_bytes()).sum::<u64>();
+        }
         names.push(name);
     }
     let bytes_after = units.iter().flat_map(Unit::items).map(|item| item.bytes).sum();
@@ -392,8 +384,9 @@ pub fn quantize(
         let value = serde_json::json!({"metadata": {"total_size": bytes_after}, "weight_map": index});
         output.json(super::checkpoint::INDEX, &value)?;
     }
-    let modules: Vec<(&str, Format)> = units.iter().filter_map(Unit::module).collect();
-    let kept: Vec<&str> = units.iter().filter_map(|unit| unit.kept_matrix(&checkpoint)).collect();
+    let modules: Vec<(&str, Format)> =
+        units.iter().filter_map(Unit::module).map(|module| (module.name, module.format)).collect();
+    let kept: Vec<&str> = units.iter().filter_map(|unit| unit.kept_matrix(checkpoint)).collect();
     let mut config: serde_json::Value = files.require_json("config.json")?;
     if let Some(fields) = config.as_object_mut() {
         let block = config::block(options.layout, &modules, &kept);
@@ -408,7 +401,6 @@ pub fn quantize(
             output.file(name, &bytes)?;
         }
     }
-    output.commit()?;
     let mut formats: Vec<(Format, usize)> = Vec::new();
     for (_, format) in &modules {
         match formats.iter_mut().find(|(known, _)| known == format) {
@@ -417,173 +409,204 @@ pub fn quantize(
         }
     }
     formats.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let kept = units.len() - modules.len();
-    Ok(Quantized { formats, kept, bytes_before: checkpoint.bytes(), bytes_after, files: names })
+    let kept = units.len() - modules.len() - scaled.kept.len();
+    let by_name: HashMap<&str, Format> = modules.iter().copied().collect();
+    let measured =
+        names.iter().filter_map(|name| output.done.files.get(name)).flat_map(|(_, all)| all.clone());
+    let reports: Vec<ModuleReport> = measured
+        .filter_map(|of| by_name.get(of.module.as_str()).copied().map(|format| of.with(format)))
+        .collect();
+    let mut notes = output.done.scales.take().map(|(_, notes)| notes).unwrap_or_default();
+    notes.extend(left_out(&reports, options));
+    Ok(Quantized {
+        formats,
+        kept,
+        scaled: scaled.kept.len(),
+        bytes_before: checkpoint.bytes(),
+        bytes_after,
+        files: names,
+        resumed: 0,
+        modules: reports,
+        notes,
+    })
 }
 
-impl<'a> Unit<'a> {
-    fn module(&self) -> Option<(&'a str, Format)> {
-        match self {
-            Self::Module { name, format, .. } => Some((name, *format)),
-            Self::Keep { .. } => None,
-        }
+/// What is to be said of matrices that were treated otherwise than the options say.
+fn left_out(reports: &[ModuleReport], options: &QuantizeOptions) -> Vec<String> {
+    let named = |what: &str, all: Vec<&ModuleReport>| {
+        let first: Vec<&str> = all.iter().take(3).map(|report| report.module.as_str()).collect();
+        let more = if all.len() > 3 { ", ..." } else { "" };
+        (!all.is_empty()).then(|| format!("{} matrices {what}: {}{more}", all.len(), first.join(", ")))
+    };
+    let unseen = reports.iter().filter(|report| report.output_error.is_none()).collect();
+    let plain =
+        |report: &&ModuleReport| report.output_error.is_some() && report.rounding == Rounding::Nearest;
+    let unscaled = |report: &&ModuleReport| report.output_error.is_some() && report.scaling.is_none();
+    let mut notes = Vec::new();
+    if options.needs_inputs() {
+        notes.extend(named("are rounded to nearest, as no inputs of them were seen", unseen));
     }
-
-    /// The module of a matrix that stays as it is.
-    fn kept_matrix(&self, checkpoint: &Checkpoint) -> Option<&'a str> {
-        match self {
-            Self::Keep { name, .. } => {
-                let module = name.strip_suffix(".weight")?;
-                checkpoint.info(name).filter(|info| info.shape.len() == 2).map(|_| module)
-            }
-            Self::Module { .. } => None,
-        }
+    if options.rounding == Rounding::Gptq {
+        notes.extend(named(
+            "are rounded to nearest (token table and head, or inputs that are not finite)",
+            reports.iter().filter(plain).collect(),
+        ));
     }
+    if options.scaling == Scaling::Awq {
+        let what =
+            "are not scaled: nothing is known that could take the scales, or none makes outputs better";
+        notes.extend(named(what, reports.iter().filter(unscaled).collect()));
+    }
+    notes
 }
 
-/// Decides for each tensor of the source.
-fn plan<'a>(
-    checkpoint: &'a Checkpoint,
-    role: &dyn Fn(&str) -> Option<Role>,
-    options: &QuantizeOptions,
-) -> Result<Vec<Unit<'a>>, QuantizeError> {
-    let already = |how: String| QuantizeError::Already { path: checkpoint.path().to_owned(), how };
-    if let Some(quantization) = checkpoint.quantization() {
-        return Err(already(Quantization::to_string(quantization)));
-    }
-    let mut units = Vec::new();
-    for (name, info) in checkpoint.infos() {
-        if name.ends_with(".weight_packed") || name.ends_with(".qweight") {
-            return Err(already(format!("it has `{name}`")));
-        }
-        let dtype = info.kernel_dtype().filter(|dtype| dtype.is_float());
-        if let (Some(module), &[n, k], Some(dtype)) = (name.strip_suffix(".weight"), info.shape, dtype)
-            && let Some(format) = role(module).and_then(|role| options.format(role, k, dtype))
-        {
-            let Format::Grouped(grouped) = format else { continue };
-            let mut factor = 1.0;
-            if options.layout.has_factor() && grouped.scale == DType::E4M3 {
-                let values = widen(checkpoint.raw(name)?, info.dtype).unwrap_or_default();
-                factor = grouped::factor(format, &values);
-            }
-            let tensors = options.layout.tensors(module, n, k, grouped, factor);
-            units.push(Unit::Module { name: module, dtype: info.dtype, n, k, format, factor, tensors });
-        } else {
-            let item = Item {
-                name: name.to_owned(),
-                dtype: info.dtype.to_string(),
-                align: (info.dtype.bitsize() / 8).max(1) as u64,
-                shape: info.shape.to_vec(),
-                bytes: info.bytes as u64,
-            };
-            units.push(Unit::Keep { name, items: vec![item] });
-        }
-    }
-    if units.iter().all(|unit| unit.module().is_none()) {
-        return Err(QuantizeError::Nothing { path: checkpoint.path().to_owned(), tensors: units.len() });
-    }
-    Ok(units)
-}
-
-/// Runs of units that fill a file each; all tensors of a module lie in one.
-fn split<'a, 'b>(units: &'a [Unit<'b>], max: u64) -> Vec<&'a [Unit<'b>]> {
-    let (mut shards, mut start, mut bytes) = (Vec::new(), 0, 0);
-    for (at, unit) in units.iter().enumerate() {
-        let more: u64 = unit.items().iter().map(|item| item.bytes).sum();
-        if bytes + more > max && at > start {
-            shards.push(&units[start..at]);
-            (start, bytes) = (at, 0);
-        }
-        bytes += more;
-    }
-    shards.push(&units[start..]);
-    shards
-}
+/// Corrections with the inputs and the factors of columns that they are of.
+type Last = (Arc<Inputs>, Option<Vec<f32>>, Option<Corrections>);
 
 struct Job<'a> {
     checkpoint: &'a Checkpoint,
-    progress: &'a mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
-    layout: Layout,
+    watch: &'a mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    options: &'a QuantizeOptions,
+    scaled: &'a Scaled,
+    /// Those that were found last: matrices of one input follow each other.
+    corrections: Option<Last>,
+    products: Products,
     done: u64,
     total: u64,
+    measured: Vec<Measured>,
 }
 
 impl Job<'_> {
     fn report(&mut self, name: &str, bytes: usize) -> Result<(), QuantizeError> {
         self.done += bytes as u64;
-        match (self.progress)(Progress { name, done: self.done, total: self.total }) {
+        match (self.watch)(Event::At(Progress { name, done: self.done, total: self.total })) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(QuantizeError::Cancelled),
+            ControlFlow::Break(()) => Err(QuantizeError::Cancelled { done: 0, all: 0 }),
         }
     }
 
-    fn write(&mut self, unit: &Unit<'_>, shard: &mut Shard) -> Result<(), QuantizeError> {
-        match unit {
-            Unit::Keep { name, items } => {
-                let bytes = self.checkpoint.raw(name)?;
-                for item in items {
-                    shard.write(&item.name, 0, bytes)?;
-                }
-                self.report(name, bytes.len())
-            }
-            Unit::Module { name, dtype, n, k, format, factor, tensors } => {
-                self.module(name, *dtype, [*n, *k], (*format, *factor), tensors, shard)
-            }
-        }
-    }
-
-    /// Encodes a matrix block of rows by block of rows, several at a time. Blocks hold whole words of zero points.
-    fn module(
+    /// Writes all units of a file.
+    fn fill(
         &mut self,
-        module: &str,
-        dtype: StoredType,
-        [n, k]: [usize; 2],
-        (format, factor): (Format, f32),
-        tensors: &Tensors,
+        units: &[Unit<'_>],
+        known: &mut Known<'_>,
         shard: &mut Shard,
     ) -> Result<(), QuantizeError> {
-        let bytes = self.checkpoint.raw(&format!("{module}.weight"))?;
-        let row_bytes = k * dtype.bitsize() / 8;
-        let rows = (CHUNK / k.max(1)).next_multiple_of(8).max(8);
-        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
-        let mut starts = (0..n).step_by(rows);
-        let (layout, items) = (self.layout, &tensors.items);
-        let planes = items.len() - tensors.constants.len();
-        let mut offsets = vec![0u64; planes];
-        loop {
-            let batch: Vec<usize> = starts.by_ref().take(threads).collect();
-            if batch.is_empty() {
-                break;
-            }
-            let encode = |start: usize| {
-                let count = rows.min(n - start);
-                let values = widen(&bytes[start * row_bytes..(start + count) * row_bytes], dtype);
-                let mut planes = grouped::encode(format, count, k, &values.unwrap_or_default(), factor)?;
-                planes.iter_mut().enumerate().for_each(|(at, bytes)| layout.arrange(at, bytes));
-                Ok(planes)
-            };
-            let encoded: Vec<Result<Vec<Vec<u8>>, ShapeError>> = std::thread::scope(|scope| {
-                let all: Vec<_> = batch.iter().map(|&start| scope.spawn(move || encode(start))).collect();
-                all.into_iter()
-                    .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                    .collect()
-            });
-            for (start, planes) in batch.into_iter().zip(encoded) {
-                let planes = planes.map_err(|source| QuantizeError::Module {
-                    path: self.checkpoint.path().to_owned(),
-                    module: format!("{module}, rows from {start}"),
-                    source,
-                })?;
-                for ((item, plane), offset) in items.iter().zip(&planes).zip(&mut offsets) {
-                    shard.write(&item.name, *offset, plane)?;
-                    *offset += plane.len() as u64;
+        let mut modules: HashMap<&str, &Module<'_>> = HashMap::new();
+        let mut order = Vec::new();
+        for unit in units {
+            match unit {
+                Unit::Keep { name, items } => {
+                    let stored = self.checkpoint.raw(name)?;
+                    let bytes = self.scaled.kept.get(*name).map_or(stored, Vec::as_slice);
+                    for item in items {
+                        shard.write(&item.name, 0, bytes)?;
+                    }
+                    self.report(name, stored.len())?;
                 }
-                self.report(module, rows.min(n - start) * row_bytes)?;
+                Unit::Module(module) => {
+                    modules.insert(module.name, module);
+                    order.push(module.name);
+                }
             }
         }
-        for (item, bytes) in items[planes..].iter().zip(&tensors.constants) {
+        let wanted = order.iter().map(|&name| name.to_owned()).collect();
+        known.in_turns(wanted, &mut |inputs, names| {
+            // Those of one input one after the other, else in the order of the file.
+            let mut turn: Vec<(usize, &str)> = Vec::new();
+            for (place, &name) in order.iter().enumerate().filter(|(_, name)| names.contains(**name)) {
+                let same = |other: &&(usize, &str)| match (inputs.get(name), inputs.get(other.1)) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    _ => false,
+                };
+                let first = turn.iter().find(same).map_or(place, |(first, _)| *first);
+                turn.push((first, name));
+            }
+            turn.sort_by_key(|(first, _)| *first);
+            for (_, name) in turn {
+                if let Some(module) = modules.get(name) {
+                    self.module(module, inputs.get(name), shard)?;
+                }
+            }
+            Ok(())
+        })?;
+        self.corrections = None;
+        // In the order of the file, whatever came first.
+        let place = |name: &str| order.iter().position(|other| *other == name);
+        self.measured.sort_by_key(|of| place(&of.module));
+        Ok(())
+    }
+
+    /// How the columns of a matrix make up for each other.
+    fn correct(&mut self, inputs: &Arc<Inputs>, cols: Option<&Vec<f32>>) {
+        let known = |(of, with, _): &Last| Arc::ptr_eq(of, inputs) && with.as_ref() == cols;
+        if !self.corrections.as_ref().is_some_and(known) {
+            // The memory of the one is free for the other.
+            self.corrections = None;
+            let found = Corrections::new(&inputs.gram.0, inputs.mean.len(), cols.map(Vec::as_slice));
+            self.corrections = Some((inputs.clone(), cols.cloned(), found));
+        }
+    }
+
+    fn module(
+        &mut self,
+        module: &Module<'_>,
+        inputs: Option<&Arc<Inputs>>,
+        shard: &mut Shard,
+    ) -> Result<(), QuantizeError> {
+        let none = Factors::default();
+        let factors = self.scaled.factors.get(module.name).unwrap_or(&none);
+        let inputs = inputs.filter(|inputs| inputs.mean.len() == module.k && inputs.rows > 0);
+        // Rows of a table are looked up too, and a head has a code of 8 bits.
+        let treated = inputs.filter(|_| !matches!(module.role, Role::Head | Role::Embedding));
+        if self.options.rounding == Rounding::Gptq
+            && let Some(inputs) = treated
+        {
+            self.correct(inputs, factors.cols.as_ref());
+        }
+        let last = self.corrections.take();
+        let corrections = match &last {
+            Some((_, _, found)) if self.options.rounding == Rounding::Gptq && treated.is_some() => {
+                found.as_ref()
+            }
+            _ => None,
+        };
+        let clip = treated.filter(|_| self.options.clip).map(|of| of.squares(factors.cols.as_deref()));
+        let rule = Rule {
+            format: module.format,
+            factor: module.factor,
+            factors,
+            corrections,
+            clip: clip.as_deref(),
+            keep: inputs.is_some(),
+        };
+        let tensors = &module.tensors;
+        let planes = tensors.items.len() - tensors.constants.len();
+        let mut offsets = vec![0u64; planes];
+        let (mut weights, mut outputs) = ([0.0; 2], [0.0; 2]);
+        Rows::of(self.checkpoint, module)?.round(&rule, |rows, mut rounded| {
+            for (at, plane) in rounded.planes.iter_mut().enumerate() {
+                self.options.layout.arrange(at, plane);
+            }
+            for ((item, plane), offset) in tensors.items.iter().zip(&rounded.planes).zip(&mut offsets) {
+                shard.write(&item.name, *offset, plane)?;
+                *offset += plane.len() as u64;
+            }
+            (0..2).for_each(|at| weights[at] += rounded.squares[at]);
+            if let Some(inputs) = inputs {
+                outputs[0] += self.products.squares(rounded.weights, &inputs.gram)?;
+                outputs[1] += self.products.squares(rounded.off, &inputs.gram)?;
+            }
+            self.report(module.name, rows.len() * module.row_bytes())
+        })?;
+        for (item, bytes) in tensors.items[planes..].iter().zip(&tensors.constants) {
             shard.write(&item.name, 0, bytes)?;
         }
+        let rounding = if corrections.is_some() { Rounding::Gptq } else { Rounding::Nearest };
+        let scaling = self.scaled.powers.get(module.name).copied();
+        let output_error = inputs.map(|_| relative(outputs));
+        self.measured.push(Measured::new(module.name, rounding, scaling, relative(weights), output_error));
+        self.corrections = last;
         Ok(())
     }
 }

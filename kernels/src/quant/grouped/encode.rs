@@ -1,5 +1,7 @@
 //! Rounding to grouped codes, and back.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::field;
@@ -79,61 +81,196 @@ pub fn encode(
     values: &[f32],
     factor: f32,
 ) -> Result<Vec<Vec<u8>>, ShapeError> {
-    let params = Params::new(format, k, factor)?;
+    let rounder = Rounder::new(format, k, factor)?;
     if n.checked_mul(k) != Some(values.len()) {
         return Err(ShapeError::mismatch("weight", format!("{n} x {k} values"), values.len()));
     }
-    let Params { code, zero, .. } = params;
-    let bits = code.bits();
-    let (words, zero_rows) = ((k * bits).div_ceil(32), (n * bits).div_ceil(32));
-    let mut packed = vec![0u32; n * words];
-    let mut scales = Vec::with_capacity(n * params.groups * params.scale.size());
-    let mut codes = vec![0u32; if zero == Zero::Codes { zero_rows * params.groups } else { 0 }];
-    let mut floats = Vec::new();
-    let put = |words: &mut [u32], at: usize, index: usize, q: f32| {
-        words[at] |= u32::from(code.nearest(q)) << (index % (32 / bits) * bits);
-    };
+    let mut encoder = Encoder::new(rounder, n);
     for row in 0..n {
-        for group in 0..params.groups {
-            let cols = group * params.group..k.min((group + 1) * params.group);
+        for group in 0..rounder.groups() {
+            let cols = rounder.cols(group);
             let all = &values[row * k + cols.start..row * k + cols.end];
-            let (scale, at) = qparams(params, all).ok_or_else(|| {
-                ShapeError::new(format!(
-                    "weight [{row}, {}..{}]: expected finite values whose scale fits in {}",
-                    cols.start, cols.end, params.scale
-                ))
-            })?;
-            crate::oracle::encode(params.scale, f64::from(scale), &mut scales);
-            match zero {
-                Zero::None => {}
-                Zero::Codes => put(&mut codes, row / (32 / bits) * params.groups + group, row, at),
-                Zero::Float => {
-                    crate::oracle::encode(params.scale, f64::from(at + params.centre()), &mut floats)
-                }
-                Zero::Offset => crate::oracle::encode(params.scale, f64::from(at), &mut floats),
-            }
+            let of = rounder.group(all, 1.0).ok_or_else(|| rounder.refused(row, group))?;
+            encoder.set_group(row, group, of);
             for (col, value) in cols.zip(all) {
-                let q = match zero {
-                    Zero::Offset => (value - at) / scale - params.centre(),
-                    _ => value / (scale * factor) + at,
-                };
-                put(&mut packed, row * words + col * bits / 32, col, q);
+                encoder.set_code(row, col, rounder.nearest(of, *value));
             }
         }
     }
-    let bytes = |words: Vec<u32>| words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
-    let mut planes = vec![bytes(packed), scales];
-    match zero {
-        Zero::None => {}
-        Zero::Codes => planes.push(bytes(codes)),
-        Zero::Float | Zero::Offset => planes.push(floats),
+    Ok(encoder.finish())
+}
+
+/// What the weights of one group share: the scale, rounded to its type, and what is added.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    scale: f32,
+    /// The zero point less the centre; of offsets the offset.
+    at: f32,
+}
+
+/// Rounds weights of a grouped format one by one: the steps of [`encode`], for those that choose codes otherwise than to nearest.
+#[derive(Clone, Copy)]
+pub struct Rounder {
+    params: Params,
+    k: usize,
+}
+
+impl Rounder {
+    /// For rows of `k` weights, with scales that are multiplied with `factor`.
+    ///
+    /// Errors: a format without groups.
+    pub fn new(format: Format, k: usize, factor: f32) -> Result<Self, ShapeError> {
+        Ok(Self { params: Params::new(format, k, factor)?, k })
     }
-    Ok(planes)
+
+    /// Weights of a row.
+    #[must_use]
+    pub const fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Groups of a row.
+    #[must_use]
+    pub const fn groups(&self) -> usize {
+        self.params.groups
+    }
+
+    /// Weights of a group; of the last one perhaps fewer.
+    #[must_use]
+    pub const fn group_len(&self) -> usize {
+        self.params.group
+    }
+
+    /// Columns of a group.
+    #[must_use]
+    pub fn cols(&self, group: usize) -> Range<usize> {
+        group * self.params.group..self.k.min((group + 1) * self.params.group)
+    }
+
+    /// Whether scales are powers of two.
+    #[must_use]
+    pub fn has_exponents_alone(&self) -> bool {
+        self.params.scale == DType::E8M0
+    }
+
+    /// Scale and zero point of a group of these weights, each taken `shrink` times as large: below 1 the outermost are clipped, and the
+    /// others lie closer. `None` of what is not finite or too large for the scale's type.
+    #[must_use]
+    pub fn group(&self, values: &[f32], shrink: f32) -> Option<Group> {
+        qparams(self.params, values, shrink).map(|(scale, at)| Group { scale, at })
+    }
+
+    /// The error of a group that [`group`](Self::group) gives nothing for.
+    #[must_use]
+    pub fn refused(&self, row: usize, group: usize) -> ShapeError {
+        let cols = self.cols(group);
+        ShapeError::new(format!(
+            "weight [{row}, {}..{}]: expected finite values whose scale fits in {}",
+            cols.start, cols.end, self.params.scale
+        ))
+    }
+
+    /// The code of a group whose value is nearest to a weight.
+    #[must_use]
+    pub fn nearest(&self, of: Group, value: f32) -> u8 {
+        let Params { code, zero, factor, .. } = self.params;
+        code.nearest(match zero {
+            Zero::Offset => (value - of.at) / of.scale - self.params.centre(),
+            _ => value / (of.scale * factor) + of.at,
+        })
+    }
+
+    /// What a code of a group stands for, as [`decode`] has it.
+    #[must_use]
+    pub fn value(&self, of: Group, code: u8) -> f32 {
+        let (q, scale) = (self.params.code.value(code), of.scale * self.params.factor);
+        match self.params.zero {
+            Zero::None => q * scale,
+            Zero::Codes | Zero::Float => (q - of.at) * scale,
+            Zero::Offset => (q + self.params.centre()) * scale + of.at,
+        }
+    }
+}
+
+/// The planes of a grouped format in work.
+pub struct Encoder {
+    rounder: Rounder,
+    words: usize,
+    packed: Vec<u32>,
+    groups: Vec<Group>,
+}
+
+impl Encoder {
+    /// For `n` rows, all zero bits.
+    #[must_use]
+    pub fn new(rounder: Rounder, n: usize) -> Self {
+        let words = (rounder.k * rounder.params.code.bits()).div_ceil(32);
+        let groups = vec![Group { scale: 1.0, at: 0.0 }; n * rounder.params.groups];
+        Self { rounder, words, packed: vec![0; n * words], groups }
+    }
+
+    /// Sets what a group shares.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn set_group(&mut self, row: usize, group: usize, of: Group) {
+        self.groups[row * self.rounder.params.groups + group] = of;
+    }
+
+    /// Sets the code of a weight, which had none.
+    ///
+    /// # Panics
+    /// If there is no such weight.
+    pub fn set_code(&mut self, row: usize, col: usize, code: u8) {
+        let bits = self.rounder.params.code.bits();
+        put(&mut self.packed, row * self.words + col * bits / 32, col, bits, code);
+    }
+
+    /// The planes as little-endian bytes, in the order of [`Format::planes`].
+    #[must_use]
+    pub fn finish(self) -> Vec<Vec<u8>> {
+        let Params { code, groups, zero, scale, .. } = self.rounder.params;
+        let bits = code.bits();
+        let n = self.groups.len().checked_div(groups).unwrap_or(0);
+        let zero_rows = (n * bits).div_ceil(32);
+        let mut scales = Vec::with_capacity(self.groups.len() * scale.size());
+        let mut codes = vec![0u32; if zero == Zero::Codes { zero_rows * groups } else { 0 }];
+        let mut floats = Vec::new();
+        for (number, of) in self.groups.iter().enumerate() {
+            let (row, group) = (number / groups, number % groups);
+            crate::oracle::encode(scale, f64::from(of.scale), &mut scales);
+            match zero {
+                Zero::None => {}
+                Zero::Codes => {
+                    put(&mut codes, row / (32 / bits) * groups + group, row, bits, code.nearest(of.at));
+                }
+                Zero::Float => {
+                    let at = of.at + self.rounder.params.centre();
+                    crate::oracle::encode(scale, f64::from(at), &mut floats);
+                }
+                Zero::Offset => crate::oracle::encode(scale, f64::from(of.at), &mut floats),
+            }
+        }
+        let bytes = |words: Vec<u32>| words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+        let mut planes = vec![bytes(self.packed), scales];
+        match zero {
+            Zero::None => {}
+            Zero::Codes => planes.push(bytes(codes)),
+            Zero::Float | Zero::Offset => planes.push(floats),
+        }
+        planes
+    }
+}
+
+/// Puts the code of number `index` into its word.
+fn put(words: &mut [u32], at: usize, index: usize, bits: usize, code: u8) {
+    words[at] |= u32::from(code) << (index % (32 / bits) * bits);
 }
 
 /// Scale, rounded to its type, and zero point of one group, less the centre; of offsets the offset.
-fn qparams(params: Params, all: &[f32]) -> Option<(f32, f32)> {
+fn qparams(params: Params, all: &[f32], shrink: f32) -> Option<(f32, f32)> {
     let (min, max) = all.iter().fold((0.0f32, 0.0f32), |(min, max), &v| (min.min(v), max.max(v)));
+    let (min, max) = (min * shrink, max * shrink);
     // `min` and `max` pass over NaN.
     if !all.iter().all(|v| v.is_finite()) {
         return None;
@@ -144,6 +281,7 @@ fn qparams(params: Params, all: &[f32]) -> Option<(f32, f32)> {
     if params.zero == Zero::Offset {
         // Here the range need not hold zero.
         let (min, max) = all.iter().fold((f32::MAX, f32::MIN), |(min, max), &v| (min.min(v), max.max(v)));
+        let (min, max) = (min * shrink, max * shrink);
         let below = min.abs() > max.abs();
         let scale = ((max - min) / steps).max(1e-7) * if below { 1.0 } else { -1.0 };
         let edge = if below { min } else { max };
@@ -267,6 +405,7 @@ mod tests {
                 }
                 let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
                 let back = decode(format, n, k, &planes, 1.0).expect("planes as encoded");
+                one_by_one(format, k, &values, &back);
                 let Format::Grouped(Grouped { code, zero, .. }) = format else { unreachable!() };
                 let bits = code.bits();
                 for row in 0..n {
@@ -291,6 +430,43 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What a rounder says of each weight is what planes decode to.
+    fn one_by_one(format: Format, k: usize, values: &[f32], back: &[f32]) {
+        let rounder = Rounder::new(format, k, 1.0).expect("groups");
+        for (row, back) in values.chunks_exact(k.max(1)).zip(back.chunks_exact(k.max(1))) {
+            for group in 0..rounder.groups() {
+                let cols = rounder.cols(group);
+                let of = rounder.group(&row[cols.clone()], 1.0).expect("finite values");
+                for col in cols {
+                    let value = rounder.value(of, rounder.nearest(of, row[col]));
+                    assert!(
+                        (value - back[col]).abs() <= 1e-6 * back[col].abs().max(1e-3),
+                        "{format} {value}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_smaller_range_clips_the_ends_and_is_finer_between() {
+        let format = "int4g32.f32".parse().expect("a format");
+        let mut values = noise(7, 32);
+        values[3] = 8.0;
+        let rounder = Rounder::new(format, 32, 1.0).expect("groups");
+        let error = |shrink: f32| {
+            let of = rounder.group(&values, shrink).expect("finite values");
+            let off = |v: &f32| (v - rounder.value(of, rounder.nearest(of, *v))).abs();
+            (
+                off(&values[3]),
+                values.iter().enumerate().filter(|(i, _)| *i != 3).map(|(_, v)| off(v)).sum::<f32>(),
+            )
+        };
+        let (wide, narrow) = (error(1.0), error(0.25));
+        assert!(narrow.0 > 5.0 && wide.0 < 1.0, "{wide:?} {narrow:?}");
+        assert!(narrow.1 < 0.6 * wide.1, "{wide:?} {narrow:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 pub mod cpu;
 mod encode;
 
-pub use encode::{decode, encode, factor};
+pub use encode::{Encoder, Group, Rounder, decode, encode, factor};
 
 use crate::buffer::WeightPart;
 use crate::oracle::Oracle;
