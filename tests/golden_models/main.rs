@@ -3,6 +3,7 @@
 mod batch;
 mod cuda;
 mod demo;
+mod experts;
 mod florence2;
 mod likely;
 mod published;

@@ -1,6 +1,6 @@
 //! Experts: MLPs of which each row takes a few, chosen by a router, and one that every row takes.
 
-use ocelli_engine::weights::Scope;
+use ocelli_engine::weights::{self, Scope};
 use ocelli_engine::{Ctx, Error, Result, Tensor};
 use ocelli_kernels::ops::{Activation, ExpertMatmul, GatherRows, Matmul, MixRows, Pointwise, Route, Scores};
 use ocelli_kernels::{DType, Storage, View, Weights};
@@ -101,30 +101,15 @@ pub struct Experts {
 const FEW_CHOICES: usize = 64;
 
 impl Experts {
-    /// Loads router and experts below `scope`: stacked, `experts.gate_up_proj` and `experts.down_proj`, or one by one.
+    /// Loads router and experts below `scope`: parameters of all experts, `experts.gate_up_proj` and `experts.down_proj`; modules of all,
+    /// as MLX has them, `switch_mlp.gate_proj`, ...; or one by one, `experts.0.gate_proj`, ....
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Self> {
-        let &ExpertsPlan { experts, top, d, inner, .. } = plan;
+        let &ExpertsPlan { experts, top, d, .. } = plan;
         if top == 0 || top > experts || plan.scale_input && top != 1 {
             let reason = format!("experts: expected 1 to {experts} of {experts} for a row, found {top}");
             return Err(Error::Config { path: scope.prefix().to_owned(), reason });
         }
-        let all = scope.at("experts");
-        let (gate_up, down) = if all.has("gate_up_proj") {
-            (
-                stacked(cx, &all, "gate_up_proj", [experts, 2 * inner, d], plan.transposed)?,
-                stacked(cx, &all, "down_proj", [experts, d, inner], plan.transposed)?,
-            )
-        } else {
-            let [gate, up, down] = plan.names;
-            let (mut ins, mut outs) = (Vec::with_capacity(2 * experts), Vec::with_capacity(experts));
-            for expert in 0..experts {
-                let one = all.at(expert);
-                ins.push(one.at(gate).linear(inner, d, false)?);
-                ins.push(one.at(up).linear(inner, d, false)?);
-                outs.push(one.at(down).linear(d, inner, false)?);
-            }
-            (cx.stream().place(&Weights::stack(ins)?)?, cx.stream().place(&Weights::stack(outs)?)?)
-        };
+        let [gate_up, down] = matrices(cx, scope, plan)?;
         let mut table = |name: Option<&str>| name.map(|name| floats(cx, scope, name, experts)).transpose();
         let (bias, factors) = (table(plan.bias)?, table(plan.factors)?);
         let shared = match &plan.shared {
@@ -328,6 +313,49 @@ impl Shared {
 
 /// Side of the blocks in which matrices are turned.
 const BLOCK: usize = 32;
+
+/// Gate and up of all experts, and down, in whichever of the layouts they are stored.
+fn matrices(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<[Weights; 2]> {
+    let &ExpertsPlan { experts, d, inner, transposed, .. } = plan;
+    let all = scope.at_any(&["experts", "moe.experts"]);
+    if all.has("gate_up_proj") {
+        return Ok([
+            parameter(cx, &all, "gate_up_proj", [experts, 2 * inner, d], transposed)?,
+            parameter(cx, &all, "down_proj", [experts, d, inner], transposed)?,
+        ]);
+    }
+    let [gate, up, down] = plan.names;
+    let modules = [scope.at("switch_mlp"), all.at("switch_glu"), all.clone()];
+    let stack = modules.into_iter().find(|stack| stack.at(gate).exists());
+    let one = |expert: usize, name: &str| match &stack {
+        Some(stack) => stack.at(name).part(expert, experts),
+        None => all.at(expert).at(name),
+    };
+    let ins: Vec<_> = (0..experts).flat_map(|i| [(one(i, gate), inner), (one(i, up), inner)]).collect();
+    let outs: Vec<_> = (0..experts).map(|i| (one(i, down), d)).collect();
+    Ok([
+        cx.stream().place(&weights::stacked(&ins, d)?)?,
+        cx.stream().place(&weights::stacked(&outs, inner)?)?,
+    ])
+}
+
+/// The matrices of all experts as one parameter: `[experts, n, k]` or `[experts, k, n]`. The latter are turned once, in their own type.
+fn parameter(
+    cx: &mut Ctx,
+    scope: &Scope<'_>,
+    name: &str,
+    [experts, n, k]: [usize; 3],
+    transposed: Option<bool>,
+) -> Result<Weights> {
+    if !scope.parameter(name, 0, experts, false).is_quantized() {
+        return stacked(cx, scope, name, [experts, n, k], transposed);
+    }
+    // Packed codes are fewer than columns: the outputs tell.
+    let found = scope.info(name).map_or(&[][..], |info| info.shape);
+    let turned = transposed.unwrap_or(matches!(found, &[_, lines, cols] if cols == n && lines != n));
+    let all: Vec<_> = (0..experts).map(|i| (scope.parameter(name, i, experts, turned), n)).collect();
+    Ok(cx.stream().place(&weights::stacked(&all, k)?)?)
+}
 
 /// The matrices of all experts, stored as `[experts, n, k]` or `[experts, k, n]`; the latter are turned once, in their own type.
 fn stacked(

@@ -154,6 +154,25 @@ pub(super) fn decoded(
     Weights::dense(view, bias).map_err(|error| misfit(scope, &error))
 }
 
+/// Integers without zero points as the same with such, which are all the centre of the code.
+pub(in super::super) fn with_centres(
+    scope: &Scope<'_>,
+    w: &Weights,
+    grouped: Grouped,
+) -> Result<Weights, WeightError> {
+    let format = Format::Grouped(grouped);
+    let (n, k, bits) = (w.n(), w.k(), grouped.code.bits());
+    let zeros = format.planes(n, k).into_iter().find(|plane| plane.name == "zeros");
+    let (Some(part), Some(zeros)) = (w.parts().first(), zeros) else { return Ok(w.clone()) };
+    let centre = u32::from(grouped.code.centre().unwrap_or_default());
+    let word = (0..32 / bits).fold(0, |word, i| word | centre << (i * bits));
+    let zeros = make(scope, [zeros.rows, zeros.cols], DType::I32, |words| words.fill(word))?;
+    let planes = part.planes.iter().cloned().chain([zeros]);
+    Weights::new(format, n, k, planes, part.bias.clone())
+        .map(|weights| weights.times(part.factor))
+        .map_err(|error| misfit(scope, &error))
+}
+
 fn misfit(scope: &Scope<'_>, error: &ocelli_kernels::ShapeError) -> WeightError {
     WeightError::shape(scope.checkpoint().path(), scope.prefix(), error)
 }
