@@ -466,9 +466,15 @@ impl Model {
             for expert in 0..self.experts {
                 for name in NAMES {
                     let ([n, k], path) = (self.size(name), format!("{layer}.{expert}.{name}"));
-                    let w =
-                        checkpoint.at(&path).linear(n, k, false).unwrap_or_else(|error| panic!("{error}"));
-                    let values = decoded(&w);
+                    let read = checkpoint.at(&path).linear_in_order(n, k, false);
+                    let (w, order) = read.unwrap_or_else(|error| panic!("{error}"));
+                    let mut values = decoded(&w);
+                    if let Some(order) = order {
+                        let sorted = values.clone();
+                        for (row, sorted) in values.chunks_exact_mut(k).zip(sorted.chunks_exact(k)) {
+                            order.iter().zip(sorted).for_each(|(&column, w)| row[column as usize] = *w);
+                        }
+                    }
                     let size = values.iter().fold(0.0f32, |most, w| most.max(w.abs()));
                     assert!(size > 0.005 && size < 1.0, "{path}: weights up to {size}");
                     let name = format!("{path}.weight");
@@ -744,5 +750,46 @@ fn one_tensor_for_all_experts() {
         let apart = model.write(&format!("apart-{number}"), one_by_one.collect(), &(way.config)());
         let together = model.write(&format!("together-{number}"), stacked, &(way.config)());
         equal(&format!("{family}, {}, {layout:?}", way.source), &together.0, &apart.0, &*device);
+    }
+}
+
+/// GPTQ's experts whose columns lie in activation order, each in its own.
+#[test]
+fn columns_in_activation_order() {
+    let device = cpu();
+    for family in ["qwen3_vl_moe", "llama4"] {
+        let model = Model::open(family);
+        let experts = |apart: bool| -> Vec<Tensor> {
+            let mut all = Vec::new();
+            for (layer, expert, name, tensors) in model.matrices(&GPTQ, 5) {
+                for mut tensor in tensors {
+                    if tensor.name == "g_idx" {
+                        let (k, step) = (tensor.shape[0], if apart && name == "up_proj" { 11 } else { 7 });
+                        let mut groups = vec![0; k];
+                        (0..k).for_each(|i| groups[(i * step + 3 * expert) % k] = (i / group(k)) as i32);
+                        tensor.bytes = i32s(&groups);
+                    }
+                    all.push(Tensor { name: format!("{layer}.{expert}.{name}.{}", tensor.name), ..tensor });
+                }
+            }
+            all
+        };
+        let quantized = model.write("order", experts(false), &(GPTQ.config)());
+        let checkpoint = Checkpoint::open(&ModelFiles::dir(&quantized.0)).expect("a checkpoint");
+        let path = format!("{}.1.down_proj", model.layers[0]);
+        let [n, k] = model.size("down_proj");
+        let (_, order) = checkpoint.at(&path).linear_in_order(n, k, false).expect("a matrix");
+        assert!(order.is_some(), "{path}: columns are not in their own order");
+        let dense = model.write("unordered", model.dense(&checkpoint), &none());
+        equal(&format!("{family}, columns in activation order"), &quantized.0, &dense.0, &*device);
+
+        // Gate and up are one product.
+        let apart = model.write("two-orders", experts(true), &(GPTQ.config)());
+        let mut cx = Ctx::new(&*device, Precision::default()).expect("a stream");
+        let text = match ocelli_models::load(&ModelFiles::dir(&apart.0), &mut cx) {
+            Ok(_) => panic!("{family}: two orders of gate and up"),
+            Err(error) => error.to_string(),
+        };
+        assert!(text.contains("experts.0: g_idx: expected one order of columns for gate and up"), "{text}");
     }
 }

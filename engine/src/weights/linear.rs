@@ -17,7 +17,7 @@ impl Scope<'_> {
         match self.linear_in_order(n, k, bias)? {
             (w, None) => Ok(w),
             _ => Err(self.unsupported(
-                "columns in activation order (g_idx) of experts and heads; of other layers they are".into(),
+                "columns in activation order (g_idx) of heads; of other layers they are".into(),
             )),
         }
     }

@@ -129,9 +129,28 @@ impl<'a> Scope<'a> {
 /// # Errors
 /// As [`Scope::linear`], and if two are stored in different ways.
 pub fn stacked(all: &[(Scope<'_>, usize)], k: usize) -> Result<Weights, WeightError> {
-    let mut parts = Vec::with_capacity(all.len());
+    let (w, orders) = stacked_in_order(all, k)?;
+    match orders.iter().zip(all).find(|(order, _)| order.is_some()) {
+        Some((_, (scope, _))) => {
+            Err(scope.unsupported("columns in activation order (g_idx) in a stack".into()))
+        }
+        None => Ok(w),
+    }
+}
+
+/// As [`stacked`], and for each the columns of `x` that its columns meet, if they are in another order.
+///
+/// # Errors
+/// As [`Scope::linear_in_order`], and if two are stored in different ways.
+pub fn stacked_in_order(
+    all: &[(Scope<'_>, usize)],
+    k: usize,
+) -> Result<(Weights, Vec<Option<Vec<i32>>>), WeightError> {
+    let (mut parts, mut orders) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
     for (scope, n) in all {
-        parts.push(scope.linear(*n, k, false)?);
+        let (w, order) = scope.linear_in_order(*n, k, false)?;
+        parts.push(w);
+        orders.push(order);
     }
     let with_zeros = |w: &Weights| w.format().grouped().is_some_and(|grouped| grouped.zero == Zero::Codes);
     if let Some(Format::Grouped(with)) = parts.iter().find(|w| with_zeros(w)).map(Weights::format) {
@@ -147,5 +166,6 @@ pub fn stacked(all: &[(Scope<'_>, usize)], k: usize) -> Result<Weights, WeightEr
         return Err(scope.unsupported(format!("{} beside {wanted} of `{first}` in one stack", part.format())));
     }
     let (path, name) = all.first().map_or(("", ""), |(first, _)| (first.checkpoint().path(), first.prefix()));
-    Weights::stack(parts).map_err(|error| WeightError::shape(path, name, &error))
+    let w = Weights::stack(parts).map_err(|error| WeightError::shape(path, name, &error))?;
+    Ok((w, orders))
 }
