@@ -21,11 +21,11 @@ use super::published::Folder;
 
 /// A tensor of a file.
 #[derive(Clone)]
-struct Tensor {
-    name: String,
-    dtype: &'static str,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
+pub(super) struct Tensor {
+    pub name: String,
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
 }
 
 /// Numbers that look random.
@@ -487,7 +487,7 @@ impl Model {
 }
 
 /// A safetensors file.
-fn file_of(tensors: &[Tensor]) -> Vec<u8> {
+pub(super) fn file_of(tensors: &[Tensor]) -> Vec<u8> {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
     // Wide types first, so that each is aligned.
     let mut order: Vec<&Tensor> = tensors.iter().collect();

@@ -6,6 +6,7 @@ mod demo;
 mod experts;
 mod florence2;
 mod likely;
+mod mlx;
 mod published;
 mod quantized;
 mod real_size;

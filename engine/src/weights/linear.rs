@@ -2,7 +2,7 @@
 
 use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights, Zero};
 
-use super::{Note, Scope, WeightError, published};
+use super::{Columns, Note, Scope, WeightError, published};
 
 /// Weights that share a scale, as quantizers have them.
 const USUAL_GROUPS: [usize; 5] = [16, 32, 64, 128, 256];
@@ -26,12 +26,7 @@ impl Scope<'_> {
     ///
     /// # Errors
     /// As [`linear`](Self::linear).
-    pub fn linear_in_order(
-        &self,
-        n: usize,
-        k: usize,
-        bias: bool,
-    ) -> Result<(Weights, Option<Vec<i32>>), WeightError> {
+    pub fn linear_in_order(&self, n: usize, k: usize, bias: bool) -> Result<(Weights, Columns), WeightError> {
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
         let w = self.noted(true, self.load(n, k, bias)?)?;
         let order = self.published().and_then(|row| row.order).map(|order| order(self, k)).transpose()?;
@@ -58,7 +53,7 @@ impl Scope<'_> {
     }
 
     /// The convolution here as a matrix `[n, k]`: `weight` is `[n, ...]` with `k` values for each output, such as
-    /// `[d, channels, patch, patch]`, and `bias` `[n]`.
+    /// `[d, channels, patch, patch]`, and `bias` `[n]`. Colours last, `[d, patch, patch, 3]` as MLX stores them, are brought to the front.
     ///
     /// # Errors
     /// As [`linear`](Self::linear); a quantized convolution is not built.
@@ -69,9 +64,23 @@ impl Scope<'_> {
             let expected = format!("shape: expected [{n}, ...] of {} values, found {:?}", n * k, info.shape);
             return Err(WeightError::tensor(self.checkpoint().path(), &name, expected));
         }
-        let view = self.checkpoint().tensor_as(&name, &[n, k])?;
+        let view = if self.has_colours_last() {
+            published::colours_first(self, n, k)?
+        } else {
+            self.checkpoint().tensor_as(&name, &[n, k])?
+        };
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
         self.noted(false, self.dense(view, bias)?)
+    }
+
+    /// Whether the filters here are stored `[d, .., patch, patch, 3]`, as MLX has them.
+    #[must_use]
+    pub fn has_colours_last(&self) -> bool {
+        self.info("weight").is_some_and(|info| match *info.shape {
+            [_, first, .., rows, cols, 3] => first != 3 && rows == cols,
+            [_, rows, cols, 3] => rows != 3 && rows == cols,
+            _ => false,
+        })
     }
 
     fn load(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {

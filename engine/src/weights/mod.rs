@@ -29,7 +29,7 @@ pub use quantize::{
 };
 pub use safetensors::Dtype as StoredType;
 pub use scope::Scope;
-pub use stack::{stacked, stacked_in_order};
+pub use stack::{Columns, stacked, stacked_in_order};
 
 /// The stored names that most resemble `wanted`, best first, at most three.
 fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {

@@ -4,6 +4,9 @@ use ocelli_kernels::{DType, Format, Grouped, View, Weights, Zero};
 
 use super::{Scope, TensorInfo, WeightError, published};
 
+/// The columns of `x` that those of a matrix meet, if they are in another order.
+pub type Columns = Option<Vec<i32>>;
+
 /// Which of several matrices.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stack {
@@ -145,7 +148,7 @@ pub fn stacked(all: &[(Scope<'_>, usize)], k: usize) -> Result<Weights, WeightEr
 pub fn stacked_in_order(
     all: &[(Scope<'_>, usize)],
     k: usize,
-) -> Result<(Weights, Vec<Option<Vec<i32>>>), WeightError> {
+) -> Result<(Weights, Vec<Columns>), WeightError> {
     let (mut parts, mut orders) = (Vec::with_capacity(all.len()), Vec::with_capacity(all.len()));
     for (scope, n) in all {
         let (w, order) = scope.linear_in_order(*n, k, false)?;

@@ -358,7 +358,7 @@ fn matrices(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Matri
         let reason = "g_idx: columns of experts in activation order are read on the CPU alone".into();
         return Err(Error::Config { path: all.prefix().to_owned(), reason });
     }
-    let mut place = |orders: Vec<Option<Vec<i32>>>| -> Result<Vec<Columns>> {
+    let mut place = |orders: Vec<weights::Columns>| -> Result<Vec<Columns>> {
         if orders.iter().all(Option::is_none) {
             return Ok(Vec::new());
         }

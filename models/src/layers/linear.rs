@@ -1,6 +1,6 @@
 //! Matrix products with a checkpoint's weights.
 
-use ocelli_engine::weights::Scope;
+use ocelli_engine::weights::{self, Scope};
 use ocelli_engine::{Ctx, Result, Tensor};
 use ocelli_kernels::ops::{Activation, GatherColumns, Matmul};
 use ocelli_kernels::{DType, Weights};
@@ -19,12 +19,12 @@ pub struct Linear {
 pub(super) type Columns = Option<Tensor>;
 
 /// Loads a layer's matrix, not placed yet.
-fn load(scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<(Weights, Option<Vec<i32>>)> {
+fn load(scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<(Weights, weights::Columns)> {
     Ok(scope.linear_in_order(n, k, bias)?)
 }
 
 /// Copies an order of columns to the device.
-pub(super) fn place_columns(cx: &mut Ctx, columns: Option<Vec<i32>>) -> Result<Columns> {
+pub(super) fn place_columns(cx: &mut Ctx, columns: weights::Columns) -> Result<Columns> {
     let Some(columns) = columns else { return Ok(None) };
     let tensor = cx.alloc_owned(&[columns.len()], DType::I32)?;
     let bytes: Vec<u8> = columns.iter().flat_map(|column| column.to_le_bytes()).collect();

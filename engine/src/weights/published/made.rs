@@ -173,6 +173,23 @@ pub(in super::super) fn with_centres(
         .map_err(|error| misfit(scope, &error))
 }
 
+/// Filters `[n, k / 3, 3]` of `weight` as `[n, 3, k / 3]`.
+pub(in super::super) fn colours_first(scope: &Scope<'_>, n: usize, k: usize) -> Result<View, WeightError> {
+    let info = scope.info("weight");
+    let Some(dtype) = info.and_then(|info| float(info.dtype)) else {
+        let found = info.map_or_else(String::new, |info| info.dtype.to_string());
+        return Err(scope.unsupported(format!("filters of {found} with colours last; F32, BF16 and F16 are")));
+    };
+    let (bytes, size, places) = (scope.raw("weight")?, dtype.size(), k / 3);
+    make(scope, [n, k], dtype, |words| {
+        let to: &mut [u8] = bytemuck::cast_slice_mut(words);
+        for (i, to) in to.chunks_exact_mut(size).take(n * k).enumerate() {
+            let (filter, at) = (i / k, i % k);
+            to.copy_from_slice(element(bytes, size, filter * k + at % places * 3 + at / places));
+        }
+    })
+}
+
 fn misfit(scope: &Scope<'_>, error: &ocelli_kernels::ShapeError) -> WeightError {
     WeightError::shape(scope.checkpoint().path(), scope.prefix(), error)
 }

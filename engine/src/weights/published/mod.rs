@@ -18,7 +18,7 @@ use safetensors::Dtype;
 
 pub(super) use integers::pack_quantized;
 use made::FLOATS;
-pub(super) use made::with_centres;
+pub(super) use made::{colours_first, with_centres};
 pub(super) use turned::load as load_turned;
 
 use super::{Scope, WeightError};
