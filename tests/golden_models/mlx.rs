@@ -52,7 +52,12 @@ fn converted(name: &str, tensor: Tensor, place: &str) -> Vec<Tensor> {
 #[test]
 fn converted_models() {
     let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
-    let families = [("qwen3_vl", ""), ("qwen3_vl_moe", "switch_mlp"), ("gemma4_moe", "experts.switch_glu")];
+    let families = [
+        ("qwen3_vl", ""),
+        ("qwen3_vl_moe", "switch_mlp"),
+        ("gemma4", ""),
+        ("gemma4_moe", "experts.switch_glu"),
+    ];
     for (family, place) in families {
         let source = golden(family);
         let folder = Folder(std::env::temp_dir().join(format!("ocelli-mlx-{family}-{}", std::process::id())));
