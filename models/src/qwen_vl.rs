@@ -171,7 +171,7 @@ fn load(
     let text = TextPlan::read(&config.at_or_here("text_config"), types, tied)?;
     let (tower, merger) = vision(&config.part("vision_config")?, text.d)?;
     let sizes = (tower.d, text.d);
-    let visual = source.checkpoint.at_any(&["visual", "model.visual"]);
+    let visual = source.checkpoint.at_any(&["visual", "model.visual", "vision_tower"]);
     let tower = Vit::load(cx, &visual, tower)?;
     let connector = Merger::load(cx, &visual, merger, sizes)?;
     let language = source.checkpoint.at_any(&["model.language_model", "model", "language_model.model"]);

@@ -10,6 +10,7 @@ mod cuda;
 mod forms;
 mod imagine;
 mod interrupt;
+mod memory;
 mod messages;
 mod numbers;
 mod otlp;

@@ -147,19 +147,21 @@ fn an_unknown_method_is_refused() {
     }
 }
 
+/// Targets that name no module are said aloud, and what shapes tell is read; where they leave a choice, nothing is.
 #[test]
-fn targets_that_match_nothing_are_refused() {
+fn targets_that_match_nothing() {
     let mut seen = 0;
     for layer in &LAYERS {
         let (all, mut config) = (tensors(layer.case), config(layer.case));
+        let named = read(layer, &all, &config).expect(layer.case);
         let groups = ["/quantization_config/config_groups", "/config_groups"];
         let Some(path) = groups.into_iter().find(|path| config.pointer(path).is_some()) else { continue };
         let groups = config.pointer_mut(path).and_then(serde_json::Value::as_object_mut).expect("groups");
         for group in groups.values_mut() {
             group["targets"] = serde_json::json!(["re:nothing\\..*", "lm_head"]);
         }
-        let text = read(layer, &all, &config).expect_err(layer.case);
-        assert!(text.contains("expected a target that names `proj`, found none"), "{}: {text}", layer.case);
+        let unnamed = read(layer, &all, &config).unwrap_or_else(|text| panic!("{}: {text}", layer.case));
+        assert_eq!(unnamed, named, "{}", layer.case);
         seen += 1;
     }
     assert!(seen >= 5, "{seen}");

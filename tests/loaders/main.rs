@@ -12,6 +12,7 @@ mod linear;
 mod published;
 mod quantize;
 mod shards;
+mod stacks;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

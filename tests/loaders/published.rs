@@ -303,7 +303,7 @@ fn the_table_of_formats_is_that_of_the_list() {
     holds_table("README.md", "<!-- formats, made by the tests -->", "<!-- end of formats -->", &table);
 }
 
-/// Experts and heads take columns as they are.
+/// Heads take columns as they are.
 #[test]
 fn an_order_of_columns_is_refused_where_none_is_applied() {
     let dir = golden("quant").join("gptq_4bit_g32_asym_v2_descact");

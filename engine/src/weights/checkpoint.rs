@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Component, Path};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use ocelli_kernels::{DType, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
@@ -42,6 +42,8 @@ pub struct Checkpoint {
     made: AtomicU64,
     /// Whether planes along `n` are used as they lie.
     along_n: AtomicBool,
+    /// See [`is_unnamed`](Self::is_unnamed).
+    unnamed: OnceLock<bool>,
 }
 
 impl Checkpoint {
@@ -86,7 +88,7 @@ impl Checkpoint {
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
         let (chosen, quantization, config) = (None, None, String::new());
-        let (notes, folds, made, along_n) = Default::default();
+        let (notes, folds, made, along_n, unnamed) = Default::default();
         Self {
             path,
             files: vec![file],
@@ -99,6 +101,7 @@ impl Checkpoint {
             planned: false,
             made,
             along_n,
+            unnamed,
         }
     }
 
@@ -146,7 +149,7 @@ impl Checkpoint {
         let mut names: Vec<_> = chosen.values().copied().collect();
         names.sort_unstable();
         let (chosen, quantization, config) = (Some(chosen), None, String::new());
-        let (notes, folds, made, along_n) = Default::default();
+        let (notes, folds, made, along_n, unnamed) = Default::default();
         Ok(Self {
             path,
             files: opened,
@@ -159,6 +162,7 @@ impl Checkpoint {
             planned: false,
             made,
             along_n,
+            unnamed,
         })
     }
 
@@ -218,34 +222,35 @@ impl Checkpoint {
         self.quantization.as_ref()
     }
 
-    /// The error for matrices of a checkpoint whose configuration states a quantization that is not known, or names none of the modules
-    /// that are quantized.
+    /// The error for matrices of a checkpoint whose configuration states a quantization that is not known.
     pub(super) fn refuse_unknown(&self) -> Result<(), WeightError> {
-        let Some(quantization) = &self.quantization else { return Ok(()) };
-        let fail = |reason: String| {
-            Err(WeightError::Unsupported {
-                path: self.config.clone(),
-                module: "quantization_config".into(),
-                reason,
-            })
-        };
-        if quantization.is_unknown() {
-            return fail(format!(
-                "not supported: {}; {}",
-                quantization.name(),
-                super::published::supported()
-            ));
-        }
-        if quantization.schemes.is_empty() {
-            return Ok(());
-        }
-        let mut quantized = self.names().filter_map(|name| name.strip_suffix(".weight_scale")).peekable();
-        match quantized.peek().copied() {
-            Some(first) if !quantized.any(|module| quantization.names(module)) => fail(format!(
-                "config_groups: expected a target that names `{first}`, found none that names any module with quantized weights"
-            )),
-            _ => Ok(()),
-        }
+        let Some(quantization) = self.quantization.as_ref().filter(|q| q.is_unknown()) else { return Ok(()) };
+        Err(WeightError::Unsupported {
+            path: self.config.clone(),
+            module: "quantization_config".into(),
+            reason: format!("not supported: {}; {}", quantization.name(), super::published::supported()),
+        })
+    }
+
+    /// Whether the groups of the configuration name none of the modules that have quantized weights: then shapes alone tell how
+    /// these are stored, which is said once.
+    pub(super) fn is_unnamed(&self) -> bool {
+        *self.unnamed.get_or_init(|| {
+            let Some(quantization) = self.quantization.as_ref().filter(|q| !q.schemes.is_empty()) else {
+                return false;
+            };
+            let mut modules = self.names().filter_map(|name| name.strip_suffix(".weight_scale")).peekable();
+            let Some(first) = modules.peek().copied() else { return false };
+            let unnamed = !modules.any(|module| quantization.names(module));
+            if unnamed {
+                tracing::warn!(
+                    "{}: config_groups: expected a target that names `{first}`, found none that names any module with \
+                     quantized weights; their shapes tell how they are stored",
+                    self.config
+                );
+            }
+            unnamed
+        })
     }
 
     /// Names of all tensors, in the order of the files.

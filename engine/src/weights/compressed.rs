@@ -10,7 +10,7 @@ use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
 /// Methods whose tensors tell what they are: read, or refused with their name.
-const KNOWN: [&str; 11] = [
+const KNOWN: [&str; 13] = [
     "compressed-tensors",
     "fp8",
     "fbgemm_fp8",
@@ -22,7 +22,12 @@ const KNOWN: [&str; 11] = [
     "hqq",
     "quanto",
     "torchao",
+    "auto-round",
+    "intel/auto-round",
 ];
+
+/// Where blocks state rotations of the weights: compressed-tensors, and AutoRound.
+const ROTATIONS: [&str; 3] = ["transform_config", "rotation_config", "spinquant_config"];
 
 /// How blocks of MLX are called, which name no method.
 const MLX: &str = "MLX ";
@@ -44,11 +49,15 @@ pub struct Quantization {
     pub version: String,
     /// `checkpoint_format` of GPTQ: `gptq`, `gptq_v2`, ...; empty if absent.
     pub checkpoint_format: String,
+    /// `packing_format` (once `backend`) of AutoRound: `auto_round:auto_gptq`, ...; empty if absent.
+    pub packing: String,
+    /// `data_type` of AutoRound: `int`, `nv_fp`, `mx_int`, ...; empty if absent.
+    pub data_type: String,
     /// `mode` of MLX; empty if absent.
     mode: String,
     /// `weight_block_size`: rows and columns of a block that shares a scale.
     pub block: Option<[usize; 2]>,
-    /// Whether `transform_config` names rotations of the weights.
+    /// Whether rotations of the weights are stated, see [`ROTATIONS`].
     pub transforms: bool,
     /// What the block is, in words, where it names no method.
     unnamed: String,
@@ -148,9 +157,11 @@ impl Quantization {
                 .find_map(|key| usize::try_from(block.get(*key)?.as_u64()?).ok()),
             version: text(block.get("version")),
             checkpoint_format: text(block.get("checkpoint_format")),
+            packing: text(block.get("packing_format").or_else(|| block.get("backend"))),
+            data_type: text(block.get("data_type")),
             mode: text(block.get("mode")),
             block: block_shape(block.get("weight_block_size")),
-            transforms: block.get("transform_config").is_some_and(is_filled),
+            transforms: ROTATIONS.iter().any(|key| block.get(*key).is_some_and(is_filled)),
             ignore: Target::all(block.get("ignore")),
             format,
         }
@@ -170,6 +181,16 @@ impl Quantization {
     pub fn name(&self) -> String {
         let method = if self.method.is_empty() { &self.unnamed } else { &self.method };
         if self.format.is_empty() { method.clone() } else { format!("{method} {}", self.format) }
+    }
+
+    /// Whether zero points of GPTQ's layout are stored as they are, not less one: in its second version, and in AutoRound's own layouts.
+    #[must_use]
+    pub fn zeros_are_whole(&self) -> bool {
+        let second = |format: &str| format == "gptq_v2";
+        let less = self.packing.contains("gptq") && !self.packing.contains("gptqmodel");
+        second(&self.checkpoint_format)
+            || second(&self.format)
+            || self.method.ends_with("auto-round") && !less
     }
 
     /// Whether nothing is known of how such weights are stored.

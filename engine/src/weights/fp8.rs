@@ -6,13 +6,13 @@ use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero}
 use safetensors::Dtype;
 
 use super::file::AlignedCopy;
-use super::{Scope, WeightError};
+use super::{Scheme, Scope, WeightError};
 
 /// Names of the scales. Both multiply.
-const SCALES: [&str; 2] = ["weight_scale", "weight_scale_inv"];
+pub(super) const SCALES: [&str; 2] = ["weight_scale", "weight_scale_inv"];
 
 /// Rows and columns of a block where nothing says otherwise.
-const USUAL_BLOCK: [usize; 2] = [128, 128];
+pub(super) const USUAL_BLOCK: [usize; 2] = [128, 128];
 
 impl Scope<'_> {
     /// Whether the matrix here is stored as 8-bit floats with scales.
@@ -26,6 +26,9 @@ impl Scope<'_> {
     /// are, which is nearer to the model before it was quantized.
     pub(super) fn fp8(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
         self.refuse_rotations()?;
+        if self.has("weight_zp") {
+            return Err(self.unsupported("FP8 with zero points (weight_zp)".into()));
+        }
         let (path, weight) = (self.checkpoint().path(), self.path("weight"));
         if let Some(info) = self.info("weight")
             && info.shape != [n, k]
@@ -39,7 +42,7 @@ impl Scope<'_> {
             zero: Zero::None,
             scale: scales.dtype(),
         });
-        let packed = self.checkpoint().words(&weight, n, k)?;
+        let packed = self.words("weight", n, k)?;
         Weights::new(format, n, k, [packed, scales], bias)
             .map_err(|e| WeightError::shape(path, self.prefix(), &e))
     }
@@ -66,7 +69,7 @@ impl Scope<'_> {
             )));
         };
         let group = if cols == 1 { 0 } else { width };
-        let bytes = checkpoint.raw(&full)?;
+        let bytes = self.raw(name)?;
         let (dtype, scales) = match info.dtype {
             Dtype::F8_E8M0 | Dtype::U8 => {
                 // Powers of two, 2^(e - 127); 255 is NaN.
@@ -74,12 +77,12 @@ impl Scope<'_> {
                     return Err(fail("a scale is NaN".into()));
                 }
                 if rows == n {
-                    return Ok((checkpoint.plane(&full, &[n, cols], DType::E8M0)?, group));
+                    return Ok((self.plane(name, &[n, cols], DType::E8M0)?, group));
                 }
                 (DType::E8M0, bytes.to_vec())
             }
             _ => match info.kernel_dtype().filter(|dtype| dtype.is_float()) {
-                Some(_) if rows == n => return Ok((checkpoint.tensor_as(&full, &[n, cols])?, group)),
+                Some(_) if rows == n => return Ok((self.tensor_as(name, &[n, cols])?, group)),
                 Some(dtype) => (dtype, bytes.to_vec()),
                 None => {
                     return Err(fail(format!("expected F32, BF16, F16 or F8_E8M0, found {}", info.dtype)));
@@ -107,6 +110,24 @@ impl Scope<'_> {
         let fits = |block: &[usize; 2]| {
             (0..2).all(|axis| block[axis] > 0 && size[axis].div_ceil(block[axis]) == scales[axis])
         };
+        if let (None, Some(quantization), true) = (scheme, quantization, self.checkpoint().is_unnamed()) {
+            let of_scheme = |scheme: &Scheme| {
+                let group = scheme.group.and_then(|group| usize::try_from(group).ok());
+                scheme.block.or(group.map(|group| [1, group])).filter(fits)
+            };
+            let mut stated: Vec<[usize; 2]> = quantization.schemes.iter().filter_map(of_scheme).collect();
+            stated.sort_unstable();
+            stated.dedup();
+            match stated[..] {
+                [block] => return Some(block),
+                [] if scales[0] == size[0] && scales[1] > 1 => {
+                    let likely = self.likely_groups(size[1], scales[1]);
+                    return if let [width] = likely[..] { Some([1, width]) } else { None };
+                }
+                [] => {}
+                _ => return None,
+            }
+        }
         let all = stated.into_iter().flatten().chain(rows).chain([size, USUAL_BLOCK]);
         all.into_iter().find(fits)
     }

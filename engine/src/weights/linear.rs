@@ -2,7 +2,10 @@
 
 use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights, Zero};
 
-use super::{Note, Scope, WeightError, published};
+use super::{Columns, Note, Scope, WeightError, published};
+
+/// Weights that share a scale, as quantizers have them.
+const USUAL_GROUPS: [usize; 5] = [16, 32, 64, 128, 256];
 
 impl Scope<'_> {
     /// The linear layer here, `y = x W^T + b`: W is `[n, k]` in any format that can be read, `bias` `[n]` where the architecture has
@@ -14,7 +17,7 @@ impl Scope<'_> {
         match self.linear_in_order(n, k, bias)? {
             (w, None) => Ok(w),
             _ => Err(self.unsupported(
-                "columns in activation order (g_idx) of experts and heads; of other layers they are".into(),
+                "columns in activation order (g_idx) of heads; of other layers they are".into(),
             )),
         }
     }
@@ -23,12 +26,7 @@ impl Scope<'_> {
     ///
     /// # Errors
     /// As [`linear`](Self::linear).
-    pub fn linear_in_order(
-        &self,
-        n: usize,
-        k: usize,
-        bias: bool,
-    ) -> Result<(Weights, Option<Vec<i32>>), WeightError> {
+    pub fn linear_in_order(&self, n: usize, k: usize, bias: bool) -> Result<(Weights, Columns), WeightError> {
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
         let w = self.noted(true, self.load(n, k, bias)?)?;
         let order = self.published().and_then(|row| row.order).map(|order| order(self, n, k)).transpose()?;
@@ -46,12 +44,16 @@ impl Scope<'_> {
 
     fn noted(&self, matrix: bool, w: Weights) -> Result<Weights, WeightError> {
         let source = self.published().map(|row| row.name);
-        self.checkpoint().note(Note::of_weights(self.prefix(), self.role_here(), matrix, &w, source));
+        let module = match self.stack {
+            Some(stack) => format!("{}[{}]", self.prefix(), stack.index),
+            None => self.prefix().to_owned(),
+        };
+        self.checkpoint().note(Note::of_weights(&module, self.role_here(), matrix, &w, source));
         Ok(w)
     }
 
     /// The convolution here as a matrix `[n, k]`: `weight` is `[n, ...]` with `k` values for each output, such as
-    /// `[d, channels, patch, patch]`, and `bias` `[n]`.
+    /// `[d, channels, patch, patch]`, and `bias` `[n]`. Colours last, `[d, patch, patch, 3]` as MLX stores them, are brought to the front.
     ///
     /// # Errors
     /// As [`linear`](Self::linear); a quantized convolution is not built.
@@ -62,13 +64,35 @@ impl Scope<'_> {
             let expected = format!("shape: expected [{n}, ...] of {} values, found {:?}", n * k, info.shape);
             return Err(WeightError::tensor(self.checkpoint().path(), &name, expected));
         }
-        let view = self.checkpoint().tensor_as(&name, &[n, k])?;
+        let view = if self.has_colours_last() {
+            published::colours_first(self, n, k)?
+        } else {
+            self.checkpoint().tensor_as(&name, &[n, k])?
+        };
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
         self.noted(false, self.dense(view, bias)?)
     }
 
+    /// Whether the filters here are stored `[d, .., patch, patch, 3]`, as MLX has them.
+    #[must_use]
+    pub fn has_colours_last(&self) -> bool {
+        self.info("weight").is_some_and(|info| match *info.shape {
+            [_, first, .., rows, cols, 3] => first != 3 && rows == cols,
+            [_, rows, cols, 3] => rows != 3 && rows == cols,
+            _ => false,
+        })
+    }
+
     fn load(&self, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
         self.checkpoint().refuse_unknown()?;
+        if self.is_quantized() {
+            self.refuse_rotations()?;
+            // What it says, it says once.
+            self.checkpoint().is_unnamed();
+        }
+        if self.is_turned() {
+            return published::load_turned(self, n, k, bias);
+        }
         if let Some(row) = self.published() {
             return match row.load {
                 Ok(load) => load(self, n, k, bias),
@@ -79,6 +103,12 @@ impl Scope<'_> {
             return Err(self.absent(&self.path("weight")));
         }
         self.dense(self.tensor("weight", &[n, k])?, bias)
+    }
+
+    /// Whether the matrix here is stored in one of the published ways to quantize.
+    #[must_use]
+    pub fn is_quantized(&self) -> bool {
+        self.published().is_some()
     }
 
     fn published(&self) -> Option<&'static published::Published> {
@@ -102,7 +132,14 @@ impl Scope<'_> {
         let quantization = checkpoint.quantization();
         let scheme = quantization.and_then(|q| q.scheme(self.prefix()));
         self.refuse_rotations()?;
-        if scheme.is_some_and(|scheme| scheme.activations) {
+        let activations = match scheme {
+            Some(scheme) => scheme.activations,
+            None => {
+                checkpoint.is_unnamed()
+                    && quantization.is_some_and(|q| q.schemes.iter().any(|scheme| scheme.activations))
+            }
+        };
+        if activations {
             return Err(
                 self.unsupported("quantized activations (input_activations); weights alone can be".into())
             );
@@ -158,7 +195,9 @@ impl Scope<'_> {
     /// Errors where the configuration names rotations of the weights.
     pub(super) fn refuse_rotations(&self) -> Result<(), WeightError> {
         if self.checkpoint().quantization().is_some_and(|q| q.transforms) {
-            return Err(self.unsupported("rotated weights (transform_config of quantization_config)".into()));
+            return Err(self.unsupported(
+                "rotated weights (transform_config of quantization_config, or AutoRound's)".into(),
+            ));
         }
         Ok(())
     }
@@ -167,14 +206,18 @@ impl Scope<'_> {
     fn bits(&self, packed: &[usize], n: usize, k: usize, stated: Option<u64>) -> Result<u8, WeightError> {
         let words = |bits: usize| (k * bits).div_ceil(32);
         let fits = |bits: u8| packed == [n, words(bits.into())];
+        let padded = |bits: u8| packed == [n, k.div_ceil(32 / usize::from(bits))];
+        let odd = |bits: &u8| matches!(bits, 2 | 3 | 5 | 6 | 7) && (fits(*bits) || padded(*bits));
+        let narrow = stated.and_then(|bits| u8::try_from(bits).ok());
+        // Old writers' words of four codes of 7 bits are as many as those of 8.
+        if let Some(bits) = narrow.filter(odd) {
+            return Ok(bits);
+        }
         let likely = if stated == Some(8) { [8, 4] } else { [4, 8] };
         if let Some(bits) = likely.into_iter().find(|&bits| fits(bits)) {
             return Ok(bits);
         }
-        let padded = |bits: u8| packed == [n, k.div_ceil(32 / usize::from(bits))];
-        let stated = stated.and_then(|bits| u8::try_from(bits).ok()).filter(|bits| (2..8).contains(bits));
-        let odd = stated.into_iter().chain([2, 3, 5, 6, 7]).find(|&bits| fits(bits) || padded(bits));
-        odd.ok_or_else(|| {
+        [2, 3, 5, 6, 7].into_iter().find(odd).ok_or_else(|| {
             self.wrong_shape(&self.path("weight_packed"), &[n, words(likely[0].into())], packed)
         })
     }
@@ -198,11 +241,26 @@ impl Scope<'_> {
         match sizes[..] {
             [size] => Ok(size as u32),
             _ if groups <= 1 => Ok(0),
-            [] if k.is_multiple_of(groups) => Ok((k / groups) as u32),
+            [] => match self.likely_groups(k, groups)[..] {
+                [size] => Ok(size as u32),
+                ref likely => Err(self.unsupported(format!(
+                    "{groups} groups of {k} weights: expected one group size of config.json to fit, found {sizes:?}; without \
+                     one, {likely:?} would"
+                ))),
+            },
             _ => Err(self.unsupported(format!(
                 "{groups} groups of {k} weights: expected one group size of config.json to fit, found {sizes:?}"
             ))),
         }
+    }
+
+    /// Sizes of groups that so many scales of a row of `k` weights may have, where the configuration does not say which: equal groups; where
+    /// it has groups but names no module of this file, also usual sizes with a shorter last group.
+    pub(super) fn likely_groups(&self, k: usize, groups: usize) -> Vec<usize> {
+        let even = k.is_multiple_of(groups).then(|| k / groups);
+        let usual = if self.checkpoint().is_unnamed() { &USUAL_GROUPS[..] } else { &[] };
+        let short = usual.iter().copied().filter(|&size| k.div_ceil(size) == groups && Some(size) != even);
+        even.into_iter().chain(short).collect()
     }
 
     pub(super) fn absent(&self, name: &str) -> WeightError {

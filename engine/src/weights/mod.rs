@@ -15,6 +15,7 @@ mod notes;
 mod published;
 mod quantize;
 mod scope;
+mod stack;
 
 pub use checkpoint::Checkpoint;
 pub use compressed::{Quantization, Scheme};
@@ -31,6 +32,7 @@ pub use quantize::{
 pub(crate) use quantize::{Gatherer, Products};
 pub use safetensors::Dtype as StoredType;
 pub use scope::Scope;
+pub use stack::{Columns, stacked, stacked_in_order};
 
 /// The stored names that most resemble `wanted`, best first, at most three.
 fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use ocelli_kernels::View;
 
+use super::stack::Stack;
 use super::{Checkpoint, Note, Role, TensorInfo, WeightError};
 
 /// A prefix of tensor names, from which a part of a model takes its tensors.
@@ -16,17 +17,24 @@ pub struct Scope<'a> {
     prefix: String,
     /// What matrices below are to the model.
     role: Option<Role>,
+    /// Which of several matrices is meant that lie one after another in each tensor here.
+    pub(super) stack: Option<Stack>,
 }
 
 impl<'a> Scope<'a> {
     pub(super) const fn new(checkpoint: &'a Checkpoint, prefix: String) -> Self {
-        Self { checkpoint, prefix, role: None }
+        Self { checkpoint, prefix, role: None, stack: None }
     }
 
     /// The same place, whose matrices are `role` to the model.
     #[must_use]
     pub fn role(&self, role: Role) -> Self {
         Self { role: Some(role), ..self.clone() }
+    }
+
+    /// The same place, of which one of several matrices is meant.
+    pub(super) fn with_stack(self, stack: Stack) -> Self {
+        Self { stack: Some(stack), ..self }
     }
 
     /// What matrices here are to the model.
@@ -49,7 +57,11 @@ impl<'a> Scope<'a> {
     /// The full name of something below; that of this place for an empty name.
     #[must_use]
     pub fn path(&self, name: impl fmt::Display) -> String {
-        match (&*self.prefix, name.to_string()) {
+        let name = name.to_string();
+        if let Some(joined) = self.joined(&name) {
+            return joined;
+        }
+        match (&*self.prefix, name) {
             ("", name) => name,
             (prefix, name) if name.is_empty() => prefix.to_owned(),
             (prefix, name) => format!("{prefix}.{name}"),
@@ -60,7 +72,7 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn at(&self, name: impl fmt::Display) -> Self {
         let prefix = self.path(name);
-        Self { checkpoint: self.checkpoint, prefix, role: self.role }
+        Self { checkpoint: self.checkpoint, prefix, role: self.role, stack: self.stack }
     }
 
     /// The first of several places below that has tensors; the first of the list if none has. An empty name is this
@@ -84,10 +96,10 @@ impl<'a> Scope<'a> {
         self.checkpoint.contains(&self.path(name))
     }
 
-    /// Type and shape of a tensor. Reads no data.
+    /// Type and shape of a tensor; of a stack, those of one matrix. Reads no data.
     #[must_use]
     pub fn info(&self, name: &str) -> Option<TensorInfo<'a>> {
-        self.checkpoint.info(&self.path(name))
+        self.checkpoint.info(&self.path(name)).map(|info| self.one_of(info))
     }
 
     /// A tensor of any shape.
@@ -117,16 +129,17 @@ impl<'a> Scope<'a> {
             return Err(self.checkpoint.missing(&self.path(first), &shown.join("` or `")));
         };
         let path = self.path(name);
-        if let Some(info) = self.checkpoint.info(&path)
+        if let Some(info) = self.info(name)
             && info.shape != shape
         {
             return Err(self.wrong_shape(&path, shape, info.shape));
         }
-        self.checkpoint.tensor(&path)
+        self.tensor_as(name, shape)
     }
 
     pub(super) fn wrong_shape(&self, name: &str, expected: &[usize], found: &[usize]) -> WeightError {
-        let reason = format!("shape: expected {expected:?}, found {found:?}");
+        let of = self.stack.map(|stack| format!(" for each of {}", stack.of)).unwrap_or_default();
+        let reason = format!("shape: expected {expected:?}{of}, found {found:?}");
         WeightError::tensor(self.checkpoint.path(), name, reason)
     }
 

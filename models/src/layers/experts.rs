@@ -1,10 +1,11 @@
 //! Experts: MLPs of which each row takes a few, chosen by a router, and one that every row takes.
 
-use ocelli_engine::weights::Scope;
+use ocelli_engine::weights::{self, Scope};
 use ocelli_engine::{Ctx, Error, Result, Tensor};
 use ocelli_kernels::ops::{Activation, ExpertMatmul, GatherRows, Matmul, MixRows, Pointwise, Route, Scores};
 use ocelli_kernels::{DType, Storage, View, Weights};
 
+use super::linear::{Columns, in_order, place_columns};
 use super::{Linear, Stacked};
 
 /// What differs between mixtures of experts.
@@ -94,6 +95,8 @@ pub struct Experts {
     gate_up: Weights,
     /// `[experts * d, inner]`.
     down: Weights,
+    /// The order of columns of gate and up, and of down, of each expert; empty where all are in their own.
+    orders: [Vec<Columns>; 2],
     shared: Option<Shared>,
 }
 
@@ -101,30 +104,15 @@ pub struct Experts {
 const FEW_CHOICES: usize = 64;
 
 impl Experts {
-    /// Loads router and experts below `scope`: stacked, `experts.gate_up_proj` and `experts.down_proj`, or one by one.
+    /// Loads router and experts below `scope`: parameters of all experts, `experts.gate_up_proj` and `experts.down_proj`; modules of all,
+    /// as MLX has them, `switch_mlp.gate_proj`, ...; or one by one, `experts.0.gate_proj`, ....
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Self> {
-        let &ExpertsPlan { experts, top, d, inner, .. } = plan;
+        let &ExpertsPlan { experts, top, d, .. } = plan;
         if top == 0 || top > experts || plan.scale_input && top != 1 {
             let reason = format!("experts: expected 1 to {experts} of {experts} for a row, found {top}");
             return Err(Error::Config { path: scope.prefix().to_owned(), reason });
         }
-        let all = scope.at("experts");
-        let (gate_up, down) = if all.has("gate_up_proj") {
-            (
-                stacked(cx, &all, "gate_up_proj", [experts, 2 * inner, d], plan.transposed)?,
-                stacked(cx, &all, "down_proj", [experts, d, inner], plan.transposed)?,
-            )
-        } else {
-            let [gate, up, down] = plan.names;
-            let (mut ins, mut outs) = (Vec::with_capacity(2 * experts), Vec::with_capacity(experts));
-            for expert in 0..experts {
-                let one = all.at(expert);
-                ins.push(one.at(gate).linear(inner, d, false)?);
-                ins.push(one.at(up).linear(inner, d, false)?);
-                outs.push(one.at(down).linear(d, inner, false)?);
-            }
-            (cx.stream().place(&Weights::stack(ins)?)?, cx.stream().place(&Weights::stack(outs)?)?)
-        };
+        let Matrices { gate_up, down, orders } = matrices(cx, scope, plan)?;
         let mut table = |name: Option<&str>| name.map(|name| floats(cx, scope, name, experts)).transpose();
         let (bias, factors) = (table(plan.bias)?, table(plan.factors)?);
         let shared = match &plan.shared {
@@ -138,6 +126,7 @@ impl Experts {
             factors,
             gate_up,
             down,
+            orders,
             shared,
             plan: plan.clone(),
         })
@@ -160,7 +149,8 @@ impl Experts {
             let taken = if self.plan.scale_input { &self.mixed(cx, x, None, &weights)? } else { x };
             let choices = rows * top;
             let beside = cx.overlaps() || cx.records();
-            let (results, order) = if beside && (steps || choices <= FEW_CHOICES) {
+            let sorted = self.orders.iter().all(Vec::is_empty);
+            let (results, order) = if sorted && beside && (steps || choices <= FEW_CHOICES) {
                 (self.at_once(cx, taken, &ids.reshape(&[choices])?)?, None)
             } else {
                 let (results, order) = self.one_by_one(cx, taken, &ids)?;
@@ -248,10 +238,13 @@ impl Experts {
         for same in order.chunk_by(|&a, &b| chosen[a] == chosen[b]) {
             let expert = chosen[same[0]].min(plan.experts - 1);
             let part = |x: &Tensor| x.narrow(0, first, same.len());
+            let [of_x, of_up] = self.orders.each_ref().map(|orders| orders.get(expert).unwrap_or(&None));
             let w = self.gate_up.rows(expert * 2 * plan.inner, 2 * plan.inner)?;
-            self.product(cx, &part(&x)?, w, &part(&up)?, true)?;
+            let rows = in_order(cx, &self.path, of_x, &part(&x)?)?;
+            self.product(cx, &rows, w, &part(&up)?, true)?;
             let w = self.down.rows(expert * plan.d, plan.d)?;
-            self.product(cx, &part(&up)?, w, &part(&out)?, false)?;
+            let rows = in_order(cx, &self.path, of_up, &part(&up)?)?;
+            self.product(cx, &rows, w, &part(&out)?, false)?;
             first += same.len();
         }
         Ok((out, places))
@@ -328,6 +321,70 @@ impl Shared {
 
 /// Side of the blocks in which matrices are turned.
 const BLOCK: usize = 32;
+
+/// The matrices of all experts, and their orders of columns.
+struct Matrices {
+    gate_up: Weights,
+    down: Weights,
+    orders: [Vec<Columns>; 2],
+}
+
+/// Gate and up of all experts, and down, in whichever of the layouts they are stored.
+fn matrices(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Matrices> {
+    let &ExpertsPlan { experts, d, inner, transposed, .. } = plan;
+    let all = scope.at_any(&["experts", "moe.experts"]);
+    if all.has("gate_up_proj") {
+        let gate_up = parameter(cx, &all, "gate_up_proj", [experts, 2 * inner, d], transposed)?;
+        let down = parameter(cx, &all, "down_proj", [experts, d, inner], transposed)?;
+        return Ok(Matrices { gate_up, down, orders: Default::default() });
+    }
+    let [gate, up, down] = plan.names;
+    let modules = [scope.at("switch_mlp"), all.at("switch_glu"), all.clone()];
+    let stack = modules.into_iter().find(|stack| stack.at(gate).exists());
+    let one = |expert: usize, name: &str| match &stack {
+        Some(stack) => stack.at(name).part(expert, experts),
+        None => all.at(expert).at(name),
+    };
+    let ins: Vec<_> = (0..experts).flat_map(|i| [(one(i, gate), inner), (one(i, up), inner)]).collect();
+    let outs: Vec<_> = (0..experts).map(|i| (one(i, down), d)).collect();
+    let (gate_up, of_ins) = weights::stacked_in_order(&ins, d)?;
+    let (down, of_outs) = weights::stacked_in_order(&outs, inner)?;
+    if let Some(i) = of_ins.chunks_exact(2).position(|pair| pair[0] != pair[1]) {
+        let reason = "g_idx: expected one order of columns for gate and up, found two".into();
+        return Err(Error::Config { path: all.at(i).prefix().to_owned(), reason });
+    }
+    let of_ins: Vec<_> = of_ins.into_iter().step_by(2).collect();
+    if of_ins.iter().chain(&of_outs).any(Option::is_some) && (cx.overlaps() || cx.records()) {
+        let reason = "g_idx: columns of experts in activation order are read on the CPU alone".into();
+        return Err(Error::Config { path: all.prefix().to_owned(), reason });
+    }
+    let mut place = |orders: Vec<weights::Columns>| -> Result<Vec<Columns>> {
+        if orders.iter().all(Option::is_none) {
+            return Ok(Vec::new());
+        }
+        orders.into_iter().map(|order| place_columns(cx, order)).collect()
+    };
+    let orders = [place(of_ins)?, place(of_outs)?];
+    Ok(Matrices { gate_up: cx.stream().place(&gate_up)?, down: cx.stream().place(&down)?, orders })
+}
+
+/// The matrices of all experts as one parameter: `[experts, n, k]` or `[experts, k, n]`. The latter are turned once, in their own type.
+fn parameter(
+    cx: &mut Ctx,
+    scope: &Scope<'_>,
+    name: &str,
+    [experts, n, k]: [usize; 3],
+    transposed: Option<bool>,
+) -> Result<Weights> {
+    if !scope.parameter(name, 0, experts, false).is_quantized() {
+        return stacked(cx, scope, name, [experts, n, k], transposed);
+    }
+    // Packed codes are fewer than columns: the outputs tell.
+    let found = scope.info(name).map_or(&[][..], |info| info.shape);
+    let turned = transposed.unwrap_or(matches!(found, &[_, lines, cols] if cols == n && lines != n));
+    let all: Vec<_> = (0..experts).map(|i| (scope.parameter(name, i, experts, turned), n)).collect();
+    Ok(cx.stream().place(&weights::stacked(&all, k)?)?)
+}
 
 /// The matrices of all experts, stored as `[experts, n, k]` or `[experts, k, n]`; the latter are turned once, in their own type.
 fn stacked(

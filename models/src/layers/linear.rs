@@ -1,6 +1,6 @@
 //! Matrix products with a checkpoint's weights.
 
-use ocelli_engine::weights::Scope;
+use ocelli_engine::weights::{self, Scope};
 use ocelli_engine::{Ctx, Result, Tensor};
 use ocelli_kernels::ops::{Activation, GatherColumns, Matmul};
 use ocelli_kernels::{DType, Weights};
@@ -16,15 +16,15 @@ pub struct Linear {
 }
 
 /// The columns of `x` that those of a matrix meet, i32 `[k]`, if they are in another order.
-type Columns = Option<Tensor>;
+pub(super) type Columns = Option<Tensor>;
 
 /// Loads a layer's matrix, not placed yet.
-fn load(scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<(Weights, Option<Vec<i32>>)> {
+fn load(scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<(Weights, weights::Columns)> {
     Ok(scope.linear_in_order(n, k, bias)?)
 }
 
 /// Copies an order of columns to the device.
-fn place_columns(cx: &mut Ctx, columns: Option<Vec<i32>>) -> Result<Columns> {
+pub(super) fn place_columns(cx: &mut Ctx, columns: weights::Columns) -> Result<Columns> {
     let Some(columns) = columns else { return Ok(None) };
     let tensor = cx.alloc_owned(&[columns.len()], DType::I32)?;
     let bytes: Vec<u8> = columns.iter().flat_map(|column| column.to_le_bytes()).collect();
@@ -33,7 +33,7 @@ fn place_columns(cx: &mut Ctx, columns: Option<Vec<i32>>) -> Result<Columns> {
 }
 
 /// `x` with its columns in that order.
-fn in_order(cx: &mut Ctx, path: &str, columns: &Columns, x: &Tensor) -> Result<Tensor> {
+pub(super) fn in_order(cx: &mut Ctx, path: &str, columns: &Columns, x: &Tensor) -> Result<Tensor> {
     let Some(columns) = columns else { return Ok(x.clone()) };
     let out = cx.alloc(x.shape(), x.dtype())?;
     cx.exec(path, &GatherColumns { x: cx.view(x)?, columns: cx.view(columns)?, out: cx.view(&out)? })?;

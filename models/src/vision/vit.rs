@@ -95,6 +95,17 @@ impl Segments {
     }
 }
 
+/// The filters at `scope`, `[d, 3, frames, patch, patch]`, of whichever axis colours are in the file.
+fn filters(scope: &Scope<'_>, plan: &VitPlan) -> Result<Vec<f32>> {
+    let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+    if !scope.has_colours_last() {
+        return Ok(stored);
+    }
+    let places = plan.frames * plan.patch * plan.patch;
+    let from = |i: usize| i / (3 * places) * 3 * places + i % places * 3 + i / places % 3;
+    Ok((0..stored.len()).map(|i| stored[from(i)]).collect())
+}
+
 impl Vit {
     /// Loads the tower below `scope`. Errors name the field of the configuration that cannot be run.
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: VitPlan) -> Result<Self> {
@@ -166,7 +177,7 @@ impl Vit {
         if plan.frames == 1 && !plan.channels_last {
             return Ok(cx.stream().place(w)?);
         }
-        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        let stored = filters(scope, plan)?;
         if plan.channels_last {
             let turned =
                 (0..d * 3 * area).map(|i| stored[i / (3 * area) * 3 * area + i % area * 3 + i / area % 3]);
@@ -194,7 +205,7 @@ impl Vit {
             return Ok(Vec::new());
         }
         let (d, area) = (plan.d, plan.patch * plan.patch);
-        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        let stored = filters(scope, plan)?;
         let bias = w.parts().first().and_then(|part| part.bias.as_ref());
         let mut all = Vec::with_capacity(plan.frames);
         for frame in 0..plan.frames {

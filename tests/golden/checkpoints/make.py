@@ -222,9 +222,24 @@ def experts(config, shapes):
     return out
 
 
+def apart(shapes):
+    """Experts one by one, as NVIDIA's exporter writes those that it quantizes."""
+    out = {}
+    for name, shape in shapes.items():
+        if ".experts." not in name or len(shape) != 3:
+            out[name] = shape
+            continue
+        above, last = name.rsplit(".", 1)
+        count, n, k = shape
+        names = {"gate_up_proj": [("gate_proj", n // 2), ("up_proj", n // 2)], "down_proj": [("down_proj", n)]}[last]
+        out |= {f"{above}.{expert}.{one}.weight": [rows, k] for expert in range(count) for one, rows in names}
+    return out
+
+
 def modelopt(config, shapes):
     """Tensors of NVIDIA's files: FP8 with one scale, or NVFP4, by the lists of `config`."""
     quant = config["quantization_config"]
+    shapes = apart(shapes)
     bits = {target: group["weights"]["num_bits"] for group in quant["config_groups"].values() for target in group["targets"]}
     ignored = [re.compile(re.escape(pattern).replace(r"\*", ".*") + "$") for pattern in quant["ignore"]]
     out = {}
@@ -232,7 +247,8 @@ def modelopt(config, shapes):
         module = name.removesuffix(".weight")
         # Those that the class "Linear" stands for, less embeddings and norms.
         linear = len(shape) == 2 and module != name and "embed" not in name and not any(ignore.match(module) for ignore in ignored)
-        found = bits.get(module, bits.get("Linear") if linear else None)
+        of_all = re.sub(r"(\.experts)\.\d+\..*", r"\1", module)
+        found = bits.get(module, bits.get(of_all, bits.get("Linear") if linear else None))
         if found is None or any(ignore.match(module) for ignore in ignored):
             out[name] = (shape, None)
             continue

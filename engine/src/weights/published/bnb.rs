@@ -49,8 +49,8 @@ pub(super) fn four_bits(
         return Err(here.wrong_shape(&here.path(&name), &[n, k], &state.shape));
     }
     // The same bytes may be stored as another type.
-    let (path, count) = (here.path("weight"), (n * k).div_ceil(2));
-    let bytes = checkpoint.raw(&path)?;
+    let count = (n * k).div_ceil(2);
+    let bytes = here.raw("weight")?;
     if bytes.len().abs_diff(count) >= 4 || bytes.len() < count {
         return Err(here.fault("weight", format!("expected {count} bytes of codes, found {}", bytes.len())));
     }

@@ -3,13 +3,33 @@
 use ocelli_kernels::{Code, DType, Format, Grouped, KMajor, View, Weights, Zero};
 use safetensors::Dtype;
 
-use super::super::{Scope, WeightError};
+use super::super::{Quantization, Scope, WeightError};
 use super::made::{
     Codes, FLOATS, Floats, Planes, Zeros, code, element, float, make, misfit, stored, widened, word,
 };
 
 /// Where AWQ's words have the eight columns that they hold: column `j` is nibble `NIBBLE[j]`.
 const NIBBLE: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// What GPTQModel calls the format of planes.
+const PLANES: &str = "gptq_p";
+
+/// Code `index` of blocks of 32 codes that lie in planes, as GPTQModel writes 5, 6 and 7 bits: `bits` words a block, first those of the
+/// lower bits of all its codes, then those of the higher ones.
+fn planar(bytes: &[u8], bits: usize, index: usize) -> u32 {
+    let (mut first, at) = (index / 32 * bits, index % 32);
+    let (mut value, mut low) = (0, 0);
+    for width in [4, 2, 1] {
+        if (bits - low) < width || bits == 3 && width == 4 {
+            continue;
+        }
+        let per_word = 32 / width;
+        let field = word(bytes, first + at / per_word) >> (at % per_word * width) & ((1 << width) - 1);
+        value |= field << low;
+        (first, low) = (first + width, low + width);
+    }
+    value
+}
 
 /// What AWQ and GPTQ have in common: scales `[groups, n]`, and the columns that share one.
 struct Groups<'a> {
@@ -114,27 +134,36 @@ pub(super) fn awq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> R
     })
 }
 
-/// GPTQ, of 2, 3, 4 and 8 bits, both versions of zero points.
+/// GPTQ, of 2 to 8 bits, both versions of zero points. Codes of 3 bits cross words, but in files that state the format of planes; those of 5,
+/// 6 and 7 bits lie in planes, see [`planar`].
 pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> Result<Weights, WeightError> {
     let quantization = here.checkpoint().quantization();
     let groups = Groups::of(here, n, k)?;
     let lines = here.info("qweight").and_then(|info| info.shape.first().copied()).unwrap_or(0);
     let fits = |bits: &usize| (k * bits).div_ceil(32) == lines;
     let stated = quantization.and_then(|q| q.bits).and_then(|bits| usize::try_from(bits).ok());
-    let Some(bits) = stated.into_iter().chain([4, 8, 3, 2]).find(fits) else {
+    let Some(bits) = stated.into_iter().chain([4, 8, 3, 2, 5, 6, 7]).find(fits) else {
         let most = stated.unwrap_or(4);
         let found = here.info("qweight").map_or(vec![], |info| info.shape.to_vec());
         return Err(here.wrong_shape(&here.path("qweight"), &[(k * most).div_ceil(32), n], &found));
     };
-    if !matches!(bits, 2 | 3 | 4 | 8) {
-        return Err(here.unsupported(format!("GPTQ of {bits} bits; expected 2, 3, 4 or 8")));
+    if !matches!(bits, 2..=8) {
+        return Err(here.unsupported(format!("GPTQ of {bits} bits; expected 2 to 8")));
     }
+    let in_planes = quantization.is_some_and(|q| q.checkpoint_format == PLANES || q.format == PLANES);
+    let planes = matches!(bits, 5..=7) || in_planes && bits == 3;
+    if planes && !(n.is_multiple_of(32) && k.is_multiple_of(32)) {
+        return Err(here.unsupported(format!(
+            "GPTQ of {bits} bits in planes: {n} x {k} weights; expected multiples of 32"
+        )));
+    }
+    let field: fn(&[u8], usize, usize) -> u32 = if planes { planar } else { code };
     let order = sorted(here, "g_idx", k)?;
     let codes = here.bytes("qweight", &[Dtype::I32], &[lines, n])?;
     let zero_words = (n * bits).div_ceil(32);
     let stored = here.bytes("qzeros", &[Dtype::I32], &[groups.count, zero_words])?;
     // Files of the first version hold one less: of whole words, or of fields that cross them.
-    let second = quantization.is_some_and(|q| q.checkpoint_format == "gptq_v2" || q.format == "gptq_v2");
+    let second = planes || in_planes || quantization.is_some_and(Quantization::zeros_are_whole);
     let less: u32 = match (second, bits) {
         (true, _) => 0,
         (_, 2) => 0x5555_5555,
@@ -154,7 +183,7 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
     }
     let zero = |row: usize, group: usize| {
         let line = &zeros[group * zero_words * 4..][..zero_words * 4];
-        (code(line, bits, row) + add) % (1 << bits) + up
+        (field(line, bits, row) + add) % (1 << bits) + up
     };
     made(here, n, k, bias, &groups, bits, &zero, &|row, out| {
         if order.is_none() && matches!(bits, 4 | 8) {
@@ -167,7 +196,7 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
         let column: Vec<u8> =
             codes.chunks_exact(4 * n).flat_map(|line| word(line, row).to_le_bytes()).collect();
         let place = |i: usize| order.as_ref().map_or(i, |order| order[i]);
-        super::made::pack(out, wide.bits(), (0..k).map(|i| code(&column, bits, place(i)) + up));
+        super::made::pack(out, wide.bits(), (0..k).map(|i| field(&column, bits, place(i)) + up));
     })
 }
 
@@ -232,7 +261,7 @@ pub(super) fn order(
     name: &str,
     (n, k): (usize, usize),
 ) -> Result<Option<Vec<usize>>, WeightError> {
-    let bits = here.info("qweight").map_or(0, |info| 32 * info.shape[0] / k.max(1));
+    let bits = here.info("qweight").map_or(0, |info| 32 * info.shape.first().unwrap_or(&0) / k.max(1));
     if matches!(bits, 4 | 8) && here.has("scales") && Groups::of(here, n, k)?.lie_well(here, n, k) {
         return Ok(None);
     }

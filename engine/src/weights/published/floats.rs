@@ -7,7 +7,7 @@ use super::super::{Scope, WeightError};
 use super::made::{Codes, Floats, Planes, Zeros};
 
 /// Columns that share a scale.
-const NV_GROUP: usize = 16;
+pub(super) const NV_GROUP: usize = 16;
 const MX_GROUP: usize = 32;
 
 /// compressed-tensors `nvfp4-pack-quantized`: the scale of the matrix divides.
@@ -17,7 +17,7 @@ pub(super) fn nvfp4(
     k: usize,
     bias: Option<View>,
 ) -> Result<Weights, WeightError> {
-    here.refuse_rotations()?;
+    refuse_others(here)?;
     let factor = 1.0 / number(here, "weight_global_scale")?;
     let scales = nv_scales(here, "weight_scale", &[Dtype::F8_E4M3], n, k)?;
     stored(here, ("weight_packed", &[Dtype::U8], k.div_ceil(2)), [n, k], bias, NV_GROUP, scales, factor)
@@ -42,9 +42,16 @@ pub(super) fn mxfp4(
     k: usize,
     bias: Option<View>,
 ) -> Result<Weights, WeightError> {
-    here.refuse_rotations()?;
+    refuse_others(here)?;
     let scales = mx_scales(here, "weight_scale", n, k)?;
     stored(here, ("weight_packed", &[Dtype::U8], k.div_ceil(2)), [n, k], bias, MX_GROUP, scales, 1.0)
+}
+
+/// Errors where AutoRound states other codes or scales under the names of these.
+fn refuse_others(here: &Scope<'_>) -> Result<(), WeightError> {
+    let stated = here.checkpoint().quantization().map_or(["", ""], |q| [&q.data_type, &q.packing]);
+    let other = stated.into_iter().find(|stated| stated.contains("mx_int") || stated.contains("e5m3"));
+    other.map_or(Ok(()), |other| Err(here.unsupported(format!("weights of AutoRound's `{other}`"))))
 }
 
 /// MLX's `mxfp4`, `mxfp8` and `nvfp4` modes, told apart by the sizes of codes and scales.
@@ -56,7 +63,7 @@ pub(super) fn mlx(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> R
         return Planes {
             code: Code::Fp8,
             group: MX_GROUP,
-            codes: Codes::Stored(here.checkpoint().words(&here.path("weight"), n, k.next_multiple_of(4))?),
+            codes: Codes::Stored(here.words("weight", n, k.next_multiple_of(4))?),
             scales: Floats::Stored(scales),
             factor: 1.0,
             zeros: Zeros::None,
@@ -74,7 +81,7 @@ pub(super) fn mlx(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> R
 }
 
 /// A tensor of one f32.
-fn number(here: &Scope<'_>, name: &str) -> Result<f32, WeightError> {
+pub(super) fn number(here: &Scope<'_>, name: &str) -> Result<f32, WeightError> {
     let shape = here.info(name).map_or(&[1][..], |info| if info.shape.is_empty() { &[] } else { &[1] });
     let bytes = here.bytes(name, &[Dtype::F32], shape)?;
     let value = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -91,7 +98,7 @@ fn nv_scales(here: &Scope<'_>, name: &str, types: &[Dtype], n: usize, k: usize) 
     if !here.checkpoint().is_planned() && bytes.iter().any(|byte| byte & 0x7f == 0x7f) {
         return Err(here.fault(name, "a scale is NaN".into()));
     }
-    here.checkpoint().plane(&here.path(name), &[n, groups], DType::E4M3)
+    here.plane(name, &[n, groups], DType::E4M3)
 }
 
 /// Scales that are powers of two, 2^(e - 127).
@@ -101,7 +108,7 @@ fn mx_scales(here: &Scope<'_>, name: &str, n: usize, k: usize) -> Result<View, W
     if !here.checkpoint().is_planned() && bytes.contains(&u8::MAX) {
         return Err(here.fault(name, "a scale is NaN".into()));
     }
-    here.checkpoint().plane(&here.path(name), &[n, groups], DType::E8M0)
+    here.plane(name, &[n, groups], DType::E8M0)
 }
 
 /// Codes `[n, ...]` of two a byte, the first in the low half; `cols` elements of a row.
@@ -118,7 +125,7 @@ fn stored(
     Planes {
         code: Code::Fp4,
         group,
-        codes: Codes::Stored(here.checkpoint().words(&here.path(name), n, bytes / n.max(1))?),
+        codes: Codes::Stored(here.words(name, n, bytes / n.max(1))?),
         scales: Floats::Stored(scales),
         factor,
         zeros: Zeros::None,

@@ -46,7 +46,7 @@ pub(super) fn load(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
         return Err(here.fault("shape", format!("expected [{n}, {k}], found {found:?}")));
     }
     for flag in ["quant_scale", "quant_zero", "view_as_float"] {
-        if here.has(flag) && here.checkpoint().raw(&here.path(flag))?.iter().any(|byte| *byte != 0) {
+        if here.has(flag) && here.raw(flag)?.iter().any(|byte| *byte != 0) {
             return Err(here.unsupported(format!("HQQ with {flag}")));
         }
     }

@@ -14,8 +14,7 @@ pub(super) fn llm_int8(
     bias: Option<View>,
 ) -> Result<Weights, WeightError> {
     let largest = here.bytes("SCB", &[Dtype::F32], &[n])?;
-    let format = here.path("weight_format");
-    if here.has("weight_format") && here.checkpoint().raw(&format)? != [0] {
+    if here.has("weight_format") && here.raw("weight_format")? != [0] {
         return Err(
             here.unsupported("LLM.int8() values in the order of a GPU's tiles (weight_format)".into())
         );

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero};
+use ocelli_kernels::spec::PlaneShape;
 use safetensors::Dtype;
 use smallvec::SmallVec;
 
@@ -153,6 +154,57 @@ pub(super) fn decoded(
     let write = |i: usize, words: &mut [u32]| row(i, bytemuck::cast_slice_mut(words));
     let view = make(scope, [n, k], DType::F32, |words| fill_rows(words, k, &write))?;
     Weights::dense(view, bias).map_err(|error| misfit(scope, &error))
+}
+
+/// Integers as those of `format`, which differs by planes that these do without: zero points, which are all the centre, and the
+/// groups of columns.
+pub(in super::super) fn with_planes(
+    scope: &Scope<'_>,
+    w: &Weights,
+    format: Format,
+) -> Result<Weights, WeightError> {
+    let (n, k, group) = (w.n(), w.k(), format.group_len(w.k()));
+    let (Some(part), Some(grouped)) = (w.parts().first(), format.codes()) else { return Ok(w.clone()) };
+    let (centre, bits) = (grouped.code.centre().unwrap_or_default(), grouped.code.bits());
+    let mut own = part.planes.iter().cloned();
+    let known: Vec<&str> = w.format().planes(n, k).iter().map(|plane| plane.name).collect();
+    let plane = |plane: PlaneShape| match plane.name {
+        name if known.contains(&name) => {
+            own.next().ok_or_else(|| scope.unsupported(format!("weights without their {name}")))
+        }
+        "order" => make(scope, [1, k], DType::I32, |to| {
+            to.iter_mut().enumerate().for_each(|(column, to)| *to = (column / group.max(1)) as u32);
+        }),
+        _ if plane.dtype == DType::I32 => {
+            let word = (0..32 / bits).fold(0, |word, i| word | u32::from(centre) << (i * bits));
+            make(scope, [plane.rows, plane.cols], DType::I32, |words| words.fill(word))
+        }
+        _ => make(scope, [plane.rows, plane.cols], plane.dtype, |words| {
+            let (to, value): (&mut [u8], _) = (bytemuck::cast_slice_mut(words), stored(plane.dtype, centre.into()));
+            to.chunks_exact_mut(value.len()).for_each(|to| to.copy_from_slice(&value));
+        }),
+    };
+    let planes = format.planes(n, k).into_iter().map(plane).collect::<Result<Vec<View>, WeightError>>()?;
+    Weights::new(format, n, k, planes, part.bias.clone())
+        .map(|weights| weights.times(part.factor))
+        .map_err(|error| misfit(scope, &error))
+}
+
+/// Filters `[n, k / 3, 3]` of `weight` as `[n, 3, k / 3]`.
+pub(in super::super) fn colours_first(scope: &Scope<'_>, n: usize, k: usize) -> Result<View, WeightError> {
+    let info = scope.info("weight");
+    let Some(dtype) = info.and_then(|info| float(info.dtype)) else {
+        let found = info.map_or_else(String::new, |info| info.dtype.to_string());
+        return Err(scope.unsupported(format!("filters of {found} with colours last; F32, BF16 and F16 are")));
+    };
+    let (bytes, size, places) = (scope.raw("weight")?, dtype.size(), k / 3);
+    make(scope, [n, k], dtype, |words| {
+        let to: &mut [u8] = bytemuck::cast_slice_mut(words);
+        for (i, to) in to.chunks_exact_mut(size).take(n * k).enumerate() {
+            let (filter, at) = (i / k, i % k);
+            to.copy_from_slice(element(bytes, size, filter * k + at % places * 3 + at / places));
+        }
+    })
 }
 
 pub(super) fn misfit(scope: &Scope<'_>, error: &ocelli_kernels::ShapeError) -> WeightError {

@@ -11,12 +11,15 @@ mod hqq;
 mod integers;
 mod made;
 mod offsets;
+mod turned;
 
 use ocelli_kernels::{View, Weights};
 use safetensors::Dtype;
 
 pub(super) use integers::pack_quantized;
 use made::FLOATS;
+pub(super) use made::{colours_first, with_planes};
+pub(super) use turned::load as load_turned;
 
 use super::{Scope, WeightError};
 
@@ -172,7 +175,7 @@ impl Scope<'_> {
             let wanted: Vec<String> = types.iter().map(ToString::to_string).collect();
             return Err(self.fault(name, format!("expected {}, found {}", wanted.join(" or "), info.dtype)));
         }
-        self.checkpoint().raw(&path)
+        self.raw(name)
     }
 
     /// The error about a tensor.

@@ -29,7 +29,7 @@ pub(super) fn mlx(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> R
         pack(out, wide.bits(), (0..k).map(|i| code(codes, bits, i)));
     };
     let codes = match wide.bits() == bits {
-        true => Codes::Stored(here.checkpoint().words(&here.path("weight"), n, 4 * words)?),
+        true => Codes::Stored(here.words("weight", n, 4 * words)?),
         false => Codes::Rows(&row),
     };
     Planes {
