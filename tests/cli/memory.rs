@@ -200,7 +200,12 @@ fn weights_that_lie_as_kernels_want_them_have_no_second_copy() {
     let reordered: &[&str] = &["--reorder"];
     let cases: [(&str, Matrix, Value, &[&str]); 4] = [
         ("MLX", mlx, json!({"group_size": GROUP, "bits": 4}), &[]),
-        ("MXFP4", mxfp4, json!({"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}), &[]),
+        (
+            "MXFP4",
+            mxfp4,
+            json!({"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized"}),
+            &[],
+        ),
         ("GPTQ", gptq, of_gptq.clone(), &[]),
         ("GPTQ, reordered", gptq, of_gptq, reordered),
     ];

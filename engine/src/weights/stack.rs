@@ -156,15 +156,19 @@ pub fn stacked_in_order(
         orders.push(order);
     }
     // Zero points and an order of groups can be added to those that do without.
-    let zero = |w: &Weights| w.format().codes().map(|grouped| grouped.zero).filter(|zero| *zero != Zero::None);
+    let zero =
+        |w: &Weights| w.format().codes().map(|grouped| grouped.zero).filter(|zero| *zero != Zero::None);
     let zero = parts.iter().find_map(zero).unwrap_or_default();
     let ordered = |w: &Weights| matches!(w.format(), Format::KMajor(_, KMajor::ActOrder));
     let ordered = parts.iter().any(ordered);
     for (part, (scope, _)) in parts.iter_mut().zip(all) {
-        let with = |grouped: Grouped| if grouped.zero == Zero::None { Grouped { zero, ..grouped } } else { grouped };
+        let with =
+            |grouped: Grouped| if grouped.zero == Zero::None { Grouped { zero, ..grouped } } else { grouped };
         let wanted = match part.format() {
             Format::Grouped(grouped) if zero == Zero::Codes => Format::Grouped(with(grouped)),
-            Format::KMajor(grouped, KMajor::Gptq) if ordered => Format::KMajor(with(grouped), KMajor::ActOrder),
+            Format::KMajor(grouped, KMajor::Gptq) if ordered => {
+                Format::KMajor(with(grouped), KMajor::ActOrder)
+            }
             Format::KMajor(grouped, kind) => Format::KMajor(with(grouped), kind),
             other => other,
         };

@@ -3,8 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero};
 use ocelli_kernels::spec::PlaneShape;
+use ocelli_kernels::{Code, DType, Format, Grouped, Storage, View, Weights, Zero};
 use safetensors::Dtype;
 use smallvec::SmallVec;
 
@@ -180,7 +180,8 @@ pub(in super::super) fn with_planes(
             make(scope, [plane.rows, plane.cols], DType::I32, |words| words.fill(word))
         }
         _ => make(scope, [plane.rows, plane.cols], plane.dtype, |words| {
-            let (to, value): (&mut [u8], _) = (bytemuck::cast_slice_mut(words), stored(plane.dtype, centre.into()));
+            let (to, value): (&mut [u8], _) =
+                (bytemuck::cast_slice_mut(words), stored(plane.dtype, centre.into()));
             to.chunks_exact_mut(value.len()).for_each(|to| to.copy_from_slice(&value));
         }),
     };
