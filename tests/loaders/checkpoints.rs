@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ocelli_bench::plan::{Plan, Wanted};
 use ocelli_engine::files::ModelFiles;
@@ -143,6 +144,21 @@ fn planned(record: &Value, dir: &TempDir, caps: &Caps) -> Result<Plan, String> {
     Ok(plan)
 }
 
+/// Time that the processor spent on this thread, whatever else the machine does.
+#[cfg(unix)]
+fn spent() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the clock exists on every Unix, and `time` is writable.
+    let code = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    assert_eq!(code, 0, "the clock of a thread");
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[cfg(not(unix))]
+fn spent() -> Duration {
+    Duration::ZERO
+}
+
 #[test]
 fn published_checkpoints_load_at_full_size() {
     let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
@@ -151,7 +167,12 @@ fn published_checkpoints_load_at_full_size() {
         let dir = written(&record);
         let kind = record["files"]["config.json"]["model_type"].as_str().expect("model_type");
         let known = FAMILIES.iter().any(|family| family.model_types.contains(&kind));
-        match (planned(&record, &dir, device.caps()), known) {
+        let before = spent();
+        let found = planned(&record, &dir, device.caps());
+        // `inspect` says within a second whether a model fits; it reads the tokenizer beside the plan.
+        let took = spent() - before;
+        assert!(took < Duration::from_secs(1), "{name}: {took:?}");
+        match (found, known) {
             (Err(error), true) if record["refused"].as_str().is_some_and(|why| error.contains(why)) => {}
             (Ok(plan), true) => {
                 loaded += 1;
@@ -160,7 +181,7 @@ fn published_checkpoints_load_at_full_size() {
                 assert!(decode.is_none_or(|phase| phase.bytes > 1 << 20), "{name}");
                 let (weights, total) = (plan.memory.weights >> 20, plan.memory.total >> 20);
                 println!(
-                    "{name}: {weights} MiB of weights, {total} MiB, {} picture tokens",
+                    "{name}: {weights} MiB of weights, {total} MiB, {} picture tokens, planned in {took:.0?}",
                     plan.request.image_tokens
                 );
             }
