@@ -57,7 +57,7 @@ pub struct Quantization {
     mode: String,
     /// `weight_block_size`: rows and columns of a block that shares a scale.
     pub block: Option<[usize; 2]>,
-    /// Whether rotations of the weights are stated, see [`ROTATIONS`].
+    /// Whether rotations of the weights are stated: `transform_config` and its like.
     pub transforms: bool,
     /// What the block is, in words, where it names no method.
     unnamed: String,

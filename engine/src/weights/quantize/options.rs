@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Layout, MAX_SHARD, QuantizeError};
 
-/// What a matrix is to its model. A model's family knows which is which; see [`quantize`].
+/// What a matrix is to its model. A model's family knows which is which; see [`quantize`](super::quantize).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A linear layer of the text decoder.
