@@ -207,7 +207,8 @@ impl Op for Matmul {
     }
 
     fn is_optional(&self) -> bool {
-        self.norm.is_some()
+        // What lies along n is reordered where it is uploaded.
+        self.norm.is_some() || matches!(self.w.format(), Format::KMajor(..))
     }
 
     fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {

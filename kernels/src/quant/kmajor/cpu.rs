@@ -122,15 +122,15 @@ impl KMajorRows {
     #[inline(always)]
     unsafe fn along<S: Simd>(&self, s: S, line: *const i32, row: usize, n: usize) -> S::V {
         let (bits, per_word) = (self.bits, 32 / self.bits);
-        // Of each lane the word, counted from that of the first, and how far its field is to be shifted.
-        let (mut word, mut shift) = ([0i32; MAX_LANES], [0i32; MAX_LANES]);
         let first = row / per_word;
-        for lane in 0..n {
-            let row = row + lane;
-            let field = if self.kind == KMajor::Awq { AWQ_FIELD[row % 8] } else { row % per_word };
-            (word[lane], shift[lane]) = ((row / per_word - first) as i32, (field * bits) as i32);
-        }
         let words = (row + n).div_ceil(per_word) - first;
+        // Of each lane the word, counted from that of the first, and how far its field is to be shifted.
+        let (word, shift) = match (self.kind, bits) {
+            _ if !row.is_multiple_of(per_word) => &self.lanes(row, n),
+            (KMajor::Awq, _) => const { &whole_words(4, AWQ_FIELD) },
+            (_, 4) => const { &whole_words(4, [0, 1, 2, 3, 4, 5, 6, 7]) },
+            _ => const { &whole_words(8, [0, 1, 2, 3, 0, 1, 2, 3]) },
+        };
         // SAFETY: the words exist, of `n <= LANES` rows there are no more than that; arrays hold MAX_LANES values.
         unsafe {
             let words = s.load_n(line.add(first).cast(), words.min(S::LANES));
@@ -139,6 +139,34 @@ impl KMajorRows {
             s.to_float(s.and_i(fields, s.splat_i((1 << bits) - 1)))
         }
     }
+
+    /// As [`whole_words`], from a row within a word on.
+    fn lanes(&self, row: usize, n: usize) -> Lanes {
+        let (mut word, mut shift) = ([0i32; MAX_LANES], [0i32; MAX_LANES]);
+        let per_word = 32 / self.bits;
+        for lane in 0..n {
+            let at = row + lane;
+            let field = if self.kind == KMajor::Awq { AWQ_FIELD[at % 8] } else { at % per_word };
+            word[lane] = (at / per_word - row / per_word) as i32;
+            shift[lane] = (field * self.bits) as i32;
+        }
+        (word, shift)
+    }
+}
+
+/// Of each lane the word that has its code, and how far that is to be shifted.
+type Lanes = ([i32; MAX_LANES], [i32; MAX_LANES]);
+
+/// Lanes that begin with a word, whose codes are the fields `order`.
+const fn whole_words(bits: usize, order: [usize; 8]) -> Lanes {
+    let (mut word, mut shift) = ([0i32; MAX_LANES], [0i32; MAX_LANES]);
+    let (mut lane, per_word) = (0, 32 / bits);
+    while lane < MAX_LANES {
+        word[lane] = (lane / per_word) as i32;
+        shift[lane] = (order[lane % per_word] * bits) as i32;
+        lane += 1;
+    }
+    (word, shift)
 }
 
 /// The first `n` words from `p` on, zeros after them.

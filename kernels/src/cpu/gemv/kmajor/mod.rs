@@ -27,6 +27,8 @@ const AWQ_LINE_BYTES: usize = 2048;
 const ORDER_LINE_BYTES: usize = 512;
 /// Bytes of codes of one column of a piece: what a job reads is this times the columns of a strip.
 const PIECE_BYTES: usize = 512;
+/// Strips that keep the threads busy.
+const ENOUGH: usize = 16;
 /// Lines that are asked for ahead of their use.
 const AHEAD: usize = 4;
 /// Columns that are added up and finished together.
@@ -113,11 +115,15 @@ impl Cuts {
             KMajor::Gptq => LINE_BYTES / 4,
             KMajor::ActOrder => ORDER_LINE_BYTES / 4,
         };
-        let most = PIECE_BYTES * 8 / rows.bits;
+        let strips = args.parts.iter().map(|part| part.rows.div_ceil(width)).sum();
+        let most = match rows.kind {
+            // Each job has scales of all groups made: where strips are jobs enough, `k` is left whole.
+            KMajor::ActOrder if strips >= ENOUGH => args.k.max(32),
+            _ => PIECE_BYTES * 8 / rows.bits,
+        };
         let unit = if rows.order.is_null() && rows.group <= most { rows.group.max(1) } else { 32 };
         let pieces = args.k.div_ceil(most).max(1);
         let piece = args.k.div_ceil(pieces).next_multiple_of(unit).max(unit);
-        let strips = args.parts.iter().map(|part| part.rows.div_ceil(width)).sum();
         Self { k: args.k, width, strips, piece, pieces: args.k.div_ceil(piece).max(1) }
     }
 
