@@ -41,14 +41,18 @@ pub const FAMILY: Family = Family {
 
 fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     let config = source.config.root();
-    config.inert(&["audio_config", "image_token_id", "video_token_id", "audio_token_id", "boa_token_id"]);
+    config.inert(&["audio_config", "boa_token_id"]);
     config.inert(&["eoa_token_id", "eoa_token_index", "vision_soft_tokens_per_image"]);
     let vision = config.part("vision_config")?;
     let tower = VitPlan::gemma4(&vision)?;
     let block = vision.size("pooling_kernel_size", 3)?;
     let standardize = vision.or("standardize", false)?;
     let tied = config.get("tie_word_embeddings")?.or(Some(true));
-    let text = TextPlan::read(&config.part("text_config")?, &["gemma4_text"], tied)?;
+    let text = config.part("text_config")?;
+    let pad = text.or("pad_token_id", 0)?;
+    let mut text = TextPlan::read(&text, &["gemma4_text"], tied)?;
+    let marks = [IMAGE, VIDEO, AUDIO].map(|(key, id)| config.or(key, id));
+    text.placeholders = Some((marks.into_iter().collect::<Result<_>>()?, pad));
     let (sizes, eps) = ((tower.d, text.d), tower.norm_eps);
     let root = source.checkpoint.root().at_any(&["model", ""]);
     let visual = root.at("vision_tower");
@@ -60,6 +64,11 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     let decoder = Decoder::load(cx, &language, &head, text, config.file())?;
     Ok(Composed::of(FAMILY.name, source, tower, connector, decoder))
 }
+
+/// Tokens of places of features, each with its field and what it is without.
+const IMAGE: (&str, u32) = ("image_token_id", 258_880);
+const VIDEO: (&str, u32) = ("video_token_id", 258_884);
+const AUDIO: (&str, u32) = ("audio_token_id", 258_881);
 
 /// Fields beside the common ones.
 const KEYS: &[&str] = &["max_soft_tokens", "patch_size", "pooling_kernel_size"];
@@ -103,8 +112,8 @@ impl Processor {
     fn load(files: &ModelFiles) -> Result<Self> {
         let config = Config::load(files, "config.json")?;
         let root = config.root();
-        let image_id = root.or("image_token_id", 258_880)?;
-        let video_id = root.or("video_token_id", 258_884)?;
+        let image_id = root.or(IMAGE.0, IMAGE.1)?;
+        let video_id = root.or(VIDEO.0, VIDEO.1)?;
         let video = added_token(files, video_id).ok();
         let seen: Option<String> = root.at("text_config").get("use_bidirectional_attention")?;
         let marks = Marks {

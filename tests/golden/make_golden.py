@@ -1890,7 +1890,6 @@ def florence_stages(model, spec, inputs, start, tokens):
     with Taps(model, spec) as taps:
         logits = model(**inputs, decoder_input_ids=torch.cat([start, tokens[None]], dim=1)).logits
     found = {k: drop_batch(k, v) for k, v in taps.found.items()}
-    found["vision_last_hidden"] = found["vision_last_hidden"].flatten(2).transpose(1, 2)
     return found | {"logits_last8": logits[0]}
 
 

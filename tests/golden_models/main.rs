@@ -11,6 +11,7 @@ mod mlx;
 mod published;
 mod quantized;
 mod real_size;
+mod references;
 mod video;
 mod wgpu;
 

@@ -158,7 +158,8 @@ impl Vlm for Florence {
         let mut memory = Vec::with_capacity(batch.sources.len());
         for source in &batch.sources {
             let rows = self.encoder.embed(cx, &source.tokens, &source.features)?;
-            self.encoder.run(cx, &rows, &[0, rows.size(0)], None, &mut |_, _| Ok(()))?;
+            let show = &mut |cx: &mut Ctx, layer| cx.stage(Stage::layer("encoder_layer", layer), &rows);
+            self.encoder.run(cx, &rows, &[0, rows.size(0)], None, show)?;
             cx.stage(Stage::of("encoder_last_hidden"), &rows)?;
             memory.push(rows);
         }

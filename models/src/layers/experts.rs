@@ -6,7 +6,7 @@ use ocelli_kernels::ops::{Activation, ExpertMatmul, GatherRows, Matmul, MixRows,
 use ocelli_kernels::{DType, Storage, View, Weights};
 
 use super::linear::{Columns, in_order, place_columns};
-use super::{Linear, Stacked};
+use super::{Linear, Stacked, copy_rows};
 
 /// What differs between mixtures of experts.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +108,7 @@ impl Experts {
     /// as MLX has them, `switch_mlp.gate_proj`, ...; or one by one, `experts.0.gate_proj`, ....
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Self> {
         let &ExpertsPlan { experts, top, d, .. } = plan;
-        if top == 0 || top > experts || plan.scale_input && top != 1 {
+        if top == 0 || top > experts {
             let reason = format!("experts: expected 1 to {experts} of {experts} for a row, found {top}");
             return Err(Error::Config { path: scope.prefix().to_owned(), reason });
         }
@@ -146,8 +146,8 @@ impl Experts {
         cx.scope(|cx| {
             let (rows, top) = (x.size(0), self.plan.top);
             let (ids, weights) = self.route(cx, routed)?;
-            let taken = if self.plan.scale_input { &self.mixed(cx, x, None, &weights)? } else { x };
             let choices = rows * top;
+            let taken = if self.plan.scale_input { &self.scaled(cx, x, &weights)? } else { x };
             let beside = cx.overlaps() || cx.records();
             let sorted = self.orders.iter().all(Vec::is_empty);
             let (results, order) = if sorted && beside && (steps || choices <= FEW_CHOICES) {
@@ -157,13 +157,15 @@ impl Experts {
                 (results, Some(order))
             };
             if self.plan.scale_input {
-                let rows = match &order {
-                    Some(order) => gather(cx, &self.path, &results, &order.reshape(&[rows])?)?,
+                let results = match &order {
+                    Some(order) => gather(cx, &self.path, &results, &order.reshape(&[choices])?)?,
                     None => results,
                 };
-                let out = cx.view(out)?;
-                let op = Pointwise { add: add.then(|| out.clone()), ..Pointwise::new(cx.view(&rows)?, out) };
-                cx.exec(&self.path, &op)?;
+                for (number, result) in each_choice(&results, top)?.iter().enumerate() {
+                    let (result, out) = (cx.view(result)?, cx.view(out)?);
+                    let before = (add || number > 0).then(|| out.clone());
+                    cx.exec(&self.path, &Pointwise { add: before, ..Pointwise::new(result, out) })?;
+                }
             } else {
                 self.mix(cx, &results, order.as_ref(), &weights, add, out)?;
             }
@@ -215,7 +217,7 @@ impl Experts {
             cx.exec(&self.path, &op)?;
             Ok::<_, Error>(out)
         };
-        let up = product(x, &self.gate_up, plan.top, true)?;
+        let up = product(x, &self.gate_up, self.share(), true)?;
         product(&up, &self.down, 1, false)
     }
 
@@ -228,7 +230,7 @@ impl Experts {
         order.sort_by_key(|&choice| chosen[choice]);
         let mut places = vec![0i32; choices];
         order.iter().zip(0..).for_each(|(&choice, place)| places[choice] = place);
-        let rows: Vec<i32> = order.iter().map(|choice| (choice / plan.top) as i32).collect();
+        let rows: Vec<i32> = order.iter().map(|choice| (choice / self.share()) as i32).collect();
         let rows = cx.upload(&[choices], &rows)?;
         let places = cx.upload(&[choices / plan.top, plan.top], &places)?;
         let x = gather(cx, &self.path, x, &rows)?;
@@ -275,9 +277,22 @@ impl Experts {
         cx.exec(&self.path, &op)
     }
 
-    fn mixed(&self, cx: &mut Ctx, src: &Tensor, ids: Option<&Tensor>, weights: &Tensor) -> Result<Tensor> {
-        let out = cx.alloc(&[weights.size(0), src.size(1)], cx.dtype())?;
-        self.mix(cx, src, ids, weights, false, &out)?;
+    /// Choices that take the same row of what experts are given.
+    const fn share(&self) -> usize {
+        if self.plan.scale_input { 1 } else { self.plan.top }
+    }
+
+    /// `[rows, d]` times the weight of each choice, `[rows, top]  ->  [rows * top, d]`.
+    fn scaled(&self, cx: &mut Ctx, x: &Tensor, weights: &Tensor) -> Result<Tensor> {
+        let (choices, d) = (weights.size(0) * weights.size(1), x.size(1));
+        let copies = if self.plan.top == 1 { x.clone() } else { cx.alloc(&[choices, d], cx.dtype())? };
+        if self.plan.top > 1 {
+            for copy in each_choice(&copies, self.plan.top)? {
+                copy_rows(cx, &self.path, x, &copy)?;
+            }
+        }
+        let out = cx.alloc(&[choices, d], cx.dtype())?;
+        self.mix(cx, &copies, None, &weights.reshape(&[choices, 1])?, false, &out)?;
         Ok(out)
     }
 
@@ -317,6 +332,13 @@ impl Shared {
             gate,
         })
     }
+}
+
+/// The rows of each choice, `[rows * top, d]  ->  [rows, d]` of `top`.
+fn each_choice(all: &Tensor, top: usize) -> Result<Vec<Tensor>> {
+    let (rows, d) = (all.size(0) / top, all.size(1));
+    let side_by_side = all.reshape(&[rows, top * d])?;
+    (0..top).map(|choice| side_by_side.narrow(1, choice * d, d)).collect()
 }
 
 /// Side of the blocks in which matrices are turned.

@@ -163,6 +163,10 @@ impl Decoder {
         config: &str,
         embedding: Embedding,
     ) -> Result<Self> {
+        let embedding = match &plan.placeholders {
+            Some((ids, by)) => embedding.with_stand_in(ids, *by),
+            None => embedding,
+        };
         let outer = scope.role(Role::Embedding);
         let scope = scope.role(Role::Decoder);
         let d = plan.d;

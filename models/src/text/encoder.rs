@@ -2,7 +2,7 @@
 //! sum.
 
 use ocelli_engine::weights::{Role, Scope};
-use ocelli_engine::{Ctx, Error, Result, Tensor};
+use ocelli_engine::{Ctx, Error, Result, Stage, Tensor};
 use ocelli_kernels::ops::{Activation, Attention, AttentionKv, Seen};
 
 use crate::layers::{Embedding, Linear, Norm, Stacked, add_rows, copy_rows};
@@ -200,6 +200,7 @@ impl Encoder {
         shown: &mut dyn FnMut(&mut Ctx, usize) -> Result<()>,
     ) -> Result<()> {
         self.norm.write_to(cx, h, h)?;
+        cx.stage(Stage::of("encoder_embeds"), h)?;
         let own = Bounds::of(cx, starts)?;
         let memory = match memory {
             Some((rows, starts)) => Some((rows, Bounds::of(cx, starts)?)),

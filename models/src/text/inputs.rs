@@ -29,10 +29,14 @@ impl Inputs {
         // Both parts count half; the projection's factor 1 / sqrt(d) is the same as a larger epsilon.
         let half = std::f32::consts::FRAC_1_SQRT_2;
         let table = scope.role(Role::Embedding).at("embed_tokens_per_layer");
+        let table = Embedding::load(cx, &table, plan.vocab, width, (d as f32).sqrt() * half)?;
         let norm = scope.at("per_layer_projection_norm");
         Ok(Self {
             path: scope.prefix().to_owned(),
-            table: Embedding::load(cx, &table, plan.vocab, width, (d as f32).sqrt() * half)?,
+            table: match &plan.placeholders {
+                Some((ids, by)) => table.with_stand_in(ids, *by),
+                None => table,
+            },
             proj: Linear::load(cx, &scope.at("per_layer_model_projection"), width, plan.d, false)?,
             norm: Norm::rms_times(cx, &norm, "weight", d, plan.norm_eps * plan.d as f32, half)?,
             plan: inputs,

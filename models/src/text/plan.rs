@@ -255,6 +255,8 @@ pub struct TextPlan {
     pub residual: f32,
     /// Rows of the embedding beyond those that logits are given for.
     pub embed_more: usize,
+    /// Tokens that mark places of features, and the token as which they are read where none come, as in answers.
+    pub placeholders: Option<(Vec<u32>, u32)>,
     /// Whether the head is the embedding where the file has none; if it need not, an absent head is an error.
     pub tied: bool,
     /// Experts of the layers that have them.
@@ -400,6 +402,7 @@ impl TextPlan {
             embed_scale: 1.0,
             residual: 1.0,
             embed_more: 0,
+            placeholders: None,
             tied: tied.or(own).unwrap_or(sizes.tied),
             experts: None,
             experts_beside: false,
