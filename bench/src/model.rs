@@ -7,7 +7,7 @@ use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Request, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Error, OpTime, Phase, Pipeline, Prompt, Result, Timings};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the model is asked.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub struct Options {
 }
 
 /// Half of the runs, a fifth and four fifths of them gave no more than this.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quantiles {
     /// The median.
     pub median: f64,

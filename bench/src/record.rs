@@ -120,6 +120,10 @@ pub fn bound(roofs: &Roofs, one_thread: bool, math: Roof, flops: u64, bytes: u64
     if compute_us >= read_us { (math, compute_us) } else { (Roof::ReadGbps, read_us) }
 }
 
+/// How many times as long as the fastest variant the picked one may take before its choice is called wrong: within this, which is
+/// faster depends on the machine's state.
+const PICK: f64 = 1.1;
+
 impl Record {
     /// A record without rows.
     pub fn new(machine: Machine, roofs: Roofs) -> Record {
@@ -174,8 +178,35 @@ impl Record {
 }
 
 impl Record {
+    /// Rows where another variant than the picked one is faster by more than both vary, in words.
+    #[must_use]
+    pub fn missed_picks(&self) -> Vec<String> {
+        let mut missed = Vec::new();
+        for picked in self.rows.iter().filter(|row| row.picked) {
+            let same =
+                |row: &&Row| row.op == picked.op && row.backend == picked.backend && row.spec == picked.spec;
+            let others = self.rows.iter().filter(same).filter(|row| !row.picked);
+            let best = others.min_by(|a, b| a.median_us.total_cmp(&b.median_us));
+            let Some(best) =
+                best.filter(|best| best.median_us * PICK < picked.median_us && best.p80_us < picked.p20_us)
+            else {
+                continue;
+            };
+            missed.push(format!(
+                "{} {}: {} takes {:.1} us, {} is picked and takes {:.1} us",
+                picked.op,
+                spec_text(&picked.spec),
+                best.variant,
+                best.median_us,
+                picked.variant,
+                picked.median_us
+            ));
+        }
+        missed
+    }
+
     /// The roofs in one line.
-    fn roofs_text(&self) -> String {
+    pub(crate) fn roofs_text(&self) -> String {
         let each = [
             (Roof::FmaF32Gflops, "GFLOP/s", 0),
             (Roof::Int8Gops, "Gop/s", 0),
@@ -284,6 +315,26 @@ mod tests {
         assert_eq!(bound(&roofs, false, Roof::FmaF32Gflops, 2000, 200_000), (Roof::ReadGbps, 10.0));
         assert_eq!(bound(&roofs, true, Roof::Int8Gops, 4_000_000, 0), (Roof::Int8Gops, 10.0));
         assert_eq!(bound(&roofs, true, Roof::Bf16Gflops, 1_000_000, 0), (Roof::FmaF32Gflops, 10.0));
+    }
+
+    #[test]
+    fn a_faster_variant_that_is_not_picked_is_told() {
+        let mut record = record();
+        assert!(record.missed_picks().is_empty());
+        let other = |median_us: f64, p80_us: f64| Row {
+            picked: false,
+            variant: "other".into(),
+            median_us,
+            p20_us: median_us,
+            p80_us,
+            ..record.rows[0].clone()
+        };
+        let (noisy, faster) = (other(0.9, 1.5), other(0.5, 0.6));
+        record.rows.push(noisy);
+        assert!(record.missed_picks().is_empty(), "within what both vary");
+        record.rows.push(faster);
+        let missed = record.missed_picks();
+        assert!(missed.len() == 1 && missed[0].contains("other takes 0.5 us, gemv is picked"), "{missed:?}");
     }
 
     #[test]

@@ -12,22 +12,19 @@ mod rounding;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
-use ocelli_engine::batch::{Batch, Chunk};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{DecodeOptions, PreparedImage, decode_file};
-use ocelli_engine::kv::KvCache;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Media, Request, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::weights::{StoredType, TensorFile};
-use ocelli_engine::{
-    Ctx, Error, Features, Gives, Loaded, Pipeline, Precision, Processor, Prompt, Result, Stage,
-};
+use ocelli_engine::{Ctx, Error, Gives, Loaded, Pipeline, Precision, Processor, Prompt, Result, Stage};
 use ocelli_kernels::{Backend, DType, Device};
 use ocelli_models::Leftovers;
 use serde::{Deserialize, Serialize};
+
+use crate::compare::{Values, observed};
 
 /// Version of the report's layout.
 pub const SCHEMA: &str = "ocelli.verify.v2";
@@ -244,14 +241,6 @@ fn picture(reference: &Path, name: &str) -> PathBuf {
     if own.is_file() { own } else { reference.join("..").join("images").join(name) }
 }
 
-/// Values that the observer saw, by part and layer.
-type Values = ByStage<Vec<f32>>;
-
-/// By part and layer.
-type ByStage<T> = BTreeMap<(&'static str, Option<usize>), T>;
-
-type Seen = Arc<Mutex<Values>>;
-
 /// A reference's tensor with the part and layer whose values it holds.
 type Place = (String, &'static str, Option<usize>);
 
@@ -308,7 +297,7 @@ fn verify_case(
     // The stages are compared on the reference's tokens; where they are no others, so are the places of features.
     let same = laid_out.tokens.len() == tokens.len();
     let prompt = if same { Prompt { tokens: tokens.to_vec(), ..laid_out } } else { laid_out };
-    let (seen, features) = observed(&mut cx, &pipeline, &prepared, &prompt)?;
+    let (seen, features) = observed(&mut cx, &pipeline, &prepared, &prompt, (&[], 8))?;
     let (backend, dtype) = (device.caps().backend, precision.coarsest());
     let (mut compared, mut not_shown, mut own) = (0, Vec::new(), None);
     for (key, part, layer) in golden.places(&case.name, layout, pipeline.model.info().layers, &seen)? {
@@ -371,41 +360,6 @@ fn pipeline_of(files: &ModelFiles, mut loaded: Loaded, device: &dyn Device, case
         loaded.processor.set(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
     }
     Pipeline::new(files, loaded, device.caps().units)
-}
-
-/// Runs the tower and one pass over the prompt: every stage that the model shows, and the pictures' features.
-fn observed(
-    cx: &mut Ctx,
-    pipeline: &Pipeline,
-    prepared: &[PreparedImage],
-    prompt: &Prompt,
-) -> Result<(Values, Vec<Features>)> {
-    let seen = Seen::default();
-    let sink = seen.clone();
-    cx.observe(Some(Box::new(move |stage: Stage, _, values| {
-        if let Ok(mut seen) = sink.lock() {
-            seen.entry((stage.part, stage.layer)).or_default().extend_from_slice(values);
-        }
-    })));
-    let features = pipeline.encode(cx, prepared)?;
-    let info = pipeline.model.info();
-    let mut kv = KvCache::for_one(cx, &info.kv, prompt.extent(), prompt.len())?;
-    let given: Vec<Option<Features>> = features.iter().cloned().map(Some).collect();
-    let chunk = Chunk {
-        seq: kv.open(prompt.memory_rows()),
-        prompt,
-        features: &given,
-        tokens: &prompt.tokens,
-        want: 8,
-    };
-    let batch = Batch { chunks: vec![chunk], ids: None };
-    cx.scope(|cx| {
-        let packed = batch.pack(cx, &mut kv, info.packing())?;
-        pipeline.model.forward(cx, &packed, &kv).map(drop)
-    })?;
-    cx.observe(None);
-    let seen = seen.lock().map(|mut seen| std::mem::take(&mut *seen)).unwrap_or_default();
-    Ok((seen, features))
 }
 
 /// What a reference of a model with an encoder of text tells of.
@@ -720,6 +674,8 @@ fn with_stored_pixels(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     /// A reference with numbers of two levels.

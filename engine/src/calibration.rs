@@ -177,7 +177,9 @@ fn told(rows: &dyn Rows, what: &'static str, done: usize) -> Result<()> {
     }
 }
 
-fn likeliest(logits: &[f32]) -> usize {
+/// The token of the largest logit, the first of equals.
+#[must_use]
+pub fn likeliest(logits: &[f32]) -> usize {
     let mut best = 0;
     for (token, logit) in logits.iter().enumerate() {
         if *logit > logits[best] {
@@ -188,7 +190,8 @@ fn likeliest(logits: &[f32]) -> usize {
 }
 
 /// `sum p ln(p / q)` of the probabilities that logits stand for.
-fn divergence(p: &[f32], q: &[f32]) -> f64 {
+#[must_use]
+pub fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let total = |logits: &[f32]| {
         let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         most + logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum::<f64>().ln()

@@ -5,6 +5,16 @@ use ocelli_engine::weights::Aligned;
 
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/model/model.safetensors"));
 
+/// Pictures of its kind, each with a question.
+pub const EXAMPLES: [(&str, &[u8], &str); 6] = [
+    ("01.png", include_bytes!("../demo/examples/01.png"), "How many objects are there?"),
+    ("02.png", include_bytes!("../demo/examples/02.png"), "Describe the picture."),
+    ("03.png", include_bytes!("../demo/examples/03.png"), "How many objects are there?"),
+    ("04.png", include_bytes!("../demo/examples/04.png"), "Describe the picture."),
+    ("05.png", include_bytes!("../demo/examples/05.png"), "How many objects are there?"),
+    ("06.png", include_bytes!("../demo/examples/06.png"), "Describe the picture."),
+];
+
 /// Its files.
 pub const FILES: ModelFiles = ModelFiles::Embedded {
     label: "demo",

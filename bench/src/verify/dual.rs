@@ -5,13 +5,14 @@ use std::path::Path;
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{DecodeOptions, PreparedImage, decode_file};
-use ocelli_engine::{Ctx, EmbeddingPipeline, Loaded, Result, Stage};
+use ocelli_engine::{Ctx, EmbeddingPipeline, Loaded, Result};
 use ocelli_kernels::Device;
 use serde::Deserialize;
 
 use super::{
-    CaseReport, Golden, Greedy, Seen, compare_ids, compare_pixels, picture, tolerance, with_stored_pixels,
+    CaseReport, Golden, Greedy, compare_ids, compare_pixels, picture, tolerance, with_stored_pixels,
 };
+use crate::compare::Watch;
 
 /// Arguments that the reference gives to its tokenizer, not to the image processor.
 const OF_TEXTS: [&str; 3] = ["padding", "truncation", "max_length"];
@@ -65,18 +66,11 @@ pub(super) fn verify_case(
     let texts = case.texts.iter().map(|text| pipeline.tokens(text)).collect::<Result<Vec<_>>>()?;
     stages.push(compare_ids("token_ids", &texts, &expected));
 
-    let seen = Seen::default();
-    let sink = seen.clone();
-    cx.observe(Some(Box::new(move |stage: Stage, _, values| {
-        if let Ok(mut seen) = sink.lock() {
-            seen.entry((stage.part, stage.layer)).or_default().extend_from_slice(values);
-        }
-    })));
+    let seen = Watch::begin(&mut cx);
     let images: Vec<&PreparedImage> = prepared.iter().collect();
     let image_vectors = pipeline.images(&mut cx, &images)?;
     let text_vectors = pipeline.texts(&mut cx, &expected)?;
-    cx.observe(None);
-    let mut seen = seen.lock().map(|mut seen| std::mem::take(&mut *seen)).unwrap_or_default();
+    let mut seen = seen.end(&mut cx);
     let scoring = pipeline.model.scoring();
     let logits = |rows: &[Vec<f32>], columns: &[Vec<f32>]| -> Vec<f32> {
         rows.iter().flat_map(|a| columns.iter().map(|b| scoring.logit(a, b))).collect()

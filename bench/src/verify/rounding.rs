@@ -4,6 +4,7 @@
 //! `drift_f32` of `tests/golden/reference.py` has them, by this device's kernels and by those of the CPU's other
 //! instruction sets, which sum in other orders.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ocelli_engine::image::PreparedImage;
@@ -13,7 +14,8 @@ use ocelli_kernels::cpu::CpuDevice;
 use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 
-use super::{Values, largest, observed};
+use super::largest;
+use crate::compare::{Values, observed};
 
 /// Passes of a device with pixels that are off.
 const RUNS: u64 = 4;
@@ -25,11 +27,13 @@ pub(super) fn measure(
     prepared: &[PreparedImage],
     prompt: &Prompt,
     seen: &Values,
-) -> Result<super::ByStage<f64>> {
-    let mut most = super::ByStage::new();
+) -> Result<BTreeMap<(&'static str, Option<usize>), f64>> {
+    let mut most = BTreeMap::new();
     let mut pass = |cx: &mut Ctx, pipeline: &Pipeline, run: u64| -> Result<()> {
         let near: Option<Vec<_>> = prepared.iter().map(|image| rounded(pipeline, image, run)).collect();
-        for (stage, values) in observed(cx, pipeline, near.as_deref().unwrap_or(prepared), prompt)?.0 {
+        for (stage, values) in
+            observed(cx, pipeline, near.as_deref().unwrap_or(prepared), prompt, (&[], 8))?.0
+        {
             let gap = seen.get(&stage).map_or(0.0, |seen: &Vec<f32>| largest(&values, seen));
             let most: &mut f64 = most.entry(stage).or_default();
             *most = most.max(gap);

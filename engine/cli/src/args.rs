@@ -4,6 +4,8 @@
 
 #[path = "args_bench.rs"]
 mod bench;
+#[path = "args_compare.rs"]
+mod compare;
 #[path = "args_quantize.rs"]
 mod quantize;
 #[path = "args_search.rs"]
@@ -21,7 +23,10 @@ use ocelli_kernels::{Arch, Backend, Caps, DType};
 
 use crate::batch::args::BatchArgs;
 use crate::form::FormArgs;
-pub use bench::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs};
+pub use bench::{
+    BenchArgs, BenchCommand, BenchDiffArgs, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs,
+};
+pub use compare::{CompareArgs, ComparedBackend, ComparedFormat, ComparedType};
 pub use quantize::{
     CalibrationArgs, FormatArg, IncludeArg, LayoutArg, QuantizeArgs, RoundingArg, ScalesArg, ScalingArg,
 };
@@ -65,6 +70,8 @@ pub enum Command {
     Classify(ClassifyArgs),
     /// Compare a model stage by stage with a reference made by transformers.
     Verify(VerifyArgs),
+    /// Run a model on several backends, in several types and formats: speed, memory, and how far each drifts from the CPU in f32.
+    Compare(Box<CompareArgs>),
     /// Show what a model is, how it would run and with how much memory, without reading its weights.
     Inspect(InspectArgs),
     /// Measure kernels or a model.

@@ -22,6 +22,32 @@ pub enum BenchCommand {
     Kernels(BenchKernelsArgs),
     /// Measure how long pictures take to decode, on one core.
     Pictures(BenchPicturesArgs),
+    /// Compare two records of one kind: what is slower or faster by more than noise. Exit code 1 if anything is slower.
+    Diff(BenchDiffArgs),
+}
+
+/// `ocelli bench diff`.
+#[derive(Debug, Args)]
+pub struct BenchDiffArgs {
+    /// The earlier record: what `bench kernels`, `bench model` or `compare` printed with --json.
+    #[arg(value_name = "BEFORE")]
+    pub before: PathBuf,
+    /// The later one.
+    #[arg(value_name = "AFTER")]
+    pub after: PathBuf,
+    /// Percent by which a figure has to change to count; its spread has to be apart from the other's too.
+    #[arg(long, allow_negative_numbers = true, value_name = "PERCENT", default_value_t = 5.0, value_parser = percent)]
+    pub least: f64,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..100.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to below 100".into()),
+    }
 }
 
 /// `ocelli bench pictures`.
@@ -63,8 +89,14 @@ pub struct BenchKernelsArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), default_value_t = ocelli_bench::kernels::LIMIT.as_secs(), default_value_ifs([("decoders", "true", "1800"), ("published", "true", "1800")]))]
     pub limit: u64,
     /// Every variant that runs a spec, not just the one that is picked.
-    #[arg(long)]
+    #[arg(long, visible_alias = "all-variants")]
     pub all: bool,
+    /// Exit with code 1 if a variant that is not picked is faster than the one that is, by more than noise; measures every variant.
+    #[arg(long)]
+    pub assert: bool,
+    /// Write a page with the roofs and each kernel below them.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Choose kernels by estimate, not by what `ocelli kernels tune` measured.
     #[arg(long)]
     pub no_tune: bool,

@@ -13,8 +13,11 @@ use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::{Backend, DeviceOptions};
 use serde::Serialize;
 
-use crate::args::{BenchArgs, BenchCommand, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs};
-use crate::fail::{Failure, Outcome, print, print_json};
+use crate::args::{
+    BenchArgs, BenchCommand, BenchDiffArgs, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs,
+};
+use crate::compare::write_page;
+use crate::fail::{FAILED, Failure, Outcome, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
 
@@ -24,6 +27,7 @@ pub fn bench(args: &BenchArgs) -> Outcome {
         BenchCommand::Model(args) => model(args),
         BenchCommand::Kernels(args) => bench_kernels(args),
         BenchCommand::Pictures(args) => pictures(args),
+        BenchCommand::Diff(args) => diff(args),
     }
 }
 
@@ -54,20 +58,51 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
         cx.target().prefer(picks);
     }
     let spinner = Spinner::new("measuring roofs");
-    let outcome = kernels::run(&mut cx, &shapes, args.all, Duration::from_secs(args.limit), &mut |row| {
-        spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
-    })
+    let outcome = kernels::run(
+        &mut cx,
+        &shapes,
+        args.all || args.assert,
+        Duration::from_secs(args.limit),
+        &mut |row| {
+            spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
+        },
+    )
     .map_err(failure)?;
     drop(spinner);
     for note in &outcome.notes {
         tracing::warn!("left out: {note}");
+    }
+    if let Some(path) = &args.html {
+        write_page(path, &ocelli_bench::page::kernels(&outcome.record))?;
     }
     if args.json {
         print_json(&outcome.record)?;
     } else {
         print(&outcome.record.table())?;
     }
-    Ok(ExitCode::SUCCESS)
+    let missed = outcome.record.missed_picks();
+    for text in &missed {
+        tracing::warn!("{text}");
+    }
+    Ok(if args.assert && !missed.is_empty() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// Compares two records: exit code 1 if anything is slower.
+fn diff(args: &BenchDiffArgs) -> Outcome {
+    let read = |path: &std::path::Path| {
+        open::is_file_name(path)?;
+        std::fs::read_to_string(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    };
+    let (before, after) = (read(&args.before)?, read(&args.after)?);
+    let names = [&args.before, &args.after].map(|path| path.display().to_string());
+    let found = ocelli_bench::diff::diff((&names[0], &before), (&names[1], &after), args.least / 100.0)
+        .map_err(Failure::new)?;
+    if args.json {
+        print_json(&found)?;
+    } else {
+        print(&found.table())?;
+    }
+    Ok(if found.is_slower() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
 
 #[derive(Serialize)]
@@ -120,7 +155,7 @@ fn model(args: &BenchModelArgs) -> Outcome {
     let model = args.model.model.as_deref().unwrap_or("demo");
     if args.json {
         print_json(&Output {
-            schema: "ocelli.bench.model.v1",
+            schema: ocelli_bench::diff::MODEL_SCHEMA,
             model,
             backend: caps.backend,
             device: &caps.device,

@@ -6,6 +6,7 @@ mod bench;
 mod calibrate;
 mod chat;
 mod classify;
+mod compare;
 mod compile;
 mod devices;
 mod embed;
@@ -64,6 +65,7 @@ fn execute(command: &Command) -> fail::Outcome {
         Command::Index(args) => search::index(args),
         Command::Search(args) => search::search(args),
         Command::Classify(args) => classify::classify(args),
+        Command::Compare(args) => compare::compare(args),
         Command::Verify(args) => verify::verify(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),
