@@ -417,19 +417,24 @@ impl Drift {
     fn past_bounds(&self) -> Vec<String> {
         let mut past = Vec::new();
         for stage in &self.stages {
-            if self.bounds.error.is_some_and(|most| !(stage.error <= most)) {
+            if self.bounds.error.is_some_and(|most| past_most(stage.error, most)) {
                 let layer = stage.layer.map(|layer| format!(" {layer}")).unwrap_or_default();
                 past.push(format!("{}{layer}: error {:.2e}", stage.part, stage.error));
             }
         }
-        if self.bounds.kl.is_some_and(|most| !(self.kl <= most)) {
+        if self.bounds.kl.is_some_and(|most| past_most(self.kl, most)) {
             past.push(format!("divergence {:.2e} nats", self.kl));
         }
-        if self.bounds.top1.is_some_and(|least| !(self.top1 >= least)) {
+        if self.bounds.top1.is_some_and(|least| self.top1 < least) {
             past.push(format!("{:.2}% of tokens likeliest alike", 100.0 * self.top1));
         }
         past
     }
+}
+
+/// What is no number is past everything.
+fn past_most(value: f64, most: f64) -> bool {
+    value.is_nan() || value > most
 }
 
 impl Known {

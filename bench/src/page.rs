@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use plotters::coord::ranged1d::{NoDefaultFormatting, ValueFormatter};
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::compare::{Compared, PHASES, Report};
 use crate::record::{Record, Roof, spec_text};
@@ -47,6 +48,7 @@ fn page(title: &str, body: &str) -> String {
          table{{border-collapse:collapse;display:block;overflow-x:auto;font-variant-numeric:tabular-nums}}\n\
          th,td{{text-align:left;padding:.2rem .9rem .2rem 0;white-space:nowrap;border-bottom:1px solid color-mix(in srgb,CanvasText 15%,Canvas)}}\n\
          .key{{display:inline-block;width:.8em;height:.8em;margin:0 .4em 0 1em;border-radius:50%}}\n\
+         .named{{white-space:nowrap}}\n\
          .past{{color:#cf4545;font-weight:600}}\n\
          </style></head>\n<body><h1>{0}</h1>\n{body}</body></html>\n",
         plain(title)
@@ -73,7 +75,7 @@ fn key<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
         let RGBColor(r, g, b) = colour(number);
         let _ = write!(
             text,
-            "<span class=\"key\" style=\"background:#{r:02x}{g:02x}{b:02x}\"></span>{}",
+            "<span class=\"named\"><span class=\"key\" style=\"background:#{r:02x}{g:02x}{b:02x}\"></span>{}</span> ",
             plain(name)
         );
     }
@@ -187,7 +189,9 @@ fn roofline(area: &Area<'_>, record: &Record, ops: &[&str]) -> Drawn {
         let line = [(left.max(low / reads), left.max(low / reads) * reads), (knee, *rate), (right, *rate)];
         chart.draw_series(LineSeries::new(line, INK))?;
         let place = (knee.max(left) * 1.1, rate * 1.04);
-        chart.draw_series([Text::new(roof.label(), place, ("sans-serif", 13))])?;
+        let above = Pos::new(HPos::Left, VPos::Bottom);
+        let style = TextStyle::from(("sans-serif", 13)).pos(above);
+        chart.draw_series([Text::new(roof.label(), place, style)])?;
     }
     for (op, intensity, rate) in all {
         let number = ops.iter().position(|known| *known == op).unwrap_or(0);

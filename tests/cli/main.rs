@@ -6,6 +6,7 @@ mod batch;
 mod binary;
 mod broken;
 mod calibrate;
+mod compare;
 mod cuda;
 mod forms;
 mod imagine;

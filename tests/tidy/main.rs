@@ -1,6 +1,7 @@
 //! The rules of the repository that no compiler checks.
 
 mod families;
+mod figures;
 mod rules;
 mod source;
 mod tree;

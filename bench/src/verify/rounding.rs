@@ -17,12 +17,15 @@ use ocelli_kernels::cpu::pool::Pool;
 use super::largest;
 use crate::compare::{Values, observed};
 
+/// Loads the model on a device.
+pub(super) type Opener<'a> = dyn Fn(&dyn Device) -> Result<(Ctx, Pipeline)> + 'a;
+
 /// Passes of a device with pixels that are off.
 const RUNS: u64 = 4;
 
 /// The largest difference from `seen` that a stage of any of the passes has. `open` loads the model on a device.
 pub(super) fn measure(
-    open: &dyn Fn(&dyn Device) -> Result<(Ctx, Pipeline)>,
+    open: &Opener<'_>,
     (cx, pipeline): (&mut Ctx, &Pipeline),
     prepared: &[PreparedImage],
     prompt: &Prompt,

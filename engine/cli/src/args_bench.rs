@@ -79,6 +79,16 @@ pub struct BenchKernelsArgs {
     /// Only shapes whose op, description or spec contains this text.
     #[arg(long, value_name = "TEXT")]
     pub only: Option<String>,
+    /// Only this op, such as matmul or attention; may be given several times.
+    #[arg(long = "op", value_name = "OP")]
+    pub ops: Vec<String>,
+    /// The ops that a request to this model runs (a picture of 512x512, 32 tokens of text), with random weights in its formats: a directory,
+    /// or OWNER/NAME[@REVISION] of the Hugging Face hub.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["decoders", "published", "shapes"])]
+    pub model: Option<String>,
+    /// The shapes of a file: TOML as those of bench/shapes.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["decoders", "published"])]
+    pub shapes: Option<PathBuf>,
     /// The products of decode steps of eight published models instead, in every storage format: takes a quarter of an hour.
     #[arg(long)]
     pub decoders: bool,

@@ -34,13 +34,13 @@ pub struct CompareArgs {
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
     pub runs: usize,
     /// Largest relative error of a stage that is allowed; without it 1e-4 in f32 and 0.05 in 16 bits with weights as stored, any with others.
-    #[arg(long, value_name = "X", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", value_parser = positive)]
     pub max_error: Option<f64>,
     /// Largest mean divergence of an answer's probabilities, in nats; without it 1e-6 in f32 and 0.01 in 16 bits, likewise.
-    #[arg(long, value_name = "X", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X", value_parser = positive)]
     pub max_kl: Option<f64>,
     /// Least share of tokens that both find likeliest; without it 1 in f32 and 0.98 in 16 bits, likewise.
-    #[arg(long, value_name = "SHARE", value_parser = positive)]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", value_parser = positive)]
     pub min_top1: Option<f64>,
     /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]

@@ -1,14 +1,17 @@
 //! `ocelli bench`: figures of this machine.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
 use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
-use ocelli_bench::shapes::Set;
-use ocelli_engine::OpTime;
+use ocelli_bench::shapes::{Set, Shape, Shapes};
+use ocelli_engine::devices::usual_dtype;
 use ocelli_engine::image::{DecodeOptions, Rgb8Image, decode_bytes, decode_file};
+use ocelli_engine::{OpTime, Precision};
 use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::{Backend, DeviceOptions};
 use serde::Serialize;
@@ -20,6 +23,7 @@ use crate::compare::write_page;
 use crate::fail::{FAILED, Failure, Outcome, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
+use crate::tune::model_shapes;
 
 /// Runs the command.
 pub fn bench(args: &BenchArgs) -> Outcome {
@@ -51,8 +55,26 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
         (_, true) => Set::Published,
         _ => Set::Usual,
     };
-    let shapes = kernels::shapes(backend, args.only.as_deref(), set).map_err(failure)?;
     let mut cx = Cx::open(backend, &options).map_err(failure)?;
+    let only = args.only.as_deref();
+    let mut shapes = match (&args.model, &args.shapes) {
+        (Some(model), _) => {
+            let caps = cx.target().caps().clone();
+            let precision = Precision { dtype: usual_dtype(&caps), ..Precision::default() };
+            model_shapes(model, &[PROMPT], &caps, precision, only)?
+        }
+        (None, Some(path)) => of_file(path, backend, only)?,
+        (None, None) => kernels::shapes(backend, only, set).map_err(failure)?,
+    };
+    let mut seen = HashSet::new();
+    shapes.retain(|shape| {
+        let wanted = args.ops.is_empty() || args.ops.contains(&shape.op);
+        wanted && seen.insert((shape.op.clone(), shape.spec.clone()))
+    });
+    if shapes.is_empty() {
+        let asked = args.ops.iter().map(String::as_str).chain(only).collect::<Vec<_>>().join(" ");
+        return Err(failure(BenchError::Nothing(asked)));
+    }
     if !args.no_tune {
         let picks = ocelli_engine::devices::tuned(cx.target().caps(), options.picks);
         cx.target().prefer(picks);
@@ -87,9 +109,27 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     Ok(if args.assert && !missed.is_empty() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
 
+/// Tokens of text in the request that a model's ops are those of.
+const PROMPT: usize = 32;
+
+/// The shapes of a file that a backend runs.
+fn of_file(path: &Path, backend: Backend, only: Option<&str>) -> Result<Vec<Shape>, Failure> {
+    open::is_file_name(path)?;
+    let bad = |reason: String| Failure::new(format!("{}: {reason}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|error| bad(error.to_string()))?;
+    let list = Shapes::parse(&text).map_err(bad)?;
+    if let Some(of) = list.backend.filter(|of| *of != backend) {
+        return Err(bad(format!("backend: expected {backend}, found {of}")));
+    }
+    let has = |shape: &Shape| {
+        only.is_none_or(|part| [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(part)))
+    };
+    Ok(list.shapes.into_iter().filter(has).collect())
+}
+
 /// Compares two records: exit code 1 if anything is slower.
 fn diff(args: &BenchDiffArgs) -> Outcome {
-    let read = |path: &std::path::Path| {
+    let read = |path: &Path| {
         open::is_file_name(path)?;
         std::fs::read_to_string(path).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
     };

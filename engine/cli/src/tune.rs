@@ -10,7 +10,7 @@ use ocelli_bench::shapes::{Set, Shape};
 use ocelli_bench::tune;
 use ocelli_engine::choices::{Choice, Loaded, Table, cache_dir};
 use ocelli_engine::weights::Checkpoint;
-use ocelli_engine::{Ctx, Error};
+use ocelli_engine::{Ctx, Error, Precision};
 use ocelli_kernels::{Caps, DeviceOptions};
 use ocelli_models::Leftovers;
 use serde_json::{Value, json};
@@ -40,7 +40,9 @@ pub fn tune(args: &TuneArgs) -> Result<(), Failure> {
     let mut cx = Cx::open(backend, &options).map_err(failure)?;
     let caps = cx.target().caps().clone();
     let mut shapes = match &args.model {
-        Some(model) => model_shapes(model, args, &caps)?,
+        Some(model) => {
+            model_shapes(model, &PROMPTS, &caps, args.device.precision(&caps), args.only.as_deref())?
+        }
         None => vec![],
     };
     shapes.extend(embedded);
@@ -104,12 +106,17 @@ fn text(choices: &[Choice], caps: &Caps, path: &str) -> String {
 }
 
 /// The ops that requests to a model run, found without its weights.
-fn model_shapes(model: &str, args: &TuneArgs, caps: &Caps) -> Result<Vec<Shape>, Failure> {
+pub fn model_shapes(
+    model: &str,
+    prompts: &[usize],
+    caps: &Caps,
+    precision: Precision,
+    only: Option<&str>,
+) -> Result<Vec<Shape>, Failure> {
     let files = open::files(Some(model))?;
     let checkpoint = Checkpoint::open(&files).map_err(Error::from)?.planned();
-    let precision = args.device.precision(caps);
     let mut shapes = vec![];
-    for prompt_tokens in PROMPTS {
+    for &prompt_tokens in prompts {
         let (mut cx, log) = Ctx::dry(caps.clone(), precision);
         let loaded = ocelli_models::load_from(&files, &checkpoint, &mut cx, Leftovers::Ignore)?;
         let wanted = Wanted { images: vec![(512, 512)], prompt_tokens, max_tokens: 64 };
@@ -122,7 +129,7 @@ fn model_shapes(model: &str, args: &TuneArgs, caps: &Caps) -> Result<Vec<Shape>,
         let steps = plan.phases.into_iter().flat_map(|phase| phase.steps);
         shapes.extend(steps.map(|step| Shape { what: step.module, op: step.op.to_owned(), spec: step.spec }));
     }
-    if let Some(only) = &args.only {
+    if let Some(only) = only {
         shapes.retain(|shape| [&shape.op, &shape.what, &shape.spec].iter().any(|text| text.contains(only)));
     }
     Ok(shapes)

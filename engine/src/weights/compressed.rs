@@ -45,6 +45,9 @@ pub struct Quantization {
     pub bits: Option<u64>,
     /// `group_size` (or `q_group_size`): weights that share a scale, where one number holds for all modules.
     pub group: Option<usize>,
+    /// Whether zero points are stated to be in the middle: `sym` of GPTQ, or that AWQ has no `zero_point`. Of files that are read their own
+    /// zero points tell.
+    pub centred: bool,
     /// `version` of AWQ: `gemm` or another layout; empty if absent.
     pub version: String,
     /// `checkpoint_format` of GPTQ: `gptq`, `gptq_v2`, ...; empty if absent.
@@ -155,6 +158,8 @@ impl Quantization {
             group: ["group_size", "q_group_size"]
                 .iter()
                 .find_map(|key| usize::try_from(block.get(*key)?.as_u64()?).ok()),
+            centred: block.get("sym").and_then(Value::as_bool).unwrap_or(false)
+                || block.get("zero_point").and_then(Value::as_bool) == Some(false),
             version: text(block.get("version")),
             checkpoint_format: text(block.get("checkpoint_format")),
             packing: text(block.get("packing_format").or_else(|| block.get("backend"))),

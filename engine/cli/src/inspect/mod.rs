@@ -54,6 +54,9 @@ struct Report {
     made_bytes: u64,
     /// Tensors that are copied because the file does not align them.
     copied: Copies,
+    /// What `--reorder` would change; absent where nothing lies so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reorder: Option<modules::Reorder>,
     /// The reference's class of image processor, and what it does.
     processor: Option<String>,
     plan: Option<Plan>,
@@ -209,6 +212,7 @@ impl Report {
             unused: Vec::new(),
             made_bytes: 0,
             copied: Copies::default(),
+            reorder: None,
             processor: None,
             plan: None,
             shared_prompts: None,
@@ -236,6 +240,7 @@ impl Report {
         self.shared_prompts =
             matches!(loaded.model.gives(), Gives::Answers).then(|| loaded.model.info().kv.shares());
         self.modules = modules::of(checkpoint.notes(), caps, precision.dtype);
+        self.reorder = modules::Reorder::of(&self.modules, caps, precision.dtype);
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();
         self.copied = checkpoint.copied().into();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use ocelli_engine::weights::Note;
-use ocelli_kernels::ops::{Matmul, MatmulSpec};
+use ocelli_kernels::ops::{Math, Matmul, MatmulSpec};
 use ocelli_kernels::{BackendOp, Caps, DType, Format, Grouped};
 use serde::Serialize;
 
@@ -30,6 +30,73 @@ pub struct Module {
     kernels: [String; 2],
 }
 
+/// What `--reorder` would change of the matrices that lie along their output features in the file.
+#[derive(Debug, Serialize)]
+pub struct Reorder {
+    /// How many there are.
+    matrices: usize,
+    /// Memory that they would take beside the file.
+    bytes: u64,
+    /// The kernels that multiply them as they lie, with one row of x and with many.
+    kernels: [String; 2],
+    /// Those that would.
+    reordered: [String; 2],
+    /// Those with --fast-int8.
+    fast: [String; 2],
+}
+
+impl Reorder {
+    /// Of a model's matrices; `None` if none lies so.
+    pub fn of(modules: &[Module], caps: &Caps, dtype: DType) -> Option<Self> {
+        let parsed = |module: &Module| module.format.parse::<Format>().ok();
+        let along_n = |module: &&Module| matches!(parsed(module), Some(Format::KMajor(..)));
+        let all: Vec<&Module> = modules.iter().filter(along_n).collect();
+        let largest = all.iter().max_by_key(|module| module.bytes)?;
+        let format = parsed(largest)?.reordered();
+        let stored = |module: &&Module| {
+            let [n, k] = module.shape;
+            parsed(module).map_or(0, |format| format.reordered().bytes(n, k))
+        };
+        Some(Self {
+            matrices: all.len(),
+            bytes: all.iter().map(stored).sum(),
+            kernels: largest.kernels.clone(),
+            reordered: kernels(largest.shape, format, caps, dtype, Math::Exact),
+            fast: kernels(largest.shape, format, caps, dtype, Math::Int8),
+        })
+    }
+
+    /// In words.
+    pub fn text(&self) -> String {
+        let both = |[one, many]: &[String; 2]| {
+            if one == many { one.clone() } else { format!("{one} and, many rows, {many}") }
+        };
+        format!(
+            "{} matrices lie along their outputs in the file and are multiplied so, by {}; --reorder would store them anew, {} beside the file, for {}, with --fast-int8 {} (`ocelli bench kernels --published` measures both)",
+            self.matrices,
+            both(&self.kernels),
+            bytes(self.bytes),
+            both(&self.reordered),
+            both(&self.fast)
+        )
+    }
+}
+
+/// The kernels for one row of x and for many, or why there is none.
+fn kernels([n, k]: [usize; 2], w: Format, caps: &Caps, dtype: DType, math: Math) -> [String; 2] {
+    [1, MANY].map(|m| {
+        let (n, k) = (n as u32, k as u32);
+        let spec = MatmulSpec { m, n, k, w, x: dtype, out: dtype, math, ..MatmulSpec::default() };
+        match <Matmul as BackendOp>::explain(&spec, caps) {
+            Ok(rows) => {
+                let picked = rows.iter().find(|row| row.picked).map(|row| row.variant);
+                picked.unwrap_or("none of the kernels takes it").to_owned()
+            }
+            Err(why) => why.to_owned(),
+        }
+    })
+}
+
 /// Those of what a model took.
 pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
     let module = |note: Note| {
@@ -40,17 +107,7 @@ pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
             Format::Dense(dtype) => 8 * dtype.size(),
             Format::Grouped(Grouped { code, .. }) | Format::KMajor(Grouped { code, .. }, _) => code.bits(),
         };
-        let kernels = [1, MANY].map(|m| {
-            let (n, k) = (n as u32, k as u32);
-            let spec = MatmulSpec { m, n, k, w: parsed, x: dtype, out: dtype, ..MatmulSpec::default() };
-            match <Matmul as BackendOp>::explain(&spec, caps) {
-                Ok(rows) => {
-                    let picked = rows.iter().find(|row| row.picked).map(|row| row.variant);
-                    picked.unwrap_or("none of the kernels takes it").to_owned()
-                }
-                Err(why) => why.to_owned(),
-            }
-        });
+        let kernels = kernels([n, k], parsed, caps, dtype, Math::Exact);
         let group = parsed.codes().map(|_| parsed.group_len(k));
         Some(Module {
             name: note.module,

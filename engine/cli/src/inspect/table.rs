@@ -88,6 +88,9 @@ impl Report {
                 "codes in an order or width that no kernel takes are stored anew beside the file, {made}"
             );
         }
+        if let Some(reorder) = &self.reorder {
+            let _ = writeln!(text, "{}", reorder.text());
+        }
         if self.copied.tensors > 0 {
             let _ = writeln!(
                 text,

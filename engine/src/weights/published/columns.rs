@@ -114,7 +114,7 @@ pub(super) fn awq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> R
     let groups = Groups::of(here, n, k)?;
     let zeros = here.bytes("qzeros", &[Dtype::I32], &[groups.count, words])?;
     if groups.lie_well(here, n, k) {
-        let symmetric = !here.checkpoint().is_planned() && zeros.iter().all(|byte| *byte == 0x88);
+        let symmetric = centred(here, || zeros.iter().all(|byte| *byte == 0x88));
         let zero = if symmetric { Zero::None } else { Zero::Codes };
         let mut planes =
             vec![here.tensor("qweight", &[k, words])?, here.tensor("scales", &[groups.count, n])?];
@@ -200,6 +200,15 @@ pub(super) fn gptq(here: &Scope<'_>, n: usize, k: usize, bias: Option<View>) -> 
     })
 }
 
+/// Whether all zero points are in the middle of the codes: as `read` finds them, or, of a file that is planned alone, as its configuration
+/// states.
+fn centred(here: &Scope<'_>, read: impl FnOnce() -> bool) -> bool {
+    match here.checkpoint().is_planned() {
+        true => here.checkpoint().quantization().is_some_and(|stated| stated.centred),
+        false => read(),
+    }
+}
+
 /// GPTQ's planes as they lie. Of zero points `zeros` has the codes, in lines of so many words; files of the first version, which hold one
 /// less, have them made as floats.
 fn gptq_in_place(
@@ -213,8 +222,8 @@ fn gptq_in_place(
 ) -> Result<Weights, WeightError> {
     let zero = |group: usize, row: usize| code(&zeros[4 * group * words..][..4 * words], bits, row);
     let centre = 1 << (bits - 1);
-    let planned = here.checkpoint().is_planned();
-    let symmetric = !planned && (0..groups.count).all(|group| (0..n).all(|row| zero(group, row) == centre));
+    let symmetric =
+        centred(here, || (0..groups.count).all(|group| (0..n).all(|row| zero(group, row) == centre)));
     let mut planes =
         vec![here.tensor("qweight", &[k * bits / 32, n])?, here.tensor("scales", &[groups.count, n])?];
     let kind = match (symmetric, second) {
