@@ -5,16 +5,23 @@ The most valuable results come first; after every step record.json and summary.t
 run between two runs of the kernels, in a process of their own, on random data, cold: operands rotate through more than the caches
 hold, and the launches are one graph, as the kernels' are.
 """
+import concurrent.futures
+import glob
 import json
 import os
 import re
+import signal
+import site
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 BEGIN = time.time()
-BUDGET = 8 * 60
+# Share of each time limit: less where programs stand in for the real ones.
+SCALE = float(os.environ.get("OCELLI_GPU_TIME_SCALE", "1"))
+BUDGET = 8 * 60 * SCALE
 BIN, OUT = sys.argv[1], sys.argv[2]
 ROOT = os.environ["OCELLI_ROOT"]
 
@@ -32,6 +39,7 @@ BARS = [
 
 record = {"schema": "ocelli.gpu.v1", "machine": {}, "conformance": {"passed": 0, "failed": 0, "skipped": 0}, "rows": [], "steps": []}
 lines = []
+LOCK = threading.RLock()
 
 
 def write():
@@ -55,8 +63,8 @@ def left():
 
 def run(name, command, seconds, env=None):
     """Runs a step within its time and what is left of all; gives (exit code, output). The log is kept."""
-    start, limit = time.time(), min(seconds, left())
-    if limit < 5:
+    start, limit = time.time(), min(seconds * SCALE, left())
+    if limit < 5 * SCALE:
         record["steps"].append({"name": name, "code": None, "seconds": 0})
         say(f"{name}: left out, the time is over")
         return None, ""
@@ -81,33 +89,128 @@ def machine():
     say(f"{values[0]}, driver {values[1] if len(values) > 1 else '?'}")
 
 
-def tests(name, program, choose, seconds, env=None):
-    """Runs tests; adds what passed, failed and was skipped."""
-    code, output = run(name, [os.path.join(BIN, program), *choose, "--nocapture", "--test-threads", "1"], seconds, env)
-    if code is None:
-        return False
-    found = re.search(r"test result: .* (\d+) passed; (\d+) failed", output)
-    passed, failed = (int(found[1]), int(found[2])) if found else (0, 1)
-    skipped = len(re.findall(r"^\s*skipped: ", output, re.M))
-    cases = sum(int(count) for count in re.findall(r": (\d+) cases$", output, re.M))
+def nvrtc():
+    """Where torch's own copy of NVRTC lies, for machines that have no other."""
+    places = {*sys.path, *site.getsitepackages(), site.getusersitepackages()}
+    found = [path for place in places if place for path in glob.glob(os.path.join(place, "nvidia", "*", "lib", "libnvrtc.so.*"))]
+    found = [path for path in found if "builtins" not in path]
+    return max(found, default=None, key=lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(path))])
+
+
+def listed(program, choose):
+    """The tests of a program."""
+    code, output = run(f"list {program}", [os.path.join(BIN, program), "--list", choose], 30)
+    names = re.findall(r"^(\S+): test$", output, re.M)
+    if not names:
+        say(f"{program}: no tests named {choose}: exit {code}: {output.strip()[-200:]}")
+    return names
+
+
+def test(program, name, seconds):
+    """Runs one test in a process of its own, which is ended with all that it started when its time is over.
+
+    Its cases are kept as they come: one that hangs or ends the device takes none of those before it along.
+    """
+    limit = min(seconds * SCALE, left())
+    if limit < 5 * SCALE:
+        return {"name": name, "code": None, "ok": 0, "failed": [], "skipped": [], "seconds": 0}
+    start, lines_of = time.time(), []
+    env = {**os.environ, "OCELLI_REQUIRE": "cuda", "OCELLI_EACH_CASE": "1"}
+    command = [os.path.join(BIN, program), "--exact", name, "--nocapture", "--test-threads", "1"]
+    try:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env, cwd=ROOT, start_new_session=True)
+    except OSError as error:
+        return {"name": name, "code": 127, "ok": 0, "failed": [str(error)], "skipped": [], "seconds": 0}
+
+    def end():
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+    late = threading.Timer(limit, end)
+    late.start()
+    for line in child.stdout:
+        # The test program begins the line in which its first case is told.
+        if line.startswith("test ") and " ... case: " in line:
+            line = line.split(" ... ", 1)[1]
+        lines_of.append(line)
+        if line.startswith("case: "):
+            with LOCK, open(os.path.join(OUT, "cases.log"), "a") as file:
+                file.write(line)
+    code = child.wait()
+    over = not late.is_alive() and code == -signal.SIGKILL
+    late.cancel()
+    cases = [line[len("case: "):].strip() for line in lines_of if line.startswith("case: ")]
+    failed = [case for case in cases if ": FAILED: " in case]
+    if over:
+        failed.append(f"{name}: ended after {limit:.0f} s, behind `{cases[-1][:200] if cases else 'no case'}`")
+    elif code != 0 and not failed:
+        failed.append(f"{name}: exit {code}: {''.join(lines_of).strip()[-300:]}")
+    skipped = [line.strip() for line in lines_of if line.strip().startswith("skipped: ")]
+    with LOCK, open(os.path.join(OUT, "steps.log"), "a") as file:
+        file.write(f"== {name}: exit {code}\n{''.join(line for line in lines_of if not line.startswith('case: '))[-100_000:]}\n")
+    return {"name": name, "code": 124 if over else code, "ok": len(cases) - len([case for case in cases if ": FAILED: " in case]),
+            "failed": failed, "skipped": skipped, "seconds": round(time.time() - start, 1)}
+
+
+def note(result):
+    """Adds what a test found."""
     counts = record["conformance"]
-    counts["passed"] += passed - min(skipped, passed)
-    counts["failed"] += failed
-    counts["skipped"] += skipped
-    say(f"{name}: {passed} passed, {failed} failed, {skipped} skipped, {cases} cases")
-    for line in [line for line in output.split("\n") if re.match(r"^\S+ `.*` \(seed", line)][:10]:
-        say("  " + line[:400])
-    return failed == 0 and code == 0
+    with LOCK:
+        record["steps"].append({key: result[key] for key in ("name", "code", "seconds")})
+        counts["passed"] += result["ok"] + (1 if result["code"] == 0 and not result["ok"] and not result["skipped"] else 0)
+        counts["failed"] += len(result["failed"])
+        counts["skipped"] += len(result["skipped"]) + (1 if result["code"] is None else 0)
+        word = "left out, the time is over" if result["code"] is None else f"{result['ok']} cases, {len(result['failed'])} failed"
+        say(f"{result['name']}: {word}, {result['seconds']} s")
+        for failure in result["failed"][:5]:
+            say("  " + failure[:400])
+    return not result["failed"]
+
+
+# Small kernels first: what fails there would fail the others in ways that are harder to read.
+LARGE = ("attention", "expert_matmul", "matmul")
+WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
+
+
+def conformance(program, choose, seconds):
+    """Each test in a process of its own: the first alone, then several at once, since most of their time is compilation."""
+    names = listed(program, choose)
+    of = lambda name: name.split("::")[1] if "::" in name else name
+    names.sort(key=lambda name: (LARGE.index(of(name)) + 1 if of(name) in LARGE else 0, name))
+    if not names:
+        return False
+    green = note(test(program, names[0], min(60, seconds)))
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        for done in concurrent.futures.as_completed([pool.submit(test, program, name, seconds) for name in names[1:]]):
+            green &= note(done.result())
+    return green
 
 
 def bench(backend, arguments, seconds):
-    code, output = run(f"bench {backend}", [os.path.join(BIN, "ocelli"), "bench", "kernels", "--backend", backend, "--json", *arguments], seconds)
+    """Rows of kernels. They are kept as they come: what ends the run takes none of them along."""
+    lines_at = os.path.join(OUT, "rows.jsonl")
+    before = os.path.getsize(lines_at) if os.path.exists(lines_at) else 0
+    command = [os.path.join(BIN, "ocelli"), "bench", "kernels", "--backend", backend, "--json", "--keep-going", "--rows", lines_at, "--limit", str(max(5, int(seconds) - 25))]
+    code, output = run(f"bench {backend}", command + arguments, seconds)
+    if code is None:
+        return None
     try:
         return json.loads(output[output.index("{"):output.rindex("}") + 1])
     except ValueError:
-        if code is not None:
-            say(f"bench {backend}: exit {code}: {output.strip()[-400:]}")
-        return None
+        pass
+    say(f"bench {backend}: exit {code}, no record at its end: {output.strip()[-400:]}")
+    rows = []
+    if os.path.exists(lines_at):
+        with open(lines_at) as file:
+            file.seek(before)
+            for line in file:
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:  # The last line of a process that was ended.
+                    pass
+    return {"machine": {}, "roofs": {}, "rows": rows} if rows else None
 
 
 YARDSTICK = r'''
@@ -177,7 +280,7 @@ def wants_yardstick(row):
 def yardsticks(rows):
     start = time.time()
     try:
-        done = subprocess.run([sys.executable, "-c", YARDSTICK], input=json.dumps(rows), capture_output=True, text=True, timeout=max(5, min(90, left())))
+        done = subprocess.run([sys.executable, "-c", YARDSTICK], input=json.dumps(rows), capture_output=True, text=True, timeout=max(5 * SCALE, min(90 * SCALE, left())))
         text = done.stdout
         record["steps"].append({"name": "yardsticks", "code": done.returncode, "seconds": round(time.time() - start, 1)})
         if "RESULT" in text:
@@ -240,14 +343,16 @@ def model():
 def main():
     os.makedirs(OUT, exist_ok=True)
     machine()
-    green = tests("conformance on the GPU", "cuda", ["gpu::"], 120, {"OCELLI_REQUIRE": "cuda"})
-    green &= tests("golden models on the GPU", "golden", ["on_a_gpu"], 60, {"OCELLI_REQUIRE": "cuda"})
+    if "OCELLI_NVRTC" not in os.environ and nvrtc():
+        os.environ["OCELLI_NVRTC"] = nvrtc()
+    green = conformance("cuda", "gpu::", 110)
+    green &= conformance("golden", "on_a_gpu", 90)
     kernels()
     sanitizer = subprocess.run(["which", "compute-sanitizer"], capture_output=True).returncode == 0
     if sanitizer:
         program = os.path.join(BIN, "cuda")
         for op in ("norm", "matmul", "attention"):
-            code, output = run(f"compute-sanitizer {op}", ["compute-sanitizer", "--error-exitcode", "9", program, f"gpu::{op}"], 30, {"OCELLI_CASE": "random"})
+            code, output = run(f"compute-sanitizer {op}", ["compute-sanitizer", "--error-exitcode", "9", program, f"gpu::{op}::"], 30, {"OCELLI_CASE": "random"})
             say(f"compute-sanitizer {op}: exit {code}")
             green &= code in (0, 124, None)
     model()

@@ -3,7 +3,8 @@
 #
 #   tests/gpu.sh pack            builds test and benchmark programs into target/gpu/pack.tar.xz (14 MiB at most)
 #   tests/gpu.sh run OUT_DIR     on the machine with the GPU, in a checkout with that file: runs everything, about 8 minutes, and
-#                                writes OUT_DIR/record.json and OUT_DIR/summary.txt, complete at any moment, and a log of each step
+#                                writes OUT_DIR/record.json and OUT_DIR/summary.txt, complete at any moment, and a log of each step;
+#                                cases.log and rows.jsonl have each case and each row as it comes
 #
 # The second needs Python; with torch there are yardsticks (cuBLAS, the backends of scaled_dot_product_attention). OCELLI_PACK names
 # another place of the file. Green (exit code 0) means that every result is right; bars are printed as met or missed.
@@ -50,7 +51,9 @@ case ${1:-} in
         command -v nvidia-smi >/dev/null || { echo "error: there is no NVIDIA driver here (nvidia-smi)" >&2; exit 1; }
         work=$(mktemp -d)
         trap 'rm -rf "$work"' EXIT
-        tar --extract --xz --file "$pack" --directory "$work"
+        # Python knows this compression where the program xz is missing.
+        tar --extract --xz --file "$pack" --directory "$work" 2>/dev/null ||
+            python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1], "r:xz").extractall(sys.argv[2])' "$pack" "$work"
         OCELLI_ROOT=$PWD OCELLI_CACHE=$work/cache python3 tests/gpu.py "$work/bin" "$2"
         ;;
     *)

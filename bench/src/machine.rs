@@ -93,6 +93,133 @@ impl Machine {
     }
 }
 
+/// What else happened on the machine while something was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Disturbed {
+    /// Share of the time of all processors that other processes took, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign_percent: Option<f64>,
+    /// Share that the host of a virtual machine gave to others while this one had work, in percent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stolen_percent: Option<f64>,
+    /// How often cores were slowed down for heat, where the system counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<u64>,
+}
+
+/// Shares above which a machine is called busy, in percent.
+const BUSY: f64 = 5.0;
+
+impl Disturbed {
+    /// What is to be said, if anything.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        if let Some(share) = self.foreign_percent.filter(|share| *share > BUSY) {
+            words.push(format!("the machine was busy: other processes took {share:.0}% of its processors"));
+        }
+        if let Some(share) = self.stolen_percent.filter(|share| *share > BUSY) {
+            words
+                .push(format!("the machine was busy: its host kept {share:.0}% of the processors to itself"));
+        }
+        if let Some(count) = self.throttled.filter(|count| *count > 0) {
+            words.push(format!("cores were slowed down for heat {count} times"));
+        }
+        words
+    }
+}
+
+/// Watches what else happens on the machine.
+pub struct Watch {
+    begin: Times,
+}
+
+/// Clock ticks so far of all processors and of this process, and how often cores were slowed down.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    all: Option<Ticks>,
+    own: Option<u64>,
+    throttled: Option<u64>,
+}
+
+/// Ticks of all processors.
+#[derive(Clone, Copy)]
+struct Ticks {
+    busy: u64,
+    stolen: u64,
+    total: u64,
+}
+
+impl Times {
+    fn now() -> Self {
+        let all = fs::read_to_string("/proc/stat").ok().and_then(|text| ticks(&text));
+        let own = fs::read_to_string("/proc/self/stat").ok().and_then(|text| own_ticks(&text));
+        let count = |cpu: usize| {
+            let path = format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle/core_throttle_count");
+            fs::read_to_string(path).ok()?.trim().parse::<u64>().ok()
+        };
+        let throttled = count(0).map(|_| (0..).map_while(count).sum());
+        Self { all, own, throttled }
+    }
+}
+
+/// The first line of `/proc/stat`: user, nice, system, idle, iowait, irq, softirq, steal.
+fn ticks(text: &str) -> Option<Ticks> {
+    let line = text.lines().next()?.strip_prefix("cpu ")?;
+    let of: Vec<u64> = line.split_whitespace().map_while(|field| field.parse().ok()).take(8).collect();
+    let &[user, nice, system, idle, iowait, irq, softirq, stolen] = &of[..] else { return None };
+    let busy = user + nice + system + irq + softirq;
+    Some(Ticks { busy, stolen, total: busy + stolen + idle + iowait })
+}
+
+/// `utime` and `stime` of `/proc/self/stat`; the name before them may have blanks and brackets.
+fn own_ticks(text: &str) -> Option<u64> {
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+impl Watch {
+    /// From now on.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self { begin: Times::now() }
+    }
+
+    /// What happened since.
+    #[must_use]
+    pub fn end(&self) -> Disturbed {
+        let (now, begin) = (Times::now(), self.begin);
+        let all = now.all.zip(begin.all).filter(|(now, begin)| now.total > begin.total);
+        let share = |part: u64, all: (Ticks, Ticks)| 100.0 * part as f64 / (all.0.total - all.1.total) as f64;
+        let own = now.own.zip(begin.own).map(|(now, begin)| now.saturating_sub(begin));
+        Disturbed {
+            foreign_percent: all
+                .zip(own)
+                .map(|(all, own)| share((all.0.busy - all.1.busy).saturating_sub(own), all)),
+            stolen_percent: all.map(|all| share(all.0.stolen.saturating_sub(all.1.stolen), all)),
+            throttled: now.throttled.zip(begin.throttled).map(|(now, begin)| now.saturating_sub(begin)),
+        }
+    }
+}
+
+/// Joules that the packages of the machine have taken since some moment, where the system tells it to this process. The counters wrap.
+#[must_use]
+pub fn energy_joules() -> Option<f64> {
+    let domains = fs::read_dir("/sys/class/powercap").ok()?;
+    let mut total = None;
+    for domain in domains.flatten() {
+        let name = domain.file_name().to_string_lossy().into_owned();
+        // Packages alone: what is inside them has a second colon.
+        if !name.starts_with("intel-rapl:") || name.matches(':').count() != 1 {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(domain.path().join("energy_uj")) else { continue };
+        let Ok(micro) = text.trim().parse::<f64>() else { continue };
+        total = Some(total.unwrap_or(0.0) + micro / 1e6);
+    }
+    total
+}
+
 /// Size of the memory in bytes.
 pub fn memory_bytes() -> Option<u64> {
     let text = match fs::read_to_string("/proc/meminfo") {
@@ -209,6 +336,19 @@ mod tests {
         assert_eq!((machine.isa.as_str(), machine.threads), ("scalar", 3));
         let text = serde_json::to_string(&machine).unwrap();
         assert_eq!(serde_json::from_str::<Machine>(&text).unwrap(), machine);
+    }
+
+    #[test]
+    fn other_work_is_told_from_ours() {
+        let found = ticks("cpu  100 5 20 900 10 1 2 30 0 0\ncpu0 1").expect("ticks");
+        assert_eq!((found.busy, found.stolen, found.total), (128, 30, 1068));
+        assert!(ticks("intr 1").is_none() && ticks("cpu  1 2").is_none());
+        let stat = "7 (a (b) c) R 1 7 7 0 -1 4194304 99 0 0 0 250 50 0 0 20 0 2 0 100";
+        assert_eq!(own_ticks(stat), Some(300));
+        let quiet = Disturbed { foreign_percent: Some(1.0), stolen_percent: Some(0.0), throttled: Some(0) };
+        assert!(quiet.words().is_empty());
+        let busy = Disturbed { foreign_percent: Some(40.0), stolen_percent: Some(20.0), throttled: Some(3) };
+        assert_eq!(busy.words().len(), 3);
     }
 
     #[test]

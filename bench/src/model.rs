@@ -1,6 +1,7 @@
 //! Benchmark of a whole model: time to encode a picture, tokens a second of prompt and of answer.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::sample::SamplingParams;
@@ -9,13 +10,15 @@ use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Error, OpTime, Phase, Pipeline, Prompt, Result, Timings};
 use serde::{Deserialize, Serialize};
 
+use crate::machine::{Disturbed, Watch, energy_joules};
+
 /// What the model is asked.
 #[derive(Clone, Debug)]
 pub enum Asked {
-    /// About a picture.
-    Picture {
-        /// The picture.
-        image: Rgb8Image,
+    /// About pictures.
+    Pictures {
+        /// The pictures of each request that is answered at once; those of two requests differ, or they are encoded once.
+        requests: Vec<Vec<Rgb8Image>>,
         /// The prompt.
         prompt: String,
         /// Tokens that the prompt is filled up to with made-up ones; 0 leaves it as it is.
@@ -67,24 +70,46 @@ impl Quantiles {
 pub struct ModelReport {
     /// Runs that count.
     pub runs: usize,
-    /// Tiles of the picture.
+    /// Requests of a run, answered together.
+    pub batch: usize,
+    /// Pictures of a request.
+    pub images: usize,
+    /// Tiles of the pictures of a run.
     pub tiles: usize,
-    /// Tokens of the prompt, those of the picture included.
+    /// Tokens of the prompts of a run, those of pictures included.
     pub prompt_tokens: usize,
-    /// Tokens made by decode steps.
+    /// Tokens made by the decode steps of a run.
     pub decode_tokens: usize,
-    /// Milliseconds to resize and tile the picture.
+    /// Milliseconds to resize and tile the pictures of a run.
     pub resize_ms: Quantiles,
     /// Milliseconds of tower and connector.
     pub encode_ms: Quantiles,
-    /// Milliseconds until the first token: resize, encode and prefill.
+    /// The tower's part of them.
+    pub tower_ms: Quantiles,
+    /// The connector's.
+    pub connector_ms: Quantiles,
+    /// Milliseconds until the first token of each request is there: resize, encode and prefill of all.
     pub first_token_ms: Quantiles,
+    /// Pictures a second, answers included; absent without any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pictures_per_s: Option<Quantiles>,
     /// Tokens of the prompt a second, the tower's time left out.
     pub prefill_tokens_per_s: Quantiles,
     /// Tokens of the answer a second, after the first.
     pub decode_tokens_per_s: Quantiles,
     /// Share of the decode steps in which the host prepared work for a device beside it; 0 where the host does the work.
     pub decode_encode_share: Quantiles,
+    /// Bytes of weights as stored.
+    pub weight_bytes: u64,
+    /// Most bytes of activations at once.
+    pub activation_bytes: u64,
+    /// Most bytes of activations that tower and connector take at once.
+    pub encode_activation_bytes: u64,
+    /// Joules of a run, of the machine's processors, where the system tells them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joules: Option<Quantiles>,
+    /// What else happened on the machine.
+    pub disturbed: Disturbed,
     /// Time of each op in a run of its own, the longest of each stage first; empty unless asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ops: Vec<OpTime>,
@@ -107,12 +132,26 @@ pub fn measure(
     let params =
         SamplingParams { max_tokens: options.max_tokens, ignore_eos: true, ..SamplingParams::default() };
     let mut all = Vec::with_capacity(options.runs);
+    let (mut joules, mut encode_activation_bytes) = (Vec::new(), 0);
+    if let Asked::Pictures { requests, .. } = &options.asked {
+        // The tower comes first: what is at its peak now is its own.
+        for images in requests.iter().take(1) {
+            let prepared = pipeline.prepare(images)?;
+            pipeline.encode(cx, &prepared)?;
+        }
+        encode_activation_bytes = cx.peak_activations() as u64;
+    }
+    let watch = Watch::begin();
     for run in 0..=options.runs {
         cx.timings = Timings::default();
-        let request = request(cx, pipeline, &options.asked, params.clone())?;
-        generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| ControlFlow::Continue(()))?;
+        let (begin, energy) = (Instant::now(), energy_joules());
+        let requests = requests(cx, pipeline, &options.asked, &params)?;
+        generate(cx, &pipeline.model, &pipeline.tokenizer, requests, |_, _| ControlFlow::Continue(()))?;
         if run > 0 {
-            all.push(cx.timings);
+            all.push((cx.timings, begin.elapsed().as_secs_f64()));
+            let spent = energy_joules().zip(energy).map(|(now, before)| now - before);
+            // A counter that wrapped says nothing.
+            joules.extend(spent.filter(|spent| *spent >= 0.0));
         }
         if progress(run).is_break() {
             return Err(Error::Cancelled);
@@ -121,11 +160,10 @@ pub fn measure(
     let (mut ops, mut outside_ops_ms) = (Vec::new(), Vec::new());
     if options.ops {
         cx.timings = Timings::default();
-        let request = request(cx, pipeline, &options.asked, params)?;
+        let requests = requests(cx, pipeline, &options.asked, &params)?;
         cx.trace(true);
-        let done = generate(cx, &pipeline.model, &pipeline.tokenizer, vec![request], |_, _| {
-            ControlFlow::Continue(())
-        });
+        let done =
+            generate(cx, &pipeline.model, &pipeline.tokenizer, requests, |_, _| ControlFlow::Continue(()));
         ops = cx.trace(false).unwrap_or_default().rows();
         done?;
         let t = cx.timings;
@@ -139,15 +177,33 @@ pub fn measure(
             outside_ops_ms.push((phase, ms - inside));
         }
     }
-    let last = all.last().copied().unwrap_or_default();
-    let over = |value: fn(&Timings) -> f64| Quantiles::of(all.iter().map(value).collect());
+    let disturbed = watch.end();
+    let last = all.last().map(|(timings, _)| *timings).unwrap_or_default();
+    let over = |value: fn(&Timings) -> f64| Quantiles::of(all.iter().map(|(t, _)| value(t)).collect());
+    let (batch, images) = match &options.asked {
+        Asked::Pictures { requests, .. } => (requests.len(), requests.first().map_or(0, Vec::len)),
+        Asked::Tokens(_) => (1, 0),
+    };
+    let pictures = (images * batch) as f64;
+    let pictures_per_s =
+        (images > 0).then(|| Quantiles::of(all.iter().map(|(_, seconds)| pictures / seconds).collect()));
     Ok(ModelReport {
         runs: options.runs,
+        batch,
+        images,
         tiles: last.tiles,
         prompt_tokens: last.prefill_tokens,
         decode_tokens: last.decode_tokens,
         resize_ms: over(|t| t.resize_ms),
         encode_ms: over(|t| t.tower_ms + t.connector_ms),
+        tower_ms: over(|t| t.tower_ms),
+        connector_ms: over(|t| t.connector_ms),
+        pictures_per_s,
+        weight_bytes: pipeline.model.parts().iter().map(|part| part.bytes).sum(),
+        activation_bytes: cx.peak_activations() as u64,
+        encode_activation_bytes,
+        joules: (joules.len() == options.runs).then(|| Quantiles::of(joules)),
+        disturbed,
         first_token_ms: over(|t| t.resize_ms + t.tower_ms + t.connector_ms + t.prefill_ms),
         prefill_tokens_per_s: over(Timings::prefill_rate),
         decode_tokens_per_s: over(Timings::decode_rate),
@@ -157,27 +213,35 @@ pub fn measure(
     })
 }
 
-fn request(cx: &mut Ctx, pipeline: &Pipeline, asked: &Asked, params: SamplingParams) -> Result<Request> {
+fn requests(
+    cx: &mut Ctx,
+    pipeline: &Pipeline,
+    asked: &Asked,
+    params: &SamplingParams,
+) -> Result<Vec<Request>> {
     let info = pipeline.model.info();
     let (vocab, limit) = (info.vocab as u64, info.max_positions.saturating_sub(1));
-    let (Asked::Picture { depth: found, .. } | Asked::Tokens(found)) = *asked;
+    let (Asked::Pictures { depth: found, .. } | Asked::Tokens(found)) = *asked;
     if found > limit {
         return Err(Error::PromptTooLong { limit, found });
     }
     // The same ones each time, all over the vocabulary.
     let made_up = |token: usize| (token as u64 * 7919 % vocab) as u32;
     match asked {
-        Asked::Picture { image, prompt, depth } => {
-            let messages = [Message::user(1, prompt.clone())];
-            let ask = || pipeline.request(&messages, std::slice::from_ref(image), params);
-            let mut request = cx.timings.measure(Phase::Resize, ask)?;
-            let len = request.prompt.len();
-            request.prompt.append((len..*depth).map(made_up));
-            Ok(request)
+        Asked::Pictures { requests, prompt, depth } => {
+            let each = requests.iter().map(|images| {
+                let messages = [Message::user(images.len(), prompt.clone())];
+                let ask = || pipeline.request(&messages, images, params.clone());
+                let mut request = cx.timings.measure(Phase::Resize, ask)?;
+                let len = request.prompt.len();
+                request.prompt.append((len..*depth).map(made_up));
+                Ok(request)
+            });
+            each.collect()
         }
         Asked::Tokens(count) => {
             let prompt = Prompt::text((0..*count).map(made_up).collect());
-            Ok(Request { prompt, media: Vec::new(), params })
+            Ok(vec![Request { prompt, media: Vec::new(), params: params.clone() }])
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::machine::Machine;
+use crate::machine::{Disturbed, Machine};
 use crate::roof::Roofs;
 
 /// The version of [`Record`]'s form.
@@ -20,6 +20,9 @@ pub struct Record {
     pub machine: Machine,
     /// What the machine can do at most, measured in the same run.
     pub roofs: Roofs,
+    /// What disturbed the run, as far as the system tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disturbed: Option<Disturbed>,
     /// One row for each kernel and shape.
     pub rows: Vec<Row>,
 }
@@ -127,7 +130,7 @@ const PICK: f64 = 1.1;
 impl Record {
     /// A record without rows.
     pub fn new(machine: Machine, roofs: Roofs) -> Record {
-        Record { schema: SCHEMA.to_owned(), machine, roofs, rows: vec![] }
+        Record { schema: SCHEMA.to_owned(), machine, roofs, disturbed: None, rows: vec![] }
     }
 
     /// Reads a record, refusing other schemas and figures that no run can give.
@@ -156,7 +159,11 @@ impl Record {
             Some(adapter) => writeln!(text, "{}, {}, {}", adapter.name, adapter.api, adapter.driver),
             None => writeln!(text, "{}, {} {}, {} threads", m.cpu, m.isa, m.features.join(" "), m.threads),
         };
-        let _ = writeln!(text, "{}\n", self.roofs_text());
+        let _ = writeln!(text, "{}", self.roofs_text());
+        for why in self.disturbed.iter().flat_map(Disturbed::words) {
+            let _ = writeln!(text, "{why}");
+        }
+        text.push('\n');
         let rows: Vec<[String; 9]> = self.rows.iter().map(Row::cells).collect();
         let head =
             ["op", "spec", "variant", "median us", "p20", "p80", "G/s", "roof", "of roof"].map(str::to_owned);
@@ -224,7 +231,9 @@ impl Record {
             };
             Some(format!("{} {all:.digits$}{one} {unit}", roof.label()))
         };
-        let figures: Vec<String> = each.into_iter().filter_map(figure).collect();
+        let mut figures: Vec<String> = each.into_iter().filter_map(figure).collect();
+        figures.extend(self.roofs.copy_gbps.map(|rate| format!("copy {rate:.1} GB/s")));
+        figures.extend(self.roofs.launch_us.map(|us| format!("launch {us:.2} us")));
         format!("roofs{}: {}", if on_cpu { ", all threads (one)" } else { "" }, figures.join(", "))
     }
 }

@@ -38,7 +38,7 @@ fn kernel_bench() {
     for field in ["cpu", "isa", "threads"] {
         assert!(!value["machine"][field].is_null(), "{field}: {}", value["machine"]);
     }
-    for roof in ["fma_f32_gflops", "int8_gops", "read_gbps"] {
+    for roof in ["fma_f32_gflops", "int8_gops", "read_gbps", "copy_gbps", "launch_us"] {
         assert!(value["roofs"][roof].as_f64().unwrap() > 0.0, "{roof}: {}", value["roofs"]);
     }
     let rows = value["rows"].as_array().unwrap();
@@ -104,6 +104,18 @@ fn model_bench() {
     assert!(value["image"].is_null(), "{value}");
     let value = bench(&["--depth", "700", "--image-size", "64x48", "--json"]).json();
     assert_eq!((&value["prompt_tokens"], &value["image"][0]), (&700.into(), &64.into()));
+    let value =
+        bench(&["--images", "2", "--batch", "3", "--image-size", "64x48", "--cold-start", "--json"]).json();
+    assert_eq!((&value["images"], &value["batch"]), (&2.into(), &3.into()));
+    // Each request has pictures of its own, none of which is encoded twice.
+    assert_eq!(value["tiles"], 6, "{value}");
+    let ms = |field: &str| value["cold_start"][field]["median"].as_f64();
+    // The embedded model has no files to let go of.
+    assert!(ms("warm_ms").is_some_and(|ms| ms > 1.0) && ms("dropped_ms").is_none(), "{value}");
+    for bytes in ["weight_bytes", "activation_bytes", "encode_activation_bytes", "peak_memory_bytes"] {
+        assert!(value[bytes].as_u64().is_some_and(|bytes| bytes > 10_000), "{bytes}: {value}");
+    }
+    assert!(value["pictures_per_s"]["median"].as_f64().unwrap() > 0.0, "{value}");
     for option in ["--prompt-tokens", "--depth"] {
         bench(&[option, "18446744073709551615"]).fails(1, &["expected at most 2047 tokens"]);
     }

@@ -4,6 +4,7 @@
 
 mod compile;
 mod emulator;
+mod harness;
 
 use std::sync::Arc;
 
@@ -35,9 +36,10 @@ fn emulated(arch: Arch) -> Option<CudaDevice> {
     }
 }
 
-/// The GPU of this machine, or `None` with the reason printed and counted.
+/// The GPU of this machine, or `None` with the reason printed and counted. Kernels that one process compiled are there for the others.
 fn gpu() -> Option<CudaDevice> {
-    match CudaDevice::open(0, Arc::default(), None) {
+    let cache = std::env::var_os("OCELLI_CACHE").map(std::path::PathBuf::from);
+    match CudaDevice::open(0, Arc::default(), cache.as_deref()) {
         Ok(device) => Some(device),
         Err(error) => {
             assert!(!required("cuda"), "{error}");
@@ -81,17 +83,17 @@ mod emulated {
     for_each_op!(part_tests = run);
 }
 
-/// Every row, on a GPU.
+/// Every row, on a GPU, in parts: `tests/gpu.py` gives each a process of its own.
 mod gpu {
     use super::{CudaOp, Part, conforms, for_each_op};
 
-    fn run<O: CudaOp>() {
+    fn run<O: CudaOp>(part: &str, parts: &[&str]) {
         if let Some(device) = super::gpu() {
-            conforms::<O>(&device, "the GPU", Part::WHOLE, None);
+            conforms::<O>(&device, "the GPU", Part::named(part, parts), None);
         }
     }
 
-    for_each_op!(tests = run);
+    for_each_op!(part_tests = run);
 }
 
 /// Rows of Hopper's own instructions, on the host: those that older architectures do not run.

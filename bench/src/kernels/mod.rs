@@ -68,6 +68,14 @@ pub enum BenchError {
     Model(&'static str, String),
 }
 
+impl BenchError {
+    /// Whether the device is lost or does not answer.
+    fn ends_device(&self) -> bool {
+        let (Self::Kernel { source, .. } | Self::Device(source)) = self else { return false };
+        matches!(source, KernelError::Lost { .. } | KernelError::Timeout { .. })
+    }
+}
+
 /// How long a run goes on by itself: no new shape is begun later.
 pub const LIMIT: Duration = Duration::from_secs(105);
 
@@ -123,6 +131,7 @@ pub fn run(
     progress: &mut dyn FnMut(&Row),
 ) -> Result<Outcome, BenchError> {
     let begin = Instant::now();
+    let watch = crate::machine::Watch::begin();
     let mut record = Record::new(cx.target.machine(), cx.measure_roofs()?);
     let mut notes = vec![];
     for shape in shapes {
@@ -130,12 +139,24 @@ pub fn run(
             notes.push(format!("{} {}: the time is over", shape.op, shape.spec));
             continue;
         }
-        let (rows, more) = cx.shape(shape, all)?;
+        let (rows, more) = match cx.shape(shape, all) {
+            // What is known is kept, and a device that is gone says no more.
+            Err(error) if cx.lenient => {
+                let over = error.ends_device();
+                notes.push(error.to_string());
+                if over {
+                    break;
+                }
+                continue;
+            }
+            done => done?,
+        };
         rows.iter().for_each(&mut *progress);
         record.rows.extend(rows);
         notes.extend(more);
     }
     record.roofs = cx.measure_roofs()?;
+    record.disturbed = Some(watch.end());
     Ok(Outcome { record, notes })
 }
 

@@ -57,6 +57,10 @@ struct Memory {
     before: Vec<u8>,
 }
 
+/// Replays of one graph that are timed together.
+#[cfg(feature = "cuda")]
+const REPLAYS: usize = 2;
+
 impl Target {
     /// Opens a device; ops on the host's memory are those of `operands`.
     pub fn open(
@@ -153,14 +157,21 @@ impl Target {
     pub fn roofs(&mut self) -> Result<Roofs, KernelError> {
         match &mut self.kind {
             Kind::Cpu { cx, reads, .. } => {
-                let roofs = roof::measure(cx.isa, cx.pool.threads());
+                let mut roofs = roof::measure(cx.isa, cx.pool.threads());
+                roofs.launch_us = Some(roof::section_us(&cx.pool));
                 *reads = Some(Beside::new(cx.isa, &cx.pool));
                 Ok(roofs)
             }
             #[cfg(feature = "wgpu")]
-            Kind::Wgpu { stream, .. } => roof::wgpu::measure(stream),
+            Kind::Wgpu { stream, .. } => {
+                let launch_us = Some(roof::wgpu::submit_us(stream)?);
+                Ok(Roofs { launch_us, ..roof::wgpu::measure(stream)? })
+            }
             #[cfg(feature = "cuda")]
-            Kind::Cuda { stream, .. } => roof::cuda::measure(stream),
+            Kind::Cuda { stream, .. } => {
+                let launch_us = Some(roof::cuda::submit_us(stream)?);
+                Ok(Roofs { launch_us, ..roof::cuda::measure(stream)? })
+            }
         }
     }
 
@@ -323,10 +334,8 @@ impl Target {
             let graph = stream.recorded();
             launched?;
             let graph = graph?;
-            let begin = stream.driver().clock()?.unwrap_or(0.0);
-            stream.replay(&graph)?;
-            let end = stream.driver().clock()?.unwrap_or(0.0);
-            return Ok((end - begin).max(1e-3) * 1e-6 / count.max(1) as f64);
+            let us = stream.driver().replay_us(&graph, REPLAYS)?.unwrap_or(0.0);
+            return Ok(us.max(1e-3) * 1e-6 / count.max(1) as f64);
         }
         let start = Instant::now();
         for turn in first..first + count {

@@ -21,6 +21,7 @@ mod x86;
 use std::time::{Duration, Instant};
 
 use ocelli_kernels::cpu::isa::{Isa, Level};
+use ocelli_kernels::cpu::pool::Pool;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use read::Beside;
@@ -56,6 +57,12 @@ pub struct Roofs {
     /// The same with one thread of a CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_gbps_1t: Option<f64>,
+    /// Copies from memory to memory, all threads of a CPU, in 1e9 bytes per second read and as many written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_gbps: Option<f64>,
+    /// Microseconds that a launch of no work takes: a section over all threads of a CPU's pool, a submission to a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launch_us: Option<f64>,
 }
 
 /// One loop of multiply-adds on registers.
@@ -123,6 +130,11 @@ impl Meter {
         (!loops.is_empty()).then(|| rate(threads, loops, most))
     }
 
+    /// Copies of `threads` threads in 1e9 bytes per second.
+    pub fn copies(&self, threads: usize, most: Duration) -> f64 {
+        self.stream.copies(threads, most)
+    }
+
     /// What our loop and `other` read per second, in 1e9 bytes: each sums windows of the same memory, in turns and on the
     /// same threads.
     pub fn read_beside(&self, threads: usize, most: Duration, other: &(dyn Fn(&[u8]) + Sync)) -> (f64, f64) {
@@ -162,8 +174,27 @@ pub fn measure(isa: Isa, threads: usize) -> Roofs {
         bf16_gflops_1t: one(bf16),
         read_gbps: all(read).unwrap_or_default(),
         read_gbps_1t: one(read),
+        copy_gbps: Some(meter.copies(threads.max(1), Duration::from_millis(400))),
         ..Roofs::default()
     }
+}
+
+/// Microseconds of a section of no work over all threads of a pool: the median of some.
+pub fn section_us(pool: &Pool) -> f64 {
+    const SECTIONS: u32 = 64;
+    let mut all: Vec<f64> = (0..33)
+        .map(|_| {
+            let start = Instant::now();
+            for _ in 0..SECTIONS {
+                pool.run(pool.threads(), |part, _| {
+                    std::hint::black_box(part);
+                });
+            }
+            start.elapsed().as_secs_f64() * 1e6 / f64::from(SECTIONS)
+        })
+        .collect();
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
 }
 
 /// How many threads this process may use.

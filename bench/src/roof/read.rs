@@ -4,13 +4,14 @@
 //! and the best counts.
 
 use std::hint::black_box;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ocelli_kernels::cpu::isa::{Isa, Level};
 use ocelli_kernels::cpu::pool::Pool;
 
-use super::team::{Budget, fastest_of};
+use super::team::{Budget, fastest, fastest_of};
 use crate::machine;
 
 /// Bytes that all threads together read in one window: a millisecond or so, so that some windows are undisturbed.
@@ -98,6 +99,26 @@ impl Stream {
             }
         }
         best.map(|seconds| (share * threads * size_of::<Block>()) as f64 / seconds / 1e9)
+    }
+
+    /// Bytes that `threads` threads copy, each its share of a window, in 1e9 per second; no cache holds where they go either.
+    pub fn copies(&self, threads: usize, most: Duration) -> f64 {
+        const PLACES: usize = 4;
+        let share = WINDOW / size_of::<Block>() / threads;
+        let windows = self.blocks.len() * size_of::<Block>() / WINDOW;
+        let to: Vec<Mutex<Vec<Block>>> =
+            (0..threads).map(|_| Mutex::new(vec![Block([0; 8]); PLACES * share])).collect();
+        let budget = Budget { least: most / 4, most };
+        let seconds = fastest(threads, budget, |thread, window| {
+            let start = window % windows * (WINDOW / size_of::<Block>()) + thread * share;
+            // Each thread has a place of its own: nobody waits.
+            if let Ok(mut to) = to[thread].lock() {
+                let at = window % PLACES * share;
+                to[at..at + share].copy_from_slice(&self.blocks[start..start + share]);
+                black_box(&mut to[at]);
+            }
+        });
+        (share * threads * size_of::<Block>()) as f64 / seconds / 1e9
     }
 }
 

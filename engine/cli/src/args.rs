@@ -176,6 +176,30 @@ impl DeviceArgs {
     }
 }
 
+impl DeviceArgs {
+    /// The same arguments for another process.
+    pub fn pass_on(&self, command: &mut std::process::Command) {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map(|value| value.get_name().to_owned()).unwrap_or_default()
+        };
+        command.args(["--backend", &name(self.backend.to_possible_value())]);
+        command.args(["--device", &self.device.to_string()]);
+        command.args(["--dtype", &name(self.dtype.to_possible_value())]);
+        command.args(["--kv-dtype", &name(self.kv_dtype.to_possible_value())]);
+        if let Some(threads) = self.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        let flags = [
+            ("--fast-int8", self.fast_int8),
+            ("--fast-fp8", self.fast_fp8),
+            ("--reorder", self.reorder),
+            ("--no-tune", self.no_tune),
+            ("--batch-invariant", self.batch_invariant),
+        ];
+        command.args(flags.into_iter().filter(|(_, set)| *set).map(|(flag, _)| flag));
+    }
+}
+
 /// Where and how to compute.
 #[derive(Clone, Debug, Args)]
 pub struct DeviceArgs {

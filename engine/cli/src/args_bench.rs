@@ -104,6 +104,12 @@ pub struct BenchKernelsArgs {
     /// Exit with code 1 if a variant that is not picked is faster than the one that is, by more than noise; measures every variant.
     #[arg(long)]
     pub assert: bool,
+    /// Note a variant that fails or gives wrong results and go on, instead of ending.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Append each row to this file as it is measured, as a line of JSON.
+    #[arg(long, value_name = "FILE")]
+    pub rows: Option<PathBuf>,
     /// Write a page with the roofs and each kernel below them.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -126,11 +132,21 @@ pub struct BenchModelArgs {
     /// Size of the picture of noise.
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size, default_value = "512x512", conflicts_with = "image")]
     pub image_size: (usize, usize),
+    /// Pictures of each request; those beyond the given one are of noise, as large.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub images: usize,
+    /// Requests that are answered together, each with pictures of its own.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub batch: usize,
+    /// Measure too how long a fresh process takes to its first token, about --image if that is given, with the model's files in memory and, where the system lets them go,
+    /// with none of them there.
+    #[arg(long)]
+    pub cold_start: bool,
     /// The prompt.
     #[arg(long, value_name = "TEXT", default_value = "Describe this picture.")]
     pub prompt: String,
     /// Ask about so many made-up tokens of text instead of a picture.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one, conflicts_with_all = ["image", "image_size", "prompt", "depth"])]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one, conflicts_with_all = ["image", "image_size", "images", "batch", "prompt", "depth"])]
     pub prompt_tokens: Option<usize>,
     /// Fill the prompt up to so many tokens with made-up ones: the answer begins there.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]

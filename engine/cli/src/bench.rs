@@ -1,6 +1,9 @@
 //! `ocelli bench`: figures of this machine.
 
+mod cold;
+
 use std::collections::HashSet;
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +26,9 @@ use crate::compare::write_page;
 use crate::fail::{FAILED, Failure, Outcome, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
+use crate::run::peak_memory;
 use crate::tune::model_shapes;
+use crate::units::bytes;
 
 /// Runs the command.
 pub fn bench(args: &BenchArgs) -> Outcome {
@@ -79,18 +84,26 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
         let picks = ocelli_engine::devices::tuned(cx.target().caps(), options.picks);
         cx.target().prefer(picks);
     }
+    if args.keep_going {
+        cx.be_lenient();
+    }
+    let mut lines = args.rows.as_deref().map(appended).transpose()?;
+    let mut unwritten = None;
     let spinner = Spinner::new("measuring roofs");
-    let outcome = kernels::run(
-        &mut cx,
-        &shapes,
-        args.all || args.assert,
-        Duration::from_secs(args.limit),
-        &mut |row| {
-            spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
-        },
-    )
+    let limit = Duration::from_secs(args.limit);
+    let outcome = kernels::run(&mut cx, &shapes, args.all || args.assert, limit, &mut |row| {
+        if let (Some(file), Ok(line)) = (&mut lines, serde_json::to_string(row))
+            && let Err(error) = writeln!(file, "{line}").and_then(|()| file.flush())
+        {
+            unwritten = Some(error);
+        }
+        spinner.say(&format!("{} {}", row.op, ocelli_bench::record::spec_text(&row.spec)));
+    })
     .map_err(failure)?;
     drop(spinner);
+    if let (Some(error), Some(path)) = (unwritten, &args.rows) {
+        return Err(Failure::new(format!("{}: {error}", path.display())));
+    }
     for note in &outcome.notes {
         tracing::warn!("left out: {note}");
     }
@@ -107,6 +120,13 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
         tracing::warn!("{text}");
     }
     Ok(if args.assert && !missed.is_empty() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// A file that lines are appended to.
+fn appended(path: &Path) -> Result<std::fs::File, Failure> {
+    open::is_file_name(path)?;
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 /// Tokens of text in the request that a model's ops are those of.
@@ -160,27 +180,42 @@ struct Output<'a> {
     dtype: ocelli_kernels::DType,
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<(usize, usize)>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cold_start: Option<cold::Starts>,
+    peak_memory_bytes: Option<u64>,
     #[serde(flatten)]
     report: &'a ModelReport,
 }
 
 fn model(args: &BenchModelArgs) -> Outcome {
     args.image.iter().try_for_each(|path| open::is_file_name(path))?;
+    // Before this process has the files.
+    let cold_start = args.cold_start.then(|| cold::measure(args)).transpose()?;
     let (device, precision) = open::device(&args.device)?;
     let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
     let asked = match (args.prompt_tokens, &args.image) {
         (Some(count), _) => Asked::Tokens(count),
-        (None, image) => Asked::Picture {
-            image: match image {
+        (None, image) => {
+            let first = match image {
                 Some(path) => decode_file(path, &DecodeOptions::default())?,
-                None => noise(args.image_size)?,
-            },
-            prompt: args.prompt.clone(),
-            depth: args.depth,
-        },
+                None => noise(args.image_size, 1)?,
+            };
+            let size = (first.width(), first.height());
+            let picture = |number: usize| match number {
+                0 => Ok(first.clone()),
+                _ => noise(size, number as u64 + 1),
+            };
+            let of_request = |request: usize| {
+                (0..args.images).map(|number| picture(request * args.images + number)).collect()
+            };
+            let requests = (0..args.batch).map(of_request).collect::<Result<_, Failure>>()?;
+            Asked::Pictures { requests, prompt: args.prompt.clone(), depth: args.depth }
+        }
     };
     let image = match &asked {
-        Asked::Picture { image, .. } => Some((image.width(), image.height())),
+        Asked::Pictures { requests, .. } => {
+            requests.iter().flatten().next().map(|image| (image.width(), image.height()))
+        }
         Asked::Tokens(_) => None,
     };
     let max_tokens = args.max_tokens.min(pipeline.model.info().max_positions);
@@ -205,6 +240,8 @@ fn model(args: &BenchModelArgs) -> Outcome {
             threads: caps.units,
             dtype: precision.dtype,
             image,
+            cold_start,
+            peak_memory_bytes: peak_memory(),
             report: &report,
         })?;
         return Ok(ExitCode::SUCCESS);
@@ -221,7 +258,14 @@ fn model(args: &BenchModelArgs) -> Outcome {
         caps.backend, caps.device, precision.dtype, report.runs
     );
     if let Some((width, height)) = image {
-        text += &format!("picture {width}x{height} in {} tiles, ", report.tiles);
+        if report.batch > 1 {
+            text += &format!("{} requests at once, of each ", report.batch);
+        }
+        text += &match report.images {
+            1 => format!("picture {width}x{height}"),
+            count => format!("{count} pictures {width}x{height}"),
+        };
+        text += &format!(" in {} tiles, ", report.tiles);
     }
     text += &format!("prompt of {} tokens, answer of {}\n", report.prompt_tokens, report.decode_tokens + 1);
     if image.is_some() {
@@ -231,6 +275,27 @@ fn model(args: &BenchModelArgs) -> Outcome {
     text += &row("first token", report.first_token_ms, "ms");
     text += &row("prefill", report.prefill_tokens_per_s, "tokens/s");
     text += &row("decode", report.decode_tokens_per_s, "tokens/s");
+    if let Some(rate) = report.pictures_per_s {
+        text += &row("pictures", rate, "a second");
+    }
+    if let Some(joules) = report.joules {
+        text += &row("energy", joules, "J a run");
+    }
+    if let Some(starts) = cold_start {
+        text += &row("cold start", starts.warm_ms, "ms, files in memory");
+        if let Some(dropped) = starts.dropped_ms {
+            text += &row("", dropped, "ms, files on disk");
+        }
+    }
+    text += &format!(
+        "weights {}, activations {} (encoding {})\n",
+        bytes(report.weight_bytes),
+        bytes(report.activation_bytes),
+        bytes(report.encode_activation_bytes)
+    );
+    for why in report.disturbed.words() {
+        text += &format!("{why}\n");
+    }
     if caps.backend != Backend::Cpu {
         let share = report.decode_encode_share.median;
         text += &format!("the host prepares work in {:.0}% of the decode time\n", 100.0 * share);
@@ -309,9 +374,9 @@ fn pictures(args: &BenchPicturesArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A picture of even noise, the same one each time.
-fn noise((width, height): (usize, usize)) -> Result<Rgb8Image, Failure> {
-    let mut state = 1u64;
+/// A picture of even noise, the same one each time for a seed.
+fn noise((width, height): (usize, usize), seed: u64) -> Result<Rgb8Image, Failure> {
+    let mut state = seed;
     let pixels = (0..width * height * 3).map(|_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8

@@ -63,7 +63,12 @@ pub struct Report {
     pub ran: BTreeMap<String, usize>,
     /// Why the op has no kernels on the backend, if so.
     pub absent: Option<&'static str>,
+    /// Whether the device was lost or did not answer: what follows did not run.
+    pub over: bool,
 }
+
+/// Has each case of each variant told as it is done, for whoever may end the process at any moment.
+const EACH: &str = "OCELLI_EACH_CASE";
 
 impl Report {
     /// Prints what ran and what did not, of the op called `op`.
@@ -217,6 +222,9 @@ fn each_case<O: Op>(
         report.failed.push(format!("{}: no cases", O::NAME));
     }
     for (_, Case { name, op }) in cases.into_iter().enumerate().filter(|(number, _)| part.has(*number)) {
+        if report.over {
+            break;
+        }
         let about = format!("{} `{name}` (seed {seed})", O::NAME);
         let spec = match op.spec() {
             Ok(spec) => spec,
@@ -286,14 +294,24 @@ impl<O: Op> Listed<O> {
         mut run: impl FnMut(&'static Variant<O::Spec, L>) -> Result<Vec<Vec<u8>>, KernelError>,
     ) {
         for variant in rows {
-            let result = run(variant).map_err(|error| error.to_string());
-            match result.and_then(|after| ready.memory.check(&after, &ready.expected)) {
+            let result = run(variant).map_err(|error| {
+                report.over |= matches!(error, KernelError::Lost { .. } | KernelError::Timeout { .. });
+                error.to_string()
+            });
+            let checked = result.and_then(|after| ready.memory.check(&after, &ready.expected));
+            let what = format!("{}: {} at {place} on `{}`", self.about, variant.name, self.text);
+            if std::env::var_os(EACH).is_some() {
+                let word = checked.as_ref().map_or_else(|why| format!("FAILED: {why}"), |()| "ok".to_owned());
+                println!("case: {what}: {}", word.replace('\n', " "));
+            }
+            match checked {
                 Ok(()) => report.passed += 1,
-                Err(what) => report
-                    .failed
-                    .push(format!("{}: {} at {place} on `{}`: {what}", self.about, variant.name, self.text)),
+                Err(why) => report.failed.push(format!("{what}: {why}")),
             }
             *report.ran.entry(format!("{} at {place}", variant.name)).or_default() += 1;
+            if report.over {
+                return;
+            }
         }
     }
 }

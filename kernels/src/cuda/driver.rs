@@ -121,6 +121,17 @@ pub trait Driver: Send + Sync {
         Err(KernelError::Device("this device records no launches".into()))
     }
 
+    /// Microseconds that recorded launches take on the device, in the mean of so many replays one behind the other; `None` where it has no
+    /// clock.
+    fn replay_us(&self, graph: &Recorded, times: usize) -> Result<Option<f64>, KernelError> {
+        let begin = self.clock()?;
+        for _ in 0..times {
+            self.replay(graph)?;
+        }
+        let end = self.clock()?;
+        Ok(begin.zip(end).map(|(begin, end)| (end - begin) / times.max(1) as f64))
+    }
+
     /// Time that compiling and loading kernels took.
     fn compile_time(&self) -> Duration {
         Duration::ZERO

@@ -157,6 +157,9 @@ struct Context {
     context: sys::CUcontext,
     stream: sys::CUstream,
     name: String,
+    /// What ended it: the device is lost, or does not answer. From then on nothing is asked of it, and what it holds is left to it:
+    /// to wait for a kernel that hangs is to wait for ever.
+    gone: OnceLock<String>,
 }
 
 // SAFETY: handles of the driver, which may be used from every thread.
@@ -174,11 +177,24 @@ impl Context {
             // CU_STREAM_NON_BLOCKING
             said("cuStreamCreate", sys::cuStreamCreate(&mut stream, 1))?;
         }
-        Ok(Self { device, context, stream, name })
+        Ok(Self { device, context, stream, name, gone: OnceLock::new() })
     }
 
-    /// Makes this the context of the calling thread.
+    /// Notes that nothing more is to be asked of the device.
+    fn leave(&self, what: impl Into<String>) {
+        let _ = self.gone.set(what.into());
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.get().is_some()
+    }
+
+    /// Makes this the context of the calling thread. Errors once the device is gone.
     fn enter(&self) -> Result<(), KernelError> {
+        if let Some(what) = self.gone.get() {
+            let (device, doing) = (self.name.clone(), "asked again".to_owned());
+            return Err(KernelError::Lost { device, what: what.clone(), doing });
+        }
         // SAFETY: the context is alive.
         self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
     }
@@ -194,6 +210,7 @@ impl Context {
             | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
             | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
             | CUresult::CUDA_ERROR_ASSERT => {
+                self.leave(text.clone());
                 KernelError::Lost { device: self.name.clone(), what: text, doing: what.to_owned() }
             }
             _ => KernelError::Device(format!("{}: {text}", self.name)),
@@ -212,6 +229,9 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
+        if self.is_gone() {
+            return;
+        }
         // SAFETY: nobody holds the context any more; the stream belongs to it.
         unsafe {
             sys::cuCtxSetCurrent(self.context);
@@ -251,6 +271,7 @@ impl Event {
             }
             let waited = start.elapsed();
             if waited > TIMEOUT {
+                self.context.leave(format!("no answer in {:.0} s ({doing})", waited.as_secs_f64()));
                 return Err(KernelError::Timeout {
                     device: self.context.name.clone(),
                     seconds: waited.as_secs_f64(),
@@ -264,6 +285,9 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
+        if self.context.is_gone() {
+            return;
+        }
         // SAFETY: the event is alive and used no more.
         unsafe {
             sys::cuCtxSetCurrent(self.context.context);
@@ -306,7 +330,10 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let _ = self.done.wait("freeing pinned memory");
+        // Memory that the device may still write to is nobody else's.
+        if self.done.wait("freeing pinned memory").is_err() {
+            return;
+        }
         // SAFETY: allocated by `cuMemHostAlloc`; the device is done with it.
         unsafe { sys::cuMemFreeHost(self.base.cast()) };
     }
@@ -467,6 +494,9 @@ unsafe impl Sync for Graph {}
 
 impl Drop for Graph {
     fn drop(&mut self) {
+        if self.context.is_gone() {
+            return;
+        }
         // SAFETY: the graph is alive and used no more.
         unsafe {
             sys::cuCtxSetCurrent(self.context.context);
@@ -717,6 +747,24 @@ impl Driver for Nvidia {
         // SAFETY: graph and stream are alive.
         let result = unsafe { sys::cuGraphLaunch(graph.exec, self.context.stream) };
         self.context.check("cuGraphLaunch", result)
+    }
+
+    fn replay_us(&self, graph: &Recorded, times: usize) -> Result<Option<f64>, KernelError> {
+        // The first replay uploads the graph, which is no part of what its kernels take.
+        self.replay(graph)?;
+        self.sync()?;
+        let (begin, end) = (self.context.event(true)?, self.context.event(true)?);
+        begin.record()?;
+        for _ in 0..times {
+            self.replay(graph)?;
+        }
+        end.record()?;
+        end.wait("timing recorded launches")?;
+        let mut ms = 0.0;
+        // SAFETY: both events have been recorded with timing, and the later one has happened.
+        let result = unsafe { sys::cuEventElapsedTime(&mut ms, begin.event, end.event) };
+        self.context.check("cuEventElapsedTime", result)?;
+        Ok(Some(f64::from(ms) * 1e3 / times.max(1) as f64))
     }
 
     fn compile_time(&self) -> Duration {
