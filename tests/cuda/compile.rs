@@ -28,7 +28,7 @@ struct Add {
 
 impl OpVisitor for Add {
     fn visit<O: BackendOp>(&mut self) {
-        match cuda_kernels::<O>(self.arch, SEED) {
+        match cuda_kernels::<O>(self.arch, SEED, None) {
             Ok(rows) => {
                 self.all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys)));
             }

@@ -6,7 +6,7 @@ mod driver;
 
 use std::path::Path;
 
-pub use driver::EmulatedDriver;
+pub use driver::{EmulatedDriver, library};
 use half::{bf16, f16};
 use ocelli_kernels::cuda::{Driver, Launch, TensorDesc};
 use ocelli_kernels::{Arch, DType};

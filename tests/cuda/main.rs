@@ -5,6 +5,7 @@
 mod compile;
 mod emulator;
 mod harness;
+mod standin;
 
 use std::sync::Arc;
 

@@ -207,6 +207,13 @@ fn compile(path: &str, text: Option<&Path>, defines: &[String], arch: Arch) -> R
     Ok(library)
 }
 
+/// A kernel of the backend as a library for the host, for who runs it without this driver.
+#[allow(dead_code, reason = "not every program that has the emulator has the stand-in")]
+pub fn library(key: &KernelKey, arch: Arch) -> Result<PathBuf, String> {
+    let defines: Vec<String> = key.defines.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    compile(key.path, None, &defines, arch)
+}
+
 impl EmulatedDriver {
     /// A typical device of an architecture; the error says why there is none.
     pub fn open(arch: Arch) -> Result<Self, String> {

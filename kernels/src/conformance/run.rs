@@ -445,18 +445,22 @@ pub fn run_cuda<O: crate::cuda::CudaOp>(device: &crate::cuda::CudaDevice, plan: 
     run_copies(&mut device.queue(), O::cuda_variants(), plan, |stream, op, row| stream.launch::<O>(op, row))
 }
 
-/// The kernels that the cases of an op ask for on a device of an architecture, by variant.
+/// The kernels that the cases of an op whose name contains `only` ask for on a device of an architecture, by variant.
 #[cfg(feature = "cuda")]
 pub fn cuda_kernels<O: crate::cuda::CudaOp>(
     arch: crate::spec::Arch,
     seed: u64,
+    only: Option<&str>,
 ) -> Result<BTreeMap<&'static str, std::collections::BTreeSet<crate::cuda::KernelKey>>, KernelError> {
     use crate::cuda::{CudaStream, PlanDriver};
     use crate::op::Queue;
 
     let mut cx = CaseCx::shapes(seed);
     let mut all: BTreeMap<_, std::collections::BTreeSet<_>> = BTreeMap::new();
-    for Case { mut op, .. } in O::cases(&mut cx) {
+    for Case { mut op, name } in O::cases(&mut cx) {
+        if only.is_some_and(|only| !name.contains(only)) {
+            continue;
+        }
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
         for row in O::cuda_variants().unwrap_or_default() {
             let plan = Arc::new(PlanDriver::of_arch(arch));

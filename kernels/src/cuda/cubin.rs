@@ -100,14 +100,18 @@ impl Cubins {
         Ok((code, Origin::Compiled))
     }
 
-    /// Compiles a kernel into a folder, for use as one that was compiled ahead.
-    pub fn compile_to(&self, key: &KernelKey, arch: Arch, folder: &Path) -> Result<PathBuf, KernelError> {
+    /// Puts a kernel's code into a folder, for use as one that was compiled ahead.
+    pub fn keep(key: &KernelKey, arch: Arch, code: &[u8], folder: &Path) -> Result<PathBuf, KernelError> {
         let identity = identity(key, arch);
         let name = file_name(key, &identity);
-        let (code, _) = self.get(key, arch)?;
-        write(folder, &name, &identity, &code)
+        write(folder, &name, &identity, code)
             .map_err(|error| KernelError::Device(format!("{}: {error}", folder.join(&name).display())))?;
         Ok(folder.join(name))
+    }
+
+    /// Compiles a kernel into a folder, for use as one that was compiled ahead.
+    pub fn compile_to(&self, key: &KernelKey, arch: Arch, folder: &Path) -> Result<PathBuf, KernelError> {
+        Self::keep(key, arch, &self.get(key, arch)?.0, folder)
     }
 }
 

@@ -30,8 +30,8 @@ const SMALL: usize = 64 << 10;
 /// Pinned blocks for small answers that are kept, and their size.
 const SPARE: usize = 8;
 const SPARE_BYTES: usize = 4096;
-/// How long the host waits for the device before an error says so.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the host waits for the device before an error says so, in seconds, unless `OCELLI_CUDA_TIMEOUT` says otherwise.
+const TIMEOUT: u64 = 60;
 /// How long it waits without giving its core away.
 const SPIN: Duration = Duration::from_micros(200);
 
@@ -132,6 +132,12 @@ fn caps(found: &Found, version: i32) -> Result<Caps, String> {
         },
         ..Caps::default()
     })
+}
+
+fn timeout() -> Duration {
+    static SECONDS: OnceLock<Duration> = OnceLock::new();
+    let read = || std::env::var("OCELLI_CUDA_TIMEOUT").ok()?.parse().ok().filter(|seconds| *seconds > 0);
+    *SECONDS.get_or_init(|| Duration::from_secs(read().unwrap_or(TIMEOUT)))
 }
 
 /// What the driver says of a result.
@@ -270,7 +276,7 @@ impl Event {
                 return self.context.check(doing, result);
             }
             let waited = start.elapsed();
-            if waited > TIMEOUT {
+            if waited > timeout() {
                 self.context.leave(format!("no answer in {:.0} s ({doing})", waited.as_secs_f64()));
                 return Err(KernelError::Timeout {
                     device: self.context.name.clone(),
