@@ -4,11 +4,13 @@
 //!
 //! The driver is looked for when a process starts, so each of these tests runs tests of this program in a process of its own.
 
+#[path = "standin/host.rs"]
+mod host;
+
 use std::collections::BTreeSet;
 use std::ffi::c_void;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use libloading::Library;
 use ocelli_kernels::conformance::{Part, Plan, cuda_kernels, run_cuda};
@@ -17,30 +19,13 @@ use ocelli_kernels::cuda::{CudaOp, CudaStream, KernelKey, PlanDriver};
 use ocelli_kernels::ops::{GatherRows, Matmul, Rope};
 use ocelli_kernels::{Arch, Caps, DType, Queue, View, Weights};
 
+use self::host::{Ended, is_on};
 use super::{SEED, gpu, required};
 
 const ARCH: Arch = Arch::Sm90a;
 
 /// Cases of products that Hopper's own instructions run: tensor maps, clusters, more shared memory than a launch has without asking.
 const PRODUCT: &str = "aligned 64x128x64";
-
-/// The library, compiled once; why there is none.
-fn library() -> Result<PathBuf, String> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("standin");
-    std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cuda/standin/cuda.c");
-    let (path, part) = (folder.join("libcuda.so"), folder.join(format!("{}.part", std::process::id())));
-    let made = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
-        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
-        .arg(&part)
-        .arg(&source)
-        .args(["-ldl", "-lpthread"])
-        .output()
-        .map_err(|error| format!("no C compiler: {error}"))?;
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    std::fs::rename(&part, &path).map_err(|error| error.to_string())?;
-    Ok(path)
-}
 
 /// The keys of some cases of an op.
 fn keys<O: CudaOp>(only: Option<&str>) -> BTreeSet<KernelKey> {
@@ -50,7 +35,7 @@ fn keys<O: CudaOp>(only: Option<&str>) -> BTreeSet<KernelKey> {
 
 /// A folder with the kernels of these keys, as one that was compiled ahead; why there is none.
 fn kernels(keys: &BTreeSet<KernelKey>) -> Result<PathBuf, String> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("standin").join("kernels");
+    let folder = host::folder().join("kernels");
     for key in keys {
         let library = super::emulator::library(key, ARCH)?;
         let code = std::fs::read(library).map_err(|error| error.to_string())?;
@@ -59,84 +44,15 @@ fn kernels(keys: &BTreeSet<KernelKey>) -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-/// What a process said and left.
-struct Ended {
-    success: bool,
-    output: String,
-    /// Faults, and what was still held, by name.
-    report: serde_json::Value,
-    took: Duration,
-}
-
-/// Runs a test of this program on the stand-in, with these variables. `None` where there is no compiler, which is printed and counted.
+/// As [`host::on_stand_in`] with the kernels of these keys. `None` where there is no compiler, which is printed and counted.
 fn on_stand_in(test: &str, keys: &BTreeSet<KernelKey>, variables: &[(&str, &str)]) -> Option<Ended> {
-    let made = library().and_then(|library| Ok((library, kernels(keys)?)));
-    let (library, kernels) = match made {
-        Ok(made) => made,
+    match kernels(keys).and_then(|kernels| host::on_stand_in(test, &kernels, variables)) {
+        Ok(ended) => Some(ended),
         Err(why) => {
             assert!(!required("emulator"), "{why}");
             println!("skipped: the stand-in for the driver: {why}");
-            return None;
+            None
         }
-    };
-    let report = library.with_file_name(format!("{}-{}.json", test.replace("::", "-"), std::process::id()));
-    let before = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-    let folder = library.parent().expect("a folder").display().to_string();
-    let begin = Instant::now();
-    let done = Command::new(std::env::current_exe().expect("this program"))
-        .args(["--exact", test, "--include-ignored", "--nocapture", "--test-threads", "1"])
-        .env("LD_LIBRARY_PATH", format!("{folder}:{before}"))
-        .env("OCELLI_CUBINS", kernels)
-        .env("OCELLI_REQUIRE", "cuda")
-        .env("OCELLI_STANDIN_REPORT", &report)
-        .env(ON, "1")
-        .env_remove("OCELLI_CACHE")
-        .env_remove("OCELLI_CASE")
-        .envs(variables.iter().copied())
-        .output()
-        .expect("this program again");
-    let output =
-        format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    let text =
-        std::fs::read_to_string(&report).unwrap_or_else(|error| panic!("no report: {error}\n{output}"));
-    let _ = std::fs::remove_file(&report);
-    let report = serde_json::from_str(&text).expect("a report");
-    Some(Ended { success: done.status.success(), output, report, took: begin.elapsed() })
-}
-
-/// Set in a process that is to run on the stand-in.
-const ON: &str = "OCELLI_STANDIN";
-
-fn is_on() -> bool {
-    std::env::var_os(ON).is_some()
-}
-
-impl Ended {
-    /// Right, without a fault, and with nothing left behind. (Modules end with their context.)
-    fn well(&self) {
-        assert!(self.success, "{}", self.output);
-        let nothing = [
-            "faults",
-            "contexts",
-            "streams",
-            "events",
-            "device_allocations",
-            "host_allocations",
-            "graphs",
-            "graph_execs",
-        ];
-        for what in nothing {
-            assert_eq!(self.report[what], 0, "{what}: {}\n{}", self.report, self.output);
-        }
-    }
-
-    /// One clear failure, soon.
-    fn fails(&self, words: &[&str]) {
-        assert!(!self.success, "{}", self.output);
-        for word in words {
-            assert!(self.output.contains(word), "no `{word}` in: {}", self.output);
-        }
-        assert!(self.took < Duration::from_secs(60), "{:?}", self.took);
     }
 }
 
@@ -181,7 +97,7 @@ fn planted_failures_are_one_clear_error() {
 /// The stand-in finds what breaks the driver's rules.
 #[test]
 fn planted_misuse_is_found() {
-    let path = match library() {
+    let path = match host::library() {
         Ok(path) => path,
         Err(why) => {
             assert!(!required("emulator"), "{why}");

@@ -5,8 +5,12 @@
 #[path = "../emulator/mod.rs"]
 mod emulator;
 
+#[allow(dead_code)]
+#[path = "../cuda/standin/host.rs"]
+mod host;
+
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ocelli_bench::eval::{Report, evaluate};
@@ -15,8 +19,9 @@ use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Piece, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision};
-use ocelli_kernels::Arch;
+use ocelli_kernels::cuda::cubin::Cubins;
 use ocelli_kernels::cuda::{CudaDevice, KernelKey, PlanDriver};
+use ocelli_kernels::{Arch, Device};
 
 use super::{SAMPLE, explain, golden, run};
 
@@ -146,6 +151,43 @@ fn a_rehearsal_asks_for_the_kernels_of_the_answer() {
             assert!(answered.iter().any(step), "{arch}: gated {gated}: {answered:#?}");
         }
     }
+}
+
+/// A model answers through `nvidia.rs`, on a stand-in for the driver whose kernels are the emulator's.
+#[test]
+fn a_golden_model_through_the_drivers_interface() {
+    let kernels = host::folder().join("model");
+    let variables = [("OCELLI_STANDIN_ARCH", "80")];
+    match host::on_stand_in("cuda::on_the_stand_in", &kernels, &variables) {
+        Ok(done) => {
+            done.well();
+            assert!(done.output.contains("kernels for the host"), "{}", done.output);
+        }
+        Err(why) => ocelli_tests::skip("emulator", &why),
+    }
+}
+
+/// What the test above runs in a process of its own; elsewhere it is nothing.
+#[test]
+fn on_the_stand_in() {
+    if !host::is_on() {
+        return;
+    }
+    let device = gpu().expect("the stand-in");
+    let dir = golden(SAMPLE[0]);
+    // The same work on a device that computes nothing tells which kernels it takes.
+    let plan = Arc::new(PlanDriver::new(device.caps().clone()));
+    run(&dir, &dir, &CudaDevice::on(plan.clone(), Arc::default()));
+    let folder = std::env::var_os("OCELLI_CUBINS").map(PathBuf::from).expect("a folder");
+    let keys = plan.keys();
+    for key in &keys {
+        let library = emulator::library(key, Arch::Sm80).expect("a kernel for the host");
+        let code = std::fs::read(library).expect("a library");
+        Cubins::keep(key, Arch::Sm80, &code, &folder).expect("a file");
+    }
+    println!("{} kernels for the host", keys.len());
+    let report = run(&dir, &dir, &device);
+    assert!(report.pass, "{}", explain(&report));
 }
 
 #[test]

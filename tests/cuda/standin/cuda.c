@@ -5,7 +5,7 @@
 // fault, printed at once and counted in the report that OCELLI_STANDIN_REPORT names, with what is still held when the process ends.
 //
 // OCELLI_STANDIN_FAIL=NAME:N:CODE has the N-th call of an entry point give CODE, which sticks where it ends a context;
-// OCELLI_STANDIN_HANG=N has work never end from the N-th launch on; OCELLI_STANDIN_VERSION is what cuDriverGetVersion tells.
+// OCELLI_STANDIN_ARCH=80 makes it a device before Hopper; OCELLI_STANDIN_HANG=N has work never end from the N-th launch on; OCELLI_STANDIN_VERSION is what cuDriverGetVersion tells.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -227,8 +227,12 @@ CUresult cuDeviceGet(int *device, int ordinal) { *device = 7; return ordinal ? I
 CUresult cuDeviceGetName(char *name, int len, int device) { snprintf(name, (size_t)len, "Stand-in H100"); return device == 7 ? OK : INVALID_DEVICE; }
 CUresult cuDeviceGetAttribute(int *value, int which, int device) {
     switch (which) {
-        case 75: *value = 9; break;        // compute capability
-        case 76: *value = 0; break;
+        case 75: case 76: {                // compute capability
+            const char *text = env("OCELLI_STANDIN_ARCH");
+            int arch = text ? atoi(text) : 90;
+            *value = which == 75 ? arch / 10 : arch % 10;
+            break;
+        }
         case 16: *value = 132; break;      // multiprocessors
         case 13: *value = 1755000; break;  // clock, kHz
         case 36: *value = 2619000; break;  // memory clock
