@@ -132,8 +132,10 @@ pub fn kernels(record: &Record) -> String {
             ]
         })
         .collect();
+    let words = record.disturbed.iter().flat_map(crate::machine::Disturbed::words);
+    let disturbed: String = words.map(|text| format!("<p class=\"past\">{}</p>\n", plain(&text))).collect();
     let body = format!(
-        "<p>{}</p>\n<p>{}</p>\n{}{}{}",
+        "<p>{}</p>\n<p>{}</p>\n{disturbed}{}{}{}",
         plain(&place),
         plain(&record.roofs_text()),
         figure("Each kernel by what it computes for a byte, under what the machine can do", SIZE, |area| {

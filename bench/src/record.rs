@@ -160,9 +160,6 @@ impl Record {
             None => writeln!(text, "{}, {} {}, {} threads", m.cpu, m.isa, m.features.join(" "), m.threads),
         };
         let _ = writeln!(text, "{}", self.roofs_text());
-        for why in self.disturbed.iter().flat_map(Disturbed::words) {
-            let _ = writeln!(text, "{why}");
-        }
         text.push('\n');
         let rows: Vec<[String; 9]> = self.rows.iter().map(Row::cells).collect();
         let head =

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ocelli_bench::kernels::{self, BenchError, Cx};
+use ocelli_bench::machine::Disturbed;
 use ocelli_bench::model::{Asked, ModelReport, Options, Quantiles, measure};
 use ocelli_bench::shapes::{Set, Shape, Shapes};
 use ocelli_engine::devices::usual_dtype;
@@ -23,7 +24,7 @@ use crate::args::{
     BenchArgs, BenchCommand, BenchDiffArgs, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs,
 };
 use crate::compare::write_page;
-use crate::fail::{FAILED, Failure, Outcome, print, print_json};
+use crate::fail::{FAILED, Failure, Outcome, note, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
 use crate::run::peak_memory;
@@ -104,9 +105,10 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     if let (Some(error), Some(path)) = (unwritten, &args.rows) {
         return Err(Failure::new(format!("{}: {error}", path.display())));
     }
-    for note in &outcome.notes {
-        tracing::warn!("left out: {note}");
+    for text in &outcome.notes {
+        tracing::warn!("left out: {text}");
     }
+    outcome.record.disturbed.iter().flat_map(Disturbed::words).for_each(|text| note(&text));
     if let Some(path) = &args.html {
         write_page(path, &ocelli_bench::page::kernels(&outcome.record))?;
     }
@@ -293,14 +295,12 @@ fn model(args: &BenchModelArgs) -> Outcome {
         bytes(report.activation_bytes),
         bytes(report.encode_activation_bytes)
     );
-    for why in report.disturbed.words() {
-        text += &format!("{why}\n");
-    }
     if caps.backend != Backend::Cpu {
         let share = report.decode_encode_share.median;
         text += &format!("the host prepares work in {:.0}% of the decode time\n", 100.0 * share);
     }
     print(&(text + &ops_table(&report)))?;
+    report.disturbed.words().iter().for_each(|text| note(text));
     Ok(ExitCode::SUCCESS)
 }
 
