@@ -108,7 +108,6 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
     for text in &outcome.notes {
         tracing::warn!("left out: {text}");
     }
-    outcome.record.disturbed.iter().flat_map(Disturbed::words).for_each(|text| note(&text));
     if let Some(path) = &args.html {
         write_page(path, &ocelli_bench::page::kernels(&outcome.record))?;
     }
@@ -116,6 +115,7 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
         print_json(&outcome.record)?;
     } else {
         print(&outcome.record.table())?;
+        outcome.record.disturbed.iter().flat_map(Disturbed::words).for_each(|text| note(&text));
     }
     let missed = outcome.record.missed_picks();
     for text in &missed {
