@@ -6,34 +6,31 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
 
-use ocelli_engine::batch::{Batch, Chunk};
 use ocelli_engine::calibration::{divergence, likeliest};
 use ocelli_engine::image::{PreparedImage, Rgb8Image};
-use ocelli_engine::kv::KvCache;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Media, Request, generate};
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, Error, Features, Phase, Pipeline, Prompt, Result, Stage, Timings};
+use ocelli_engine::{Ctx, Error, Phase, Pipeline, Prompt, Result, Stage, Timings};
 use ocelli_kernels::{Backend, Caps, DType};
 use serde::{Deserialize, Serialize};
 
 use crate::model::Quantiles;
+use crate::observe::{Values, observed};
 
 /// Version of the report's layout.
 pub const SCHEMA: &str = "ocelli.compare.v1";
 
-/// Values of each part and layer.
-pub type Values = BTreeMap<(&'static str, Option<usize>), Vec<f32>>;
-
-/// What is asked about a picture.
+/// What is asked, about a picture or about none.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// Its name in reports.
     pub name: String,
-    /// The picture.
-    pub image: Rgb8Image,
+    /// The picture; one that was not chosen for it is left out where the model sees none.
+    pub image: Option<Rgb8Image>,
+    /// Whether the picture was chosen for the question.
+    pub chosen: bool,
     /// The question.
     pub prompt: String,
 }
@@ -59,9 +56,8 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// What rounding alone explains. In f32 kernels sum in other orders: 1e-4 is a thousand roundings. Values of 16 bits have 8 bits of
-    /// precision in bf16: a twentieth is a dozen roundings, the depth of a small model. A format with fewer bits changes the model itself:
-    /// no bound follows from arithmetic.
+    /// What rounding may well explain. In f32 kernels sum in other orders: 1e-4 is some thousand roundings of 2^-24. One of bf16 is 2^-9: a
+    /// twentieth is some twenty-five of them. A format with fewer bits changes the model itself: no bound follows from arithmetic.
     #[must_use]
     pub fn usual(dtype: DType, as_stored: bool) -> Self {
         match dtype {
@@ -210,56 +206,6 @@ pub struct StageDrift {
     pub largest: f64,
 }
 
-/// Runs the tower and one pass over a prompt and what follows it: every stage that the model shows, the logits of the last `want` tokens
-/// among them, and the pictures' features.
-///
-/// # Errors
-/// As a pass.
-pub fn observed(
-    cx: &mut Ctx,
-    pipeline: &Pipeline,
-    images: &[PreparedImage],
-    prompt: &Prompt,
-    (after, want): (&[u32], usize),
-) -> Result<(Values, Vec<Features>)> {
-    let seen = Watch::begin(cx);
-    let features = pipeline.encode(cx, images)?;
-    let tokens: Vec<u32> = prompt.tokens.iter().chain(after).copied().collect();
-    let info = pipeline.model.info();
-    let mut kv = KvCache::for_one(cx, &info.kv, prompt.extent().at(tokens.len()), tokens.len())?;
-    let given: Vec<Option<Features>> = features.iter().cloned().map(Some).collect();
-    let chunk = Chunk { seq: kv.open(prompt.memory_rows()), prompt, features: &given, tokens: &tokens, want };
-    let batch = Batch { chunks: vec![chunk], ids: None };
-    cx.scope(|cx| {
-        let packed = batch.pack(cx, &mut kv, info.packing())?;
-        pipeline.model.forward(cx, &packed, &kv).map(drop)
-    })?;
-    Ok((seen.end(cx), features))
-}
-
-/// Keeps the values of every stage.
-pub struct Watch(Arc<Mutex<Values>>);
-
-impl Watch {
-    /// From now on.
-    pub fn begin(cx: &mut Ctx) -> Self {
-        let seen: Arc<Mutex<Values>> = Arc::default();
-        let sink = seen.clone();
-        cx.observe(Some(Box::new(move |stage: Stage, _, values| {
-            if let Ok(mut seen) = sink.lock() {
-                seen.entry((stage.part, stage.layer)).or_default().extend_from_slice(values);
-            }
-        })));
-        Self(seen)
-    }
-
-    /// What was seen.
-    pub fn end(self, cx: &mut Ctx) -> Values {
-        cx.observe(None);
-        self.0.lock().map(|mut seen| std::mem::take(&mut *seen)).unwrap_or_default()
-    }
-}
-
 impl Reference {
     /// Answers the questions and keeps every stage's values.
     ///
@@ -275,8 +221,9 @@ impl Reference {
         let mut rows = Vec::with_capacity(questions.len());
         for question in questions {
             going(progress(&question.name))?;
-            let images = pipeline.prepare(std::slice::from_ref(&question.image))?;
-            let messages = [Message::user(1, question.prompt.clone())];
+            let shown = question.image.iter().filter(|_| question.chosen || pipeline.processor.sees());
+            let images = pipeline.prepare(&shown.cloned().collect::<Vec<_>>())?;
+            let messages = [Message::user(images.len(), question.prompt.clone())];
             let prompt = pipeline.lay_out(&messages, &images.iter().collect::<Vec<_>>())?;
             let mut known = Known {
                 name: question.name.clone(),

@@ -6,6 +6,7 @@ pub mod eval;
 pub mod kernels;
 pub mod machine;
 pub mod model;
+pub mod observe;
 pub mod page;
 pub mod plan;
 pub mod record;

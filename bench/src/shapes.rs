@@ -110,7 +110,10 @@ const EMBEDDED: &[(&str, &str)] = &[
 impl Shapes {
     /// Reads a list. The error tells what is wrong and where.
     pub fn parse(text: &str) -> Result<Shapes, String> {
-        let mut list: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        let mut list: Self = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(1, |at| 1 + text[..at.start].matches('\n').count());
+            format!("line {line}: {}", error.message())
+        })?;
         let products = list.decoders.iter().flat_map(|sizes| sizes.shapes(&list.rows, &list.formats));
         list.shapes.extend(products);
         Ok(list)

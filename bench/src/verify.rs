@@ -19,12 +19,12 @@ use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::scheduler::{Media, Request, generate};
 use ocelli_engine::text::Message;
 use ocelli_engine::weights::{StoredType, TensorFile};
-use ocelli_engine::{Ctx, Error, Gives, Loaded, Pipeline, Precision, Processor, Prompt, Result, Stage};
+use ocelli_engine::{Ctx, Error, Gives, Pipeline, Precision, Processor, Prompt, Result, Stage};
 use ocelli_kernels::{Backend, DType, Device};
 use ocelli_models::Leftovers;
 use serde::{Deserialize, Serialize};
 
-use crate::compare::{Values, observed};
+use crate::observe::{Values, observed};
 
 /// Version of the report's layout.
 pub const SCHEMA: &str = "ocelli.verify.v2";
@@ -253,7 +253,7 @@ fn verify_case(
     case: &serde_json::Value,
 ) -> Result<CaseReport> {
     let mut cx = Ctx::new(device, precision)?;
-    let loaded = ocelli_models::load_with(files, &mut cx, Leftovers::Refuse)?;
+    let mut loaded = ocelli_models::load_with(files, &mut cx, Leftovers::Refuse)?;
     if loaded.model.gives() == Gives::Vectors {
         return dual::verify_case(files, reference, device, cx, loaded, golden, &read_case(case, reference)?);
     }
@@ -261,7 +261,10 @@ fn verify_case(
         return drawn::verify_case(files, device, cx, loaded, golden, &read_case(case, reference)?);
     }
     let case: &Case = &read_case(case, reference)?;
-    let pipeline = pipeline_of(files, loaded, device, case)?;
+    for (key, value) in &case.processor_kwargs {
+        loaded.processor.set(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
+    }
+    let pipeline = Pipeline::new(files, loaded, device.caps().units)?;
     let mut stages = Vec::new();
 
     let pictures =
@@ -312,13 +315,7 @@ fn verify_case(
         let mut stage = golden.compare_with(&case.name, &key, got, &expected, (tolerance(backend), dtype))?;
         if !stage.pass && golden.silent_of_rounding(&case.name, &key, dtype) {
             if own.is_none() {
-                let open = |device: &dyn Device| {
-                    let mut cx = Ctx::new(device, precision)?;
-                    let loaded = ocelli_models::load_with(files, &mut cx, Leftovers::Refuse)?;
-                    Ok((cx, pipeline_of(files, loaded, device, case)?))
-                };
-                let at_hand = (&mut cx, &pipeline);
-                own = Some(rounding::measure(&open, at_hand, &prepared, &prompt, &seen)?);
+                own = Some(rounding::measure(&mut cx, &pipeline, &prepared, &prompt, &seen)?);
             }
             let own = own.as_ref().and_then(|own| own.get(&(part, layer))).copied().unwrap_or_default();
             let limit = tolerance(backend) + own * DRIFT.0;
@@ -352,14 +349,6 @@ fn verify_case(
         not_shown,
         greedy: Greedy { expected: case.greedy_ids.clone(), got, counted },
     })
-}
-
-/// The model with a case's options of the processor.
-fn pipeline_of(files: &ModelFiles, mut loaded: Loaded, device: &dyn Device, case: &Case) -> Result<Pipeline> {
-    for (key, value) in &case.processor_kwargs {
-        loaded.processor.set(key, &value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
-    }
-    Pipeline::new(files, loaded, device.caps().units)
 }
 
 /// What a reference of a model with an encoder of text tells of.

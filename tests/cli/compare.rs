@@ -88,11 +88,31 @@ fn drift_past_a_stated_bound_fails() {
     assert!(text.code == Some(1) && text.stdout.contains("PAST: "), "{}", text.stdout);
 }
 
+/// A model that sees no pictures is asked without them, unless they were chosen.
+#[test]
+fn a_model_of_text_alone() {
+    let model = golden("llama");
+    let model = model.to_str().unwrap();
+    let asked =
+        ["compare", model, "--backends", "cpu", "--dtypes", "bf16", "--runs", "1", "--max-tokens", "3"];
+    let value = valid(
+        ocelli(&[&asked[..], &["--max-error", "1", "--max-kl", "1", "--min-top1", "0", "--json"]].concat())
+            .json(),
+    );
+    assert_eq!(names(&value), ["cpu f32 stored", "cpu bf16 stored"]);
+    assert_eq!(value["candidates"][0]["speed"]["tower_ms"]["median"], 0.0);
+    let picture = example("01.png");
+    ocelli(&[&asked[..], &["--images", picture.to_str().unwrap()]].concat()).fails(1, &["no pictures"]);
+}
+
 #[test]
 fn wrong_arguments_are_one_error() {
     ocelli(&["compare", "--backends", "abacus"]).fails(2, &["abacus"]);
     ocelli(&["compare", "--max-error", "-1"]).fails(2, &["--max-error"]);
     ocelli(&["compare", "--runs", "0"]).fails(2, &["--runs"]);
+    ocelli(&["compare", "--formats", "int3"]).fails(2, &["int3", "stored, int8, int4"]);
+    // Before the work that the page tells of.
+    ocelli(&["compare", "--backends", "cpu", "--html", "absent/page.html"]).fails(1, &["absent/page.html"]);
     ocelli(&["compare", "--images", "absent.png", "--backends", "cpu"]).fails(1, &["absent.png"]);
     ocelli(&["compare", "no-such-folder/", "--backends", "cpu"]).fails(1, &["no-such-folder"]);
 }
@@ -142,6 +162,10 @@ fn records_are_compared() {
     let changes = json(&slower.stdout)["changes"].as_array().unwrap().clone();
     assert!(changes.iter().all(|change| change["verdict"] == "slower"), "{changes:?}");
     diff("{}", &[]).fails(1, &["after.json", "schema"]);
+    let broken = temp.write("shapes.toml", "[[shape]]\nop = 7\n");
+    let shapes = ["bench", "kernels", "--backend", "cpu", "--shapes", broken.to_str().unwrap()];
+    ocelli(&shapes).fails(1, &["shapes.toml: line "]);
+    ocelli(&["bench", "kernels", "--backend", "cpu", "--op", "abacus"]).fails(2, &["--op", "abacus"]);
     ocelli(&["bench", "diff", "absent.json", "absent.json"]).fails(1, &["absent.json"]);
     ocelli(&["bench", "diff", before.to_str().unwrap()]).fails(2, &["AFTER"]);
 }

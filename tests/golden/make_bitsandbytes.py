@@ -10,7 +10,7 @@ model with float32 weights. Those of 4 bits are decoded here: bitsandbytes 0.50.
 rows are no whole number of blocks (by more than its own rounding; its GPU kernels run blocks over the rows, as its quantizer does
 everywhere). Those of 8 bits are what transformers' `dequantize` gives.
 
-Needs torch, transformers, bitsandbytes, safetensors. Made for models of every family with 4-bit and 8-bit weights alike.
+Needs torch, transformers, bitsandbytes, safetensors.
 """
 import argparse
 import json

@@ -12,6 +12,7 @@ mod published;
 mod quantized;
 mod real_size;
 mod references;
+mod scaled;
 mod video;
 mod wgpu;
 

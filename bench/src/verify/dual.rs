@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::{
     CaseReport, Golden, Greedy, compare_ids, compare_pixels, picture, tolerance, with_stored_pixels,
 };
-use crate::compare::Watch;
+use crate::observe::Watch;
 
 /// Arguments that the reference gives to its tokenizer, not to the image processor.
 const OF_TEXTS: [&str; 3] = ["padding", "truncation", "max_length"];

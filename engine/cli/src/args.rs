@@ -26,7 +26,7 @@ use crate::form::FormArgs;
 pub use bench::{
     BenchArgs, BenchCommand, BenchDiffArgs, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs,
 };
-pub use compare::{CompareArgs, ComparedBackend, ComparedFormat, ComparedType};
+pub use compare::{CompareArgs, ComparedFormat};
 pub use quantize::{
     CalibrationArgs, FormatArg, IncludeArg, LayoutArg, QuantizeArgs, RoundingArg, ScalesArg, ScalingArg,
 };

@@ -2,26 +2,28 @@
 
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use ocelli_bench::compare::STORED;
 
-use super::{WhichArgs, at_least_one, key_value, most_tokens, whole};
+use super::{BackendArg, DTypeArg, FormatArg, WhichArgs, at_least_one, key_value, most_tokens, whole};
 
 /// `ocelli compare`.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     #[command(flatten)]
     pub which: WhichArgs,
-    /// Backends, with commas between: cpu, wgpu, cuda; without it the CPU and what else this machine has.
+    /// Backends, with commas between; without it the CPU and what else this machine has.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "BACKEND")]
-    pub backends: Vec<ComparedBackend>,
+    pub backends: Vec<BackendArg>,
     /// Types of activations, with commas between; one that a device does not compute with is left out with its reason.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "TYPE", default_value = "f32")]
-    pub dtypes: Vec<ComparedType>,
+    pub dtypes: Vec<DTypeArg>,
     /// Formats of the weights, with commas between: as stored, or rounded to fewer bits for this comparison, in a folder that is gone
     /// afterwards.
-    #[arg(long, value_enum, value_delimiter = ',', value_name = "FORMAT", default_value = "stored")]
+    #[arg(long, value_parser = format(), value_delimiter = ',', value_name = "FORMAT", default_value = STORED)]
     pub formats: Vec<ComparedFormat>,
-    /// Pictures to ask about, with commas between or given several times; without it six that are embedded.
+    /// Pictures to ask about, with commas between or given several times; without it six that are embedded, or none where the model sees none.
     #[arg(long, visible_alias = "image", value_delimiter = ',', value_name = "FILE")]
     pub images: Vec<PathBuf>,
     /// What is asked about each picture; without it "Describe the picture.", of the embedded ones a question each.
@@ -45,6 +47,9 @@ pub struct CompareArgs {
     /// Override a field of the image processor, such as do_image_splitting=false; may be given several times.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
+    /// Most pixels of a picture, checked before it is decoded.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100_000_000, value_parser = whole::<u64>)]
+    pub max_pixels: u64,
     /// Number of the device within each backend.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     pub device: usize,
@@ -66,43 +71,13 @@ fn positive(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A backend of `compare`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ComparedBackend {
-    /// Rust SIMD on the host.
-    Cpu,
-    /// WGSL through wgpu.
-    Wgpu,
-    /// CUDA.
-    Cuda,
-}
+/// A format of weights: as the model has them (`None`), or rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ComparedFormat(pub Option<FormatArg>);
 
-/// A type of activations of `compare`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ComparedType {
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit floats.
-    F16,
-}
-
-/// A format of weights of `compare`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ComparedFormat {
-    /// As the model has them.
-    Stored,
-    /// 8-bit integers in groups of 32.
-    Int8,
-    /// 4-bit integers in groups of 32.
-    Int4,
-    /// 8-bit floats.
-    Fp8,
-    /// 4-bit normal floats.
-    Nf4,
-    /// 4-bit floats with scales that are powers of two.
-    Mxfp4,
-    /// 4-bit floats with 8-bit scales.
-    Nvfp4,
+/// `stored`, or a format of `ocelli quantize`.
+fn format() -> impl TypedValueParser<Value = ComparedFormat> {
+    let rounded = FormatArg::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+    let all = [PossibleValue::new(STORED).help("As the model has them")].into_iter().chain(rounded);
+    PossibleValuesParser::new(all).map(|text| ComparedFormat(FormatArg::from_str(&text, false).ok()))
 }

@@ -23,7 +23,7 @@ use serde::Serialize;
 use crate::args::{
     BenchArgs, BenchCommand, BenchDiffArgs, BenchKernelsArgs, BenchModelArgs, BenchPicturesArgs,
 };
-use crate::compare::write_page;
+use crate::compare::{writable, write_page};
 use crate::fail::{FAILED, Failure, Outcome, note, print, print_json};
 use crate::open;
 use crate::progress::Spinner;
@@ -52,6 +52,7 @@ pub fn failure(error: BenchError) -> Failure {
 }
 
 fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
+    args.html.as_deref().map(writable).transpose()?;
     let threads = args.threads.map(usize::from);
     let (picks, cache) = (open::picks()?, ocelli_engine::choices::cache_dir());
     let options = DeviceOptions { index: args.device, threads, picks, cache };
@@ -78,8 +79,8 @@ fn bench_kernels(args: &BenchKernelsArgs) -> Outcome {
         wanted && seen.insert((shape.op.clone(), shape.spec.clone()))
     });
     if shapes.is_empty() {
-        let asked = args.ops.iter().map(String::as_str).chain(only).collect::<Vec<_>>().join(" ");
-        return Err(failure(BenchError::Nothing(asked)));
+        let asked = args.ops.join(", ");
+        return Err(Failure::usage(format!("--op: none of the shapes is of {asked}")));
     }
     if !args.no_tune {
         let picks = ocelli_engine::devices::tuned(cx.target().caps(), options.picks);

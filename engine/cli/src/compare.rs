@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::ValueEnum;
 use ocelli_bench::compare::{
     Bounds, Candidate, Compared, Options, Question, Reference, Report, STORED, is_reference,
 };
@@ -11,60 +12,22 @@ use ocelli_engine::choices::cache_dir;
 use ocelli_engine::devices::tuned;
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{DecodeOptions, decode_bytes, decode_file};
-use ocelli_engine::weights::{self, Event, Layout, QuantizeOptions, QuantizeScheme, quantize_with};
+use ocelli_engine::weights::{self, Event, QuantizeOptions, quantize_with};
 use ocelli_engine::{Error, Precision};
 use ocelli_kernels::{Backend, DType, Device, DeviceOptions};
 use ocelli_models::Leftovers;
 
-use crate::args::{CompareArgs, ComparedBackend, ComparedFormat, ComparedType};
+use crate::args::{CompareArgs, ComparedFormat, FormatArg};
 use crate::fail::{FAILED, Failure, Outcome, note, print, print_json};
 use crate::interrupt::Gentle;
 use crate::open;
 use crate::progress::Spinner;
-
-impl ComparedBackend {
-    fn backend(self) -> Backend {
-        match self {
-            Self::Cpu => Backend::Cpu,
-            Self::Wgpu => Backend::Wgpu,
-            Self::Cuda => Backend::Cuda,
-        }
-    }
-}
-
-impl ComparedType {
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-            Self::F16 => DType::F16,
-        }
-    }
-}
+use crate::quantize::usual_layout;
 
 impl ComparedFormat {
-    fn scheme(self) -> Option<QuantizeScheme> {
-        Some(match self {
-            Self::Stored => return None,
-            Self::Int8 => QuantizeScheme::Int8,
-            Self::Int4 => QuantizeScheme::Int4,
-            Self::Fp8 => QuantizeScheme::Fp8,
-            Self::Nf4 => QuantizeScheme::Nf4,
-            Self::Mxfp4 => QuantizeScheme::Mxfp4,
-            Self::Nvfp4 => QuantizeScheme::Nvfp4,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Stored => STORED,
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-            Self::Fp8 => "fp8",
-            Self::Nf4 => "nf4",
-            Self::Mxfp4 => "mxfp4",
-            Self::Nvfp4 => "nvfp4",
-        }
+    fn name(self) -> String {
+        let rounded = self.0.and_then(|format| format.to_possible_value());
+        rounded.map_or_else(|| STORED.to_owned(), |value| value.get_name().to_owned())
     }
 }
 
@@ -87,6 +50,7 @@ struct Stored {
 /// Runs the command: exit code 1 if a run drifts past its bounds.
 pub fn compare(args: &CompareArgs) -> Outcome {
     let files = open::files(args.which.model())?;
+    args.html.as_deref().map(writable).transpose()?;
     let questions = questions(args)?;
     let gentle = Gentle::begin();
     let devices = devices(args)?;
@@ -101,9 +65,7 @@ pub fn compare(args: &CompareArgs) -> Outcome {
     let cpu = device(args, Backend::Cpu)?;
     let (pipeline, mut cx) =
         open::pipeline_of(&files, &args.processor, Leftovers::Warn, &*cpu, Precision::default())?;
-    let most = pipeline.model.info().max_positions;
-    let reference = Reference::new(&pipeline, &mut cx, &questions, options.tokens, &mut progress)
-        .map_err(|error| open::shorter(error, Some(most)))?;
+    let reference = Reference::new(&pipeline, &mut cx, &questions, options.tokens, &mut progress)?;
     let mut base = Candidate {
         format: STORED,
         caps: cpu.caps(),
@@ -117,9 +79,9 @@ pub fn compare(args: &CompareArgs) -> Outcome {
     let mut left_out = Vec::new();
     for device in &devices {
         for model in &stored {
-            for dtype in args.dtypes.iter().map(|dtype| dtype.dtype()) {
+            for dtype in args.dtypes.iter().map(|dtype| dtype.on(device.caps())) {
                 let (caps, format) = (device.caps(), model.format.name());
-                if is_reference(caps.backend, dtype, format) {
+                if is_reference(caps.backend, dtype, &format) {
                     continue;
                 }
                 match one(args, &**device, model, dtype, &reference, options, &mut progress) {
@@ -146,6 +108,17 @@ pub fn compare(args: &CompareArgs) -> Outcome {
     Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
 }
 
+/// Fails if a report cannot be written there, before the work that it tells of.
+pub fn writable(path: &Path) -> Result<(), Failure> {
+    open::is_file_name(path)?;
+    let new = !path.exists();
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    if file.is_ok() && new {
+        let _ = std::fs::remove_file(path);
+    }
+    file.map(drop).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
 /// Writes a report.
 pub fn write_page(path: &Path, page: &str) -> Result<(), Failure> {
     std::fs::write(path, page).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
@@ -164,14 +137,15 @@ fn one(
     let (pipeline, mut cx) =
         open::pipeline_of(&model.files, &args.processor, Leftovers::Ignore, device, precision)
             .map_err(|failure| Error::Request(failure.message().to_owned()))?;
-    let usual = Bounds::usual(dtype, model.format == ComparedFormat::Stored);
+    let usual = Bounds::usual(dtype, model.format.0.is_none());
     let bounds = Bounds {
         error: args.max_error.or(usual.error),
         kl: args.max_kl.or(usual.kl),
         top1: args.min_top1.or(usual.top1),
     };
     let format = model.format.name();
-    let mut run = Candidate { format, caps: device.caps(), pipeline: &pipeline, cx: &mut cx, bounds };
+    let mut run =
+        Candidate { format: &format, caps: device.caps(), pipeline: &pipeline, cx: &mut cx, bounds };
     reference.compare(&mut run, options, false, progress)
 }
 
@@ -198,8 +172,14 @@ fn devices(args: &CompareArgs) -> Result<Vec<std::sync::Arc<dyn Device>>, Failur
     if args.backends.is_empty() {
         return Ok(Backend::ALL.into_iter().filter_map(|backend| device(args, backend).ok()).collect());
     }
-    let mut backends: Vec<Backend> = args.backends.iter().map(|backend| backend.backend()).collect();
-    backends.dedup();
+    let options = DeviceOptions { index: args.device, ..DeviceOptions::default() };
+    let mut backends = Vec::new();
+    for &backend in &args.backends {
+        let backend = open::backend(backend, &options)?;
+        if !backends.contains(&backend) {
+            backends.push(backend);
+        }
+    }
     backends.into_iter().map(|backend| device(args, backend)).collect()
 }
 
@@ -210,7 +190,7 @@ fn formats(args: &CompareArgs, files: &ModelFiles, gentle: &Gentle) -> Result<Ve
         if all.iter().any(|stored| stored.format == format) {
             continue;
         }
-        let Some(scheme) = format.scheme() else {
+        let Some(scheme) = format.0.map(FormatArg::scheme) else {
             all.push(Stored { format, files: files.clone(), _folder: None });
             continue;
         };
@@ -219,10 +199,7 @@ fn formats(args: &CompareArgs, files: &ModelFiles, gentle: &Gentle) -> Result<Ve
         let anatomy = ocelli_models::anatomy(files)?;
         let role = |module: &str| anatomy.roles.get(module).copied();
         let mut options = QuantizeOptions::new(scheme);
-        options.layout = match scheme {
-            QuantizeScheme::Nf4 => Layout::Bitsandbytes,
-            _ => Layout::CompressedTensors,
-        };
+        options.layout = usual_layout(scheme);
         options.force = true;
         let parts = weights::Anatomy { role: &role, folds: &[] };
         let spinner = Spinner::new(&format!("rounding to {}", format.name()));
@@ -239,18 +216,20 @@ fn formats(args: &CompareArgs, files: &ModelFiles, gentle: &Gentle) -> Result<Ve
 
 fn questions(args: &CompareArgs) -> Result<Vec<Question>, Failure> {
     const USUAL: &str = "Describe the picture.";
-    let options = DecodeOptions::default();
+    let options = DecodeOptions { max_pixels: args.max_pixels, ..DecodeOptions::default() };
     if args.images.is_empty() {
         let examples = ocelli_models::demo::EXAMPLES.into_iter().map(|(name, bytes, question)| {
             let prompt = args.prompt.clone().unwrap_or_else(|| question.to_owned());
-            Ok(Question { name: name.to_owned(), image: decode_bytes(name, bytes, &options)?, prompt })
+            let image = Some(decode_bytes(name, bytes, &options)?);
+            Ok(Question { name: name.to_owned(), image, chosen: false, prompt })
         });
         return examples.collect();
     }
     let given = args.images.iter().map(|path| {
         open::is_file_name(path)?;
         let prompt = args.prompt.clone().unwrap_or_else(|| USUAL.to_owned());
-        Ok(Question { name: path.display().to_string(), image: decode_file(path, &options)?, prompt })
+        let image = Some(decode_file(path, &options)?);
+        Ok(Question { name: path.display().to_string(), image, chosen: true, prompt })
     });
     given.collect()
 }

@@ -82,23 +82,34 @@ impl<'a> Module<'a> {
 /// Modules that are listed without --modules.
 const WORST: usize = 5;
 
+impl FormatArg {
+    /// What weights become.
+    pub fn scheme(self) -> QuantizeScheme {
+        match self {
+            Self::Int4 => QuantizeScheme::Int4,
+            Self::Int8 => QuantizeScheme::Int8,
+            Self::Fp8 => QuantizeScheme::Fp8,
+            Self::Nf4 => QuantizeScheme::Nf4,
+            Self::Mxfp4 => QuantizeScheme::Mxfp4,
+            Self::Nvfp4 => QuantizeScheme::Nvfp4,
+        }
+    }
+}
+
+/// Whose layout copies of a scheme have unless another is named.
+pub fn usual_layout(scheme: QuantizeScheme) -> Layout {
+    if scheme == QuantizeScheme::Nf4 { Layout::Bitsandbytes } else { Layout::CompressedTensors }
+}
+
 impl QuantizeArgs {
     fn options(&self) -> QuantizeOptions {
-        let scheme = match self.format {
-            FormatArg::Int4 => QuantizeScheme::Int4,
-            FormatArg::Int8 => QuantizeScheme::Int8,
-            FormatArg::Fp8 => QuantizeScheme::Fp8,
-            FormatArg::Nf4 => QuantizeScheme::Nf4,
-            FormatArg::Mxfp4 => QuantizeScheme::Mxfp4,
-            FormatArg::Nvfp4 => QuantizeScheme::Nvfp4,
-        };
+        let scheme = self.format.scheme();
         let mut options = QuantizeOptions::new(scheme);
         options.layout = match self.layout {
             Some(LayoutArg::CompressedTensors) => Layout::CompressedTensors,
             Some(LayoutArg::Mlx) => Layout::Mlx,
             Some(LayoutArg::Bitsandbytes) => Layout::Bitsandbytes,
-            None if scheme == QuantizeScheme::Nf4 => Layout::Bitsandbytes,
-            None => Layout::CompressedTensors,
+            None => usual_layout(scheme),
         };
         options.group = self.group;
         options.zero_points = self.zero_point;

@@ -84,3 +84,37 @@ impl Embedding {
         Ok(out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ocelli_engine::Precision;
+    use ocelli_kernels::{Backend, DeviceOptions};
+
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_as_their_stand_in() {
+        let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+        let mut cx = Ctx::new(&*device, Precision::default()).expect("a context");
+        let values: Vec<f32> = (0..24u8).map(f32::from).collect();
+        let table = cx.upload(&[6, 4], &values).expect("a table");
+        let dense = Weights::dense(cx.view(&table).expect("a view"), None).expect("weights");
+        let first = |cx: &mut Ctx, of: &Embedding, ids: &[i32]| -> Vec<f32> {
+            let ids = cx.upload(&[ids.len()], ids).expect("ids");
+            let rows = of.forward(cx, &ids).expect("rows");
+            cx.download(&rows).expect("values").chunks(4).map(|row| row[0]).collect()
+        };
+        let ids = [0, 3, 4, 5, 1, 0];
+        // In any order, twice, beyond the table; neighbours, and at its ends.
+        for (marks, wanted) in [
+            (&[4, 3, 4, 9][..], [0., 4., 4., 20., 4., 0.]),
+            (&[0, 5], [4., 12., 16., 4., 4., 4.]),
+            (&[], [0., 12., 16., 20., 4., 0.]),
+        ] {
+            let embedding = Embedding::of("table", dense.clone()).with_stand_in(marks, 1);
+            assert_eq!(first(&mut cx, &embedding, &ids), wanted, "{marks:?}");
+            // What the head multiplies with is the table.
+            assert_eq!((embedding.weights().n(), embedding.weights().parts().len()), (6, 1));
+        }
+    }
+}

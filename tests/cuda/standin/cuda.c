@@ -215,7 +215,8 @@ static CUresult planted(const char *name) {
 #define END pthread_mutex_unlock(&all); return result
 
 CUresult cuDriverGetVersion(int *version) { const char *text = env("OCELLI_STANDIN_VERSION"); *version = text ? atoi(text) : 12080; return OK; }
-CUresult cuInit(unsigned flags) { if (!initialized) atexit(report); initialized = 1; return flags ? INVALID_VALUE : OK; }
+__attribute__((constructor)) static void begin(void) { atexit(report); }
+CUresult cuInit(unsigned flags) { initialized = 1; return flags ? INVALID_VALUE : OK; }
 CUresult cuGetErrorString(CUresult code, const char **text) {
     static _Thread_local char words[32];
     snprintf(words, sizeof words, "error %d of the stand-in", code);

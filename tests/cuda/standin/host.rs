@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Where kernels that were compiled for the host are put.
@@ -10,12 +11,17 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("standin")
 }
 
-/// The library, compiled once; why there is none.
+/// The library, compiled once; why there is none. Tests of one process share it.
 pub fn library() -> Result<PathBuf, String> {
-    let folder = folder();
-    std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
+    static MADE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    MADE.get_or_init(compiled).clone()
+}
+
+/// A compiler that is not there is the only reason for no library.
+fn compiled() -> Result<PathBuf, String> {
+    std::fs::create_dir_all(folder()).expect("a folder");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cuda/standin/cuda.c");
-    let (path, part) = (folder.join("libcuda.so"), folder.join(format!("{}.part", std::process::id())));
+    let (path, part) = (folder().join("libcuda.so"), folder().join(format!("{}.part", std::process::id())));
     let made = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
         .arg(&part)
@@ -24,7 +30,7 @@ pub fn library() -> Result<PathBuf, String> {
         .output()
         .map_err(|error| format!("no C compiler: {error}"))?;
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    std::fs::rename(&part, &path).map_err(|error| error.to_string())?;
+    std::fs::rename(&part, &path).expect("the library");
     Ok(path)
 }
 

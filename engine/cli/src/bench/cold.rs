@@ -41,7 +41,7 @@ pub fn measure(args: &BenchModelArgs) -> Result<Starts, Failure> {
         let why = String::from_utf8_lossy(&done.stderr);
         Err(Failure::new(format!(
             "--cold-start: a process failed: {}",
-            why.lines().next().unwrap_or("no reason")
+            why.lines().next().map_or("no reason", |line| line.trim_start_matches("error: "))
         )))
     };
     start(false)?;
