@@ -42,6 +42,10 @@ macro_rules! for_each_op {
             depth_conv DepthConv [whole],
             softmax Softmax [whole],
             group_norm GroupNorm [whole],
+            matmul_grad MatmulGrad [whole],
+            cross_entropy CrossEntropy [whole],
+            sum_squares SumSquares [whole],
+            adamw AdamW [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

@@ -1,8 +1,10 @@
 //! The ops. Each folder holds one: operands, shape check and cost in `mod.rs`, the f64 maths in `reference.rs`, one file
 //! per backend, and the conformance cases.
 
+mod adamw;
 mod attention;
 mod check;
+mod cross_entropy;
 mod depth_conv;
 mod expert_matmul;
 mod gate;
@@ -27,8 +29,11 @@ mod scatter_rows;
 mod sequences;
 mod short_conv;
 mod softmax;
+mod sum_squares;
 
+pub use adamw::{AdamW, AdamWSpec, AdamWStep};
 pub use attention::{Attention, AttentionKv, AttentionSpec, Seen};
+pub use cross_entropy::{CrossEntropy, CrossEntropySpec};
 pub use depth_conv::{DepthConv, DepthConvSpec, Filter};
 pub use expert_matmul::{ExpertMatmul, ExpertMatmulSpec};
 pub use gate::{Gate, GateSpec};
@@ -38,6 +43,7 @@ pub use gather_rows::{GatherRows, GatherRowsSpec};
 pub use group_norm::{GroupNorm, GroupNormSpec};
 pub use kept::{SCALE_BYTES, keeps, kept_elements};
 pub use list::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};
+pub use matmul::grad::{MatmulGrad, MatmulGradSpec, PartGrad};
 pub use matmul::{Activation, FP8_SPAN, Math, Matmul, MatmulSpec, RowNorm};
 pub use merge_patches::{MergeOrder, MergePatches, MergePatchesSpec};
 pub use mix_rows::{MixRows, MixRowsSpec};
@@ -52,3 +58,4 @@ pub use scatter_rows::{ScatterRows, ScatterRowsSpec};
 pub use sequences::Sequences;
 pub use short_conv::{ConvForm, MOST_TAPS, ShortConv, ShortConvSpec};
 pub use softmax::{Softmax, SoftmaxSpec};
+pub use sum_squares::{SumSquares, SumSquaresSpec};

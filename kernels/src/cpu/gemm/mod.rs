@@ -30,6 +30,7 @@ use std::sync::OnceLock;
 use self::epilogue::Finish;
 pub use self::int8::{Int8Panel, Int8Source, gemm_int8};
 use self::micro::DotF32;
+pub(crate) use self::pack::DenseRows;
 pub use self::pack::{Dense, PanelSource, RowLoader, pack_rows};
 use super::isa::{Isa, Level};
 use super::pool::{Pool, Worker};

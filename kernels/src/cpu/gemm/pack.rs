@@ -198,9 +198,12 @@ impl PanelSource for Dense {
     }
 }
 
+/// Loads rows of a dense matrix.
 #[derive(Clone, Copy)]
-pub(super) struct DenseRows<T> {
+pub(crate) struct DenseRows<T> {
+    /// First element.
     pub ptr: *const T,
+    /// Elements from row to row.
     pub row_stride: usize,
 }
 

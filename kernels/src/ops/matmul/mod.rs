@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+pub(in crate::ops) mod grad;
 mod of_spec;
 mod reference;
 #[cfg(feature = "wgpu")]
