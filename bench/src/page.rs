@@ -126,6 +126,7 @@ pub fn kernels(record: &Record) -> String {
                 row.variant.clone() + if row.picked { "" } else { " (not picked)" },
                 format!("{:.1}", row.median_us),
                 format!("{:.1} to {:.1}", row.p20_us, row.p80_us),
+                row.warm_us.map(|us| format!("{us:.1}")).unwrap_or_default(),
                 format!("{:.1}", amount as f64 / row.median_us / 1e3),
                 row.roof.label().to_owned(),
                 format!("{:.0}%", 100.0 * row.fraction),
@@ -142,7 +143,10 @@ pub fn kernels(record: &Record) -> String {
             roofline(area, record, &ops)
         }),
         key(ops.iter().copied()),
-        table(&["op", "spec", "variant", "median us", "20% to 80%", "G/s", "roof", "of roof"], &rows)
+        table(
+            &["op", "spec", "variant", "median us", "20% to 80%", "warm us", "G/s", "roof", "of roof"],
+            &rows
+        )
     );
     page("Kernels of Ocelli", &body)
 }

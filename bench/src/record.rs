@@ -50,6 +50,10 @@ pub struct Row {
     pub p20_us: f64,
     /// Four fifths of the runs took no longer.
     pub p80_us: f64,
+    /// The median of runs on the operands of the run before, which lie in caches as far as these hold them; `median_us` is that of runs
+    /// on operands that do not. Of rows with so few bytes that there were several sets of operands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_us: Option<f64>,
     /// Which of the roofs bounds this row.
     pub roof: Roof,
     /// What plain reads between the runs, by the same threads, reached at the median, in 1e9 bytes per second; of rows that
@@ -161,9 +165,9 @@ impl Record {
         };
         let _ = writeln!(text, "{}", self.roofs_text());
         text.push('\n');
-        let rows: Vec<[String; 9]> = self.rows.iter().map(Row::cells).collect();
-        let head =
-            ["op", "spec", "variant", "median us", "p20", "p80", "G/s", "roof", "of roof"].map(str::to_owned);
+        let rows: Vec<[String; 10]> = self.rows.iter().map(Row::cells).collect();
+        let head = ["op", "spec", "variant", "median us", "p20", "p80", "warm", "G/s", "roof", "of roof"]
+            .map(str::to_owned);
         let width = |column: usize| {
             rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0)
         };
@@ -171,7 +175,7 @@ impl Record {
         for row in [&head].into_iter().chain(&rows) {
             let mut line = String::new();
             for (i, (cell, width)) in row.iter().zip(&widths).enumerate() {
-                let number = (3..7).contains(&i) || i == 8;
+                let number = (3..8).contains(&i) || i == 9;
                 let _ =
                     if number { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
             }
@@ -236,7 +240,7 @@ impl Record {
 }
 
 impl Row {
-    fn cells(&self) -> [String; 9] {
+    fn cells(&self) -> [String; 10] {
         let amount = if self.roof == Roof::ReadGbps { self.bytes } else { self.flops };
         let mark = if self.picked { "" } else { " (not picked)" };
         [
@@ -246,6 +250,7 @@ impl Row {
             format!("{:.1}", self.median_us),
             format!("{:.1}", self.p20_us),
             format!("{:.1}", self.p80_us),
+            self.warm_us.map(|us| format!("{us:.1}")).unwrap_or_default(),
             format!("{:.1}", amount as f64 / self.median_us / 1e3),
             self.roof.label().to_owned(),
             format!("{:.0}%", 100.0 * self.fraction),
@@ -293,6 +298,7 @@ mod tests {
             median_us: 2.0,
             p20_us: 1.0,
             p80_us: 3.0,
+            warm_us: Some(1.5),
             roof: Roof::ReadGbps,
             read_gbps: Some(20.5),
             fraction: 0.2,

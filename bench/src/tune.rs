@@ -114,6 +114,7 @@ mod tests {
             picked,
             spec: serde_json::Map::new(),
             cost: Cost::default(),
+            sets: 1,
             waits: false,
             run: Box::new(|_, _| Ok(())),
         }

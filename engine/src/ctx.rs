@@ -13,7 +13,8 @@ use ocelli_kernels::{
 };
 
 use crate::error::{Error, Result};
-use crate::tensor::{Arena, Tensor};
+use crate::tape::Tape;
+use crate::tensor::{Arena, Mark, Tensor};
 use crate::timing::{Phase, Timings};
 use crate::trace::Trace;
 
@@ -106,6 +107,8 @@ pub struct Ctx {
     /// Where the time went.
     pub timings: Timings,
     trace: Option<Trace>,
+    /// What runs, while it is noted.
+    pub(crate) tape: Option<Tape>,
     /// What the ops given now are for.
     phase: Phase,
 }
@@ -166,6 +169,7 @@ impl Ctx {
             steps: 0,
             timings: Timings::default(),
             trace: None,
+            tape: None,
             phase: Phase::Prefill,
         }
     }
@@ -238,12 +242,24 @@ impl Ctx {
         Ok(Tensor::owned(View::dense(self.stream.alloc(bytes)?, shape, dtype)?))
     }
 
-    /// Runs `work`; the activations that it allocates end with it.
+    /// Runs `work`; the activations that it allocates end with it, unless a tape needs them.
     pub fn scope<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
         let mark = self.arena.mark();
         let result = work(self);
-        self.arena.release(mark);
+        if self.tape.is_none() {
+            self.arena.release(mark);
+        }
         result
+    }
+
+    /// Height of the stack of activations.
+    pub(crate) fn arena_mark(&self) -> Mark {
+        self.arena.mark()
+    }
+
+    /// Ends the activations above a mark.
+    pub(crate) fn release(&mut self, mark: Mark) {
+        self.arena.release(mark);
     }
 
     /// Collects the time of each op from now on, or ends it and gives what there is. While it is on, steps are not recorded, and the
@@ -280,7 +296,8 @@ impl Ctx {
     /// Whether [`replay`](Self::replay) records.
     #[must_use]
     pub fn records(&self) -> bool {
-        self.stream.records() && self.observer.is_none() && self.probe.is_none() && self.trace.is_none()
+        let watched = self.observer.is_some() || self.probe.is_some() || self.trace.is_some();
+        self.stream.records() && !watched && self.tape.is_none()
     }
 
     /// Runs `work`, which launches ops and nothing else, on memory that `key` tells and on activations of its own. Where the
@@ -341,7 +358,9 @@ impl Ctx {
         dyn Stream: Exec<O>,
     {
         let hidden = || product(op).is_some_and(|product| product.norm.is_some());
-        !(self.probe.is_some() && hidden()) && Exec::<O>::accepts(&*self.stream, op)
+        // Probes and gradients want the rows that are multiplied.
+        let seen = self.probe.is_some() || self.tape.is_some();
+        !(seen && hidden()) && Exec::<O>::accepts(&*self.stream, op)
     }
 
     /// Runs an op of the module at `path`.
@@ -352,6 +371,17 @@ impl Ctx {
         if self.probe.is_some() {
             self.show(op)?;
         }
+        if self.tape.is_some() {
+            return self.exec_taped(path, op);
+        }
+        self.exec_now(path, op)
+    }
+
+    /// Runs an op that is noted already, or not to be.
+    pub(crate) fn exec_now<O: Op>(&mut self, path: &str, op: &O) -> Result<()>
+    where
+        dyn Stream: Exec<O>,
+    {
         self.stream.scope(format_args!("{path}"));
         let result = match self.trace {
             None => Exec::<O>::exec(&mut *self.stream, op),

@@ -65,6 +65,9 @@ pub enum Error {
         /// What the model gives.
         found: Gives,
     },
+    /// Training cannot go on.
+    #[error("{0}")]
+    Train(String),
     /// A request that the model cannot take.
     #[error("{0}")]
     Request(String),

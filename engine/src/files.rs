@@ -14,6 +14,24 @@ use crate::json::{self, JsonError};
 /// The largest published `tokenizer.json` files are below 40 MB; weights never pass through here.
 pub const MAX_SMALL_FILE: u64 = 256 << 20;
 
+/// Files of a model beside its configuration and weights, as `save_pretrained` writes them: what a copy of it takes along.
+pub const BESIDE_WEIGHTS: &[&str] = &[
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "LICENSE",
+];
+
 /// The files of one model, by name relative to its root.
 #[derive(Clone, Debug)]
 pub enum ModelFiles {

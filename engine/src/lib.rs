@@ -26,6 +26,7 @@ pub mod sample;
 pub mod scheduler;
 mod shown;
 pub mod store;
+pub mod tape;
 mod tensor;
 pub mod text;
 mod timing;

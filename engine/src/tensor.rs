@@ -73,7 +73,7 @@ pub(crate) struct Arena {
 }
 
 /// A height of the stack.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
     top: (usize, usize),
     live: usize,

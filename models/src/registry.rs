@@ -230,6 +230,14 @@ pub fn anatomy(files: &ModelFiles) -> Result<Anatomy> {
     Ok(Anatomy { roles, folds: checkpoint.folds() })
 }
 
+/// What each tensor or module that a model takes is to it, by its name; found by loading the model without a device.
+pub fn owners(files: &ModelFiles) -> Result<HashMap<String, Role>> {
+    let checkpoint = Checkpoint::open(files)?;
+    let (mut cx, _) = Ctx::dry(ocelli_kernels::Caps::default(), Precision::default());
+    load_model(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
+    Ok(checkpoint.notes().into_iter().filter_map(|note| Some((note.module, note.role?))).collect())
+}
+
 /// What each matrix that can be quantized is to the model, by the name of its module.
 pub fn roles(files: &ModelFiles) -> Result<HashMap<String, Role>> {
     Ok(anatomy(files)?.roles)

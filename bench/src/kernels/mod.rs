@@ -180,6 +180,8 @@ pub struct Ready {
     pub spec: Map<String, Value>,
     /// What one run costs at least.
     pub cost: Cost,
+    /// Sets of operands that runs go through in turn.
+    pub sets: usize,
     /// Whether a run ends only when the device is done.
     pub waits: bool,
     /// Runs it; another number takes other weights.
@@ -359,6 +361,7 @@ impl Cx {
                 picked: row.picked,
                 spec: text::fields_with(&spec, KEPT),
                 cost,
+                sets: sets.len(),
                 waits: false,
                 run: Box::new(move |target, turn| target.launch(&sets[turn % sets.len()], index)),
             }
@@ -419,6 +422,13 @@ impl Cx {
                 what: format!("{} {}", shape.op, shape.spec),
                 source,
             })?;
+            let (variant, picked, spec, cost) =
+                (kernel.variant.clone(), kernel.picked, kernel.spec.clone(), kernel.cost);
+            let warm = if kernel.sets > 1 { Some(self.time_warm(kernel, plan)) } else { None };
+            let warm = warm.transpose().map_err(|source| BenchError::Kernel {
+                what: format!("{} {}", shape.op, shape.spec),
+                source,
+            })?;
             if let (Some(reads), Some(roofs)) = (&reads, &mut self.roofs) {
                 // A better moment than those in which the roof was measured.
                 roofs.read_gbps = roofs.read_gbps.max(reads.best_gbps);
@@ -429,14 +439,15 @@ impl Cx {
             rows.push(Row {
                 op: shape.op.clone(),
                 backend: backend.name().to_owned(),
-                variant: kernel.variant,
-                picked: kernel.picked,
-                spec: kernel.spec,
-                bytes: kernel.cost.bytes(),
-                flops: kernel.cost.flops,
+                variant,
+                picked,
+                spec,
+                bytes: cost.bytes(),
+                flops: cost.flops,
                 median_us: timing.median_us,
                 p20_us: timing.p20_us,
                 p80_us: timing.p80_us,
+                warm_us: warm.map(|warm| warm.median_us),
                 roof,
                 read_gbps: reads.as_ref().map(|reads| reads.gbps),
                 fraction: reads.map_or(least_us / timing.median_us, |reads| reads.fraction),
@@ -449,6 +460,13 @@ impl Cx {
     pub fn time(&mut self, kernel: &mut Ready, plan: Plan) -> Result<Timing, KernelError> {
         let count = self.target.batch(kernel)?;
         sample(plan, |turn| self.target.seconds(kernel, turn * count, count))
+    }
+
+    /// Times a kernel whose operands are those of the run before, in a third of the time.
+    fn time_warm(&mut self, kernel: Ready, plan: Plan) -> Result<Timing, KernelError> {
+        let mut run = kernel.run;
+        let mut warm = Ready { run: Box::new(move |target, _| run(target, 0)), ..kernel };
+        self.time(&mut warm, Plan { time: plan.time / 3, ..plan })
     }
 
     /// Times a kernel that memory bounds, with plain reads between its runs where the device has them.

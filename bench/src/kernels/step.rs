@@ -252,6 +252,7 @@ impl Step {
             picked: true,
             spec: fields(&self.spec),
             cost: self.cost,
+            sets: 1,
             waits: true,
             run: Box::new(move |_, _| self.run().map_err(|error| KernelError::Device(error.to_string()))),
         }

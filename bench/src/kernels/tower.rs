@@ -104,6 +104,7 @@ impl Tower {
             picked: true,
             spec: fields(Self::SPEC),
             cost: self.cost,
+            sets: 1,
             waits: true,
             run: Box::new(move |_, _| self.forward().map_err(|error| KernelError::Device(error.to_string()))),
         }

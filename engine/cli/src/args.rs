@@ -12,6 +12,8 @@ mod quantize;
 mod search;
 #[path = "args_serve.rs"]
 mod serve;
+#[path = "args_train.rs"]
+mod train;
 
 use std::path::PathBuf;
 
@@ -32,6 +34,7 @@ pub use quantize::{
 };
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
+pub use train::{PartArg, ScheduleArg, SftArgs, TrainArgs, TrainTask};
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]
@@ -78,6 +81,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Write a copy of a model with weights rounded to 8 or 4 bits, which other engines load too.
     Quantize(QuantizeArgs),
+    /// Train a model on pictures and answers; on the CPU.
+    Train(TrainArgs),
     /// List devices, usable or not.
     Devices(DevicesArgs),
     /// List kernel variants, or explain which one runs.

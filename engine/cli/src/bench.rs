@@ -260,17 +260,27 @@ fn model(args: &BenchModelArgs) -> Outcome {
         "{model} on {} {}, {how}, {}: median of {} runs (20th to 80th percentile)\n",
         caps.backend, caps.device, precision.dtype, report.runs
     );
+    let several = report.batch > 1;
+    if several {
+        text += &format!("{} requests at once", report.batch);
+    }
     if let Some((width, height)) = image {
-        if report.batch > 1 {
-            text += &format!("{} requests at once, of each ", report.batch);
-        }
+        text += if several { " with " } else { "" };
         text += &match report.images {
             1 => format!("picture {width}x{height}"),
             count => format!("{count} pictures {width}x{height}"),
         };
-        text += &format!(" in {} tiles, ", report.tiles);
+        text += if several { " each" } else { "" };
+        text += &match several {
+            true => format!("; of all together {} tiles, ", report.tiles),
+            false => format!(" in {} tiles, ", report.tiles),
+        };
+    } else if several {
+        text += "; of all together ";
     }
-    text += &format!("prompt of {} tokens, answer of {}\n", report.prompt_tokens, report.decode_tokens + 1);
+    // Each answer has one token of its prompt's pass.
+    let answers = report.decode_tokens + report.batch;
+    text += &format!("prompt of {} tokens, answer of {answers}\n", report.prompt_tokens);
     if image.is_some() {
         text += &row("resize", report.resize_ms, "ms");
         text += &row("encode", report.encode_ms, "ms");

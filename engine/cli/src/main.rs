@@ -26,6 +26,7 @@ mod quantize;
 mod run;
 mod search;
 mod serve;
+mod train;
 mod tune;
 mod units;
 mod vectors;
@@ -70,6 +71,7 @@ fn execute(command: &Command) -> fail::Outcome {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Bench(args) => bench::bench(args),
         Command::Quantize(args) => quantize::quantize(args),
+        Command::Train(args) => train::train(args),
         Command::Devices(args) => devices::devices(args),
         Command::Kernels(args) => kernels::kernels(args),
         Command::Completions { shell } => manual::completions(*shell),

@@ -179,6 +179,19 @@ impl TensorFile {
         Self::new(label.to_owned(), Keeper::Shared(bytes))
     }
 
+    /// A file whose bytes are in `storage` as well, from which its tensors are taken: memory of a stream, which may write to them. What
+    /// is read from the file itself is as it was.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and if the storage has another length.
+    pub fn placed(label: &str, bytes: Arc<[u8]>, storage: Storage) -> Result<Self, WeightError> {
+        if storage.len() != bytes.len() {
+            let reason = format!("memory: expected {} bytes, found {}", bytes.len(), storage.len());
+            return Err(WeightError::invalid(label, reason));
+        }
+        Ok(Self { storage, ..Self::in_memory(label, bytes)? })
+    }
+
     fn new(path: String, keeper: Keeper) -> Result<Self, WeightError> {
         let keeper = Arc::new(keeper);
         let entries = header::parse(&path, (*keeper).as_ref())?;

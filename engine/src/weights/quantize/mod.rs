@@ -35,7 +35,7 @@ use std::sync::Arc;
 use ocelli_kernels::{Format, KernelError, ShapeError};
 
 use super::{Checkpoint, WeightError};
-use crate::files::{FileError, ModelFiles};
+use crate::files::{BESIDE_WEIGHTS, FileError, ModelFiles};
 use gptq::Corrections;
 pub(crate) use inputs::Gatherer;
 pub use inputs::{Calibration, Inputs, Seen};
@@ -57,24 +57,6 @@ const CHUNK: usize = 1 << 20;
 
 /// Largest file that is written, in bytes.
 pub const MAX_SHARD: u64 = 4 << 30;
-
-/// Files beside weights and `config.json` that belong to a model.
-const COPIED: &[&str] = &[
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "LICENSE",
-];
 
 /// Where the work is.
 #[derive(Clone, Copy, Debug)]
@@ -396,7 +378,7 @@ fn work(
         fields.insert("quantization_config".into(), block);
     }
     output.json("config.json", &config)?;
-    for name in COPIED {
+    for name in BESIDE_WEIGHTS {
         if let Some(bytes) = files.read(name)? {
             output.file(name, &bytes)?;
         }

@@ -1,0 +1,140 @@
+//! What `ocelli train` accepts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{WhichArgs, at_least_one, key_value, whole};
+
+/// `ocelli train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// What is trained for.
+    #[command(subcommand)]
+    pub task: TrainTask,
+}
+
+/// What a model is trained for.
+#[derive(Debug, Subcommand)]
+pub enum TrainTask {
+    /// Answers about pictures: captions, questions, conversations. The loss is that of the next token of each answer.
+    Sft(Box<SftArgs>),
+}
+
+/// `ocelli train sft`.
+#[derive(Debug, Args)]
+pub struct SftArgs {
+    #[command(flatten)]
+    pub which: WhichArgs,
+    /// JSON lines: `image` (or `images`), `prompt` and `text`, the answer; or `messages`. Paths are relative to the file.
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Rows of the same kind whose loss is told, and which nothing is learnt from.
+    #[arg(long, value_name = "FILE")]
+    pub validation: Option<PathBuf>,
+    /// Directory of the trained model, with `metrics.jsonl` and what --resume goes on from.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Field with the picture's path, or a list of them.
+    #[arg(long, value_name = "FIELD", default_value = "image")]
+    pub image_column: String,
+    /// Field with what is asked.
+    #[arg(long, value_name = "FIELD", default_value = "prompt")]
+    pub prompt_column: String,
+    /// Field with the answer.
+    #[arg(long, value_name = "FIELD", default_value = "text")]
+    pub answer_column: String,
+    /// Parts that are trained, with commas between; all of them without it.
+    #[arg(long = "train", value_enum, value_delimiter = ',', value_name = "PART")]
+    pub parts: Vec<PartArg>,
+    /// Times that all rows are seen.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one, conflicts_with = "steps")]
+    pub epochs: usize,
+    /// Steps in all, in place of --epochs.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one)]
+    pub steps: Option<usize>,
+    /// Rows of a step.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub batch: usize,
+    /// Highest learning rate.
+    #[arg(long, visible_alias = "lr", allow_negative_numbers = true, value_name = "R", default_value_t = 1e-4, value_parser = positive)]
+    pub rate: f64,
+    /// How the learning rate goes after it has risen.
+    #[arg(long, value_enum, default_value_t = ScheduleArg::Cosine)]
+    pub schedule: ScheduleArg,
+    /// Steps on which the learning rate rises; a tenth of all, 100 at most, without it.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = whole::<u64>)]
+    pub warmup: Option<u64>,
+    /// Weight decay of matrices.
+    #[arg(long, allow_negative_numbers = true, value_name = "D", default_value_t = 0.01, value_parser = not_negative)]
+    pub weight_decay: f64,
+    /// Largest norm of the gradient; 0: any.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1.0, value_parser = not_negative)]
+    pub clip: f64,
+    /// Of the order of rows.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<u64>)]
+    pub seed: u64,
+    /// Most tokens of a row; longer ones are left out and told.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
+    pub max_tokens: usize,
+    /// Most tokens that go through the model at once: bounds the memory of activations, and changes no result but for rounding.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
+    pub pass_tokens: usize,
+    /// Steps between checkpoints; 0: one at the end alone.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
+    pub save_every: u64,
+    /// Steps between losses of --validation; 0: one at the end alone.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
+    pub check_every: u64,
+    /// Threads; all cores without it.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Set a field of the image processor.
+    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub processor: Vec<(String, String)>,
+    /// Go on where a run with the same arguments ended.
+    #[arg(long)]
+    pub resume: bool,
+    /// Say what would be trained, with how much memory, and end.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON object at the end.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Parts of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PartArg {
+    /// What sees pictures.
+    Tower,
+    /// What stands between tower and decoder.
+    Connector,
+    /// The layers of the decoder.
+    Decoder,
+    /// The table of tokens, and the head where it has weights of its own.
+    Embedding,
+}
+
+/// How a learning rate goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleArg {
+    /// It stays.
+    Constant,
+    /// It falls to zero in a line.
+    Linear,
+    /// It falls to zero as half a wave of the cosine.
+    Cosine,
+}
+
+fn number(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0)
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text).ok_or_else(|| "expected a number, 0 or more".into())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text).filter(|&number| number > 0.0).ok_or_else(|| "expected a number above 0".into())
+}

@@ -1,0 +1,373 @@
+//! Reverse-mode differentiation of what runs on a context.
+//!
+//! While a context [records](Ctx::record), each op that depends on trained memory is noted with its operands, and activations stay where
+//! they are. [`Tape::backward`] goes through the notes from the last to the first. The gradient of an activation lies at the same
+//! place of a shadow of its memory, f32 for f32: views and slices need no bookkeeping of their own, and what is added in place has its
+//! gradient in place. What an op overwrites is copied first if the gradient of an earlier op needs it.
+
+mod rules;
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use ocelli_kernels::ops::Pointwise;
+use ocelli_kernels::{Access, DType, Exec, Op, Queue, Stream, View};
+use ocelli_kernels::{KernelError, Layout, ShapeError, Storage};
+use smallvec::SmallVec;
+
+use crate::ctx::Ctx;
+use crate::error::{Error, Result};
+use crate::tensor::{Mark, Tensor};
+
+/// Memory that is trained, and memory of its size for its gradients.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    /// f32 values.
+    pub values: Storage,
+    /// Their gradients, which are added to.
+    pub grads: Storage,
+    /// Bytes of `values` that are trained.
+    pub ranges: Vec<Range<usize>>,
+}
+
+/// What ran, in order, as far as it depends on trained memory.
+pub struct Tape {
+    notes: Vec<Note>,
+    /// Memory that holds trained values or what was computed from such.
+    tracked: HashMap<usize, Vec<Range<usize>>>,
+    /// Gradients of memory, by its identity; with the memory, so that the identity stays its own.
+    shadows: HashMap<usize, (Storage, Storage)>,
+    /// Height of the arena when recording began.
+    mark: Mark,
+}
+
+/// An op that ran.
+struct Note {
+    path: String,
+    op: Box<dyn Taped>,
+    /// Views whose values its gradient needs, and which lie where they were.
+    needed: Vec<View>,
+    /// Where values have gone that were overwritten since.
+    moved: SmallVec<[Moved; 2]>,
+    /// Results over what other ops had written: their gradients end here.
+    ends: SmallVec<[View; 1]>,
+}
+
+/// A range of bytes whose values were copied.
+#[derive(Clone)]
+struct Moved {
+    storage: usize,
+    bytes: Range<usize>,
+    to: View,
+}
+
+impl Moved {
+    /// Copies the bytes of a view, gaps included.
+    fn copy(cx: &mut Ctx, view: &View) -> Result<Self> {
+        let bytes = view.byte_range();
+        let layout = Layout::dense(&[1, bytes.len() / view.dtype().size()])?;
+        let from = View::new(view.storage().clone(), bytes.start, layout, view.dtype())?;
+        let to = cx.alloc(from.shape(), view.dtype())?;
+        let to = cx.view(&to)?;
+        cx.exec_now("saved", &Pointwise::new(from, to.clone()))?;
+        Ok(Self { storage: view.storage().id(), bytes, to })
+    }
+
+    /// The view in the copy, if all of it is there.
+    fn find(&self, view: &View) -> Option<Result<View, ShapeError>> {
+        let bytes = view.byte_range();
+        let inside = view.storage().id() == self.storage
+            && self.bytes.start <= bytes.start
+            && bytes.end <= self.bytes.end;
+        inside.then(|| {
+            let offset = self.to.offset() + view.offset() - self.bytes.start;
+            View::new(self.to.storage().clone(), offset, view.layout().clone(), view.dtype())
+        })
+    }
+}
+
+/// Views whose values a gradient needs.
+#[derive(Default)]
+struct Needs {
+    /// Operands as they are before the op runs.
+    before: Vec<View>,
+    /// Results as it leaves them.
+    after: Vec<View>,
+}
+
+/// An op with a gradient.
+trait Taped: Send {
+    /// What its gradient needs.
+    fn needs(&self) -> Needs;
+
+    /// Runs it in the pieces that its gradient is of; false: it is to be run as it is.
+    fn run(&self, cx: &mut Ctx, path: &str) -> Result<bool> {
+        let _ = (cx, path);
+        Ok(false)
+    }
+
+    /// Adds to the gradients of its operands what follows from those of its results.
+    fn backward(&self, cx: &mut Backward<'_>) -> Result<()>;
+}
+
+/// What a gradient is computed with.
+struct Backward<'a> {
+    cx: &'a mut Ctx,
+    tracked: &'a HashMap<usize, Vec<Range<usize>>>,
+    shadows: &'a mut HashMap<usize, (Storage, Storage)>,
+    path: &'a str,
+    moved: &'a [Moved],
+}
+
+impl Backward<'_> {
+    /// The gradient of a view; `None` if nothing trained is behind it.
+    fn grad(&mut self, view: &View) -> Result<Option<View>> {
+        if !is_tracked(self.tracked, view) {
+            return Ok(None);
+        }
+        shadow(self.cx, self.shadows, view).map(Some)
+    }
+
+    /// As [`grad`](Self::grad), of what may be absent.
+    fn grad_of(&mut self, view: Option<&View>) -> Result<Option<View>> {
+        view.map_or(Ok(None), |view| self.grad(view))
+    }
+
+    /// The gradient of a result, which something trained is behind.
+    fn grad_out(&mut self, view: &View) -> Result<View> {
+        shadow(self.cx, self.shadows, view)
+    }
+
+    /// A view as the op met or left it.
+    fn value(&self, view: &View) -> Result<View> {
+        let found = self.moved.iter().find_map(|moved| moved.find(view));
+        Ok(found.unwrap_or_else(|| Ok(view.clone()))?)
+    }
+
+    /// As [`value`](Self::value), of what may be absent.
+    fn value_of(&self, view: Option<&View>) -> Result<Option<View>> {
+        view.map(|view| self.value(view)).transpose()
+    }
+
+    /// Memory for values in between.
+    fn temp(&mut self, shape: &[usize]) -> Result<View> {
+        let tensor = self.cx.alloc(shape, DType::F32)?;
+        self.cx.view(&tensor)
+    }
+
+    fn exec<O: Op>(&mut self, op: &O) -> Result<()>
+    where
+        dyn Stream: Exec<O>,
+    {
+        self.cx.exec(self.path, op)
+    }
+
+    /// Zeros.
+    fn clear(&mut self, view: &View) -> Result<()> {
+        clear(self.cx, view)
+    }
+
+    /// `to += from`, matrices.
+    fn add(&mut self, from: View, to: View) -> Result<()> {
+        self.exec(&Pointwise { add: Some(to.clone()), ..Pointwise::new(from, to) })
+    }
+}
+
+fn overlaps(ranges: &[Range<usize>], bytes: &Range<usize>) -> bool {
+    ranges.iter().any(|range| range.start < bytes.end && bytes.start < range.end)
+}
+
+fn is_tracked(tracked: &HashMap<usize, Vec<Range<usize>>>, view: &View) -> bool {
+    tracked.get(&view.storage().id()).is_some_and(|ranges| overlaps(ranges, &view.byte_range()))
+}
+
+/// Makes a view zeros.
+fn clear(cx: &mut Ctx, view: &View) -> Result<()> {
+    Ok(cx.stream().write(view, &vec![0; view.bytes() as usize])?)
+}
+
+/// The gradient's place for a view.
+fn shadow(cx: &mut Ctx, shadows: &mut HashMap<usize, (Storage, Storage)>, view: &View) -> Result<View> {
+    if view.dtype() != DType::F32 {
+        return Err(KernelError::WrongDType { expected: DType::F32, found: view.dtype() }.into());
+    }
+    let id = view.storage().id();
+    if !shadows.contains_key(&id) {
+        let grads = cx.stream().alloc(view.storage().len())?;
+        shadows.insert(id, (view.storage().clone(), grads));
+    }
+    Ok(view.with_storage(shadows[&id].1.clone())?)
+}
+
+impl Tape {
+    fn new(trained: &[Trained], mark: Mark) -> Self {
+        let mut tape = Self { notes: Vec::new(), tracked: HashMap::new(), shadows: HashMap::new(), mark };
+        for Trained { values, grads, ranges } in trained {
+            tape.tracked.entry(values.id()).or_default().extend(ranges.iter().cloned());
+            tape.shadows.insert(values.id(), (values.clone(), grads.clone()));
+        }
+        tape
+    }
+
+    /// Runs an op, and notes it if something trained is behind what it reads.
+    fn run<O: Op>(&mut self, cx: &mut Ctx, path: &str, op: &O) -> Result<()>
+    where
+        dyn Stream: Exec<O>,
+    {
+        let (mut read, mut written) = (Vec::new(), Vec::new());
+        op.clone().visit(&mut |access, view| {
+            if access != Access::Out {
+                read.push(view.clone());
+            }
+            if access != Access::In {
+                written.push((access, view.clone()));
+            }
+        });
+        let depends = read.iter().any(|view| is_tracked(&self.tracked, view));
+        let mut note = match depends {
+            true => Some(rules::note(cx, path, op)?),
+            false => None,
+        };
+        self.save(cx, note.as_mut(), written.iter().map(|(_, view)| view))?;
+        let ran = note.as_ref().map_or(Ok(false), |note| note.op.run(cx, path))?;
+        if !ran {
+            cx.exec_now(path, op)?;
+        }
+        let Some(mut note) = note else {
+            // Over results of ops that are noted: what those had before is no part of what follows.
+            written.retain(|(access, view)| *access == Access::Out && is_tracked(&self.tracked, view));
+            if !written.is_empty() {
+                let ends = written.into_iter().map(|(_, view)| view);
+                self.notes.push(Note::new(path, Box::new(rules::Nothing), ends));
+            }
+            return Ok(());
+        };
+        for (access, view) in written {
+            let aliased = read.iter().any(|read| read.same_elements(&view));
+            if access == Access::Out && !aliased && is_tracked(&self.tracked, &view) {
+                note.ends.push(view.clone());
+            }
+            let ranges = self.tracked.entry(view.storage().id()).or_default();
+            let bytes = view.byte_range();
+            // Results follow each other in the arena: most ranges grow at their end.
+            match ranges.last_mut() {
+                Some(last) if last.start <= bytes.start && bytes.start <= last.end => {
+                    last.end = last.end.max(bytes.end);
+                }
+                _ => ranges.push(bytes),
+            }
+        }
+        self.notes.push(note);
+        Ok(())
+    }
+
+    /// Copies what is about to be overwritten and a gradient needs: `own`, that of the op which writes, as it was before.
+    fn save<'a>(
+        &mut self,
+        cx: &mut Ctx,
+        own: Option<&mut Note>,
+        written: impl Iterator<Item = &'a View>,
+    ) -> Result<()> {
+        let mut copies: Vec<Moved> = Vec::new();
+        let mut own = own;
+        for view in written {
+            for note in self.notes.iter_mut().chain(own.as_deref_mut()) {
+                note.move_away(cx, &mut copies, view)?;
+            }
+        }
+        if let Some(own) = own {
+            own.needed.extend(own.op.needs().after);
+        }
+        Ok(())
+    }
+
+    /// Goes back from `result`, whose gradient is `d_result` of the same shape, to what is trained.
+    ///
+    /// # Errors
+    /// If nothing trained is behind the result, or a gradient cannot be computed.
+    pub fn backward(&mut self, cx: &mut Ctx, result: &Tensor, d_result: &View) -> Result<()> {
+        let view = cx.view(result)?;
+        if !is_tracked(&self.tracked, &view) {
+            return Err(Error::Train("nothing that is trained has a part in the loss".into()));
+        }
+        let to = shadow(cx, &mut self.shadows, &view)?;
+        cx.exec("loss", &Pointwise { add: Some(to.clone()), ..Pointwise::new(d_result.clone(), to) })?;
+        for note in self.notes.iter().rev() {
+            let (tracked, shadows) = (&self.tracked, &mut self.shadows);
+            cx.scope(|cx| {
+                let mut back = Backward { cx, tracked, shadows, path: &note.path, moved: &note.moved };
+                note.op.backward(&mut back)
+            })?;
+            for view in &note.ends {
+                let view = shadow(cx, &mut self.shadows, view)?;
+                clear(cx, &view)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ops noted so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.notes.len()
+    }
+
+    /// Whether nothing was noted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.notes.is_empty()
+    }
+}
+
+impl Note {
+    fn new(path: &str, op: Box<dyn Taped>, ends: impl IntoIterator<Item = View>) -> Self {
+        let needed = op.needs().before;
+        Self { path: path.to_owned(), op, needed, moved: SmallVec::new(), ends: ends.into_iter().collect() }
+    }
+
+    /// Copies what it needs of what is to be written, unless another note has had it copied.
+    fn move_away(&mut self, cx: &mut Ctx, copies: &mut Vec<Moved>, written: &View) -> Result<()> {
+        while let Some(at) = self.needed.iter().position(|view| view.overlaps(written)) {
+            let view = self.needed.swap_remove(at);
+            let copy = match copies.iter().find(|moved| moved.find(&view).is_some()) {
+                Some(copy) => copy.clone(),
+                None => {
+                    let copy = Moved::copy(cx, &view)?;
+                    copies.push(copy.clone());
+                    copy
+                }
+            };
+            self.moved.push(copy);
+        }
+        Ok(())
+    }
+}
+
+impl Ctx {
+    /// Begins to note what runs, until [`recorded`](Self::recorded). Scopes end nothing meanwhile: activations stay.
+    pub fn record(&mut self, trained: &[Trained]) {
+        self.tape = Some(Tape::new(trained, self.arena_mark()));
+    }
+
+    /// Ends what [`record`](Self::record) began and gives what was noted, for [`Tape::backward`]. Activations stay until
+    /// [`forget`](Self::forget).
+    pub fn recorded(&mut self) -> Option<Tape> {
+        self.tape.take()
+    }
+
+    /// Ends the activations of a tape, and the tape.
+    pub fn forget(&mut self, tape: Tape) {
+        self.release(tape.mark);
+    }
+
+    /// Runs an op through the tape.
+    pub(crate) fn exec_taped<O: Op>(&mut self, path: &str, op: &O) -> Result<()>
+    where
+        dyn Stream: Exec<O>,
+    {
+        let Some(mut tape) = self.tape.take() else { return self.exec_now(path, op) };
+        let ran = tape.run(self, path, op);
+        self.tape = Some(tape);
+        ran
+    }
+}

@@ -1,0 +1,19 @@
+//! Training: what is trained, examples, the loss and its gradient, the optimizer, runs that survive whatever ends them.
+//!
+//! Gradients come from a [tape](ocelli_engine::tape) of the very forward pass that answers requests. All parameters lie in one buffer in
+//! the layout of the checkpoint that they become, and so do gradients and moments: a step of the optimizer is a pass over flat
+//! memory, and saving is writing it.
+
+pub mod data;
+pub mod examples;
+pub mod optimizer;
+pub mod parameters;
+pub mod run;
+pub mod trainer;
+
+pub use data::{Rows, TrainRow};
+pub use examples::{Batcher, Example};
+pub use optimizer::{AdamWOptions, Optimizer, Schedule, Stepped};
+pub use parameters::{Parameter, Parameters};
+pub use run::{RunOptions, Watcher, run};
+pub use trainer::{Loss, Trainer};

@@ -1,0 +1,364 @@
+//! A run: steps over shuffled rows, checkpoints that are whole or absent, and going on after whatever ended it.
+
+use std::convert::Infallible;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
+
+use ocelli_engine::files::{BESIDE_WEIGHTS, ModelFiles};
+use ocelli_engine::image::{DecodeOptions, PreparedImage};
+use ocelli_engine::parallel::try_map;
+use ocelli_engine::{Ctx, Error, Pipeline, Result};
+use ocelli_kernels::{DType, Queue, View};
+use serde::{Deserialize, Serialize};
+
+use crate::data::{TrainRow, order};
+use crate::examples::{Batcher, Example};
+use crate::optimizer::{AdamWOptions, Optimizer};
+use crate::parameters::Parameters;
+use crate::trainer::{Loss, Trainer};
+
+/// What a run is told. Going on with a run takes the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunOptions {
+    /// The optimizer and the number of steps.
+    pub optimizer: AdamWOptions,
+    /// Rows of a step.
+    pub batch: usize,
+    /// Of the order of rows.
+    pub seed: u64,
+    /// Most tokens of a row.
+    pub max_tokens: usize,
+    /// Most tokens of a pass.
+    pub pass_tokens: usize,
+    /// Steps between checkpoints; 0: one at the end alone.
+    pub save_every: u64,
+    /// Steps between validations; 0: one at the end alone.
+    pub check_every: u64,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Step, counted from 1.
+    pub step: u64,
+    /// Loss in nats a token.
+    pub loss: f64,
+    /// That of the rows for validation, where it was computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<f64>,
+    /// Learning rate.
+    pub rate: f64,
+    /// Norm of the gradient before it was clipped.
+    pub norm: f64,
+    /// Tokens that were learnt.
+    pub learnt: usize,
+    /// Tokens read.
+    pub tokens: usize,
+    /// Seconds of the step.
+    pub seconds: f64,
+}
+
+/// Sees how a run goes on.
+pub trait Watcher {
+    /// After each step. An error ends the run, with a checkpoint.
+    fn step(&mut self, metrics: &Metrics, steps: u64) -> Result<()>;
+
+    /// A row that cannot be used, by its line.
+    fn bad_row(&mut self, line: usize, why: &Error);
+
+    /// A checkpoint was written.
+    fn saved(&mut self, path: &Path);
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ran {
+    /// Steps done, those before it went on included.
+    pub steps: u64,
+    /// The step that it went on after.
+    pub resumed: u64,
+    /// Loss of the last step.
+    pub loss: f64,
+    /// Loss of the rows for validation at the end.
+    pub validation: Option<f64>,
+    /// Rows that could not be used.
+    pub bad_rows: usize,
+    /// Folder of the model.
+    pub out: PathBuf,
+}
+
+/// What a checkpoint says of itself.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    step: u64,
+    options: RunOptions,
+    rows: usize,
+}
+
+const STATE: &str = "training.json";
+const MOMENTS: &str = "training.bin";
+
+/// Examples of a step, prepared ahead of it, and rows that could not be used.
+struct Prepared {
+    examples: Vec<Example>,
+    bad: Vec<(usize, Error)>,
+}
+
+/// Trains on `rows` and writes the model to `out`: a folder that other engines load, with what a later run needs to go on in
+/// `out/checkpoint`. With `resume` it goes on from there.
+///
+/// # Errors
+/// If no row can be used, a step fails, or a checkpoint cannot be written or is another run's.
+pub fn run(
+    cx: &mut Ctx,
+    files: &ModelFiles,
+    pipeline: &Pipeline,
+    parameters: &Parameters,
+    (rows, validation): (&[TrainRow], &[TrainRow]),
+    options: &RunOptions,
+    (out, resume): (&Path, bool),
+    watcher: &mut dyn Watcher,
+) -> Result<Ran> {
+    if rows.is_empty() {
+        return Err(Error::Train("expected rows to train on, found none".into()));
+    }
+    let io = |path: &Path| {
+        let path = path.display().to_string();
+        move |error| Error::Store { path, error }
+    };
+    std::fs::create_dir_all(out).map_err(io(out))?;
+    let mut optimizer = Optimizer::new(cx, parameters, options.optimizer.clone())?;
+    let kept = out.join("checkpoint");
+    if resume {
+        optimizer.steps = go_on(cx, &kept, parameters, &optimizer, options, rows.len())?;
+    }
+    let resumed = optimizer.steps;
+    let log = out.join("metrics.jsonl");
+    let mut metrics_file = keep_metrics(&log, resumed)?;
+    let mut trainer = Trainer::new(&*pipeline.model, parameters, options.pass_tokens);
+    let mut bad_rows = 0;
+    let held = prepare(pipeline, options, validation);
+    for (line, why) in &held.bad {
+        watcher.bad_row(*line, why);
+    }
+    let (mut last, mut checked) = (f64::NAN, None);
+    std::thread::scope(|scope| -> Result<()> {
+        let (send, receive) = sync_channel(2);
+        scope.spawn(move || {
+            for step in resumed + 1..=options.optimizer.steps {
+                let chosen: Vec<TrainRow> =
+                    rows_of(rows.len(), options, step).into_iter().map(|row| rows[row].clone()).collect();
+                if send.send(prepare(pipeline, options, &chosen)).is_err() {
+                    break;
+                }
+            }
+        });
+        let receive: Receiver<Prepared> = receive;
+        for step in resumed + 1..=options.optimizer.steps {
+            let start = Instant::now();
+            let prepared = receive
+                .recv()
+                .map_err(|_| Error::Train("the thread that prepares examples has ended".into()))?;
+            bad_rows += prepared.bad.len();
+            for (line, why) in &prepared.bad {
+                watcher.bad_row(*line, why);
+            }
+            if prepared.examples.is_empty() {
+                return Err(Error::Train(format!("step {step}: none of its rows can be used")));
+            }
+            let loss = trainer.gradient(cx, &prepared.examples).map_err(|error| at_step(step, error))?;
+            let stepped = optimizer.step(cx, parameters)?;
+            let last_one = step == options.optimizer.steps;
+            let due = |every: u64| last_one || every > 0 && step.is_multiple_of(every);
+            if !held.examples.is_empty() && due(options.check_every) {
+                checked = Some(trainer.loss(cx, &held.examples)?.mean());
+            } else if !last_one {
+                checked = None;
+            }
+            last = loss.mean();
+            let metrics = Metrics {
+                step,
+                loss: last,
+                validation: checked,
+                rate: stepped.rate,
+                norm: stepped.norm,
+                learnt: loss.tokens,
+                tokens: loss.read,
+                seconds: start.elapsed().as_secs_f64(),
+            };
+            let line = serde_json::to_string(&metrics).unwrap_or_default();
+            writeln!(metrics_file, "{line}").map_err(io(&log))?;
+            let ended = watcher.step(&metrics, options.optimizer.steps);
+            if due(options.save_every) || ended.is_err() {
+                let state = State { step, options: options.clone(), rows: rows.len() };
+                save(cx, &kept, parameters, &optimizer, &state)?;
+                watcher.saved(&kept);
+            }
+            ended?;
+        }
+        Ok(())
+    })?;
+    copy_model(cx, files, parameters, out)?;
+    Ok(Ran {
+        steps: optimizer.steps,
+        resumed,
+        loss: last,
+        validation: checked,
+        bad_rows,
+        out: out.to_owned(),
+    })
+}
+
+fn at_step(step: u64, error: Error) -> Error {
+    match error {
+        Error::Train(why) => Error::Train(format!("step {step}: {why}")),
+        other => other,
+    }
+}
+
+/// Rows of a step: a run over all epochs, each in its own order.
+fn rows_of(rows: usize, options: &RunOptions, step: u64) -> Vec<usize> {
+    let first = (step - 1) * options.batch as u64;
+    let mut all = Vec::with_capacity(options.batch);
+    let mut known: Option<(u64, Vec<usize>)> = None;
+    for at in first..first + options.batch as u64 {
+        let epoch = at / rows as u64;
+        let of_epoch = match known.take() {
+            Some((number, order)) if number == epoch => order,
+            _ => order(rows, options.seed, epoch),
+        };
+        all.push(of_epoch[(at % rows as u64) as usize]);
+        known = Some((epoch, of_epoch));
+    }
+    all
+}
+
+/// Reads pictures and lays conversations out, on all cores of the pipeline.
+fn prepare(pipeline: &Pipeline, options: &RunOptions, rows: &[TrainRow]) -> Prepared {
+    let batcher = Batcher { pipeline, max_tokens: options.max_tokens };
+    let one = |row: &TrainRow| -> Result<Example> {
+        let images: Vec<_> = row
+            .pictures
+            .iter()
+            .map(|picture| picture.decode(&DecodeOptions::default()))
+            .collect::<Result<_, _>>()?;
+        let prepared: Vec<Arc<PreparedImage>> = images
+            .iter()
+            .map(|image| pipeline.processor.prepare_one_of(image, images.len(), 1).map(Arc::new))
+            .collect::<Result<_>>()?;
+        batcher.example(&row.messages, prepared)
+    };
+    let done = try_map(rows, pipeline.threads, |row, _| Ok::<_, Infallible>((row.line, one(row))));
+    let mut prepared = Prepared { examples: Vec::new(), bad: Vec::new() };
+    for (line, example) in done.unwrap_or_default() {
+        match example {
+            Ok(example) => prepared.examples.push(example),
+            Err(why) => prepared.bad.push((line, why)),
+        }
+    }
+    prepared
+}
+
+/// Opens the file of metrics behind those of the first `steps` steps: lines of steps that were not saved are left out.
+fn keep_metrics(path: &Path, steps: u64) -> Result<std::fs::File> {
+    let io = |error| Error::Store { path: path.display().to_string(), error };
+    let before = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(io(error)),
+    };
+    let kept = before
+        .lines()
+        .filter(|line| serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.step <= steps));
+    let kept: String = kept.flat_map(|line| [line, "\n"]).collect();
+    std::fs::write(path, kept).map_err(io)?;
+    std::fs::OpenOptions::new().append(true).open(path).map_err(io)
+}
+
+/// Writes a checkpoint beside the last one and puts it in its place: there is a whole one at any moment.
+fn save(
+    cx: &mut Ctx,
+    place: &Path,
+    parameters: &Parameters,
+    optimizer: &Optimizer,
+    state: &State,
+) -> Result<()> {
+    let io = |error| Error::Store { path: place.display().to_string(), error };
+    let (fresh, old) = (place.with_extension("new"), place.with_extension("old"));
+    let _ = std::fs::remove_dir_all(&fresh);
+    std::fs::create_dir_all(&fresh).map_err(io)?;
+    let text = serde_json::to_string_pretty(state).unwrap_or_default();
+    std::fs::write(fresh.join(STATE), text).map_err(io)?;
+    let mut file = std::fs::File::create(fresh.join(MOMENTS)).map_err(io)?;
+    for storage in optimizer.state(parameters) {
+        let len = storage.len();
+        let mut bytes = vec![0; len];
+        cx.stream().read(&View::dense(storage, &[len], DType::U8)?, &mut bytes)?;
+        file.write_all(&bytes).map_err(io)?;
+    }
+    file.sync_all().map_err(io)?;
+    let _ = std::fs::remove_dir_all(&old);
+    if place.exists() {
+        std::fs::rename(place, &old).map_err(io)?;
+    }
+    std::fs::rename(&fresh, place).map_err(io)?;
+    let _ = std::fs::remove_dir_all(&old);
+    Ok(())
+}
+
+/// Reads a checkpoint back and gives its step; 0 where there is none yet.
+fn go_on(
+    cx: &mut Ctx,
+    place: &Path,
+    parameters: &Parameters,
+    optimizer: &Optimizer,
+    options: &RunOptions,
+    rows: usize,
+) -> Result<u64> {
+    // Between two renames the last one has another name.
+    let old = place.with_extension("old");
+    let place = if place.exists() || !old.exists() { place } else { &old };
+    let io = |error| Error::Store { path: place.display().to_string(), error };
+    let text = match std::fs::read_to_string(place.join(STATE)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(io(error)),
+    };
+    let other = |what: String| Error::Train(format!("{}: {what}", place.display()));
+    let state: State = serde_json::from_str(&text).map_err(|error| other(format!("{STATE}: {error}")))?;
+    if state.options != *options || state.rows != rows {
+        return Err(other(
+            "this checkpoint is of a run with other options or rows; without --resume it begins anew".into(),
+        ));
+    }
+    let bytes = std::fs::read(place.join(MOMENTS)).map_err(io)?;
+    let all = optimizer.state(parameters);
+    let expected: usize = all.iter().map(ocelli_kernels::Storage::len).sum();
+    if bytes.len() != expected {
+        return Err(other(format!("{MOMENTS}: expected {expected} bytes, found {}", bytes.len())));
+    }
+    let mut rest = &bytes[..];
+    for storage in all {
+        let len = storage.len();
+        let (part, after) = rest.split_at(len);
+        cx.stream().write(&View::dense(storage, &[len], DType::U8)?, part)?;
+        rest = after;
+    }
+    Ok(state.step)
+}
+
+/// Writes the model: configuration, tokenizer and processor as they were, and the weights.
+fn copy_model(cx: &mut Ctx, files: &ModelFiles, parameters: &Parameters, out: &Path) -> Result<()> {
+    let io = |error| Error::Store { path: out.display().to_string(), error };
+    for name in std::iter::once("config.json").chain(BESIDE_WEIGHTS.iter().copied()) {
+        if let Some(bytes) = files.read(name)? {
+            std::fs::write(out.join(name), bytes).map_err(io)?;
+        }
+    }
+    let fresh = out.join("model.safetensors.new");
+    parameters.save(cx, &fresh)?;
+    std::fs::rename(&fresh, out.join("model.safetensors")).map_err(io)
+}

@@ -1,0 +1,101 @@
+//! Losses, the gradient of each parameter, and fifty steps of AdamW.
+
+use ocelli_train::{AdamWOptions, Optimizer, Schedule, Trainer};
+
+use super::reference::Reference;
+
+/// Distance of two lists of numbers, relative to the second.
+fn distance(found: &[f64], known: &[f64]) -> f64 {
+    assert_eq!(found.len(), known.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let apart = norm(&mut found.iter().zip(known).map(|(a, b)| a - b));
+    apart / norm(&mut known.iter().copied()).max(f64::MIN_POSITIVE)
+}
+
+/// The gradient of every parameter against autograd in f64, all rows in one pass and in several.
+fn gradients_agree(name: &str) {
+    let mut reference = Reference::load(name);
+    let examples = reference.examples();
+    let known_loss = reference.floats("loss")[0];
+    for pass_tokens in [4096, 1] {
+        let Reference { cx, pipeline, parameters, .. } = &mut reference;
+        let mut trainer = Trainer::new(&*pipeline.model, parameters, pass_tokens);
+        let loss = trainer.gradient(cx, &examples).expect("a gradient").mean();
+        assert!(
+            (loss - known_loss).abs() <= 1e-5 * known_loss,
+            "{name}: loss {loss}, PyTorch's {known_loss}"
+        );
+        let alone = trainer.loss(cx, &examples).expect("a loss").mean();
+        assert!((loss - alone).abs() <= 1e-6 * loss, "{name}: loss {loss}, without gradients {alone}");
+        let names: Vec<String> = parameters.all().iter().map(|parameter| parameter.name.clone()).collect();
+        let mut worst = (0.0, String::new());
+        for of in names {
+            let found = reference.parameters.gradient(&mut reference.cx, &of).expect("a gradient");
+            let found: Vec<f64> = found.into_iter().map(f64::from).collect();
+            let known = reference.floats(&format!("grad.{of}"));
+            let off = distance(&found, &known);
+            if off > worst.0 {
+                worst = (off, of);
+            }
+        }
+        println!(
+            "{name}: gradients of {pass_tokens} tokens at once: off by {:.1e} at most, of {}",
+            worst.0, worst.1
+        );
+        assert!(worst.0 <= 1e-4, "{name}: the gradient of {} is off by {:.2e}", worst.1, worst.0);
+        // A step without a rate leaves zeros behind for the next time.
+        let mut optimizer = optimizer(&mut reference, 0.0);
+        let Reference { cx, parameters, .. } = &mut reference;
+        optimizer.step(cx, parameters).expect("a step");
+    }
+}
+
+fn optimizer(reference: &mut Reference, rate: f64) -> Optimizer {
+    let options = AdamWOptions {
+        rate,
+        betas: [0.9, 0.999],
+        decay: 0.01,
+        clip: Some(1.0),
+        schedule: Schedule::Cosine,
+        warmup: 10,
+        steps: 50,
+    };
+    Optimizer::new(&mut reference.cx, &reference.parameters, options).expect("moments")
+}
+
+/// Fifty steps on one batch: losses, norms and rates as PyTorch has them.
+fn steps_agree(name: &str) {
+    let mut reference = Reference::load(name);
+    let examples = reference.examples();
+    let mut optimizer = optimizer(&mut reference, 1e-3);
+    let [losses, norms, rates] = ["losses", "grad_norms", "learning_rates"].map(|of| reference.floats(of));
+    let Reference { cx, pipeline, parameters, .. } = &mut reference;
+    let mut trainer = Trainer::new(&*pipeline.model, parameters, 4096);
+    let mut worst = 0f64;
+    for step in 0..50 {
+        let loss = trainer.gradient(cx, &examples).expect("a gradient").mean();
+        let stepped = optimizer.step(cx, parameters).expect("a step");
+        worst = worst.max((loss - losses[step]).abs() / losses[step]);
+        assert!((stepped.rate - rates[step]).abs() < 1e-12, "{name}: step {step}: rate {}", stepped.rate);
+        let norm = (stepped.norm - norms[step]).abs() / norms[step];
+        assert!(norm < 1e-2, "{name}: step {step}: norm {}, PyTorch's {}", stepped.norm, norms[step]);
+    }
+    println!("{name}: losses of 50 steps: off by {worst:.1e} at most");
+    assert!(worst <= 1e-3, "{name}: a loss is off by {worst:.2e}");
+}
+
+#[test]
+fn smolvlm_gradients() {
+    gradients_agree("smolvlm");
+}
+
+#[test]
+fn smolvlm_tied_gradients() {
+    gradients_agree("smolvlm_tied");
+}
+
+#[test]
+fn smolvlm_steps() {
+    steps_agree("smolvlm");
+    steps_agree("smolvlm_tied");
+}

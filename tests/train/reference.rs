@@ -1,0 +1,94 @@
+//! What PyTorch computed: models and batches of `tests/golden/train/`, see `make_train.py`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::image::Rgb8Image;
+use ocelli_engine::weights::{Checkpoint, TensorFile};
+use ocelli_engine::{Ctx, Pipeline, Precision, Prompt};
+use ocelli_kernels::{Backend, DeviceOptions};
+use ocelli_models::Leftovers;
+use ocelli_train::{Example, Parameters};
+
+/// A model, all of it trained, and what is known of its gradient.
+pub struct Reference {
+    /// What it is called.
+    pub name: String,
+    /// Tensors of the reference.
+    pub known: TensorFile,
+    /// The context that it runs in.
+    pub cx: Ctx,
+    /// The model.
+    pub pipeline: Pipeline,
+    /// Its parameters.
+    pub parameters: Parameters,
+    config: serde_json::Value,
+}
+
+/// The folder of references: that of the repository, or another one of the same layout, made with another seed.
+fn folder() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/train");
+    std::env::var_os("OCELLI_TRAIN_GOLDENS").map_or(own, PathBuf::from)
+}
+
+impl Reference {
+    /// Loads one.
+    pub fn load(name: &str) -> Self {
+        let folder = folder().join(name);
+        let files = ModelFiles::dir(&folder);
+        let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
+        let mut cx = Ctx::new(&*device, Precision::default()).expect("a context");
+        let source = Checkpoint::open(&files).expect("a checkpoint");
+        let (parameters, checkpoint) =
+            Parameters::read(&mut cx, &files, &source, &|_| true).expect("parameters");
+        let loaded =
+            ocelli_models::load_from(&files, &checkpoint, &mut cx, Leftovers::Refuse).expect("a model");
+        let pipeline = Pipeline::new(&files, loaded, 1).expect("a pipeline");
+        let known = TensorFile::open(&folder.join("train.safetensors")).expect("a reference");
+        let config = files.require_json("config.json").expect("a configuration");
+        Self { name: name.to_owned(), known, cx, pipeline, parameters, config }
+    }
+
+    /// A tensor of floats of the reference.
+    pub fn floats(&self, name: &str) -> Vec<f64> {
+        let bytes = self.known.bytes(name).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        match self.known.info(name).expect("known").dtype {
+            safetensors::Dtype::F64 => {
+                bytes.chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+            }
+            _ => bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
+        }
+    }
+
+    fn rows(&self, name: &str) -> Vec<Vec<i64>> {
+        let width = self.known.info(name).expect("known").shape[1];
+        let bytes = self.known.bytes(name).expect("known");
+        let all: Vec<i64> = bytes.chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+        all.chunks(width).map(<[i64]>::to_vec).collect()
+    }
+
+    /// The batch of a model that answers.
+    pub fn examples(&self) -> Vec<Example> {
+        let (ids, mask, labels) = (self.rows("input_ids"), self.rows("attention_mask"), self.rows("labels"));
+        let shape = self.known.info("pictures").expect("known").shape;
+        let (height, width) = (shape[1], shape[2]);
+        let pictures = self.known.bytes("pictures").expect("known").chunks(height * width * 3);
+        let image_token = self.config["image_token_id"].as_u64().expect("an image token") as u32;
+        ids.iter()
+            .zip(&mask)
+            .zip(&labels)
+            .zip(pictures)
+            .map(|(((ids, mask), labels), picture)| {
+                let len = mask.iter().filter(|&&one| one == 1).count();
+                let tokens: Vec<u32> = ids[..len].iter().map(|&id| id as u32).collect();
+                let rows = tokens.iter().filter(|&&id| id == image_token).count();
+                let learnt: Vec<bool> = labels[..len].iter().map(|&label| label >= 0).collect();
+                let prompt = Prompt::with_image_tokens(tokens, image_token, &[rows]).expect("a prompt");
+                let picture = Rgb8Image::from_raw(width, height, picture.to_vec()).expect("a picture");
+                let picture = self.pipeline.processor.prepare(&picture, 1).expect("a prepared picture");
+                Example::new(prompt, vec![Arc::new(picture)], &learnt).expect("an example")
+            })
+            .collect()
+    }
+}
