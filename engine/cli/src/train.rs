@@ -215,7 +215,8 @@ fn sft(args: &SftArgs) -> Outcome {
     drop(told);
     let ran = match ran {
         Err(Error::Cancelled) => {
-            return Err(Failure::new("cancelled").hint("--resume goes on after the last step"));
+            return Err(Failure::interrupted("interrupted: what was learnt is in the checkpoint")
+                .hint("--resume goes on after the last step"));
         }
         ran => ran?,
     };

@@ -104,6 +104,8 @@ const MOMENTS: &str = "training.bin";
 /// Examples of a step, prepared ahead of it, and rows that could not be used.
 struct Prepared {
     examples: Vec<Example>,
+    /// The line of each.
+    lines: Vec<usize>,
     bad: Vec<(usize, Error)>,
 }
 
@@ -145,6 +147,8 @@ pub fn run(
         watcher.bad_row(*line, why);
     }
     let (mut last, mut checked) = (f64::NAN, None);
+    // What guessing costs, and the least loss so far.
+    let (uniform, mut best) = ((pipeline.model.info().vocab as f64).ln(), f64::INFINITY);
     std::thread::scope(|scope| -> Result<()> {
         let (send, receive) = sync_channel(2);
         scope.spawn(move || {
@@ -169,7 +173,17 @@ pub fn run(
             if prepared.examples.is_empty() {
                 return Err(Error::Train(format!("step {step}: none of its rows can be used")));
             }
-            let loss = trainer.gradient(cx, &prepared.examples).map_err(|error| at_step(step, error))?;
+            let lines = &prepared.lines;
+            let loss = trainer.gradient(cx, &prepared.examples);
+            let loss = loss.map_err(|error| at_step(step, lines, error))?;
+            best = best.min(loss.mean());
+            if loss.mean() > 2.0 * best + uniform {
+                let why = format!(
+                    "the loss rose to {:.2} from {best:.2} nats: a smaller learning rate may help",
+                    loss.mean()
+                );
+                return Err(at_step(step, lines, Error::Train(why)));
+            }
             let stepped = optimizer.step(cx, parameters)?;
             let last_one = step == options.optimizer.steps;
             let due = |every: u64| last_one || every > 0 && step.is_multiple_of(every);
@@ -212,9 +226,12 @@ pub fn run(
     })
 }
 
-fn at_step(step: u64, error: Error) -> Error {
+fn at_step(step: u64, lines: &[usize], error: Error) -> Error {
     match error {
-        Error::Train(why) => Error::Train(format!("step {step}: {why}")),
+        Error::Train(why) => {
+            let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
+            Error::Train(format!("step {step}, lines {}: {why}", lines.join(", ")))
+        }
         other => other,
     }
 }
@@ -252,10 +269,13 @@ fn prepare(pipeline: &Pipeline, options: &RunOptions, rows: &[TrainRow]) -> Prep
         batcher.example(&row.messages, prepared)
     };
     let done = try_map(rows, pipeline.threads, |row, _| Ok::<_, Infallible>((row.line, one(row))));
-    let mut prepared = Prepared { examples: Vec::new(), bad: Vec::new() };
+    let mut prepared = Prepared { examples: Vec::new(), lines: Vec::new(), bad: Vec::new() };
     for (line, example) in done.unwrap_or_default() {
         match example {
-            Ok(example) => prepared.examples.push(example),
+            Ok(example) => {
+                prepared.examples.push(example);
+                prepared.lines.push(line);
+            }
             Err(why) => prepared.bad.push((line, why)),
         }
     }
