@@ -2,7 +2,15 @@
 
 use std::fmt::Write;
 
-use ocelli_kernels::{Backend, BackendOp, OpVisitor, for_each_op};
+use ocelli_kernels::{Backend, BackendOp, OP_NAMES, OpVisitor, for_each_op};
+
+/// The folder of an op: that of a gradient lies in the folder of its forward op, if it has one.
+fn folder(op: &str) -> String {
+    match op.strip_suffix("_grad") {
+        Some(forward) if OP_NAMES.contains(&forward) => format!("{forward}/grad"),
+        _ => op.to_owned(),
+    }
+}
 
 /// The table of ops and backends.
 struct Table(String);
@@ -12,7 +20,7 @@ impl OpVisitor for Table {
         let cell =
             |backend| O::variants(backend).map_or_else(|why| format!("none: {why}"), |_| "yes".to_owned());
         let cells = Backend::ALL.map(cell);
-        let _ = writeln!(self.0, "| [`{0}`](src/ops/{0}) | {1} |", O::NAME, cells.join(" | "));
+        let _ = writeln!(self.0, "| [`{}`](src/ops/{}) | {} |", O::NAME, folder(O::NAME), cells.join(" | "));
     }
 }
 

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use ocelli_kernels::ops::Pointwise;
-use ocelli_kernels::{Access, DType, Exec, Op, Queue, Stream, View};
+use ocelli_kernels::{Access, DType, Exec, Op, Stream, View};
 use ocelli_kernels::{KernelError, Layout, ShapeError, Storage};
 use smallvec::SmallVec;
 

@@ -3,9 +3,10 @@
 use std::any::Any;
 
 use ocelli_kernels::ops::{
-    ActGrad, Activation, Attention, AttentionGrad, AttentionKv, GatherRows, GatherRowsGrad, Matmul,
+    ActGrad, Activation, Attention, AttentionGrad, AttentionKv, GatherRows, GatherRowsGrad, KvRead, Matmul,
     MatmulGrad, MergePatches, MergePatchesGrad, Norm, NormGrad, PartGrad, PatchEmbed, PatchEmbedGrad,
-    Pointwise, PointwiseGrad, Pool, PoolGrad, PoolKind, PoolOver, Rope, ScatterRows, ScatterRowsGrad, Seen,
+    Pointwise, PointwiseGrad, Pool, PoolGrad, PoolKind, PoolOver, QkNormGrad, Rope, RopeGrad, ScatterRows,
+    ScatterRowsGrad, Seen,
 };
 use ocelli_kernels::{DType, Op, View, Weights};
 use smallvec::SmallVec;
@@ -351,6 +352,51 @@ impl Taped for Attention {
             dq: cx.grad(&self.q)?,
             dk: cx.grad(k)?,
             dv: cx.grad(v)?,
+        };
+        cx.exec(&op)
+    }
+}
+
+impl Taped for Rope {
+    fn needs(&self) -> Needs {
+        let mut before = vec![self.positions.clone()];
+        if self.norm.is_some() {
+            before.extend([self.q.clone(), self.k.clone()]);
+        }
+        before.extend(self.kv.iter().map(|kv| kv.slots.clone()));
+        Needs { before, after: Vec::new() }
+    }
+
+    fn backward(&self, cx: &mut Backward<'_>) -> Result<()> {
+        let norm = match &self.norm {
+            None => None,
+            Some(norm) => Some(QkNormGrad {
+                q: cx.value(&self.q)?,
+                k: cx.value(&self.k)?,
+                norm: norm.clone(),
+                d_q: cx.grad(&norm.q)?,
+                d_k: cx.grad(&norm.k)?,
+            }),
+        };
+        let kv = match &self.kv {
+            None => None,
+            Some(kv) => Some(KvRead {
+                dk_pages: cx.grad_out(&kv.k_pages)?,
+                dv_pages: cx.grad_out(&kv.v_pages)?,
+                slots: cx.value(&kv.slots)?,
+                dv: cx.grad(&kv.v)?,
+            }),
+        };
+        let op = RopeGrad {
+            dq: cx.grad_out(&self.q)?,
+            dk: cx.grad_out(&self.k)?,
+            positions: cx.value(&self.positions)?,
+            inv_freq: self.inv_freq.clone(),
+            pair_axis: self.pair_axis.clone(),
+            style: self.style,
+            attention_scaling: self.attention_scaling,
+            norm,
+            kv,
         };
         cx.exec(&op)
     }

@@ -2,7 +2,7 @@
 
 use ocelli_engine::{Ctx, Error, Result};
 use ocelli_kernels::ops::{AdamW, AdamWStep, SumSquares};
-use ocelli_kernels::{DType, Queue, Storage};
+use ocelli_kernels::{DType, Storage};
 use serde::{Deserialize, Serialize};
 
 use crate::parameters::{Parameters, download, flat};

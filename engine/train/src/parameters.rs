@@ -10,7 +10,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::tape::Trained;
 use ocelli_engine::weights::{Checkpoint, TensorFile};
 use ocelli_engine::{Ctx, Error, Result};
-use ocelli_kernels::{DType, Layout, Queue, Storage, View};
+use ocelli_kernels::{DType, Layout, Storage, View};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 

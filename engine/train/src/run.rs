@@ -11,14 +11,14 @@ use ocelli_engine::files::{BESIDE_WEIGHTS, ModelFiles};
 use ocelli_engine::image::{DecodeOptions, PreparedImage};
 use ocelli_engine::parallel::try_map;
 use ocelli_engine::{Ctx, Error, Pipeline, Result};
-use ocelli_kernels::{DType, Queue, View};
+use ocelli_kernels::{DType, View};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{TrainRow, order};
 use crate::examples::{Batcher, Example};
 use crate::optimizer::{AdamWOptions, Optimizer};
 use crate::parameters::Parameters;
-use crate::trainer::{Loss, Trainer};
+use crate::trainer::Trainer;
 
 /// What a run is told. Going on with a run takes the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -179,7 +179,7 @@ impl<'a> Trainer<'a> {
             dx: d_logits.clone(),
         };
         let computed = cx.exec("loss", &op);
-        let mut back = || -> Result<f64> {
+        let back = || -> Result<f64> {
             computed?;
             let values = download(cx, &op.loss)?;
             let nats: f64 = values.into_iter().map(f64::from).sum();

@@ -46,6 +46,16 @@ macro_rules! for_each_op {
             cross_entropy CrossEntropy [whole],
             sum_squares SumSquares [whole],
             adamw AdamW [whole],
+            norm_grad NormGrad [whole],
+            act_grad ActGrad [whole],
+            gather_rows_grad GatherRowsGrad [whole],
+            scatter_rows_grad ScatterRowsGrad [whole],
+            merge_patches_grad MergePatchesGrad [whole],
+            patch_embed_grad PatchEmbedGrad [whole],
+            pointwise_grad PointwiseGrad [whole],
+            pool_grad PoolGrad [whole],
+            attention_grad AttentionGrad [whole],
+            rope_grad RopeGrad [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

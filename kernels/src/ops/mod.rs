@@ -1,6 +1,7 @@
 //! The ops. Each folder holds one: operands, shape check and cost in `mod.rs`, the f64 maths in `reference.rs`, one file
 //! per backend, and the conformance cases.
 
+mod act_grad;
 mod adamw;
 mod attention;
 mod check;
@@ -11,6 +12,8 @@ mod gate;
 mod gated_delta;
 mod gather_columns;
 mod gather_rows;
+#[cfg(all(test, feature = "conformance"))]
+mod grad_check;
 mod group_norm;
 mod index;
 pub(crate) mod kept;
@@ -30,31 +33,33 @@ mod sequences;
 mod short_conv;
 mod softmax;
 mod sum_squares;
+mod sums;
 
+pub use act_grad::{ActGrad, ActGradSpec};
 pub use adamw::{AdamW, AdamWSpec, AdamWStep};
-pub use attention::{Attention, AttentionKv, AttentionSpec, Seen};
+pub use attention::{Attention, AttentionGrad, AttentionGradSpec, AttentionKv, AttentionSpec, Seen};
 pub use cross_entropy::{CrossEntropy, CrossEntropySpec};
 pub use depth_conv::{DepthConv, DepthConvSpec, Filter};
 pub use expert_matmul::{ExpertMatmul, ExpertMatmulSpec};
 pub use gate::{Gate, GateSpec};
 pub use gated_delta::{GatedDelta, GatedDeltaSpec};
 pub use gather_columns::{GatherColumns, GatherColumnsSpec};
-pub use gather_rows::{GatherRows, GatherRowsSpec};
+pub use gather_rows::{GatherRows, GatherRowsGrad, GatherRowsGradSpec, GatherRowsSpec};
 pub use group_norm::{GroupNorm, GroupNormSpec};
 pub use kept::{SCALE_BYTES, keeps, kept_elements};
 pub use list::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};
 pub use matmul::grad::{MatmulGrad, MatmulGradSpec, PartGrad};
 pub use matmul::{Activation, FP8_SPAN, Math, Matmul, MatmulSpec, RowNorm};
-pub use merge_patches::{MergeOrder, MergePatches, MergePatchesSpec};
+pub use merge_patches::{MergeOrder, MergePatches, MergePatchesGrad, MergePatchesGradSpec, MergePatchesSpec};
 pub use mix_rows::{MixRows, MixRowsSpec};
-pub use norm::{Norm, NormKind, NormSpec};
-pub use patch_embed::{PatchEmbed, PatchEmbedSpec};
-pub use pointwise::{Pointwise, PointwiseSpec};
-pub use pool::{Pool, PoolKind, PoolOver, PoolSpec};
-pub use rope::{KvWrite, QkNorm, Rope, RopeSpec, RopeStyle};
+pub use norm::{Norm, NormGrad, NormGradSpec, NormKind, NormSpec};
+pub use patch_embed::{PatchEmbed, PatchEmbedGrad, PatchEmbedGradSpec, PatchEmbedSpec};
+pub use pointwise::{Pointwise, PointwiseGrad, PointwiseGradSpec, PointwiseSpec};
+pub use pool::{Pool, PoolGrad, PoolGradSpec, PoolKind, PoolOver, PoolSpec};
+pub use rope::{KvRead, KvWrite, QkNorm, QkNormGrad, Rope, RopeGrad, RopeGradSpec, RopeSpec, RopeStyle};
 pub use route::{Route, RouteSpec, Scores};
 pub use sample::{NO_TOKEN, Sample, SampleSpec, params};
-pub use scatter_rows::{ScatterRows, ScatterRowsSpec};
+pub use scatter_rows::{ScatterRows, ScatterRowsGrad, ScatterRowsGradSpec, ScatterRowsSpec};
 pub use sequences::Sequences;
 pub use short_conv::{ConvForm, MOST_TAPS, ShortConv, ShortConvSpec};
 pub use softmax::{Softmax, SoftmaxSpec};

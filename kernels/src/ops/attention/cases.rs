@@ -12,7 +12,7 @@ const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// Which keys queries see.
 #[derive(Clone)]
-enum Sees {
+pub(super) enum Sees {
     All,
     /// With this window; 0 is none.
     Causal(usize),
@@ -22,26 +22,26 @@ enum Sees {
 
 /// One case: lengths of the sequences and everything that is alike for all of them.
 #[derive(Clone)]
-struct Plan {
-    name: String,
+pub(super) struct Plan {
+    pub(super) name: String,
     /// Queries and keys of each sequence.
-    lens: Vec<(usize, usize)>,
-    heads_q: usize,
-    heads_kv: usize,
-    head_dim: usize,
-    x: DType,
-    kv: DType,
+    pub(super) lens: Vec<(usize, usize)>,
+    pub(super) heads_q: usize,
+    pub(super) heads_kv: usize,
+    pub(super) head_dim: usize,
+    pub(super) x: DType,
+    pub(super) kv: DType,
     /// Slots of a page; 0 packs the keys.
-    page: usize,
-    sees: Sees,
-    softcap: f32,
-    fill: Fill,
+    pub(super) page: usize,
+    pub(super) sees: Sees,
+    pub(super) softcap: f32,
+    pub(super) fill: Fill,
     /// Whether operands are slices of wider rows, as a fused projection gives them.
-    fused: bool,
+    pub(super) fused: bool,
 }
 
 impl Plan {
-    fn new(name: impl Into<String>, lens: &[(usize, usize)]) -> Self {
+    pub(super) fn new(name: impl Into<String>, lens: &[(usize, usize)]) -> Self {
         Self {
             name: name.into(),
             lens: lens.to_vec(),
@@ -58,7 +58,7 @@ impl Plan {
         }
     }
 
-    fn heads(self, heads_q: usize, heads_kv: usize, head_dim: usize) -> Self {
+    pub(super) fn heads(self, heads_q: usize, heads_kv: usize, head_dim: usize) -> Self {
         Self { heads_q, heads_kv, head_dim, ..self }
     }
 
@@ -66,16 +66,16 @@ impl Plan {
         Self { x, kv, ..self }
     }
 
-    fn causal(self, causal: bool) -> Self {
+    pub(super) fn causal(self, causal: bool) -> Self {
         Self { sees: if causal { Sees::Causal(0) } else { Sees::All }, ..self }
     }
 
-    fn window(self, window: usize) -> Self {
+    pub(super) fn window(self, window: usize) -> Self {
         Self { sees: Sees::Causal(window), ..self }
     }
 
     /// Ranges of keys: `range` gives them for a sequence and a position in it.
-    fn ranges(self, range: impl Fn(usize, i32) -> (i32, i32)) -> Self {
+    pub(super) fn ranges(self, range: impl Fn(usize, i32) -> (i32, i32)) -> Self {
         let position = |seq: usize, i: usize| self.lens[seq].1 as i32 - self.lens[seq].0 as i32 + i as i32;
         let rows = (0..self.lens.len()).flat_map(|seq| (0..self.lens[seq].0).map(move |i| (seq, i)));
         let rows = rows.map(|(seq, i)| range(seq, position(seq, i))).collect();
@@ -83,7 +83,7 @@ impl Plan {
     }
 
     /// Ranges from the first key of a sequence on.
-    fn up_to(self, to: impl Fn(usize, i32) -> i32) -> Self {
+    pub(super) fn up_to(self, to: impl Fn(usize, i32) -> i32) -> Self {
         let mut plan = self.ranges(|seq, position| (0, to(seq, position)));
         if let Sees::Rows(_, begin) = &mut plan.sees {
             *begin = false;
@@ -92,7 +92,7 @@ impl Plan {
     }
 
     /// Keys that query `i` of a sequence sees.
-    fn keys(&self, seq: usize, i: usize) -> Range<usize> {
+    pub(super) fn keys(&self, seq: usize, i: usize) -> Range<usize> {
         let (q_len, kv_len) = self.lens[seq];
         match &self.sees {
             Sees::All => 0..kv_len,
@@ -198,7 +198,7 @@ impl Plan {
         }
     }
 
-    fn build(self, cx: &mut CaseCx) -> Case<Attention> {
+    pub(super) fn build(self, cx: &mut CaseCx) -> Case<Attention> {
         let starts = |first: i32, lens: &mut dyn Iterator<Item = usize>| {
             let mut all = vec![first];
             lens.for_each(|len| all.push(all[all.len() - 1] + len as i32));
@@ -342,7 +342,7 @@ fn masks(plans: &mut Vec<Plan>) {
 }
 
 /// Masks that are ranges, of several sequences.
-fn ranges(plans: &mut Vec<Plan>, plan: impl Fn(String) -> Plan) {
+pub(super) fn ranges(plans: &mut Vec<Plan>, plan: impl Fn(String) -> Plan) {
     let lens = plan(String::new()).lens;
     let plan = |name: &str| plan(format!("ranges: {name}"));
     // Which of `parts` parts of its sequence's queries one is in.

@@ -12,6 +12,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod of_spec;
 mod reference;
 #[cfg(feature = "wgpu")]
@@ -20,6 +21,7 @@ mod wgpu;
 #[cfg(feature = "conformance")]
 mod cases;
 
+pub use grad::{AttentionGrad, AttentionGradSpec};
 use serde::{Deserialize, Serialize};
 
 use super::{check, kept};
@@ -168,12 +170,23 @@ impl Attention {
     }
 }
 
-impl Op for Attention {
-    const NAME: &'static str = "attention";
-    type Spec = AttentionSpec;
+/// Inputs whose shapes and types fit together.
+struct Inputs<'a> {
+    k: &'a View,
+    v: &'a View,
+    /// Slots of a page; 0 where keys are packed.
+    page: usize,
+    heads_kv: usize,
+}
 
-    fn spec(&self) -> Result<AttentionSpec, ShapeError> {
-        let Self { q, q_starts, out, .. } = self;
+impl<'a> Inputs<'a> {
+    fn check(
+        q: &View,
+        kv: &'a AttentionKv,
+        q_starts: &View,
+        seen: &Seen,
+        max_kv: usize,
+    ) -> Result<Self, ShapeError> {
         check::rank("q", q, 3)?;
         check::float("q", q)?;
         check::rank("q_starts", q_starts, 1)?;
@@ -181,8 +194,8 @@ impl Op for Attention {
         if q_starts.is_empty() {
             return Err(ShapeError::mismatch("q_starts", "at least one element", 0));
         }
-        let (heads_q, head_dim, seqs) = (q.size(1), q.size(2), self.seqs());
-        let (k, v, page) = match &self.kv {
+        let (heads_q, head_dim, seqs) = (q.size(1), q.size(2), q_starts.size(0) - 1);
+        let (k, v, page) = match kv {
             AttentionKv::Packed { k, v, kv_starts } => {
                 check::rank("k", k, 3)?;
                 check::shape("kv_starts", kv_starts, &[seqs + 1])?;
@@ -199,10 +212,10 @@ impl Op for Attention {
                 check::dtype("kv_lens", kv_lens, DType::I32)?;
                 check::shape("v", v, k.shape())?;
                 let page = k.size(1);
-                if self.max_kv > block_table.size(1) * page {
+                if max_kv > block_table.size(1) * page {
                     return Err(ShapeError::mismatch(
                         "block_table axis 1",
-                        format!("pages of {page} for {} keys", self.max_kv),
+                        format!("pages of {page} for {max_kv} keys"),
                         block_table.size(1),
                     ));
                 }
@@ -220,24 +233,36 @@ impl Op for Attention {
         if heads_kv == 0 || !heads_q.is_multiple_of(heads_kv) {
             return Err(ShapeError::mismatch("q axis heads", format!("a multiple of {heads_kv}"), heads_q));
         }
-        if let Seen::Ranges { from, to } = &self.seen {
+        if let Seen::Ranges { from, to } = seen {
             for (what, bounds) in [("seen from", from.as_ref()), ("seen to", Some(to))] {
                 let Some(bounds) = bounds else { continue };
                 check::shape(what, bounds, &[q.size(0)])?;
                 check::dtype(what, bounds, DType::I32)?;
             }
         }
+        Ok(Self { k, v, page, heads_kv })
+    }
+}
+
+impl Op for Attention {
+    const NAME: &'static str = "attention";
+    type Spec = AttentionSpec;
+
+    fn spec(&self) -> Result<AttentionSpec, ShapeError> {
+        let Self { q, out, .. } = self;
+        let Inputs { k, v, page, heads_kv } =
+            Inputs::check(q, &self.kv, &self.q_starts, &self.seen, self.max_kv)?;
         let (causal, window) = self.seen.causal();
         check::dtype("out", out, q.dtype())?;
         check::shape("out", out, q.shape())?;
         check::output("out", out, [("q", q), ("k", k), ("v", v)])?;
         Ok(AttentionSpec {
-            seqs: bucket(seqs),
+            seqs: bucket(self.seqs()),
             q: bucket(self.max_q),
             kv: bucket(self.max_kv),
-            heads_q: heads_q as u32,
+            heads_q: q.size(1) as u32,
             heads_kv: heads_kv as u32,
-            head_dim: head_dim as u32,
+            head_dim: q.size(2) as u32,
             x: q.dtype(),
             kv_dtype: k.dtype(),
             page: page as u32,

@@ -8,14 +8,14 @@ use crate::oracle::Oracle;
 use crate::spec::{DType, KernelError, tolerance};
 
 /// Keys and values with the row of each key of each sequence.
-struct Keys {
-    k: Vec<f64>,
-    v: Vec<f64>,
+pub(super) struct Keys {
+    pub(super) k: Vec<f64>,
+    pub(super) v: Vec<f64>,
     /// Row of key `j` of sequence `s`, in units of `heads_kv * head_dim`.
-    rows: Vec<Vec<usize>>,
+    pub(super) rows: Vec<Vec<usize>>,
 }
 
-fn keys(op: &Attention, io: &Oracle) -> Result<Keys, KernelError> {
+pub(super) fn keys(op: &Attention, io: &Oracle) -> Result<Keys, KernelError> {
     let bad = |what, index, limit| KernelError::Index { op: Attention::NAME, what, index, limit };
     match &op.kv {
         AttentionKv::Packed { k, v, kv_starts } => {

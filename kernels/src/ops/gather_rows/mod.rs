@@ -5,6 +5,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -14,6 +15,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grad::{GatherRowsGrad, GatherRowsGradSpec};
 use super::check;
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};

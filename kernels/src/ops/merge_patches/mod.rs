@@ -5,6 +5,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -14,6 +15,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grad::{MergePatchesGrad, MergePatchesGradSpec};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
@@ -71,6 +73,32 @@ pub struct MergePatchesSpec {
     pub out: DType,
 }
 
+/// Checks that patches `[patches, d]` are whole pictures of whole blocks, and counts the pictures.
+fn check_grid(
+    name: &str,
+    patches: &View,
+    grid_h: usize,
+    grid_w: usize,
+    factor: usize,
+) -> Result<usize, ShapeError> {
+    let grid = grid_h * grid_w;
+    if grid == 0 || factor == 0 || !grid_h.is_multiple_of(factor) || !grid_w.is_multiple_of(factor) {
+        return Err(ShapeError::mismatch(
+            "grid",
+            format!("multiples of {factor}"),
+            format!("{grid_h} x {grid_w}"),
+        ));
+    }
+    if !patches.size(0).is_multiple_of(grid) {
+        return Err(ShapeError::mismatch(
+            &format!("{name} axis 0"),
+            format!("a multiple of {grid_h} * {grid_w}"),
+            patches.size(0),
+        ));
+    }
+    Ok(patches.size(0) / grid)
+}
+
 impl Op for MergePatches {
     const NAME: &'static str = "merge_patches";
     type Spec = MergePatchesSpec;
@@ -80,26 +108,12 @@ impl Op for MergePatches {
         check::rank("x", x, 2)?;
         check::float("x", x)?;
         check::float("out", out)?;
-        let grid = grid_h * grid_w;
-        if grid == 0 || *factor == 0 || !grid_h.is_multiple_of(*factor) || !grid_w.is_multiple_of(*factor) {
-            return Err(ShapeError::mismatch(
-                "grid",
-                format!("multiples of {factor}"),
-                format!("{grid_h} x {grid_w}"),
-            ));
-        }
-        if !x.size(0).is_multiple_of(grid) {
-            return Err(ShapeError::mismatch(
-                "x axis 0",
-                format!("a multiple of {grid_h} * {grid_w}"),
-                x.size(0),
-            ));
-        }
+        let images = check_grid("x", x, *grid_h, *grid_w, *factor)?;
         let block = factor * factor;
         check::shape("out", out, &[x.size(0) / block, x.size(1) * block])?;
         check::output("out", out, [("x", x)])?;
         Ok(MergePatchesSpec {
-            images: bucket(x.size(0) / grid),
+            images: bucket(images),
             grid_h: *grid_h as u32,
             grid_w: *grid_w as u32,
             factor: *factor as u32,

@@ -6,6 +6,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(in crate::ops) mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -15,6 +16,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grad::{NormGrad, NormGradSpec};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};

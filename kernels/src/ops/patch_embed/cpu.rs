@@ -4,7 +4,8 @@
 //! rows, and normalized on the way through a table of the 256 grey levels. Bias and position embedding are added while the
 //! results are in cache.
 
-use super::PatchEmbed;
+use super::{PatchEmbed, patches_of_image, size_of};
+use crate::buffer::View;
 use crate::cpu::CpuCx;
 use crate::cpu::gemm::{GemmArgs, Operand, ResidualRow, RowSource, gemm};
 use crate::cpu::{CpuOp, CpuRows};
@@ -29,7 +30,7 @@ enum Pixels {
 }
 
 /// Cuts patches out of pictures: row `p` is patch `p`, channel outermost, then line.
-struct Cutter {
+pub(super) struct Cutter {
     pixels: Pixels,
     /// Normalized value of each grey level of each channel.
     levels: [[f32; 256]; 3],
@@ -43,15 +44,21 @@ struct Cutter {
 unsafe impl Sync for Cutter {}
 
 impl Cutter {
-    fn new(op: &PatchEmbed, cx: &CpuCx) -> Result<Self, KernelError> {
-        let pixels = match op.pixels.dtype() {
-            DType::U8 => Pixels::Bytes(cx.input(&op.pixels)?),
-            _ => Pixels::Floats(cx.input(&op.pixels)?),
+    /// Of pictures, which the view is to keep alive; bytes are normalized with the mean and standard deviation of their channel.
+    pub(super) fn new(
+        cx: &CpuCx,
+        view: &View,
+        mean: [f32; 3],
+        std: [f32; 3],
+        patch: usize,
+    ) -> Result<Self, KernelError> {
+        let pixels = match view.dtype() {
+            DType::U8 => Pixels::Bytes(cx.input(view)?),
+            _ => Pixels::Floats(cx.input(view)?),
         };
-        let levels =
-            std::array::from_fn(|c| std::array::from_fn(|level| (level as f32 - op.mean[c]) / op.std[c]));
-        let (_, height, width) = op.size();
-        Ok(Self { pixels, levels, height, width, patch: op.patch, per_image: op.patches_per_image() })
+        let levels = std::array::from_fn(|c| std::array::from_fn(|level| (level as f32 - mean[c]) / std[c]));
+        let (_, height, width) = size_of(view);
+        Ok(Self { pixels, levels, height, width, patch, per_image: patches_of_image(view, patch) })
     }
 
     /// Writes part of one line of a patch: channel `c`, row `y`, columns from `x` on of picture `image`.
@@ -120,7 +127,7 @@ fn positions(op: &PatchEmbed, cx: &CpuCx) -> Result<(Option<Operand>, ResidualRo
 }
 
 fn launch(op: &PatchEmbed, cx: &CpuCx) -> Result<(), KernelError> {
-    let cutter = Cutter::new(op, cx)?;
+    let cutter = Cutter::new(cx, &op.pixels, op.mean, op.std, op.patch)?;
     let (residual, residual_row) = positions(op, cx)?;
     with_parts(&op.w, cx, |parts, _| {
         let args = GemmArgs {

@@ -7,6 +7,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -16,6 +17,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grad::{PatchEmbedGrad, PatchEmbedGradSpec};
 use super::check;
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
@@ -69,24 +71,56 @@ pub struct PatchEmbedSpec {
     pub pos: bool,
 }
 
+/// Pictures, their height and width, from the shape of their pixels.
+fn size_of(pixels: &View) -> (usize, usize, usize) {
+    if pixels.dtype() == DType::U8 {
+        (pixels.size(0), pixels.size(1), pixels.size(2))
+    } else {
+        (pixels.size(0), pixels.size(2), pixels.size(3))
+    }
+}
+
+/// Whole patches of one picture.
+fn patches_of_image(pixels: &View, patch: usize) -> usize {
+    let (_, height, width) = size_of(pixels);
+    let whole = |size: usize| size.checked_div(patch).unwrap_or(0);
+    whole(height) * whole(width)
+}
+
+/// Checks that pixels are pictures of three channels.
+fn check_pixels(pixels: &View) -> Result<(), ShapeError> {
+    check::rank("pixels", pixels, 4)?;
+    check::dense("pixels", pixels)?;
+    let channels = match pixels.dtype() {
+        DType::U8 => pixels.size(3),
+        DType::F32 => pixels.size(1),
+        other => return Err(ShapeError::mismatch("pixels", "u8 or f32", other)),
+    };
+    if channels != 3 {
+        return Err(ShapeError::mismatch("pixels axis channel", 3, channels));
+    }
+    Ok(())
+}
+
+/// Checks that no channel has a standard deviation of zero.
+fn check_std(std: &[f32; 3]) -> Result<(), ShapeError> {
+    if std.contains(&0.0) {
+        return Err(ShapeError::mismatch("std", "no zero", format!("{std:?}")));
+    }
+    Ok(())
+}
+
 impl PatchEmbed {
     /// Pictures, height and width.
     #[must_use]
     pub fn size(&self) -> (usize, usize, usize) {
-        let p = &self.pixels;
-        if p.dtype() == DType::U8 {
-            (p.size(0), p.size(1), p.size(2))
-        } else {
-            (p.size(0), p.size(2), p.size(3))
-        }
+        size_of(&self.pixels)
     }
 
     /// Patches of one picture.
     #[must_use]
     pub fn patches_per_image(&self) -> usize {
-        let (_, height, width) = self.size();
-        let whole = |size: usize| size.checked_div(self.patch).unwrap_or(0);
-        whole(height) * whole(width)
+        patches_of_image(&self.pixels, self.patch)
     }
 }
 
@@ -96,22 +130,11 @@ impl Op for PatchEmbed {
 
     fn spec(&self) -> Result<PatchEmbedSpec, ShapeError> {
         let Self { pixels, w, pos, pos_ids, out, .. } = self;
-        check::rank("pixels", pixels, 4)?;
-        check::dense("pixels", pixels)?;
-        let channels = match pixels.dtype() {
-            DType::U8 => pixels.size(3),
-            DType::F32 => pixels.size(1),
-            other => return Err(ShapeError::mismatch("pixels", "u8 or f32", other)),
-        };
-        if channels != 3 {
-            return Err(ShapeError::mismatch("pixels axis channel", 3, channels));
-        }
+        check_pixels(pixels)?;
         if self.patch == 0 || w.k() != 3 * self.patch * self.patch {
             return Err(ShapeError::mismatch("w axis k", format!("3 * {0} * {0}", self.patch), w.k()));
         }
-        if self.std.contains(&0.0) {
-            return Err(ShapeError::mismatch("std", "no zero", format!("{:?}", self.std)));
-        }
+        check_std(&self.std)?;
         let (images, height, width) = self.size();
         let patches = images * self.patches_per_image();
         check::float("out", out)?;

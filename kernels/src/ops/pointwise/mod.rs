@@ -6,6 +6,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -15,6 +16,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grad::{PointwiseGrad, PointwiseGradSpec};
 use super::{Activation, check};
 use crate::buffer::View;
 use crate::op::{Access, Op};
@@ -94,6 +96,16 @@ impl Pointwise {
     }
 }
 
+/// Checks that the least value is not above the largest.
+fn check_bounds(bounds: Option<[f32; 2]>) -> Result<(), ShapeError> {
+    match bounds {
+        Some([low, high]) if low > high || low.is_nan() || high.is_nan() => {
+            Err(ShapeError::mismatch("bounds", "the least one first", format!("{low} and {high}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Op for Pointwise {
     const NAME: &'static str = "pointwise";
     type Spec = PointwiseSpec;
@@ -120,11 +132,7 @@ impl Op for Pointwise {
                 check::dtype(name, view, dtype)?;
             }
         }
-        if let Some([low, high]) = self.bounds
-            && (low > high || low.is_nan() || high.is_nan())
-        {
-            return Err(ShapeError::mismatch("bounds", "the least one first", format!("{low} and {high}")));
-        }
+        check_bounds(self.bounds)?;
         check::output("out", out, [])?;
         for (name, view) in [("x", Some(x)), ("by", by.as_ref()), ("add", add.as_ref())] {
             if let Some(view) = view.filter(|view| !view.same_elements(out)) {

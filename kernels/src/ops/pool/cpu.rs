@@ -18,27 +18,56 @@ impl CpuOp for Pool {
 
 /// The rows `first + i / across * stride + i % across` for `i < count`.
 #[derive(Clone, Copy)]
-struct Members {
+pub(super) struct Members {
     first: usize,
     across: usize,
     stride: usize,
-    count: usize,
+    pub count: usize,
 }
 
 impl Members {
+    /// Member `i`.
     #[inline(always)]
-    fn row(self, i: usize) -> usize {
+    pub(super) fn row(self, i: usize) -> usize {
         self.first + i / self.across * self.stride + i % self.across
     }
 }
 
-enum Groups<'a> {
+/// Which rows of `x` each row of the result is made of.
+pub(super) enum Groups<'a> {
     Segments(Indices<'a>),
     Grid { grid_h: usize, grid_w: usize, block_h: usize, block_w: usize },
 }
 
-impl Groups<'_> {
-    fn members(&self, out: usize) -> Members {
+impl<'a> Groups<'a> {
+    /// Those of `limit` rows; segments beyond them are an error of `op`.
+    pub(super) fn new(
+        cx: &CpuCx,
+        over: &'a PoolOver,
+        limit: usize,
+        op: &'static str,
+    ) -> Result<Self, KernelError> {
+        match *over {
+            PoolOver::Segments(ref starts) => {
+                let starts = Indices::new(cx, starts)?;
+                let mut from = 0;
+                for to in starts.iter() {
+                    if to < from || to as usize > limit {
+                        let (what, index) = ("segment", to.into());
+                        return Err(KernelError::Index { op, what, index, limit: limit + 1 });
+                    }
+                    from = to;
+                }
+                Ok(Self::Segments(starts))
+            }
+            PoolOver::Grid { grid_h, grid_w, block_h, block_w } => {
+                Ok(Self::Grid { grid_h, grid_w, block_h, block_w })
+            }
+        }
+    }
+
+    /// The rows of `x` for a row of the result.
+    pub(super) fn members(&self, out: usize) -> Members {
         match *self {
             Self::Segments(starts) => {
                 let (first, end) = (starts.get(out) as usize, starts.get(out + 1) as usize);
@@ -57,28 +86,7 @@ impl Groups<'_> {
 
 fn launch(op: &Pool, cx: &CpuCx) -> Result<(), KernelError> {
     let (x, out) = (InRows::new(cx, &op.x)?, OutRows::new(cx, &op.out)?);
-    let groups = match op.over {
-        PoolOver::Segments(ref starts) => {
-            let starts = Indices::new(cx, starts)?;
-            let mut from = 0;
-            for to in starts.iter() {
-                if to < from || to as usize > op.x.size(0) {
-                    let limit = op.x.size(0) + 1;
-                    return Err(KernelError::Index {
-                        op: Pool::NAME,
-                        what: "segment",
-                        index: to.into(),
-                        limit,
-                    });
-                }
-                from = to;
-            }
-            Groups::Segments(starts)
-        }
-        PoolOver::Grid { grid_h, grid_w, block_h, block_w } => {
-            Groups::Grid { grid_h, grid_w, block_h, block_w }
-        }
-    };
+    let groups = Groups::new(cx, &op.over, op.x.size(0), Pool::NAME)?;
     let (rows, d) = (op.out.size(0), op.x.size(1));
     let each = op.x.len().checked_div(rows).unwrap_or(0).max(d);
     cx.pool.run_ranges(rows, grain(rows, each, cx.pool.threads()), |range, _| {

@@ -3,6 +3,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -12,6 +13,7 @@ mod cases;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::grad::{PoolGrad, PoolGradSpec};
 use super::check;
 use crate::buffer::View;
 use crate::op::{Access, Op};
@@ -50,6 +52,48 @@ pub enum PoolOver {
         /// Columns of a block.
         block_w: usize,
     },
+}
+
+impl PoolOver {
+    /// Checks that rows `[rows, d]` can be reduced so, and that segments are apart from what is written: rows of the result, and rows and
+    /// columns of a block or zeros.
+    fn check(
+        &self,
+        name: &str,
+        x: &View,
+        kind: PoolKind,
+        written: (&str, &View),
+    ) -> Result<(usize, usize, usize), ShapeError> {
+        match *self {
+            PoolOver::Segments(ref starts) => {
+                check::rank("segments", starts, 1)?;
+                check::dtype("segments", starts, DType::I32)?;
+                check::output(written.0, written.1, [("segments", starts)])?;
+                if starts.is_empty() {
+                    return Err(ShapeError::mismatch("segments", "at least one element", 0));
+                }
+                Ok((starts.size(0) - 1, 0, 0))
+            }
+            PoolOver::Grid { grid_h, grid_w, block_h, block_w } => {
+                let whole = |grid: usize, block: usize| block > 0 && grid > 0 && grid.is_multiple_of(block);
+                if !whole(grid_h, block_h) || !whole(grid_w, block_w) {
+                    return Err(ShapeError::mismatch(
+                        "grid",
+                        format!("multiples of {block_h} x {block_w}"),
+                        format!("{grid_h} x {grid_w}"),
+                    ));
+                }
+                if !x.size(0).is_multiple_of(grid_h * grid_w) {
+                    let expected = format!("a multiple of {grid_h} * {grid_w}");
+                    return Err(ShapeError::mismatch(&format!("{name} axis 0"), expected, x.size(0)));
+                }
+                if matches!(kind, PoolKind::First | PoolKind::Last) {
+                    return Err(ShapeError::mismatch("kind over a grid", "mean or max", format!("{kind:?}")));
+                }
+                Ok((x.size(0) / (block_h * block_w), block_h, block_w))
+            }
+        }
+    }
 }
 
 /// `x: [rows, d]  ->  out: [segments or blocks, d]`.
@@ -94,35 +138,7 @@ impl Op for Pool {
         check::rank("x", x, 2)?;
         check::float("x", x)?;
         check::float("out", out)?;
-        let (rows, block_h, block_w) = match *over {
-            PoolOver::Segments(ref starts) => {
-                check::rank("segments", starts, 1)?;
-                check::dtype("segments", starts, DType::I32)?;
-                check::output("out", out, [("segments", starts)])?;
-                if starts.is_empty() {
-                    return Err(ShapeError::mismatch("segments", "at least one element", 0));
-                }
-                (starts.size(0) - 1, 0, 0)
-            }
-            PoolOver::Grid { grid_h, grid_w, block_h, block_w } => {
-                let whole = |grid: usize, block: usize| block > 0 && grid > 0 && grid.is_multiple_of(block);
-                if !whole(grid_h, block_h) || !whole(grid_w, block_w) {
-                    return Err(ShapeError::mismatch(
-                        "grid",
-                        format!("multiples of {block_h} x {block_w}"),
-                        format!("{grid_h} x {grid_w}"),
-                    ));
-                }
-                if !x.size(0).is_multiple_of(grid_h * grid_w) {
-                    let expected = format!("a multiple of {grid_h} * {grid_w}");
-                    return Err(ShapeError::mismatch("x axis 0", expected, x.size(0)));
-                }
-                if matches!(kind, PoolKind::First | PoolKind::Last) {
-                    return Err(ShapeError::mismatch("kind over a grid", "mean or max", format!("{kind:?}")));
-                }
-                (x.size(0) / (block_h * block_w), block_h, block_w)
-            }
-        };
+        let (rows, block_h, block_w) = over.check("x", x, *kind, ("out", out))?;
         check::shape("out", out, &[rows, x.size(1)])?;
         check::output("out", out, [("x", x)])?;
         Ok(PoolSpec {

@@ -5,28 +5,29 @@ use crate::op::Op;
 use crate::oracle::Oracle;
 use crate::spec::{KernelError, tolerance};
 
-pub(super) fn reference(op: &Pool, io: &mut Oracle) -> Result<(), KernelError> {
-    let (x, rows, d) = (io.read(&op.x)?, op.x.size(0), op.x.size(1));
-    let members: Vec<Vec<usize>> = match op.over {
+/// The rows of `x`, of which there are `rows`, for each row of the result.
+pub(super) fn members(
+    over: &PoolOver,
+    rows: usize,
+    op: &'static str,
+    io: &Oracle,
+) -> Result<Vec<Vec<usize>>, KernelError> {
+    match *over {
         PoolOver::Segments(ref starts) => {
             let starts = io.ints(starts)?;
             let mut members = Vec::new();
             for pair in starts.windows(2) {
                 if pair[0] < 0 || pair[1] < pair[0] || pair[1] as usize > rows {
-                    return Err(KernelError::Index {
-                        op: Pool::NAME,
-                        what: "segment",
-                        index: pair[1],
-                        limit: rows + 1,
-                    });
+                    let (what, index) = ("segment", pair[1]);
+                    return Err(KernelError::Index { op, what, index, limit: rows + 1 });
                 }
                 members.push((pair[0] as usize..pair[1] as usize).collect());
             }
-            members
+            Ok(members)
         }
         PoolOver::Grid { grid_h, grid_w, block_h, block_w } => {
             let (down, across) = (grid_h / block_h, grid_w / block_w);
-            (0..rows / (block_h * block_w))
+            Ok((0..rows / (block_h * block_w))
                 .map(|out| {
                     let (image, place) = (out / (down * across), out % (down * across));
                     let (top, left) = (place / across * block_h, place % across * block_w);
@@ -34,9 +35,14 @@ pub(super) fn reference(op: &Pool, io: &mut Oracle) -> Result<(), KernelError> {
                         .map(|i| (image * grid_h + top + i / block_w) * grid_w + left + i % block_w)
                         .collect()
                 })
-                .collect()
+                .collect())
         }
-    };
+    }
+}
+
+pub(super) fn reference(op: &Pool, io: &mut Oracle) -> Result<(), KernelError> {
+    let (x, rows, d) = (io.read(&op.x)?, op.x.size(0), op.x.size(1));
+    let members = members(&op.over, rows, Pool::NAME, io)?;
     let (mut values, mut errors) = (Vec::with_capacity(op.out.len()), Vec::with_capacity(op.out.len()));
     for member in &members {
         for col in 0..d {

@@ -9,31 +9,31 @@ use crate::spec::DType;
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 #[derive(Clone)]
-struct Plan {
-    name: String,
-    tokens: usize,
-    heads_q: usize,
-    heads_kv: usize,
-    head_dim: usize,
-    pairs: usize,
-    x: DType,
+pub(super) struct Plan {
+    pub(super) name: String,
+    pub(super) tokens: usize,
+    pub(super) heads_q: usize,
+    pub(super) heads_kv: usize,
+    pub(super) head_dim: usize,
+    pub(super) pairs: usize,
+    pub(super) x: DType,
     /// Type of the pages and their size; without it keys stay in place.
-    pages: Option<(DType, usize)>,
-    style: RopeStyle,
-    norm: bool,
+    pub(super) pages: Option<(DType, usize)>,
+    pub(super) style: RopeStyle,
+    pub(super) norm: bool,
     /// Axes of positions; above 1 the pairs take them in turn, or in sections.
-    axes: usize,
-    sections: bool,
+    pub(super) axes: usize,
+    pub(super) sections: bool,
     /// Positions are below this.
-    limit: usize,
-    scaling: f32,
-    fill: Fill,
+    pub(super) limit: usize,
+    pub(super) scaling: f32,
+    pub(super) fill: Fill,
     /// Elements between the fused rows of queries, keys and values.
-    gap: usize,
+    pub(super) gap: usize,
 }
 
 impl Plan {
-    fn new(name: impl Into<String>, tokens: usize) -> Self {
+    pub(super) fn new(name: impl Into<String>, tokens: usize) -> Self {
         Self {
             name: name.into(),
             tokens,
@@ -54,11 +54,11 @@ impl Plan {
         }
     }
 
-    fn head(self, head_dim: usize, pairs: usize) -> Self {
+    pub(super) fn head(self, head_dim: usize, pairs: usize) -> Self {
         Self { head_dim, pairs, ..self }
     }
 
-    fn build(self, cx: &mut CaseCx) -> Case<Rope> {
+    pub(super) fn build(self, cx: &mut CaseCx) -> Case<Rope> {
         let (tokens, hd) = (self.tokens, self.head_dim);
         let (wide_q, wide_kv) = (self.heads_q * hd, self.heads_kv * hd);
         // Queries, keys and values are slices of one fused row.

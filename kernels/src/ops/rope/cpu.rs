@@ -6,7 +6,7 @@ use super::{Rope, RopeStyle};
 use crate::buffer::View;
 use crate::cpu::CpuCx;
 use crate::cpu::scratch::Scratch;
-use crate::cpu::simd::{Elem, Kernel, Simd, StoreElem};
+use crate::cpu::simd::{Elem, Kernel, MAX_LANES, Simd, StoreElem};
 use crate::cpu::{CpuOp, CpuRows};
 use crate::op::Op;
 use crate::ops::kept::Kept;
@@ -70,34 +70,82 @@ struct Plan<'a, X, P> {
     /// Written only without pages.
     k: Heads<X>,
     pages: Option<Pages<'a, X, P>>,
-    positions: &'a [i32],
-    axis_stride: usize,
-    inv_freq: &'a [f32],
-    pair_axis: Option<&'a [i32]>,
-    style: RopeStyle,
-    scaling: f32,
+    angles: Angles<'a>,
     head_dim: usize,
     /// Scales of query heads, then of key heads.
     norm: Option<&'a [f32]>,
     eps: f32,
 }
 
+/// By what the pairs of each token are turned.
+pub(super) struct Angles<'a> {
+    positions: &'a [i32],
+    axis_stride: usize,
+    inv_freq: &'a [f32],
+    pair_axis: Option<&'a [i32]>,
+    style: RopeStyle,
+    scaling: f32,
+}
+
+/// Operands that say by what pairs are turned.
+pub(super) struct Turns<'a> {
+    /// Name of the op.
+    pub(super) op: &'static str,
+    pub(super) positions: &'a View,
+    pub(super) inv_freq: &'a View,
+    pub(super) pair_axis: Option<&'a View>,
+    pub(super) style: RopeStyle,
+    pub(super) scaling: f32,
+}
+
+impl<'a> Turns<'a> {
+    /// Errors if a pair names an axis that is not there.
+    pub(super) fn read(&self, cx: &CpuCx) -> Result<Angles<'a>, KernelError> {
+        let axes = self.positions.size(0);
+        let pair_axis = self.pair_axis.map(|view| ints(cx, view)).transpose()?;
+        if let Some(&axis) = pair_axis.and_then(|all| all.iter().find(|&&a| a < 0 || a as usize >= axes)) {
+            return Err(bad(self.op, "pair_axis", axis, axes));
+        }
+        let inv_freq = cx.input::<f32>(self.inv_freq)?;
+        Ok(Angles {
+            positions: ints(cx, self.positions)?,
+            axis_stride: self.positions.stride(0),
+            // SAFETY: the pointer is valid for the extent of the layout, and nothing writes the buffer while the op runs.
+            inv_freq: unsafe { std::slice::from_raw_parts(inv_freq, self.inv_freq.layout().extent()) },
+            pair_axis,
+            style: self.style,
+            scaling: self.scaling,
+        })
+    }
+}
+
+impl Angles<'_> {
+    pub(super) fn pairs(&self) -> usize {
+        self.inv_freq.len()
+    }
+
+    /// Values that [`Turn::new`] takes for heads of `head_dim`.
+    pub(super) fn scratch(&self, head_dim: usize) -> usize {
+        5 * self.pairs().next_multiple_of(MAX_LANES) + head_dim
+    }
+}
+
 // SAFETY: a task writes the heads and slots of its own tokens only; no two tasks have one slot (`distinct`).
 unsafe impl<X, P> Sync for Plan<'_, X, P> {}
 
 /// The i32 elements of a view whose last axis is contiguous.
-fn ints<'a>(cx: &CpuCx, view: &'a View) -> Result<&'a [i32], KernelError> {
+pub(super) fn ints<'a>(cx: &CpuCx, view: &'a View) -> Result<&'a [i32], KernelError> {
     let base = cx.input::<i32>(view)?;
     // SAFETY: the pointer is valid for the extent of the layout, and nothing writes the buffer while the op runs.
     Ok(unsafe { std::slice::from_raw_parts(base, view.layout().extent()) })
 }
 
-fn bad(what: &'static str, index: i32, limit: usize) -> KernelError {
-    KernelError::Index { op: Rope::NAME, what, index: i64::from(index), limit }
+pub(super) fn bad(op: &'static str, what: &'static str, index: i32, limit: usize) -> KernelError {
+    KernelError::Index { op, what, index: i64::from(index), limit }
 }
 
 /// Writes a weight vector, `offset` added, as f32.
-fn widen(cx: &CpuCx, view: &View, offset: f32, to: &mut [f32]) -> Result<(), KernelError> {
+pub(super) fn widen(cx: &CpuCx, view: &View, offset: f32, to: &mut [f32]) -> Result<(), KernelError> {
     fn each<T: Elem>(from: *const T, offset: f32, to: &mut [f32]) {
         for (i, value) in to.iter_mut().enumerate() {
             // SAFETY: the view has as many elements as `to`.
@@ -136,11 +184,15 @@ fn distinct(slots: &[i32], limit: usize) -> bool {
 
 fn run<X: StoreElem + Element, P: Kept + Element>(op: &Rope, cx: &CpuCx) -> Result<(), KernelError> {
     let (tokens, head_dim, heads_q, heads_kv) = (op.q.size(0), op.q.size(2), op.q.size(1), op.k.size(1));
-    let axes = op.positions.size(0);
-    let pair_axis = op.pair_axis.as_ref().map(|view| ints(cx, view)).transpose()?;
-    if let Some(&axis) = pair_axis.and_then(|all| all.iter().find(|&&a| a < 0 || a as usize >= axes)) {
-        return Err(bad("pair_axis", axis, axes));
-    }
+    let turns = Turns {
+        op: Rope::NAME,
+        positions: &op.positions,
+        inv_freq: &op.inv_freq,
+        pair_axis: op.pair_axis.as_ref(),
+        style: op.style,
+        scaling: op.attention_scaling,
+    };
+    let angles = turns.read(cx)?;
     let mut parallel = true;
     let pages = match &op.kv {
         None => None,
@@ -148,7 +200,7 @@ fn run<X: StoreElem + Element, P: Kept + Element>(op: &Rope, cx: &CpuCx) -> Resu
             let (page, slots) = (kv.k_pages.size(1), ints(cx, &kv.slots)?);
             let limit = kv.k_pages.size(0) * page;
             if let Some(&slot) = slots.iter().find(|&&slot| slot >= 0 && slot as usize >= limit) {
-                return Err(bad("slot", slot, limit));
+                return Err(bad(Rope::NAME, "slot", slot, limit));
             }
             parallel = distinct(slots, limit);
             let strides = |view: &View| [view.stride(0), view.stride(1), view.stride(2)];
@@ -171,7 +223,6 @@ fn run<X: StoreElem + Element, P: Kept + Element>(op: &Rope, cx: &CpuCx) -> Resu
         widen(cx, &norm.k, norm.weight_offset, &mut weights[head_dim..])?;
     }
     let k = if pages.is_some() { cx.input::<X>(&op.k)?.cast_mut() } else { cx.output::<X>(&op.k)? };
-    let inv_freq = cx.input::<f32>(&op.inv_freq)?;
     let plan = Plan {
         q: Heads {
             base: cx.output::<X>(&op.q)?,
@@ -181,21 +232,14 @@ fn run<X: StoreElem + Element, P: Kept + Element>(op: &Rope, cx: &CpuCx) -> Resu
         },
         k: Heads { base: k, token: op.k.stride(0), head: op.k.stride(1), count: heads_kv },
         pages,
-        positions: ints(cx, &op.positions)?,
-        axis_stride: op.positions.stride(0),
-        // SAFETY: the pointer is valid for the extent of the layout, and nothing writes the buffer while the op runs.
-        inv_freq: unsafe { std::slice::from_raw_parts(inv_freq, op.inv_freq.layout().extent()) },
-        pair_axis,
-        style: op.style,
-        scaling: op.attention_scaling,
+        angles,
         head_dim,
         norm: op.norm.is_some().then_some(weights),
         eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
     };
     let grain = if parallel { (HEADS_PER_TASK / (heads_q + 2 * heads_kv).max(1)).max(1) } else { tokens };
     cx.pool.run_ranges(tokens, grain, |tokens, worker| {
-        let pairs = plan.inv_freq.len();
-        let scratch = worker.scratch.slice::<f32>(5 * pairs.next_multiple_of(16) + head_dim);
+        let scratch = worker.scratch.slice::<f32>(plan.angles.scratch(head_dim));
         cx.isa.run(Tokens { plan: &plan, tokens, scratch });
     });
     Ok(())
@@ -208,12 +252,26 @@ struct Tokens<'a, X, P> {
 }
 
 /// Sines and cosines of one token, and working memory of one head.
-struct Turn<'a> {
+pub(super) struct Turn<'a> {
     sin: &'a mut [f32],
     cos: &'a mut [f32],
     a: &'a mut [f32],
     b: &'a mut [f32],
-    head: &'a mut [f32],
+    quadrants: &'a mut [i32],
+    /// A head.
+    pub(super) head: &'a mut [f32],
+}
+
+impl<'a> Turn<'a> {
+    pub(super) fn new(pairs: usize, scratch: &'a mut [f32]) -> Self {
+        let size = pairs.next_multiple_of(MAX_LANES);
+        let (sin, rest) = scratch.split_at_mut(size);
+        let (cos, rest) = rest.split_at_mut(size);
+        let (a, rest) = rest.split_at_mut(size);
+        let (b, rest) = rest.split_at_mut(size);
+        let (quadrants, head) = rest.split_at_mut(size);
+        Self { sin, cos, a, b, quadrants: bytemuck::cast_slice_mut(quadrants), head }
+    }
 }
 
 impl<X: StoreElem, P: Kept> Kernel for Tokens<'_, X, P> {
@@ -222,18 +280,10 @@ impl<X: StoreElem, P: Kept> Kernel for Tokens<'_, X, P> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { plan, tokens, scratch } = self;
-        let pairs = plan.inv_freq.len();
-        let size = pairs.next_multiple_of(16);
-        let (sin, rest) = scratch.split_at_mut(size);
-        let (cos, rest) = rest.split_at_mut(size);
-        let (a, rest) = rest.split_at_mut(size);
-        let (b, rest) = rest.split_at_mut(size);
-        let (quadrants, head) = rest.split_at_mut(size);
-        let quadrants: &mut [i32] = bytemuck::cast_slice_mut(quadrants);
-        let mut turn = Turn { sin, cos, a, b, head };
+        let mut turn = Turn::new(plan.angles.pairs(), scratch);
         let norms = plan.norm.map(|norm| norm.split_at(plan.head_dim));
         for token in tokens {
-            angles(s, plan, token, &mut turn, quadrants);
+            angles(s, &plan.angles, token, &mut turn);
             for head in 0..plan.q.count {
                 // SAFETY: token and head are indices of the view; this task alone has this token.
                 unsafe {
@@ -272,29 +322,29 @@ impl<X: StoreElem, P: Kept> Kernel for Tokens<'_, X, P> {
 /// The reduction to `|r| <= pi/4` runs in f64 with pi/2 in three parts, the products with the first two exact for
 /// quotients below 2^31, so that `r` is the exact one rounded to f32; larger angles go through the scalar functions.
 #[inline(always)]
-fn angles<S: Simd, X, P>(s: S, plan: &Plan<X, P>, token: usize, turn: &mut Turn, quadrants: &mut [i32]) {
+pub(super) fn angles<S: Simd>(s: S, of: &Angles, token: usize, turn: &mut Turn) {
     /// Adding it rounds to an integer and leaves that in the low bits.
     const MAGIC: f64 = 6_755_399_441_055_744.0;
     const PARTS: [f64; 3] = [1.570_796_012_878_418, 3.139_164_164_167_596e-7, 6.223_372_171_896_613e-14];
     const LARGEST: f32 = 2e9;
-    let pairs = plan.inv_freq.len();
+    let pairs = of.inv_freq.len();
     let mut large = false;
     for p in 0..pairs {
-        let axis = plan.pair_axis.map_or(0, |axis| axis[p] as usize);
-        let angle = plan.positions[axis * plan.axis_stride + token] as f32 * plan.inv_freq[p];
+        let axis = of.pair_axis.map_or(0, |axis| axis[p] as usize);
+        let angle = of.positions[axis * of.axis_stride + token] as f32 * of.inv_freq[p];
         turn.a[p] = angle;
         large |= angle.abs() > LARGEST;
         let exact = f64::from(angle);
         let t = exact * std::f64::consts::FRAC_2_PI + MAGIC;
         let n = t - MAGIC;
         turn.b[p] = (((exact - n * PARTS[0]) - n * PARTS[1]) - n * PARTS[2]) as f32;
-        quadrants[p] = t.to_bits() as i32;
+        turn.quadrants[p] = t.to_bits() as i32;
     }
     for p in (0..pairs).step_by(S::LANES) {
         // SAFETY: the slices are padded to whole vectors.
         unsafe {
             let r = s.load(turn.b.as_ptr().add(p));
-            let quadrant = s.load_i(quadrants.as_ptr().add(p));
+            let quadrant = s.load_i(turn.quadrants.as_ptr().add(p));
             let z = s.mul(r, r);
             let mut sin = s.splat(-1.949_631_7e-4);
             sin = s.fma(sin, z, s.splat(8.331_984e-3));
@@ -312,15 +362,15 @@ fn angles<S: Simd, X, P>(s: S, plan: &Plan<X, P>, token: usize, turn: &mut Turn,
             let (sine, cosine) = (s.select(odd, cos, sin), s.select(odd, sin, cos));
             let sine = s.of_bits(s.xor_i(s.to_bits(sine), minus(quadrant)));
             let cosine = s.of_bits(s.xor_i(s.to_bits(cosine), minus(s.add_i(quadrant, s.splat_i(1)))));
-            s.store(turn.sin.as_mut_ptr().add(p), s.mul(sine, s.splat(plan.scaling)));
-            s.store(turn.cos.as_mut_ptr().add(p), s.mul(cosine, s.splat(plan.scaling)));
+            s.store(turn.sin.as_mut_ptr().add(p), s.mul(sine, s.splat(of.scaling)));
+            s.store(turn.cos.as_mut_ptr().add(p), s.mul(cosine, s.splat(of.scaling)));
         }
     }
     if large {
         for p in (0..pairs).filter(|&p| turn.a[p].abs() > LARGEST) {
             let (sin, cos) = f64::from(turn.a[p]).sin_cos();
-            turn.sin[p] = sin as f32 * plan.scaling;
-            turn.cos[p] = cos as f32 * plan.scaling;
+            turn.sin[p] = sin as f32 * of.scaling;
+            turn.cos[p] = cos as f32 * of.scaling;
         }
     }
 }
@@ -338,7 +388,7 @@ unsafe fn turn_head<S: Simd, X: Elem, Y: Kept, A, B>(
     from: *const X,
     to: *mut Y,
 ) {
-    let (hd, pairs) = (plan.head_dim, plan.inv_freq.len());
+    let hd = plan.head_dim;
     let head = turn.head.as_mut_ptr();
     // SAFETY: `head` has `head_dim` elements, and `from` too.
     unsafe { f32::keep(s, from, head, hd) };
@@ -346,7 +396,17 @@ unsafe fn turn_head<S: Simd, X: Elem, Y: Kept, A, B>(
         // SAFETY: `head` and `weight` have `head_dim` elements.
         unsafe { normalize(s, head, weight.as_ptr(), hd, plan.eps) };
     }
-    let interleaved = plan.style == RopeStyle::Interleaved;
+    rotate(s, &plan.angles, turn, false);
+    // SAFETY: `head` has `head_dim` elements, and `to` room for them.
+    unsafe { Y::keep(s, turn.head.as_ptr(), to, hd) };
+}
+
+/// Turns the head in the working memory by the angles of the token, scaling included; `back` the other way.
+#[inline(always)]
+pub(super) fn rotate<S: Simd>(s: S, angles: &Angles, turn: &mut Turn, back: bool) {
+    let interleaved = angles.style == RopeStyle::Interleaved;
+    let pairs = angles.pairs();
+    let head = turn.head.as_mut_ptr();
     let (mut a, mut b) = (head, head.wrapping_add(pairs));
     if interleaved {
         for p in 0..pairs {
@@ -354,6 +414,10 @@ unsafe fn turn_head<S: Simd, X: Elem, Y: Kept, A, B>(
             turn.b[p] = turn.head[2 * p + 1];
         }
         (a, b) = (turn.a.as_mut_ptr(), turn.b.as_mut_ptr());
+    }
+    if back {
+        // The other way round is the same of swapped elements.
+        std::mem::swap(&mut a, &mut b);
     }
     for p in (0..pairs).step_by(S::LANES) {
         let n = (pairs - p).min(S::LANES);
@@ -371,8 +435,6 @@ unsafe fn turn_head<S: Simd, X: Elem, Y: Kept, A, B>(
             turn.head[2 * p + 1] = turn.b[p];
         }
     }
-    // SAFETY: `head` has `head_dim` elements, and `to` room for them.
-    unsafe { Y::keep(s, turn.head.as_ptr(), to, hd) };
 }
 
 /// `x[d] *= weight[d] / sqrt(mean(x^2) + eps)`

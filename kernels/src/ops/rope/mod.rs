@@ -7,6 +7,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod grad;
 mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
@@ -14,6 +15,7 @@ mod wgpu;
 #[cfg(feature = "conformance")]
 mod cases;
 
+pub use grad::{KvRead, QkNormGrad, RopeGrad, RopeGradSpec};
 use serde::{Deserialize, Serialize};
 
 use super::{check, kept};

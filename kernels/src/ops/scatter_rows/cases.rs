@@ -5,7 +5,7 @@ use crate::conformance::{Case, CaseCx, Fill};
 use crate::spec::DType;
 
 /// `count` different rows of `tokens` in random order, one in five replaced by a negative one.
-fn places(cx: &mut CaseCx, count: usize, tokens: usize) -> Vec<i32> {
+pub(super) fn places(cx: &mut CaseCx, count: usize, tokens: usize) -> Vec<i32> {
     let mut all: Vec<i32> = (0..tokens as i32).collect();
     for at in (1..tokens).rev() {
         all.swap(at, cx.below(at + 1));

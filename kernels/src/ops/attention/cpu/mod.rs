@@ -2,12 +2,12 @@
 
 mod cut;
 mod flash;
-mod operands;
+pub(super) mod operands;
 mod pack;
 mod row;
-mod softmax;
+pub(super) mod softmax;
 mod split;
-mod tasks;
+pub(super) mod tasks;
 
 use super::{Attention, AttentionSpec};
 use crate::cpu::isa::{Isa, Level};

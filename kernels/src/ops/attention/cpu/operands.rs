@@ -5,12 +5,19 @@ use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionKv, Seen, ascending as ranges_ascend};
 use crate::spec::KernelError;
 
-/// Strides of keys or values in elements.
+/// Strides of keys or values, or of what has their shape, in elements.
 #[derive(Clone, Copy)]
-pub(super) struct Strides {
+pub(in crate::ops::attention) struct Strides {
     page: usize,
     slot: usize,
     head: usize,
+}
+
+impl Strides {
+    pub(in crate::ops::attention) fn of(view: &crate::View) -> Self {
+        let last = view.layout().rank() - 2;
+        Self { page: view.stride(0), slot: view.stride(last - 1), head: view.stride(last) }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -29,30 +36,30 @@ enum Limits<'a> {
 
 /// Sequences, heads and strides of an op.
 #[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
+pub(in crate::ops::attention) struct Operands<'a> {
     q_starts: &'a [i32],
     limits: Limits<'a>,
     place: Place<'a>,
     k: Strides,
     v: Strides,
     /// Token and head strides of the queries.
-    pub(super) q: (usize, usize),
+    pub(in crate::ops::attention) q: (usize, usize),
     /// Token and head strides of the result.
-    pub(super) out: (usize, usize),
-    pub(super) heads_kv: usize,
+    pub(in crate::ops::attention) out: (usize, usize),
+    pub(in crate::ops::attention) heads_kv: usize,
     /// Query heads of one key head.
-    pub(super) group: usize,
-    pub(super) head_dim: usize,
+    pub(in crate::ops::attention) group: usize,
+    pub(in crate::ops::attention) head_dim: usize,
 }
 
 /// One sequence.
 #[derive(Clone, Copy)]
-pub(super) struct Seq {
-    pub(super) index: usize,
+pub(in crate::ops::attention) struct Seq {
+    pub(in crate::ops::attention) index: usize,
     /// First row of its queries.
-    pub(super) row: usize,
-    pub(super) q_len: usize,
-    pub(super) kv_len: usize,
+    pub(in crate::ops::attention) row: usize,
+    pub(in crate::ops::attention) q_len: usize,
+    pub(in crate::ops::attention) kv_len: usize,
 }
 
 /// The i32 elements of a view whose last axis is contiguous.
@@ -80,7 +87,7 @@ fn ascending(what: &'static str, starts: &[i32], limit: usize) -> Result<(), Ker
 
 impl<'a> Operands<'a> {
     /// Errors if a value of an index buffer is out of range, ranges descend, or rows of `q` belong to no sequence.
-    pub(super) fn new(op: &'a Attention, cx: &CpuCx) -> Result<Self, KernelError> {
+    pub(in crate::ops::attention) fn new(op: &'a Attention, cx: &CpuCx) -> Result<Self, KernelError> {
         let tokens = op.q.size(0);
         let q_starts = ints(cx, &op.q_starts)?;
         ascending("q_starts", q_starts, tokens)?;
@@ -121,19 +128,13 @@ impl<'a> Operands<'a> {
                 Limits::Ranges { from, to }
             }
         };
-        let last = k.layout().rank() - 2;
-        let strides = |view: &crate::View| Strides {
-            page: view.stride(0),
-            slot: view.stride(last - 1),
-            head: view.stride(last),
-        };
-        let (heads_q, heads_kv) = (op.q.size(1), k.size(last));
+        let (heads_q, heads_kv) = (op.q.size(1), k.size(k.layout().rank() - 2));
         Ok(Self {
             q_starts,
             limits,
             place,
-            k: strides(k),
-            v: strides(v),
+            k: Strides::of(k),
+            v: Strides::of(v),
             q: (op.q.stride(0), op.q.stride(1)),
             out: (op.out.stride(0), op.out.stride(1)),
             heads_kv,
@@ -142,11 +143,11 @@ impl<'a> Operands<'a> {
         })
     }
 
-    pub(super) fn seqs(&self) -> usize {
+    pub(in crate::ops::attention) fn seqs(&self) -> usize {
         self.q_starts.len() - 1
     }
 
-    pub(super) fn seq(&self, index: usize) -> Seq {
+    pub(in crate::ops::attention) fn seq(&self, index: usize) -> Seq {
         let row = self.q_starts[index] as usize;
         let kv_len = match self.place {
             Place::Packed { starts } => (starts[index + 1] - starts[index]) as usize,
@@ -157,30 +158,31 @@ impl<'a> Operands<'a> {
 
     /// Offset in elements of key `j` of a sequence.
     #[inline(always)]
-    pub(super) fn k_at(&self, seq: &Seq, head: usize, j: usize) -> usize {
+    pub(in crate::ops::attention) fn k_at(&self, seq: &Seq, head: usize, j: usize) -> usize {
         self.at(self.k, seq, head, j)
     }
 
     /// Offset in elements of value `j` of a sequence.
     #[inline(always)]
-    pub(super) fn v_at(&self, seq: &Seq, head: usize, j: usize) -> usize {
+    pub(in crate::ops::attention) fn v_at(&self, seq: &Seq, head: usize, j: usize) -> usize {
         self.at(self.v, seq, head, j)
     }
 
     /// Elements from a key of one head to that of the next.
     #[inline(always)]
-    pub(super) fn k_heads_apart(&self) -> usize {
+    pub(in crate::ops::attention) fn k_heads_apart(&self) -> usize {
         self.k.head
     }
 
     /// Elements from a value of one head to that of the next.
     #[inline(always)]
-    pub(super) fn v_heads_apart(&self) -> usize {
+    pub(in crate::ops::attention) fn v_heads_apart(&self) -> usize {
         self.v.head
     }
 
+    /// Offset in elements of what belongs to key `j` of a sequence.
     #[inline(always)]
-    fn at(&self, strides: Strides, seq: &Seq, head: usize, j: usize) -> usize {
+    pub(in crate::ops::attention) fn at(&self, strides: Strides, seq: &Seq, head: usize, j: usize) -> usize {
         debug_assert!(j < seq.kv_len);
         let row = match self.place {
             Place::Packed { starts } => (starts[seq.index] as usize + j) * strides.slot,
@@ -195,7 +197,7 @@ impl<'a> Operands<'a> {
 
     /// Keys that query `i` of a sequence sees; the end of an empty range may lie before its start.
     #[inline(always)]
-    pub(super) fn visible(&self, seq: &Seq, i: usize) -> std::ops::Range<usize> {
+    pub(in crate::ops::attention) fn visible(&self, seq: &Seq, i: usize) -> std::ops::Range<usize> {
         match self.limits {
             Limits::All => 0..seq.kv_len,
             Limits::Causal { window } => {
@@ -209,5 +211,23 @@ impl<'a> Operands<'a> {
                 from.map_or(0, at)..at(to)
             }
         }
+    }
+
+    /// Whether keys that the queries of two sequences see, or two of one sequence, may lie in one page.
+    pub(in crate::ops::attention) fn shares_pages(&self) -> bool {
+        let Place::Paged { table, width, page, .. } = self.place else { return false };
+        let mut taken = Vec::new();
+        for index in 0..self.seqs() {
+            let seq = self.seq(index);
+            if seq.q_len == 0 {
+                continue;
+            }
+            let (first, end) = (self.visible(&seq, 0).start, self.visible(&seq, seq.q_len - 1).end);
+            if first < end {
+                taken.extend_from_slice(&table[index * width..][first / page..end.div_ceil(page)]);
+            }
+        }
+        taken.sort_unstable();
+        taken.windows(2).any(|pair| pair[0] == pair[1])
     }
 }

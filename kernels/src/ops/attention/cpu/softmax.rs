@@ -5,7 +5,7 @@ use crate::cpu::simd::Simd;
 /// `2^x` for `x <= 0`, within 3 ulp; zero below the smallest normal f32. A minimax polynomial on `|r| <= 1/2` whose
 /// constant term is exactly 1, so that the largest score has weight 1.
 #[inline(always)]
-pub(super) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
+pub(in crate::ops::attention) fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
     // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
     let magic = s.splat(12_582_912.0);
     let t = s.add(x, magic);

@@ -112,35 +112,40 @@ impl Kernel for Measure {
 
 /// Query rows of one key head of one sequence: row `r` is query `r / group`, head `r % group` of the group.
 #[derive(Clone, Copy)]
-pub(super) struct Rows {
-    pub(super) seq: Seq,
-    pub(super) head: usize,
-    pub(super) first: usize,
-    pub(super) count: usize,
+pub(in crate::ops::attention) struct Rows {
+    pub(in crate::ops::attention) seq: Seq,
+    pub(in crate::ops::attention) head: usize,
+    pub(in crate::ops::attention) first: usize,
+    pub(in crate::ops::attention) count: usize,
 }
 
 impl Rows {
     /// The same rows of the key head `more` after this one.
     #[inline(always)]
-    pub(super) fn of_head(&self, more: usize) -> Self {
+    pub(in crate::ops::attention) fn of_head(&self, more: usize) -> Self {
         Self { head: self.head + more, ..*self }
     }
 
     /// Offset of row `r` of these in a view with these token and head strides.
     #[inline(always)]
-    pub(super) fn at(&self, operands: &Operands, strides: (usize, usize), r: usize) -> usize {
+    pub(in crate::ops::attention) fn at(
+        &self,
+        operands: &Operands,
+        strides: (usize, usize),
+        r: usize,
+    ) -> usize {
         let (query, head) = ((self.first + r) / operands.group, (self.first + r) % operands.group);
         (self.seq.row + query) * strides.0 + (self.head * operands.group + head) * strides.1
     }
 
     /// Keys that row `r` of these sees; the end of an empty range may lie before its start.
     #[inline(always)]
-    pub(super) fn visible(&self, operands: &Operands, r: usize) -> std::ops::Range<usize> {
+    pub(in crate::ops::attention) fn visible(&self, operands: &Operands, r: usize) -> std::ops::Range<usize> {
         operands.visible(&self.seq, (self.first + r) / operands.group)
     }
 
     /// The keys from the first to the last that any of these rows sees: bounds ascend with the row. `0..0` where there are none.
-    pub(super) fn hull(&self, operands: &Operands) -> std::ops::Range<usize> {
+    pub(in crate::ops::attention) fn hull(&self, operands: &Operands) -> std::ops::Range<usize> {
         let hull = self.visible(operands, 0).start..self.visible(operands, self.count - 1).end;
         if hull.is_empty() { 0..0 } else { hull }
     }
