@@ -148,6 +148,11 @@ def corpus_words(normalizer, pre_tokenizer):
     return counts
 
 
+def words_within(words, alphabet):
+    """The words that are written with an alphabet alone; all of them without one."""
+    return words if alphabet is None else {w: c for w, c in words.items() if set(w) <= set(alphabet)}
+
+
 def number(*groups):
     """Vocabulary dict: tokens of all groups in order, first mention wins."""
     vocab = {}
@@ -161,8 +166,11 @@ def special(token):
     return AddedToken(token, special=True, normalized=False)
 
 
-def bytelevel_tokenizer(split, first=(), last=(), merges=256, digits=False, normalizer=None, add_prefix_space=False):
-    """Byte-level BPE (GPT-2, Qwen2, Llama 3, DeepSeek, Tekken...).  `first`/`last` are special tokens."""
+def bytelevel_tokenizer(split, first=(), last=(), merges=256, digits=False, normalizer=None, add_prefix_space=False, alphabet=None):
+    """Byte-level BPE (GPT-2, Qwen2, Llama 3, DeepSeek, Tekken...).  `first`/`last` are special tokens.
+
+    `alphabet`: the bytes that texts may have, where not all 256; merges with others are left out, and so are other bytes of a text.
+    """
     steps = []
     if digits:
         steps.append(pre_tokenizers.Digits(individual_digits=True))
@@ -172,8 +180,8 @@ def bytelevel_tokenizer(split, first=(), last=(), merges=256, digits=False, norm
         steps.append(pre_tokenizers.Split(Regex(split), behavior="isolated", invert=False))
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     pre = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
-    pairs = train_bpe(corpus_words(normalizer, pre), merges)
-    vocab = number(first, byte_alphabet(), [a + b for a, b in pairs])
+    pairs = train_bpe(words_within(corpus_words(normalizer, pre), alphabet), merges)
+    vocab = number(first, alphabet or byte_alphabet(), [a + b for a, b in pairs])
     tok = Tokenizer(models.BPE(vocab=vocab, merges=pairs, fuse_unk=False, byte_fallback=False))
     if normalizer:
         tok.normalizer = normalizer
@@ -183,8 +191,8 @@ def bytelevel_tokenizer(split, first=(), last=(), merges=256, digits=False, norm
     return tok
 
 
-def clip_tokenizer(merges=256):
-    """CLIP's lower-cased BPE with '</w>' word ends; <|endoftext|> has the highest id."""
+def clip_tokenizer(merges=256, alphabet=None):
+    """CLIP's lower-cased BPE with '</w>' word ends; <|endoftext|> has the highest id.  `alphabet` as in `bytelevel_tokenizer`."""
     norm = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     pre = pre_tokenizers.Sequence(
         [
@@ -192,9 +200,9 @@ def clip_tokenizer(merges=256):
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    words = {tuple(w[:-1]) + (w[-1] + "</w>",): c for w, c in corpus_words(norm, pre).items()}
+    words = {tuple(w[:-1]) + (w[-1] + "</w>",): c for w, c in words_within(corpus_words(norm, pre), alphabet).items()}
     pairs = train_bpe(words, merges)
-    alphabet = byte_alphabet()
+    alphabet = alphabet or byte_alphabet()
     vocab = number(
         alphabet,
         [a + "</w>" for a in alphabet],
