@@ -1,6 +1,6 @@
 //! What PyTorch computed: models and batches of `tests/golden/train/`, see `make_train.py`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ocelli_engine::files::ModelFiles;
@@ -28,7 +28,7 @@ pub struct Reference {
 
 /// The folder of references: that of the repository, or another one of the same layout, made with another seed.
 fn folder() -> PathBuf {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/train");
+    let own = ocelli_tests::root().join("tests/golden/train");
     std::env::var_os("OCELLI_TRAIN_GOLDENS").map_or(own, PathBuf::from)
 }
 

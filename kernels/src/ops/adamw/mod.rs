@@ -1,7 +1,8 @@
 //! A step of AdamW: decoupled weight decay, and moments of the gradient with their bias corrected.
 //!
 //! With `g` the scaled gradient: `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
-//! `p = p (1 - rate decay) - rate / correction1 * m / (sqrt(v / correction2) + eps)`; a correction is `1 - beta^step`. After Loshchilov and
+//! `p = p (1 - rate decay) - rate / correction1 * m / (sqrt(v / correction2) + eps)`; a correction is `1 - beta^step`. The gradient is zero then,
+//! for the next one to be added up. After Loshchilov and
 //! Hutter, "Decoupled weight decay regularization", 2019, in the order of operations of `torch.optim.AdamW`.
 
 mod cpu;
@@ -58,12 +59,12 @@ impl AdamWStep {
     }
 }
 
-/// `grad: [n]  ->  param, m, v: [n]` in place, all dense f32.
+/// `param, grad, m, v: [n]` in place, all dense f32.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     /// Parameters `[n]`.
     pub param: View,
-    /// Their gradients `[n]`.
+    /// Their gradients `[n]`; zeros afterwards.
     pub grad: View,
     /// First moments `[n]`.
     pub m: View,
@@ -94,21 +95,18 @@ impl Op for AdamW {
             check::shape(name, view, param.shape())?;
         }
         for (i, (name, view)) in all.into_iter().enumerate() {
-            if name != "grad" {
-                check::output(name, view, all.into_iter().take(i).chain([("grad", grad)]))?;
-            }
+            check::output(name, view, all.into_iter().take(i))?;
         }
         Ok(AdamWSpec { n: bucket(param.len()) })
     }
 
     fn cost(&self) -> Cost {
         let bytes = self.param.bytes();
-        Cost { flops: 14 * self.param.len() as u64, read: 4 * bytes, written: 3 * bytes }
+        Cost { flops: 14 * self.param.len() as u64, read: 4 * bytes, written: 4 * bytes }
     }
 
     fn visit(&mut self, visit: &mut dyn FnMut(Access, &mut View)) {
-        visit(Access::In, &mut self.grad);
-        for view in [&mut self.param, &mut self.m, &mut self.v] {
+        for view in [&mut self.param, &mut self.grad, &mut self.m, &mut self.v] {
             visit(Access::InOut, view);
         }
     }
@@ -117,7 +115,7 @@ impl Op for AdamW {
         let n = [spec.n as usize];
         Ok(Self {
             param: operands.output(&n, DType::F32)?,
-            grad: operands.activations(&n, DType::F32)?,
+            grad: operands.output(&n, DType::F32)?,
             m: operands.output(&n, DType::F32)?,
             v: operands.output(&n, DType::F32)?,
             step: AdamWStep::new(10, 1e-3, [0.9, 0.999], 0.01),

@@ -45,6 +45,8 @@ pub(super) fn reference(op: &AdamW, io: &mut Oracle) -> Result<(), KernelError> 
             errors.push(error + f64::from(f32::MIN_POSITIVE));
         }
     }
+    let zeros = vec![0.0; param.len()];
+    io.expect(&op.grad, zeros.clone(), zeros);
     for (view, (values, errors)) in [&op.param, &op.m, &op.v].into_iter().zip(all) {
         io.expect(view, values, errors);
     }
