@@ -19,6 +19,7 @@
 // floats, or offsets.
 //
 // SASS: LDG*.128 LDS.128 FFMA
+// SASS sm_90a: LDG*.128<ACQBULK
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/weights.cuh"
 #include "quant/codes.cuh"
@@ -256,7 +257,6 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
             }
         }
     }
-    grid_release();
 
 #pragma unroll
     for (i32 m = 0; m < M; ++m) {

@@ -111,7 +111,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
         if (first + i * STEP < p.d) affine[i].load(p, first + i * STEP);
     }
     grid_wait();
-    grid_release();
     if (row >= p.rows) return;
     const Row r = {
         p.x + row * p.x_stride,

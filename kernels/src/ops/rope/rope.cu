@@ -160,7 +160,6 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
     const u32 item = blockIdx.y * (blockDim.x / TEAM) + threadIdx.x / TEAM;
     const u32 lane = threadIdx.x % TEAM;
     grid_wait();
-    grid_release();
 
     const Head head = head_of(p, token, item);
     f32 a[UNITS][VEC];

@@ -93,7 +93,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     const u32 first = blockIdx.x * p.chunk;
     const u32 blocks = gridDim.x;
     grid_wait();
-    grid_release();
 
     const Settings set = *reinterpret_cast<const Settings*>(p.settings + row * p.settings_stride);
     const bool greedy = set.temperature <= 0.0f;
