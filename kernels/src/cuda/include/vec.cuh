@@ -59,7 +59,7 @@ template <typename T, int N> DEVICE void store_vec(T* to, const f32 (&from)[N]) 
     }
 }
 
-// N elements as they lie in memory, 16 bytes or a multiple of them. Several are fetched before the first is opened: what `load_vec` gives is
+// N elements as they lie in memory, 16 bytes or a multiple of them, or one. Several are fetched before the first is opened: what `load_vec` gives is
 // waited for at each branch.
 template <typename T, int N> struct Fetched {
     static constexpr int QUADS = N * static_cast<int>(sizeof(T)) / 16;
@@ -84,4 +84,10 @@ template <typename T, int N> struct Fetched {
             }
         }
     }
+};
+template <typename T> struct Fetched<T, 1> {
+    T element;
+
+    DEVICE void fetch(const T* from) { element = *from; }
+    DEVICE void open(f32 (&to)[1]) const { to[0] = to_f32(element); }
 };

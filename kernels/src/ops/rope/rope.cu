@@ -215,21 +215,22 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
     grid_wait();
 
     const Head head = head_of(p, token, item);
-    f32 a[UNITS][VEC];
-    f32 b[UNITS][VEC];
-    f32 squares = 0.0f;
+    Fetched<X, VEC> from_a[UNITS] = {}, from_b[UNITS] = {};
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
         const Unit unit(p, lane + i * TEAM);
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) a[i][j] = b[i][j] = 0.0f;
-        if (head.real && unit.a < p.head_dim) load_vec(a[i], in_global(head.from) + unit.a);
-        if (head.real && unit.b < p.head_dim) load_vec(b[i], in_global(head.from) + unit.b);
+        if (head.real && unit.a < p.head_dim) from_a[i].fetch(in_global(head.from) + unit.a);
+        if (head.real && unit.b < p.head_dim) from_b[i].fetch(in_global(head.from) + unit.b);
     }
     for (u32 pair = threadIdx.x; pair < p.pairs; pair += blockDim.x) {
         turns[pair] = turn_of(p, token, pair, p.inv_freq[pair]);
     }
     __syncthreads();
+    f32 a[UNITS][VEC];
+    f32 b[UNITS][VEC];
+    f32 squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) from_a[i].open(a[i]), from_b[i].open(b[i]);
 
     const bool is_value = item >= p.heads_q + p.heads_kv;
     if (p.q_norm) {
