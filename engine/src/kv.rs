@@ -1,6 +1,6 @@
 //! What a model keeps of sequences: keys and values in pages, in groups of layers that keep the same tokens, and states in slots.
 
-use ocelli_kernels::ops::{keeps, kept_elements};
+use ocelli_kernels::ops::kept_elements;
 use ocelli_kernels::{DType, View};
 
 use crate::ctx::Ctx;
@@ -238,11 +238,6 @@ impl Pool {
             Keep::Memory if !cx.kv_dtype().is_float() => cx.dtype(),
             _ => cx.kv_dtype(),
         };
-        let backend = cx.stream().caps().backend;
-        if !keeps(backend, dtype) {
-            let what = format!("keys and values of {dtype}: backend {backend} has no kernels for them yet");
-            return Err(Error::Request(what));
-        }
         let shape = [pages, PAGE, group.heads, kept_elements(group.head_dim, dtype)];
         let view = |cx: &mut Ctx, shape: &[usize], dtype| -> Result<View> {
             Ok(cx.alloc_owned(shape, dtype)?.view().clone())

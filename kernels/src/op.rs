@@ -39,8 +39,7 @@ pub trait Op: Clone + Send + 'static {
     /// The only check of shapes, formats and aliasing.
     fn spec(&self) -> Result<Self::Spec, ShapeError>;
 
-    /// Whether a device may have no kernel for it: its work may also be given as several ops, see [`Exec::accepts`], or it is refused
-    /// before, see [`keeps`](crate::ops::keeps).
+    /// Whether a device may have no kernel for it: its work may also be given as several ops, see [`Exec::accepts`].
     fn is_optional(&self) -> bool {
         false
     }

@@ -73,7 +73,7 @@ fn wanted(arch: Arch, keys: BTreeSet<KernelKey>) -> Vec<KernelKey> {
 }
 
 /// Instructions that a file claims for a kernel: `SASS: HMMA LDG*.128` for all (what is between does not matter), `SASS sm_90a: HGMMA`
-/// for one architecture, `SASS X=f16: HMMA` for those with this value, or both.
+/// for one architecture, `SASS X=f16: HMMA` for those with this value, or both; `LDG<ACQBULK`: the first LDG stands before the first ACQBULK.
 fn claims(key: &KernelKey, arch: Arch) -> Vec<&'static str> {
     let text = source::file(key.path).map_or("", |(_, text)| text);
     let head = text.lines().take_while(|line| line.starts_with("//"));
@@ -97,6 +97,31 @@ fn disassembler() -> Option<PathBuf> {
         println!("skipped: nvdisasm: {why}");
     }
     path
+}
+
+/// The first word of some machine code that a claim names.
+fn place(claim: &str, code: &str) -> Option<usize> {
+    code.split_whitespace().position(|word| match claim.split_once('*') {
+        Some((first, later)) => word.starts_with(first) && word.contains(later),
+        None => word.contains(claim),
+    })
+}
+
+/// Whether a claim is true of some machine code.
+fn holds(claim: &str, code: &str) -> bool {
+    match claim.split_once('<') {
+        Some((first, then)) => {
+            place(first, code).zip(place(then, code)).is_some_and(|(first, then)| first < then)
+        }
+        None => place(claim, code).is_some(),
+    }
+}
+
+#[test]
+fn claims_of_machine_code() {
+    let code = "/*0010*/ LDG.E.NA.128 R4, [R2] ;\n/*0020*/ ACQBULK ;\n/*0030*/ FFMA R0, R4, R4, R0 ;";
+    assert!(["FFMA", "LDG*.128", "LDG<ACQBULK", "LDG*.128<FFMA"].iter().all(|claim| holds(claim, code)));
+    assert!(["HMMA", "LDG*.64", "FFMA<ACQBULK", "LDS<ACQBULK"].iter().all(|claim| !holds(claim, code)));
 }
 
 /// What is wrong with a kernel's machine code; `None` if nothing is.
@@ -126,13 +151,7 @@ fn fault(nvrtc: &Nvrtc, key: &KernelKey, arch: Arch, disassembler: Option<&Path>
     std::fs::remove_file(&file).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let code = String::from_utf8_lossy(&output.stdout);
-    let has = |claim: &str| match claim.split_once('*') {
-        Some((first, later)) => {
-            code.split_whitespace().any(|word| word.starts_with(first) && word.contains(later))
-        }
-        None => code.contains(claim),
-    };
-    let missing: Vec<&str> = claims.into_iter().filter(|claim| !has(claim)).collect();
+    let missing: Vec<&str> = claims.into_iter().filter(|claim| !holds(claim, &code)).collect();
     (!missing.is_empty()).then(|| format!("the machine code lacks {}", missing.join(", ")))
 }
 

@@ -12,7 +12,6 @@ use ocelli_engine::parallel::try_map;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Pipeline, Precision, Processor};
-use ocelli_kernels::ops::keeps;
 use ocelli_kernels::{Backend, BackendOp, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 use ocelli_models::Leftovers;
 
@@ -42,11 +41,6 @@ pub fn device(args: &DeviceArgs) -> Result<(Arc<dyn Device>, Precision), Failure
         }
     }
     let precision = args.precision(opened.caps());
-    let backend = opened.caps().backend;
-    if precision.kv.is_some_and(|kv| !keeps(backend, kv)) {
-        return Err(Failure::new(format!("--kv-dtype int8: backend {backend} has no kernels for it yet"))
-            .hint("--kv-dtype bf16 and f16 take half the memory of f32"));
-    }
     Ok((opened, precision))
 }
 

@@ -18,6 +18,11 @@ impl CudaBuf {
         Ok(Self { driver: driver.clone(), address: driver.alloc(len)?, len })
     }
 
+    /// Memory of any content, for who writes all of it.
+    pub(super) fn unset(driver: &Arc<dyn Driver>, len: usize) -> Result<Self, KernelError> {
+        Ok(Self { driver: driver.clone(), address: driver.alloc_unset(len)?, len })
+    }
+
     /// Address on the device.
     #[must_use]
     pub fn address(&self) -> u64 {

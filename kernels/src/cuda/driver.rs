@@ -63,6 +63,11 @@ pub trait Driver: Send + Sync {
     /// Zeroed memory, aligned to 256 bytes.
     fn alloc(&self, bytes: usize) -> Result<u64, KernelError>;
 
+    /// Memory of any content, which is written whole before it is read, aligned to 256 bytes.
+    fn alloc_unset(&self, bytes: usize) -> Result<u64, KernelError> {
+        self.alloc(bytes)
+    }
+
     /// Gives memory back once the work so far is done.
     fn free(&self, address: u64);
 

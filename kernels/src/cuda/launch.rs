@@ -178,7 +178,7 @@ impl Kernel<'_, '_> {
     }
 }
 
-/// `ValueType` of `values.cuh`: the type of a view's floats, 0 for none.
+/// `ValueType` of `values.cuh`: the type of a view's floats, or codes of them; 0 for none.
 #[must_use]
 pub fn value_type(view: Option<&View>) -> u32 {
     match view.map(View::dtype) {
@@ -187,6 +187,7 @@ pub fn value_type(view: Option<&View>) -> u32 {
         Some(DType::BF16) => 2,
         Some(DType::E4M3) => 4,
         Some(DType::E8M0) => 5,
+        Some(DType::I8) => 6,
         Some(_) => 3,
     }
 }

@@ -18,6 +18,7 @@ mod op;
 mod plan;
 mod roof;
 pub mod source;
+mod spare;
 mod stream;
 mod upload;
 mod weights;

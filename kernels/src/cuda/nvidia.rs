@@ -13,6 +13,7 @@ use super::ahead::Ahead;
 use super::cubin::Cubins;
 use super::driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
 use super::source::{ENTRY, KernelKey};
+use super::spare::Spares;
 use crate::op::{Fetch, Recorded};
 use crate::spec::{Arch, Backend, Caps, CudaCaps, DType, KernelError};
 
@@ -27,9 +28,6 @@ const STAGES: usize = 2;
 /// Bytes of the pinned memory that small writes go through, in two halves, and the largest of them.
 const RING: usize = 4 << 20;
 const SMALL: usize = 64 << 10;
-/// Pinned blocks for small answers that are kept, and their size.
-const SPARE: usize = 8;
-const SPARE_BYTES: usize = 4096;
 /// How long the host waits for the device before an error says so, in seconds, unless `OCELLI_CUDA_TIMEOUT` says otherwise.
 const TIMEOUT: u64 = 60;
 /// How long it waits without giving its core away.
@@ -396,7 +394,7 @@ pub(super) struct Nvidia {
     functions: RwLock<Vec<Function>>,
     stages: Mutex<Vec<Pinned>>,
     ring: Mutex<Option<Ring>>,
-    spare: Arc<Mutex<Vec<Pinned>>>,
+    spare: Arc<Mutex<Spares<Pinned>>>,
     compile_time: Mutex<Duration>,
     start: OnceLock<Event>,
 }
@@ -471,7 +469,7 @@ impl Nvidia {
 struct NvidiaFetch {
     pinned: Option<Pinned>,
     bytes: usize,
-    spare: Arc<Mutex<Vec<Pinned>>>,
+    spare: Arc<Mutex<Spares<Pinned>>>,
 }
 
 impl Fetch for NvidiaFetch {
@@ -479,10 +477,7 @@ impl Fetch for NvidiaFetch {
         let Some(mut pinned) = self.pinned.take() else { return Ok(Vec::new()) };
         pinned.done.wait("waiting for results")?;
         let bytes = pinned.bytes()[..self.bytes].to_vec();
-        let mut spare = lock(&self.spare);
-        if pinned.len == SPARE_BYTES && spare.len() < SPARE {
-            spare.push(pinned);
-        }
+        let _gone = lock(&self.spare).keep(pinned.len, pinned);
         Ok(bytes)
     }
 }
@@ -517,20 +512,21 @@ impl Driver for Nvidia {
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64, KernelError> {
+        let address = self.alloc_unset(bytes)?;
+        // SAFETY: the memory has just been allocated with this length.
+        let zeroed = unsafe { sys::cuMemsetD8Async(address, 0, bytes.max(1), self.context.stream) };
+        self.context.check("cuMemsetD8Async", zeroed).map(|()| address)
+    }
+
+    fn alloc_unset(&self, bytes: usize) -> Result<u64, KernelError> {
         self.context.enter()?;
-        let (mut address, len) = (0, bytes.max(1));
+        let mut address = 0;
         // SAFETY: the context is current; one address is written.
-        match unsafe { sys::cuMemAlloc_v2(&mut address, len) } {
+        match unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) } {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 Err(KernelError::OutOfMemory { bytes, device: self.context.name.clone() })
             }
-            result => {
-                self.context.check("cuMemAlloc", result)?;
-                // SAFETY: the memory has just been allocated with this length.
-                let zeroed = unsafe { sys::cuMemsetD8Async(address, 0, len, self.context.stream) };
-                self.context.check("cuMemsetD8Async", zeroed)?;
-                Ok(address)
-            }
+            result => self.context.check("cuMemAlloc", result).map(|()| address),
         }
     }
 
@@ -589,10 +585,10 @@ impl Driver for Nvidia {
     }
 
     fn fetch(&self, from: u64, bytes: usize) -> Result<Box<dyn Fetch>, KernelError> {
-        let kept = if bytes <= SPARE_BYTES { lock(&self.spare).pop() } else { None };
+        let kept = lock(&self.spare).take(bytes);
         let pinned = match kept {
             Some(pinned) => pinned,
-            None => Pinned::new(&self.context, bytes.max(SPARE_BYTES))?,
+            None => Pinned::new(&self.context, Spares::<Pinned>::len_for(bytes))?,
         };
         self.context.enter()?;
         // SAFETY: the pinned bytes live until the event has been waited for; the range lies in the caller's allocation.

@@ -30,7 +30,8 @@ fn upload(
         return Ok(buffer);
     }
     let rows: usize = sources.iter().map(|source| source.rows.len()).sum();
-    let buffer = Arc::new(CudaBuf::new(&stream.driver, rows * pitch)?);
+    // The copy writes every byte.
+    let buffer = Arc::new(CudaBuf::unset(&stream.driver, rows * pitch)?);
     if stream.driver.stores() {
         copy(stream, sources, pitch, &buffer)?;
     }
@@ -124,7 +125,7 @@ fn place_parts(
         _ => match placing::biases(parts, &range)? {
             None => None,
             Some(values) => {
-                let buffer = Arc::new(CudaBuf::new(&stream.driver, values.len() * 4)?);
+                let buffer = Arc::new(CudaBuf::unset(&stream.driver, values.len() * 4)?);
                 stream.driver.write(buffer.address, bytemuck::cast_slice(&values))?;
                 Some(View::dense(Storage::Cuda(buffer), &[values.len()], DType::F32)?)
             }

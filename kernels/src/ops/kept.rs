@@ -8,7 +8,7 @@
 
 use crate::buffer::View;
 use crate::cpu::simd::{Elem, MAX_LANES, Simd, StoreElem};
-use crate::spec::{Backend, DType, Layout, ShapeError};
+use crate::spec::{DType, Layout, ShapeError};
 
 use super::check;
 
@@ -28,12 +28,6 @@ pub const fn kept_elements(head_dim: usize, dtype: DType) -> usize {
         DType::I8 => head_dim + SCALE_BYTES,
         _ => head_dim,
     }
-}
-
-/// Whether a backend has kernels for pages of a type.
-#[must_use]
-pub const fn keeps(backend: Backend, dtype: DType) -> bool {
-    dtype.is_float() || matches!((backend, dtype), (Backend::Cpu | Backend::Wgpu, DType::I8))
 }
 
 /// Errors unless the last axis of `pages` holds heads of `head_dim` elements, as floats or as codes with their scale.

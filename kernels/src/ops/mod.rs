@@ -46,7 +46,7 @@ pub use gated_delta::{GatedDelta, GatedDeltaSpec};
 pub use gather_columns::{GatherColumns, GatherColumnsSpec};
 pub use gather_rows::{GatherRows, GatherRowsGrad, GatherRowsGradSpec, GatherRowsSpec};
 pub use group_norm::{GroupNorm, GroupNormSpec};
-pub use kept::{SCALE_BYTES, keeps, kept_elements};
+pub use kept::{SCALE_BYTES, kept_elements};
 pub use list::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};
 pub use matmul::grad::{MatmulGrad, MatmulGradSpec, PartGrad};
 pub use matmul::{Activation, FP8_SPAN, Math, Matmul, MatmulSpec, RowNorm};

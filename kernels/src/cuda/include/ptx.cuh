@@ -142,16 +142,13 @@ DEVICE void barrier_arrive(u32 id, u32 threads) {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// Programmatic dependent launch. `grid_wait`: what earlier launches wrote is visible after it; a kernel that is launched as a
-// dependent calls it before its first access to memory that another launch writes. `grid_release`: the next launch may start.
+// Programmatic dependent launch. What earlier launches wrote is visible after it, and the next launch may start: its blocks come as
+// soon as all of this grid have begun and there is room. A kernel that is launched as a dependent calls it once, in every block, before
+// its first access to memory that another launch writes; what stands before it reads weights alone. Because nobody lets the next launch
+// start who has not waited, all launches before the last one have ended for whoever waits.
 DEVICE void grid_wait() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void grid_release() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;\n griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
@@ -166,22 +163,23 @@ template <typename T> DEVICE T* in_global(T* p) {
     return p;
 }
 
-// 16, 8, 4 bytes that are read once: weights. They do not stay in L1.
+// 16, 8, 4 bytes that are read once: weights. They do not stay in L1. Loads of the non-coherent kind (ld.global.nc) would be moved behind a
+// `grid_wait` that they stand before.
 DEVICE uint4 load_stream(const uint4* p) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
     return v;
 }
 DEVICE uint2 load_stream(const uint2* p) {
     uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
 DEVICE u32 load_stream(const u32* p) {
     u32 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
 // Asks for the line of `p` in L2.

@@ -1,9 +1,10 @@
-// Floats whose type is a value of the parameters: f32, bf16 or f16; scales of weights also have types of 8 bits. The type is the same for the whole grid, so the branches are
-// uniform: a kernel that is not bound by them needs one compilation for all types.
+// Floats whose type is a value of the parameters: f32, bf16 or f16; scales of weights also have types of 8 bits, and keys and values may be
+// codes of 8 bits. The type is the same for the whole grid, so the branches are uniform: a kernel that is not bound by them needs one
+// compilation for all types.
 #pragma once
 #include "cuda/include/ptx.cuh"
 
-enum ValueType : u32 { VALUE_NONE, VALUE_F32, VALUE_BF16, VALUE_F16, VALUE_E4M3, VALUE_E8M0 };
+enum ValueType : u32 { VALUE_NONE, VALUE_F32, VALUE_BF16, VALUE_F16, VALUE_E4M3, VALUE_E8M0, VALUE_I8 };
 
 DEVICE f32 load_value(const void* p, u32 type, i64 at) {
     if (type == VALUE_F32) return static_cast<const f32*>(p)[at];
@@ -95,6 +96,48 @@ template <int N> DEVICE void store_some(void* p, u32 type, i64 at, const f32 (&v
 #pragma unroll
     for (int i = 0; i < N; ++i)
         if (i < count) store_value(p, type, at + i, v[i]);
+}
+
+// Four neighbours as they lie in memory. Several are fetched before the first is opened: functions that convert what they load wait for
+// each load.
+struct Four {
+    u32 words[4];
+};
+// Those from element `at` on, zeros where there are none; `aligned`: to their size.
+DEVICE Four fetch_four(const void* p, u32 type, bool aligned, i64 at, bool there) {
+    Four v = {};
+    if (!there) return v;
+    if (type == VALUE_F32) {
+        const f32* const from = static_cast<const f32*>(p) + at;
+        if (aligned) {
+            load_words(v.words, from);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v.words[i] = __float_as_uint(from[i]);
+        }
+    } else {
+        const u16* const from = static_cast<const u16*>(p) + at;
+        if (aligned) {
+            const uint2 pair = *reinterpret_cast<const uint2*>(from);
+            v.words[0] = pair.x, v.words[1] = pair.y;
+        } else {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) v.words[i] = from[2 * i] | static_cast<u32>(from[2 * i + 1]) << 16;
+        }
+    }
+    return v;
+}
+DEVICE void open_four(f32 (&to)[4], const Four& v, u32 type) {
+    if (type == VALUE_F32) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) to[i] = __uint_as_float(v.words[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float2 pair = unpack_values(type, v.words[i]);
+            to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
+        }
+    }
 }
 
 // Columns col .. col + N - 1 of a row of k elements, the first of which is element `row`; zeros where there are none. Rows of

@@ -58,3 +58,36 @@ template <typename T, int N> DEVICE void store_vec(T* to, const f32 (&from)[N]) 
         }
     }
 }
+
+// N elements as they lie in memory, 16 bytes or a multiple of them, or one. Several are fetched before the first is opened: what `load_vec` gives is
+// waited for at each branch.
+template <typename T, int N> struct Fetched {
+    static constexpr int QUADS = N * static_cast<int>(sizeof(T)) / 16;
+    uint4 quads[QUADS];
+
+    DEVICE void fetch(const T* from) {
+#pragma unroll
+        for (int i = 0; i < QUADS; ++i) quads[i] = reinterpret_cast<const uint4*>(from)[i];
+    }
+    DEVICE void open(f32 (&to)[N]) const {
+#pragma unroll
+        for (int i = 0; i < QUADS; ++i) {
+            const u32 words[4] = {quads[i].x, quads[i].y, quads[i].z, quads[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if constexpr (same_type<T, f32>::value) {
+                    to[4 * i + j] = __uint_as_float(words[j]);
+                } else {
+                    const float2 pair = unpack2<T>(words[j]);
+                    to[8 * i + 2 * j] = pair.x, to[8 * i + 2 * j + 1] = pair.y;
+                }
+            }
+        }
+    }
+};
+template <typename T> struct Fetched<T, 1> {
+    T element;
+
+    DEVICE void fetch(const T* from) { element = *from; }
+    DEVICE void open(f32 (&to)[1]) const { to[0] = to_f32(element); }
+};

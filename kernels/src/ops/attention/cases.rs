@@ -500,23 +500,25 @@ fn eight_bits(plans: &mut Vec<Plan>) {
         }
     }
     let ragged = [(5, 9), (1, 40), (0, 7), (33, 33), (2, 130), (0, 0), (1, 1), (64, 513)];
-    for page in [1, 7, 16, 64] {
-        let plan = Plan::new(format!("ragged on i8, page {page}"), &ragged).heads(9, 3, 64);
-        plans.push(Plan { page, ..plan.types(DType::F32, i8) });
-    }
-    for lens in [[(40, 300), (1, 290), (3, 3), (130, 130)], [(4, 300), (1, 290), (3, 3), (1, 1000)]] {
-        let plan = |name: &str| Plan {
-            page: 16,
-            ..Plan::new(format!("i8, {name}, {lens:?}"), &lens).heads(6, 2, 32).types(DType::F32, i8)
-        };
-        plans.push(plan("window 63").window(63));
-        plans.push(plan("full").causal(false));
-        plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, ..plan("softcap, spiky").window(40) });
-        plans.push(Plan { fill: Fill::Normal(0.0), ..plan("all zero") });
-        ranges(plans, |name| plan(&name));
-    }
-    for (name, lens) in [("prefill", (1157, 1157)), ("second turn", (37, 1201)), ("decode", (1, 1237))] {
-        let plan = Plan::new(format!("smolvlm {name} on i8"), &[lens]).heads(9, 3, 64);
-        plans.push(Plan { page: 16, ..plan.types(DType::F32, i8) });
+    for x in [DType::F32, DType::BF16] {
+        for page in [1, 7, 16, 64] {
+            let plan = Plan::new(format!("{x} ragged on i8, page {page}"), &ragged).heads(9, 3, 64);
+            plans.push(Plan { page, ..plan.types(x, i8) });
+        }
+        for lens in [[(40, 300), (1, 290), (3, 3), (130, 130)], [(4, 300), (1, 290), (3, 3), (1, 1000)]] {
+            let plan = |name: &str| Plan {
+                page: 16,
+                ..Plan::new(format!("{x} on i8, {name}, {lens:?}"), &lens).heads(6, 2, 32).types(x, i8)
+            };
+            plans.push(plan("window 63").window(63));
+            plans.push(plan("full").causal(false));
+            plans.push(Plan { softcap: 30.0, fill: Fill::Spiky, ..plan("softcap, spiky").window(40) });
+            plans.push(Plan { fill: Fill::Normal(0.0), ..plan("all zero") });
+            ranges(plans, |name| plan(&name));
+        }
+        for (name, lens) in [("prefill", (1157, 1157)), ("second turn", (37, 1201)), ("decode", (1, 1237))] {
+            let plan = Plan::new(format!("smolvlm {name}, {x} on i8"), &[lens]).heads(9, 3, 64);
+            plans.push(Plan { page: 16, ..plan.types(x, i8) });
+        }
     }
 }

@@ -1,4 +1,5 @@
-// Attention by f32 multiply-adds: any types, strides, head sizes, pages and masks.
+// Attention by f32 multiply-adds: any types, strides, head sizes, pages and masks. Keys and values of i8 are codes, each head with its scale
+// behind it.
 //
 // A block takes 16 ROWS query rows of a key head of a sequence and goes over tiles of 64 keys with the online softmax: scores
 // stay in registers, powers pass through shared memory, sums of powers times values stay in registers, COLUMNS of them a row.
@@ -34,7 +35,13 @@ constexpr i32 V_AT = POWERS_AT + TILE_Q * POWER_PITCH;
 DEVICE void stage(f32* to, const void* from, u32 type, i64 row, bool exists, i32 column, const Operands& p) {
     f32 v[4] = {};
     if (exists && column < p.head_dim) {
-        if (p.aligned) {
+        if (type == VALUE_I8) {
+            const u8* const head = static_cast<const u8*>(from) + row;
+            const u32 codes = *reinterpret_cast<const u32*>(head + column);
+            const f32 scale = *reinterpret_cast<const f32*>(head + p.head_dim);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) v[i] = scale * static_cast<f32>(static_cast<i8>(codes >> (8 * i) & 0xffu));
+        } else if (p.aligned) {
             load_group(v, from, type, row + column);
         } else {
             load_some(v, from, type, row + column, p.head_dim - column);

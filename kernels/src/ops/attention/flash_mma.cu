@@ -1,4 +1,4 @@
-// Attention on tensor cores by mma (sm_80 and later), queries, keys and values of one 16-bit type.
+// Attention on tensor cores by mma (sm_80 and later), queries, keys and values of one 16-bit type, or keys and values of CODES.
 //
 // A block of four warps takes a tile of query rows of a key head of a sequence and goes over tiles of TILE_K keys with the
 // online softmax. A warp has 16 BLOCKS rows: their scores, powers and sums stay in registers, where the scores of a product
@@ -15,10 +15,15 @@
 //
 // Only tiles on the border of what rows see are masked. Rows of values that no row sees there are zeros, not garbage times zero.
 //
+// CODES: keys and values are codes of 8 bits, each head with its scale behind it, and X is bf16, which holds each code exactly. They go
+// through registers and come to shared memory as bf16: a tile is on its way while the one before is multiplied, where there are
+// registers for it. Scales of keys multiply scores, those of values powers.
+//
 // X: bf16 or f16; PAGE: slots of a page, 0 for packed keys; ALIGNED: whether rows lie at multiples of 16 bytes; SOFTCAP; RANGES:
 // see sequence.cuh.
 // Grid: (tiles of rows x splits, key heads, sequences); tiles beyond a sequence's rows end at once.
 // SASS: HMMA.16816.F32 LDSM LDSM.16.MT88 MUFU.EX2
+#include "ops/attention/codes.cuh"
 #include "ops/attention/partial.cuh"
 
 constexpr i32 THREADS = 128;
@@ -34,6 +39,9 @@ constexpr bool PERMUTED = PARTS % 8 == 0;
 constexpr i32 PITCH = PERMUTED ? PARTS : PARTS | 1;
 constexpr i32 SLOT_BYTES = TILE_K * PITCH * 16;
 constexpr i32 RING_AT = TILE_Q * PITCH * 16;
+// CODES: scales of the rows of each slot.
+constexpr i32 SCALES_AT = RING_AT + SLOTS * SLOT_BYTES;
+static_assert(!CODES || SLOTS == 2, "values come to shared memory right before they are used");
 // Queries stay in registers where these suffice.
 constexpr bool KEEP_Q = BLOCKS * DIM <= 128;
 
@@ -82,6 +90,53 @@ DEVICE void fetch_rows(u8* to, const Operands& p, const Sequence& s, const KeyTi
     }
 }
 
+// The TILE_K rows from key `key` on as codes: what a thread has of them on the way from memory to a slot, one of CHUNKS chunks.
+struct Codes {
+    static constexpr i32 ALL = ceil_div(TILE_K * PARTS, THREADS);
+    // Whether registers hold all of them during a product.
+    static constexpr bool AHEAD = BLOCKS * DIM <= 128 && ALL <= (WARPS_K == 1 ? 4 : 8);
+    static constexpr i32 EACH = AHEAD ? ALL : min_of(ALL, 4);
+    static constexpr i32 CHUNKS = ceil_div(ALL, EACH);
+    u32 words[EACH][2];
+    f32 scale; // of row threadIdx.x
+
+    template <bool VALUES>
+    DEVICE void load(const Operands& p, const Sequence& s, const KeyTiles<TILE_K>& tiles, i32 head, i32 key, i32 chunk) {
+        const auto row_at = [&](i32 row) {
+            const bool exists = key + row < tiles.end && (!VALUES || key + row >= tiles.begin);
+            const Slot slot = slot_of(p, s, min_of(key + row, s.kv_len - 1), PAGE);
+            const i64 at = VALUES ? v_place(p, slot, head) : k_place(p, slot, head);
+            return exists ? static_cast<const u8*>(VALUES ? p.v : p.k) + at : nullptr;
+        };
+#pragma unroll
+        for (i32 i = 0; i < EACH; ++i) {
+            const i32 index = (chunk * EACH + i) * THREADS + static_cast<i32>(threadIdx.x), column = index % PARTS * 8;
+            words[i][0] = words[i][1] = 0;
+            if (index >= TILE_K * PARTS) continue;
+            const u8* const row = row_at(index / PARTS);
+            if (row == nullptr) continue;
+            if (column < HEAD_DIM) words[i][0] = *reinterpret_cast<const u32*>(row + column);
+            if (column + 4 < HEAD_DIM) words[i][1] = *reinterpret_cast<const u32*>(row + column + 4);
+        }
+        scale = 0.0f;
+        const u8* const own = chunk == 0 && threadIdx.x < TILE_K ? row_at(threadIdx.x) : nullptr;
+        if (own != nullptr) scale = *reinterpret_cast<const f32*>(own + HEAD_DIM);
+    }
+    DEVICE void keep(u8* slot, f32* scales, i32 chunk) const {
+#pragma unroll
+        for (i32 i = 0; i < EACH; ++i) {
+            const i32 index = (chunk * EACH + i) * THREADS + static_cast<i32>(threadIdx.x);
+            if (index >= TILE_K * PARTS) continue;
+            u32 low[2], high[2];
+            open_codes(low, words[i][0]);
+            open_codes(high, words[i][1]);
+            u8* const to = slot + place(index / PARTS, index % PARTS);
+            *reinterpret_cast<uint4*>(to) = make_uint4(low[0], low[1], high[0], high[1]);
+        }
+        if (chunk == 0 && threadIdx.x < TILE_K) scales[threadIdx.x] = scale;
+    }
+};
+
 // The left operand of 16 rows from `row` on, columns 16 step on.
 DEVICE void load_queries(u32 (&a)[4], const u8* q, i32 row, i32 step) {
     const i32 lane = lane_id();
@@ -115,8 +170,9 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
 
     // The ring: keys of tile 0, its values, keys of tile 1...
     const auto slot = [&](i32 i) { return smem + RING_AT + i % SLOTS * SLOT_BYTES; };
+    const auto scales = [&](i32 i) { return reinterpret_cast<f32*>(smem + SCALES_AT) + i % SLOTS * TILE_K; };
     const auto fetch = [&](i32 i) {
-        if (i < 2 * count) {
+        if (!CODES && i < 2 * count) {
             const i32 key = tiles.key(first_tile + i / 2);
             if (i % 2 == 0) {
                 fetch_rows<false>(slot(i), p, s, tiles, head, key);
@@ -130,6 +186,27 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
     cp_async_commit();
 #pragma unroll
     for (i32 i = 0; i < SLOTS - 1; ++i) fetch(i);
+    // CODES: a slot is asked for by `send`, and filled by `receive`, a product later where registers allow it.
+    [[maybe_unused]] Codes codes;
+    const auto receive = [&](i32 i, i32 chunk) { codes.keep(slot(i), scales(i), chunk); };
+    const auto send = [&](i32 i) {
+        const i32 key = tiles.key(first_tile + i / 2);
+#pragma unroll 1
+        for (i32 chunk = 0; chunk < Codes::CHUNKS; ++chunk) {
+            if (i % 2 == 0) {
+                codes.load<false>(p, s, tiles, head, key, chunk);
+            } else {
+                codes.load<true>(p, s, tiles, head, key, chunk);
+            }
+            if (!Codes::AHEAD) receive(i, chunk);
+        }
+    };
+    if constexpr (CODES) {
+        if (count > 0) {
+            send(0);
+            if (Codes::AHEAD) receive(0, 0);
+        }
+    }
 
     u32 q[KEEP_Q ? BLOCKS : 1][KEEP_Q ? DIM / 16 : 1][4];
     if constexpr (KEEP_Q) {
@@ -160,6 +237,8 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
         cp_async_wait<SLOTS - 2>();
         __syncthreads();
         fetch(2 * tile + SLOTS - 1);
+        const i32 key = tiles.key(first_tile + tile);
+        if constexpr (CODES) send(2 * tile + 1);
 
         f32 scores[BLOCKS][KEYS / 2] = {};
         const u8* const k = slot(2 * tile);
@@ -190,21 +269,30 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
             }
         }
 
-        const i32 key = tiles.key(first_tile + tile);
         u32 powers[BLOCKS][KEYS / 4];
 #pragma unroll
         for (int b = 0; b < BLOCKS; ++b) {
+            if constexpr (CODES) scale_columns(scores[b], scales(2 * tile) + warp_key);
             if constexpr (SOFTCAP) cap_scores(scores[b], p.scale, p.softcap);
             if (!tiles.whole(key)) hide_scores(scores[b], seen[b], key + warp_key + 2 * (lane % 4));
             f32 shrink[2];
             softmax_step<X>(scores[b], state[b], shrink, factor);
             scale_rows(o[b], shrink);
-            pack_powers<X>(powers[b], scores[b]);
+            if constexpr (!CODES) pack_powers<X>(powers[b], scores[b]);
         }
 
+        if (CODES && Codes::AHEAD) receive(2 * tile + 1, 0);
         cp_async_wait<SLOTS - 2>();
         __syncthreads();
         fetch(2 * tile + SLOTS);
+        if constexpr (CODES) {
+            if (tile + 1 < count) send(2 * tile + 2);
+#pragma unroll
+            for (int b = 0; b < BLOCKS; ++b) {
+                scale_columns(scores[b], scales(2 * tile + 1) + warp_key);
+                pack_powers<X>(powers[b], scores[b]);
+            }
+        }
 
         const u8* const v = slot(2 * tile + 1);
 #pragma unroll
@@ -224,6 +312,7 @@ KERNEL(THREADS, 2)(const __grid_constant__ Operands p) {
                 }
             }
         }
+        if (CODES && Codes::AHEAD && tile + 1 < count) receive(2 * tile + 2, 0);
     }
     cp_async_wait<0>();
 

@@ -273,11 +273,6 @@ impl Op for Attention {
         })
     }
 
-    fn is_optional(&self) -> bool {
-        let (AttentionKv::Packed { k, .. } | AttentionKv::Paged { k, .. }) = &self.kv;
-        k.dtype() == DType::I8
-    }
-
     fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
         [(1, 1, 16), (16, MANY, 4 * MANY)].map(|(seqs, q, kv)| Self::Spec { seqs, q, kv, ..*spec })
     }

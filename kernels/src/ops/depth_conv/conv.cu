@@ -31,7 +31,6 @@ struct Params {
 
 KERNEL(128, 8)(const __grid_constant__ Params p) {
     grid_wait();
-    grid_release();
     const u32 chunks = (p.wide + 127) / 128;
     const u32 place = blockIdx.x / chunks;
     const u32 col = blockIdx.x % chunks * 128 + threadIdx.x;

@@ -26,7 +26,6 @@ DEVICE f32 sigmoid(f32 x) { return 1.0f / (1.0f + exp_f32(-x)); }
 
 KERNEL(128, 8)(const __grid_constant__ Params p) {
     grid_wait();
-    grid_release();
     const u32 groups = p.d / VEC;
     const u64 item = static_cast<u64>(blockIdx.x) * 128 + threadIdx.x;
     const u64 row = item / groups / p.heads;

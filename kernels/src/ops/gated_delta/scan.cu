@@ -60,7 +60,6 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
     f32* sums = known + 256;
     f32* squares = sums + 256;
     grid_wait();
-    grid_release();
     const u32 chunks = (p.d_v + 31) / 32;
     const u32 number = blockIdx.x / chunks / p.heads_v;
     const u32 head = blockIdx.x / chunks % p.heads_v;

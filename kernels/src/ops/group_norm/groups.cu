@@ -33,7 +33,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     f32* parts = reinterpret_cast<f32*>(smem);
     grid_wait();
-    grid_release();
     const i64 top = static_cast<i64>(blockIdx.x / p.groups) * p.rows;
     const u32 first = blockIdx.x % p.groups * p.each;
     const u32 across = p.each / VEC;

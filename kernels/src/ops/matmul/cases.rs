@@ -151,6 +151,7 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     large(cx, &mut add);
     rounded_to_fp8(cx, &mut add);
     normalized(cx, &mut add);
+    rounds(cx, &mut add);
     along_n(cx, &mut add);
     models(cx, &mut add);
     all
@@ -476,6 +477,23 @@ fn normalized(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
     if let Ok(w) = columns.and_then(|view| Weights::dense(view, None)) {
         op.w = w;
         add("normalized m 2, columns of a matrix".into(), op);
+    }
+}
+
+/// Few rows of x: more columns than the blocks of a large device make at once, and rows that do not fit beside each other.
+fn rounds(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    let plain = Shape { norm: true, residual: Some(DType::F32), ..Shape::plain(1, 4300, 264) };
+    let all: [(&str, Shape, &[usize]); 6] = [
+        ("bf16", plain, &[1]),
+        ("int4g32z", Shape { gated: true, act: Activation::Silu, m: 2, k: 288, ..plain }, &[1, 1]),
+        ("int8row", Shape { norm: false, x: DType::BF16, m: 3, k: 144, ..plain }, &[1]),
+        ("f32", Shape { bias: true, m: 5, n: 2200, k: 136, ..plain }, &[2, 1]),
+        ("int4g64", Shape { bias: true, m: 7, n: 40, k: 2880, ..plain }, &[1]),
+        ("bf16", Shape { x: DType::BF16, m: 6, n: 1760, k: 2600, ..plain }, &[1]),
+    ];
+    for (text, shape, shares) in all {
+        let Shape { m, n, k, .. } = shape;
+        add(format!("rounds {m}x{n}x{k} {text}"), shape.op(cx, format(text), shares));
     }
 }
 

@@ -42,5 +42,4 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
         p.codes[at] = make_uint2(pack4_e4m3(v[0], v[1], v[2], v[3]), pack4_e4m3(v[4], v[5], v[6], v[7]));
         if (part == 0) p.scales[static_cast<i64>(group) * p.scale_stride + row] = most / LARGEST;
     }
-    grid_release();
 }

@@ -137,7 +137,6 @@ KERNEL(THREADS, BITS == 0 ? 2 : 1)(const __grid_constant__ Params p) {
         if (more) keep(buffer);
         __syncthreads();
     }
-    grid_release();
 
 #pragma unroll
     for (i32 down = 0; down < SQUARES; ++down) {

@@ -263,7 +263,6 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
     }
     cp_async_wait<0>();
     __syncthreads();
-    grid_release();
 
     if (p.slices > 1) {
         constexpr i32 QUADS = DOWN * ACROSS;

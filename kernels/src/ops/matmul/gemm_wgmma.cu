@@ -158,7 +158,6 @@ DEVICE void produce(const Params& p, u8* smem, Barriers& bars) {
             }
         }
     }
-    grid_release();
 }
 
 // Whether this block ends its tiles: the last slice of k does.

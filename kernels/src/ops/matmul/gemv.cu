@@ -8,17 +8,23 @@
 // loads a row are under way before the first is used, and each is followed by that of the next stretch as soon as it has been
 // used. The first ones do not wait for the launch before: nobody writes weights.
 //
-// NORM: rows of x are normalized first: x / sqrt(mean(x^2) + eps) * (offset + weight). Each block sums the squares of all rows while
-// its first weights are on their way; the root is left to the sums, so that what is staged is x (offset + weight).
+// The grid is as many blocks as run at once. A block makes its columns, then those that lie as many further as all blocks make: the first
+// loads of these are under way before the sums of those before are ended.
 //
-// x goes through shared memory a stretch of DEPTH * LANES * E elements at a time, widened to f32 and ordered such that
-// neighbouring lanes read neighbouring 16 bytes.
+// x goes through shared memory, widened to f32 and ordered such that neighbouring lanes read neighbouring 16 bytes: `span` elements
+// of a row at a time, a multiple of the STRETCH = DEPTH * LANES * E elements that the loads of a lane cover. Where a span holds the whole
+// row, x stays for all columns of the block, whose warps then go on without waiting for each other.
+//
+// NORM: rows of x are normalized first: x / sqrt(mean(x^2) + eps) * (offset + weight). What is staged is x (offset + weight); squares are
+// summed as x comes by, and the root is left to the ends of the sums.
 //
 // Codes become floats without conversions, see their folders; x is brought to what that leaves of their places when it is staged. The
-// scale, times what they are divided by, multiplies the sum over a lane's 16 bytes, or over each of SUBS equal parts of them, which lie in one group. FRACTIONS: zero points are
-// floats, or offsets.
+// scale, times what they are divided by, multiplies the sum over a lane's 16 bytes, or over each of SUBS equal parts of them, which lie
+// in one group. ZEROS: whether there are zero
+// points; FRACTIONS: they are floats, or offsets.
 //
 // SASS: LDG*.128 LDS.128 FFMA
+// SASS sm_90a: LDG*.128<ACQBULK
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/weights.cuh"
 #include "quant/codes.cuh"
@@ -35,9 +41,11 @@ struct Params {
     f32 norm_offset;
     f32 norm_eps;
     i32 k;
+    i32 span; // elements of a row of x in shared memory, a multiple of STRETCH
     i32 group_shift; // weights along k that share a scale, as a power of two
     u32 x_type;
     u32 x_aligned; // whether each row of x begins at a multiple of 16 bytes
+    u32 reserved;
 };
 
 constexpr i32 THREADS = 128;
@@ -48,12 +56,14 @@ constexpr i32 STRETCH = DEPTH * PASS;
 constexpr i32 GROUPS = THREADS / LANES;
 constexpr i32 SUB = QUADS / SUBS; // quads of a lane's 16 bytes that share a scale
 constexpr i32 OUT_COLUMNS = GATED ? 1 : COLUMNS;
+constexpr i32 BLOCK_COLUMNS = GROUPS * OUT_COLUMNS;
+constexpr i32 WARPS = THREADS / 32;
 
 // What a lane has on its way: 16 bytes of weights, the bits of their scales and the words, or bits, of their zero points.
 struct Load {
     uint4 weights;
     u32 scale[SUBS];
-    u32 zero[SUBS];
+    u32 zero[ZEROS ? SUBS : 1];
 };
 
 // A row of weights: its first bytes in each plane.
@@ -61,8 +71,6 @@ struct Row {
     const uint4* data;
     const void* scales;
     const void* zeros; // null without zero points
-    i32 field;         // of the row in a word of zero points
-    f32 factor;        // of the scales
     i32 end;           // elements; 0 where there is no such row
 };
 
@@ -74,13 +82,11 @@ DEVICE Row row_of(const WeightRows& w, i32 at, i32 cols, i32 k) {
     r.data = reinterpret_cast<const uint4*>(static_cast<const u8*>(w.data) + row * w.stride * SIZE);
     r.scales = static_cast<const u8*>(w.scales) + row * w.scale_stride * scale_size(w.type);
     r.zeros = nullptr;
-    r.field = static_cast<i32>(row);
-    r.factor = w.factor;
     r.end = at < cols ? k : 0;
     if constexpr (FRACTIONS) {
         r.zeros = static_cast<const u8*>(w.zeros) + row * w.zero_stride * scale_size(w.type);
-    } else if constexpr (BITS != 0) {
-        if (w.zeros != nullptr) r.zeros = static_cast<const u32*>(w.zeros) + row / (32 / BITS) * w.zero_stride;
+    } else if constexpr (ZEROS) {
+        r.zeros = static_cast<const u32*>(w.zeros) + row / (BITS == 0 ? 1 : 32 / BITS) * w.zero_stride;
     }
     return r;
 }
@@ -89,7 +95,7 @@ DEVICE Load load(const Row& row, i32 at, const Params& p) {
     Load v;
     v.weights = make_uint4(0, 0, 0, 0);
 #pragma unroll
-    for (i32 sub = 0; sub < SUBS; ++sub) v.scale[sub] = v.zero[sub] = 0;
+    for (i32 sub = 0; sub < SUBS; ++sub) v.scale[sub] = v.zero[ZEROS ? sub : 0] = 0;
     if (at >= row.end) return v;
     v.weights = load_stream(row.data + at / E);
     if constexpr (BITS != 0) {
@@ -99,7 +105,7 @@ DEVICE Load load(const Row& row, i32 at, const Params& p) {
             v.scale[sub] = scale_bits(row.scales, p.w.type, group);
             if constexpr (FRACTIONS) {
                 v.zero[sub] = scale_bits(row.zeros, p.w.type, group);
-            } else if (row.zeros != nullptr) {
+            } else if constexpr (ZEROS) {
                 v.zero[sub] = static_cast<const u32*>(row.zeros)[group];
             }
         }
@@ -113,9 +119,9 @@ struct Notes {
     f32 zero;
 };
 
-DEVICE Notes notes_of(const Load& v, i32 sub, const Row& row, const Params& p) {
+DEVICE Notes notes_of(const Load& v, i32 sub, const WeightRows& w, i32 col, const Params& p) {
     Notes n;
-    n.scale = scale_value(v.scale[sub], p.w.type) * row.factor;
+    n.scale = scale_value(v.scale[sub], p.w.type) * w.factor;
     n.zero = static_cast<f32>(CODE::CENTRE);
     if constexpr (FRACTIONS) {
         n.zero = scale_value(v.zero[sub], p.w.type);
@@ -124,8 +130,8 @@ DEVICE Notes notes_of(const Load& v, i32 sub, const Row& row, const Params& p) {
             if (n.scale == 0.0f) n.scale = n.zero * 0x1p-40f;
             n.zero = n.scale == 0.0f ? 0.0f : -n.zero / n.scale;
         }
-    } else if constexpr (BITS != 0) {
-        if (row.zeros != nullptr) n.zero = CODE::value(v.zero[sub], row.field);
+    } else if constexpr (ZEROS) {
+        n.zero = CODE::value(v.zero[sub], w.first + col);
     }
     n.scale *= CODE::UNIT;
     return n;
@@ -146,62 +152,70 @@ template <typename T> DEVICE void widen(f32 (&w)[4], const uint4& v, i32 quad, f
     }
 }
 
-// Brings x of elements first .. first + STRETCH to shared memory; zeros where there are none.
-DEVICE void stage(f32* to, const Params& p, i32 first) {
-    for (i32 i = static_cast<i32>(threadIdx.x); i < M * STRETCH / 4; i += THREADS) {
-        const i32 row = i / (STRETCH / 4), quad = i % (STRETCH / 4), k = first + 4 * quad;
-        f32 v[4] = {};
-        if (row < p.e.rows && k < p.k) {
-            const i64 at = row * p.x_stride + k;
-            if (p.x_aligned) {
-                load_group(v, p.x, p.x_type, at);
-            } else {
-                load_some(v, p.x, p.x_type, at, 4);
+// Brings x of the span that begins at element `first` to shared memory, zeros up to the end of a stretch; `sums`: adds the squares of
+// what this thread brings.
+DEVICE void stage(f32* to, f32 (&squares)[M], bool sums, const Params& p, i32 first) {
+    // Loads of a thread that are under way at once.
+    constexpr i32 BATCH = 4;
+    const i32 quads = min_of(p.span, ceil_div(p.k - first, STRETCH) * STRETCH) / 4;
+#pragma unroll
+    for (i32 row = 0; row < M; ++row) {
+        const i32 end = row < p.e.rows ? p.k : 0;
+#pragma unroll 1
+        for (i32 begin = static_cast<i32>(threadIdx.x); begin < quads; begin += BATCH * THREADS) {
+            Four x[BATCH], weight[BATCH];
+#pragma unroll
+            for (i32 i = 0; i < BATCH; ++i) {
+                const i32 quad = begin + i * THREADS, k = first + 4 * quad;
+                const bool there = quad < quads && k < end;
+                x[i] = fetch_four(p.x, p.x_type, p.x_aligned != 0, row * p.x_stride + k, there);
+                if constexpr (NORM) weight[i] = fetch_four(p.norm_weight, p.norm_type, p.norm_aligned != 0, k, there);
+            }
+#pragma unroll
+            for (i32 i = 0; i < BATCH; ++i) {
+                const i32 quad = begin + i * THREADS;
+                if (quad >= quads) break;
+                f32 v[4];
+                open_four(v, x[i], p.x_type);
+                if constexpr (NORM) {
+                    f32 by[4];
+                    open_four(by, weight[i], p.norm_type);
+#pragma unroll
+                    for (i32 j = 0; j < 4; ++j) {
+                        if (sums) squares[row] = fmaf(v[j], v[j], squares[row]);
+                        v[j] *= p.norm_offset + by[j];
+                    }
+                }
+#pragma unroll
+                for (i32 j = 0; j < 4; ++j) v[j] = CODE::unplaced(v[j], first + 4 * quad + j);
+                // Pass, quad of a lane's 16 bytes, lane.
+                const i32 chunk = quad / QUADS;
+                const i32 place = (chunk / LANES * QUADS + quad % QUADS) * LANES + chunk % LANES;
+                reinterpret_cast<float4*>(to)[row * (p.span / 4) + place] = make_float4(v[0], v[1], v[2], v[3]);
             }
         }
-        if constexpr (NORM) {
-            f32 weight[4];
-            load_columns(weight, p.norm_weight, p.norm_type, p.norm_aligned != 0, 0, k, p.k);
-#pragma unroll
-            for (i32 j = 0; j < 4; ++j) v[j] *= p.norm_offset + weight[j];
-        }
-#pragma unroll
-        for (i32 j = 0; j < 4; ++j) v[j] = CODE::unplaced(v[j], k + j);
-        // Pass, quad of a lane's 16 bytes, lane.
-        const i32 chunk = quad / QUADS;
-        const i32 place = (chunk / LANES * QUADS + quad % QUADS) * LANES + chunk % LANES;
-        reinterpret_cast<float4*>(to)[row * (STRETCH / 4) + place] = make_float4(v[0], v[1], v[2], v[3]);
     }
 }
 
-// 1 / sqrt(mean(x^2) + eps) of each row.
-DEVICE void norm_factors(f32* to, const Params& p) {
-    const i32 lane = static_cast<i32>(threadIdx.x) % 32;
-    for (i32 row = static_cast<i32>(threadIdx.x) / 32; row < M; row += THREADS / 32) {
-        f32 squares = 0.0f;
-        const i32 end = row < p.e.rows ? p.k : 0;
-        for (i32 col = 8 * lane; col < end; col += 256) {
-            f32 v[8];
-            load_columns(v, p.x, p.x_type, p.x_aligned != 0, row * p.x_stride, col, end);
+DEVICE const WeightRows& weights_of(const Params& p, i32 c) { return GATED && c == 1 ? p.up : p.w; }
+
+DEVICE void find_rows(Row (&rows)[COLUMNS], const Params& p, i32 col) {
 #pragma unroll
-            for (i32 i = 0; i < 8; ++i) squares = fmaf(v[i], v[i], squares);
-        }
-        squares = warp_sum(squares);
-        if (lane == 0) to[row] = rsqrtf(squares / static_cast<f32>(p.k) + p.norm_eps);
-    }
+    for (i32 c = 0; c < COLUMNS; ++c) rows[c] = row_of(weights_of(p, c), GATED ? col : col + c, p.e.cols, p.k);
 }
 
 KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     f32* const x = reinterpret_cast<f32*>(smem);
-    const float4* const x4 = reinterpret_cast<const float4*>(smem);
+    f32* const parts = x + M * p.span; // NORM: squares of each row, of each warp
     const i32 lane = static_cast<i32>(threadIdx.x) % LANES;
-    const i32 col = (static_cast<i32>(blockIdx.x) * GROUPS + static_cast<i32>(threadIdx.x) / LANES) * OUT_COLUMNS;
+    const i32 own = static_cast<i32>(threadIdx.x) / LANES * OUT_COLUMNS; // of the columns of a block
+    const i32 first_col = static_cast<i32>(blockIdx.x) * BLOCK_COLUMNS;
+    const i32 all_cols = static_cast<i32>(gridDim.x) * BLOCK_COLUMNS;
 
+    // Those that are loaded: from the last stretch of a row on, the next ones.
     Row rows[COLUMNS];
-#pragma unroll
-    for (i32 c = 0; c < COLUMNS; ++c) rows[c] = row_of(GATED && c == 1 ? p.up : p.w, GATED ? col : col + c, p.e.cols, p.k);
-
+    find_rows(rows, p, first_col + own);
     Load loads[COLUMNS][DEPTH];
 #pragma unroll
     for (i32 d = 0; d < DEPTH; ++d)
@@ -209,71 +223,98 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
         for (i32 c = 0; c < COLUMNS; ++c) loads[c][d] = load(rows[c], d * PASS + lane * E, p);
 
     grid_wait();
-    f32* const factors = x + M * STRETCH;
-    if constexpr (NORM) norm_factors(factors, p); // others see them after the barriers of the loop
-    f32 sum[COLUMNS][M] = {};
-    for (i32 first = 0; first < p.k; first += STRETCH) {
-        __syncthreads();
-        stage(x, p, first);
-        __syncthreads();
-#pragma unroll
-        for (i32 d = 0; d < DEPTH; ++d) {
-            Load now[COLUMNS];
-#pragma unroll
-            for (i32 c = 0; c < COLUMNS; ++c) {
-                now[c] = loads[c][d];
-                loads[c][d] = load(rows[c], first + STRETCH + d * PASS + lane * E, p);
+    f32 squares[M] = {};
+#pragma unroll 1
+    for (i32 block_col = first_col; block_col < p.e.cols; block_col += all_cols) {
+        const i32 col = block_col + own;
+        const bool begins = block_col == first_col;
+        f32 sum[COLUMNS][M] = {};
+        i32 place = 0; // of the stretch in the span
+#pragma unroll 1
+        for (i32 first = 0; first < p.k; first += STRETCH, place += STRETCH) {
+            if (place == p.span) place = 0;
+            if (place == 0 && (begins || p.span < p.k)) {
+                __syncthreads();
+                stage(x, squares, begins, p, first);
+                __syncthreads();
             }
+            i32 next = first + STRETCH;
+            if (next >= p.k) {
+                next = 0;
+                find_rows(rows, p, col + all_cols);
+            }
+            const float4* const x4 = reinterpret_cast<const float4*>(x + place) + lane;
 #pragma unroll
-            for (i32 sub = 0; sub < SUBS; ++sub) {
-                Notes notes[COLUMNS];
-                f32 part[COLUMNS][M] = {};
-#pragma unroll
-                for (i32 c = 0; c < COLUMNS; ++c) notes[c] = notes_of(now[c], sub, rows[c], p);
-#pragma unroll
-                for (i32 quad = sub * SUB; quad < (sub + 1) * SUB; ++quad) {
-                    f32 w[COLUMNS][4];
-#pragma unroll
-                    for (i32 c = 0; c < COLUMNS; ++c) widen<W>(w[c], now[c].weights, quad, notes[c].zero);
-#pragma unroll
-                    for (i32 m = 0; m < M; ++m) {
-                        const float4 v = x4[m * (STRETCH / 4) + (d * QUADS + quad) * LANES + lane];
-#pragma unroll
-                        for (i32 c = 0; c < COLUMNS; ++c) {
-                            part[c][m] = fmaf(w[c][0], v.x, part[c][m]);
-                            part[c][m] = fmaf(w[c][1], v.y, part[c][m]);
-                            part[c][m] = fmaf(w[c][2], v.z, part[c][m]);
-                            part[c][m] = fmaf(w[c][3], v.w, part[c][m]);
-                        }
-                    }
-                }
+            for (i32 d = 0; d < DEPTH; ++d) {
+                Load now[COLUMNS];
 #pragma unroll
                 for (i32 c = 0; c < COLUMNS; ++c) {
-                    const f32 scale = BITS == 0 ? 1.0f : notes[c].scale;
+                    now[c] = loads[c][d];
+                    loads[c][d] = load(rows[c], next + d * PASS + lane * E, p);
+                }
 #pragma unroll
-                    for (i32 m = 0; m < M; ++m) sum[c][m] = fmaf(part[c][m], scale, sum[c][m]);
+                for (i32 sub = 0; sub < SUBS; ++sub) {
+                    Notes notes[COLUMNS];
+                    f32 part[COLUMNS][M] = {};
+#pragma unroll
+                    for (i32 c = 0; c < COLUMNS; ++c)
+                        notes[c] = notes_of(now[c], sub, weights_of(p, c), GATED ? col : col + c, p);
+#pragma unroll
+                    for (i32 quad = sub * SUB; quad < (sub + 1) * SUB; ++quad) {
+                        f32 w[COLUMNS][4];
+#pragma unroll
+                        for (i32 c = 0; c < COLUMNS; ++c) widen<W>(w[c], now[c].weights, quad, notes[c].zero);
+#pragma unroll
+                        for (i32 m = 0; m < M; ++m) {
+                            const float4 v = x4[m * (p.span / 4) + (d * QUADS + quad) * LANES];
+#pragma unroll
+                            for (i32 c = 0; c < COLUMNS; ++c) {
+                                part[c][m] = fmaf(w[c][0], v.x, part[c][m]);
+                                part[c][m] = fmaf(w[c][1], v.y, part[c][m]);
+                                part[c][m] = fmaf(w[c][2], v.z, part[c][m]);
+                                part[c][m] = fmaf(w[c][3], v.w, part[c][m]);
+                            }
+                        }
+                    }
+#pragma unroll
+                    for (i32 c = 0; c < COLUMNS; ++c) {
+                        const f32 scale = BITS == 0 ? 1.0f : notes[c].scale;
+#pragma unroll
+                        for (i32 m = 0; m < M; ++m) sum[c][m] = fmaf(part[c][m], scale, sum[c][m]);
+                    }
                 }
             }
         }
-    }
-    grid_release();
+        if (NORM && begins) {
+#pragma unroll
+            for (i32 m = 0; m < M; ++m) {
+                const f32 all = warp_sum(squares[m]);
+                if (lane_id() == 0) parts[threadIdx.x / 32 * M + m] = all;
+            }
+            __syncthreads();
+        }
 
 #pragma unroll
-    for (i32 m = 0; m < M; ++m) {
+        for (i32 m = 0; m < M; ++m) {
+            f32 factor = 1.0f;
+            if constexpr (NORM) {
+                f32 all = 0.0f;
 #pragma unroll
-        for (i32 c = 0; c < COLUMNS; ++c) {
-            sum[c][m] = warp_sum<LANES>(sum[c][m]);
-            if constexpr (NORM) sum[c][m] *= factors[m];
-        }
-        // One lane ends each product.
-        if constexpr (GATED) {
-            const f32 gate[1] = {sum[0][m]}, up[1] = {sum[1][m]};
-            if (lane == m % LANES) emit<1, true>(p.e, m, col, gate, up);
-        } else {
+                for (i32 warp = 0; warp < WARPS; ++warp) all += parts[warp * M + m];
+                factor = rsqrtf(all / static_cast<f32>(p.k) + p.norm_eps);
+            }
 #pragma unroll
-            for (i32 c = 0; c < COLUMNS; ++c) {
-                const f32 product[1] = {sum[c][m]};
-                if (lane == (m * COLUMNS + c) % LANES) emit<1>(p.e, m, col + c, product);
+            for (i32 c = 0; c < COLUMNS; ++c) sum[c][m] = warp_sum<LANES>(sum[c][m]) * factor;
+            // One lane ends each product.
+            if constexpr (GATED) {
+                const f32 gate[1] = {sum[0][m]}, up[1] = {sum[1][m]};
+                if (lane == m % LANES) emit<1, true>(p.e, m, col, gate, up);
+            } else {
+#pragma unroll
+                for (i32 c = 0; c < COLUMNS; ++c) {
+                    const f32 product[1] = {sum[c][m]};
+                    if (lane == (m * COLUMNS + c) % LANES) emit<1>(p.e, m, col + c, product);
+                }
             }
         }
     }

@@ -16,6 +16,7 @@
 // launched before is waited for after the first weights and scales have been asked for: nobody writes weights.
 //
 // SASS: HMMA LDGSTS LDS.128
+// SASS sm_90a: LDGSTS<ACQBULK
 #include "ops/matmul/epilogue.cuh"
 #include "ops/matmul/quant.cuh"
 #include "ops/matmul/quant_rows.cuh"
@@ -179,7 +180,6 @@ KERNEL(256, NT * PARTS > 4 || ((ZERO || GROUPS > 2) && NT == 4) ? 1 : 2)(const _
                 for (i32 i = 0; i < 4; ++i) sum[nt][i] = fmaf(now[i / 2].scale[group], part[nt][i], sum[nt][i]);
         }
     }
-    grid_release();
 
     // Sums by row of x, in the ring's place: the warps that share rows one after another.
     cp_async_wait<0>();

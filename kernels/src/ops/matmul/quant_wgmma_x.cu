@@ -27,5 +27,4 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
         for (i32 pair = 0; pair < 4; ++pair)
             to[static_cast<i64>(part) * p.rows * p.steps * (STEP / 2) + pair * 4] = words[pair];
     }
-    grid_release();
 }

@@ -27,5 +27,4 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
         take_summand<T, BITS, PARTS>(words, v, part);
         to[part * STEP_EIGHTS * NT * 32] = make_uint4(words[0], words[1], words[2], words[3]);
     }
-    grid_release();
 }

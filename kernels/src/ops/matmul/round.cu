@@ -30,5 +30,4 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
         load_columns(v, p.x, p.x_type, p.aligned != 0, row * p.x_stride, col, p.k);
         store_group(p.out, VALUE_BF16, row * p.out_stride + col, v);
     }
-    grid_release();
 }

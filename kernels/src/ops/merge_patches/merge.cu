@@ -22,7 +22,6 @@ struct Params {
 
 KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     grid_wait();
-    grid_release();
     const u32 item = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (item >= p.items) return;
     const u32 stretches = (p.d + p.columns - 1) / p.columns;

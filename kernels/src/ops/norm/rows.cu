@@ -8,7 +8,8 @@
 // A team of TEAM threads normalizes one row: a warp for short rows, which need no barrier then, a block for long ones. A
 // thread takes every TEAM-th vector of VEC neighbouring elements: VEC = 8 where all rows begin at 16 bytes and d is a multiple
 // of 8, with loads and stores of 16 bytes; else VEC = 1. KEEP vectors stay in a thread's registers, so that a row is read
-// once; KEEP = 0 is for rows that are too long for that, or not aligned: each pass reads them again. The variance is a pass
+// once, two of x and of add on their way at a time; KEEP = 0 is for rows that are too long for that, or not aligned: each pass reads them
+// again. The variance is a pass
 // of its own about the mean, so that nothing cancels. A thread writes what it alone has read, after its last read.
 //
 // The kernel is a dependent launch: weight and bias, which no launch writes, come while the launch before still runs.
@@ -90,6 +91,31 @@ struct Row {
         }
     }
 
+    // As above for the vectors of a thread from column `first` on, those that there are of `d` columns.
+    DEVICE void load_all(f32 (&s)[KEPT][VEC], u32 first, u32 d) const {
+        constexpr int AT_ONCE = 2;
+#pragma unroll
+        for (int begin = 0; begin < KEEP; begin += AT_ONCE) {
+            Fetched<X, VEC> own[AT_ONCE] = {}, more[AT_ONCE] = {};
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; ++i) {
+                const u32 col = first + (begin + i) * STEP;
+                if (begin + i < KEEP && col < d) {
+                    own[i].fetch(x + col);
+                    if (add) more[i].fetch(add + col);
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE && begin + i < KEEP; ++i) {
+                f32 other[VEC];
+                own[i].open(s[begin + i]);
+                more[i].open(other);
+#pragma unroll
+                for (int j = 0; j < VEC; ++j) s[begin + i][j] = add ? s[begin + i][j] + other[j] : s[begin + i][j];
+            }
+        }
+    }
+
     DEVICE void store(const f32 (&s)[VEC], u32 col, f32 mean, f32 scale, const Affine& affine) const {
         if (sum) store_vec(sum + col, s);
         f32 value[VEC];
@@ -111,7 +137,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
         if (first + i * STEP < p.d) affine[i].load(p, first + i * STEP);
     }
     grid_wait();
-    grid_release();
     if (row >= p.rows) return;
     const Row r = {
         p.x + row * p.x_stride,
@@ -124,10 +149,7 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     f32 mean = 0.0f;
     f32 part = 0.0f;
     if constexpr (KEEP > 0) {
-#pragma unroll
-        for (int i = 0; i < KEEP; ++i) {
-            if (first + i * STEP < p.d) r.load(kept[i], first + i * STEP);
-        }
+        r.load_all(kept, first, p.d);
         if constexpr (LAYER) {
 #pragma unroll
             for (int i = 0; i < KEEP; ++i) {

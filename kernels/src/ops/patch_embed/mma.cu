@@ -163,7 +163,6 @@ KERNEL(256, 2)(const __grid_constant__ Params p) {
     const u32 lane = lane_id();
     const u32 warp = threadIdx.x / 32;
     grid_wait();
-    grid_release();
 
     if (threadIdx.x < TILE) {
         const u32 patch = min_of(m0 + threadIdx.x, p.pictures.patches - 1);

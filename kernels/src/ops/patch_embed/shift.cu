@@ -20,7 +20,6 @@ struct Params {
 KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     const u32 n = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     grid_wait();
-    grid_release();
     if (n >= p.n) return;
     f32 shift = p.bias ? to_f32(p.bias[n]) : 0.0f;
 #pragma unroll

@@ -60,7 +60,6 @@ KERNEL(32 * SLICES, 1)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     f32* parts = reinterpret_cast<f32*>(smem);
     grid_wait();
-    grid_release();
     const u32 chunks = (p.d + WIDTH - 1) / WIDTH;
     const u32 output = blockIdx.x / chunks;
     const u32 col = blockIdx.x % chunks * WIDTH + lane_id() * VEC;

@@ -6,17 +6,13 @@ use super::{Rope, RopeSpec, RopeStyle};
 use crate::buffer::View;
 use crate::cuda::CudaCx;
 use crate::cuda::{CudaOp, CudaRows};
-use crate::select::{Reject, Variant};
+use crate::select::Variant;
 use crate::spec::{Caps, DType, KernelError};
 
 impl CudaOp for Rope {
     fn cuda_variants() -> CudaRows<Self> {
-        Ok(&[Variant { name: "heads", reject, est_us, launch }])
+        Ok(&[Variant { name: "heads", reject: |_, _| None, est_us, launch }])
     }
-}
-
-fn reject(spec: &RopeSpec, _: &Caps) -> Option<Reject> {
-    (spec.kv_dtype == DType::I8).then(|| "pages of i8 are not built for CUDA".into())
 }
 
 /// A launch, and the traffic.
@@ -131,7 +127,10 @@ fn launch(op: &Rope, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let mut kernel = cx.kernel("ops/rope/rope.cu");
     let mut views = vec![&op.q, &op.k];
     views.extend(op.norm.iter().flat_map(|norm| [&norm.q, &norm.k]));
-    views.extend(op.kv.iter().flat_map(|kv| [&kv.v, &kv.k_pages, &kv.v_pages]));
+    // Heads of codes are written in words, at multiples of which they begin.
+    views.extend(op.kv.iter().map(|kv| &kv.v));
+    let floats = op.kv.iter().filter(|kv| kv.k_pages.dtype() != DType::I8);
+    views.extend(floats.flat_map(|kv| [&kv.k_pages, &kv.v_pages]));
     let shape = Shape::of(head_dim, pairs, kernel.all_aligned(views)?);
     kernel.define("X", op.q.dtype());
     kernel.define("VEC", shape.vec).define("TEAM", shape.team).define("UNITS", shape.units);

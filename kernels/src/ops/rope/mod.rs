@@ -187,10 +187,6 @@ impl Op for Rope {
         })
     }
 
-    fn is_optional(&self) -> bool {
-        self.kv.as_ref().is_some_and(|kv| kv.k_pages.dtype() == DType::I8)
-    }
-
     fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
         [1, MANY].map(|tokens| Self::Spec { tokens, ..*spec })
     }

@@ -8,13 +8,16 @@
 // q: [tokens, heads_q, head_dim]   k, v: [tokens, heads_kv, head_dim]   type X
 // positions: i32 [axes, tokens]   inv_freq: f32 [pairs]   pair_axis: i32 [pairs] or null   slots: i32 [tokens]
 // q_norm, k_norm: [head_dim] of types Q_NORM and K_NORM, or null where heads are not normalized
-// k_pages, v_pages: [pages, page_size, heads_kv, head_dim] of type KV or null, where keys stay in place
+// k_pages, v_pages: [pages, page_size, heads_kv, head_dim] of type KV or null, where keys stay in place; of i8 with four bytes more a head
 //
 // A block has one token, so that sine and cosine of each pair are computed once, in shared memory, for all heads of the block;
 // its warps are as many as the heads need. A team of TEAM lanes has one head: of queries, then keys, then values. Its unit is
 // VEC pairs, in two vectors of VEC elements; the UNITS units of a lane stay in registers, and elements that are not turned
 // follow as units of 2 VEC. With VEC = 8 vectors are 16 bytes or more: all heads begin at 16 bytes, and there are whole units
 // of pairs and of the rest. VEC = 1 takes any size and place. The loads of a head are under way while angles are computed.
+//
+// Pages of i8 hold codes: round(x / scale), scale = max |x| / 127 of a head, which follows its codes as an f32. Heads without a magnitude
+// above LEAST are zeros; the scale of one with a value that is no number, or infinite, is no number.
 //
 // The kernel is a dependent launch. Tokens with a negative slot, and heads beyond the last, only help with the angles.
 #include "cuda/include/math.cuh"
@@ -145,13 +148,63 @@ DEVICE void turn_unit(f32 (&a)[VEC], f32 (&b)[VEC], const float2* turns, bool in
     }
 }
 
+constexpr bool CODES = same_type<KV, i8>::value;
+// The bits of 2^-120.
+constexpr u32 LEAST = 0x03800000u;
+constexpr u32 INFINITE = 0x7f800000u;
+
 DEVICE void store(const Head& head, u32 at, const f32 (&x)[VEC]) {
-    if (head.paged) {
-        store_vec(in_global(head.page) + at, x);
-    } else {
+    if (CODES || !head.paged) {
         store_vec(in_global(head.place) + at, x);
+    } else if constexpr (!CODES) {
+        store_vec(in_global(head.page) + at, x);
     }
 }
+
+// The bits of the largest magnitude of a team's elements. Magnitudes compare as their bits do; those of infinity and of what is no
+// number are the largest.
+DEVICE u32 largest(const f32 (&a)[UNITS][VEC], const f32 (&b)[UNITS][VEC]) {
+    u32 most = 0;
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+#pragma unroll
+        for (int j = 0; j < VEC; ++j) {
+            most = max_of(most, __float_as_uint(a[i][j]) & 0x7fffffffu);
+            most = max_of(most, __float_as_uint(b[i][j]) & 0x7fffffffu);
+        }
+    }
+#pragma unroll
+    for (int mask = TEAM / 2; mask > 0; mask /= 2) most = max_of(most, shfl_xor(most, mask));
+    return most;
+}
+
+// What a head is multiplied by to become codes, and its scale.
+struct Coding {
+    f32 factor;
+    f32 scale;
+
+    DEVICE Coding(u32 most) {
+        const u32 bits = most > LEAST ? most : 0;
+        const bool real = bits < INFINITE;
+        factor = real && bits > 0 ? 127.0f / __uint_as_float(bits) : 0.0f;
+        scale = real ? __uint_as_float(bits) / 127.0f : __uint_as_float(0x7fc00000u);
+    }
+    DEVICE u32 code(f32 x) const {
+        const f32 rounded = factor > 0.0f ? fminf(fmaxf(rintf(x * factor), -127.0f), 127.0f) : 0.0f;
+        return static_cast<u32>(static_cast<i32>(rounded)) & 0xffu;
+    }
+    DEVICE void store(u8* to, const f32 (&x)[VEC]) const {
+        if constexpr (VEC == 1) {
+            *to = static_cast<u8>(code(x[0]));
+        } else {
+#pragma unroll
+            for (int i = 0; i < VEC; i += 4) {
+                const u32 word = code(x[i]) | code(x[i + 1]) << 8 | code(x[i + 2]) << 16 | code(x[i + 3]) << 24;
+                *reinterpret_cast<u32*>(to + i) = word;
+            }
+        }
+    }
+};
 
 KERNEL(128, 4)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
@@ -160,24 +213,24 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
     const u32 item = blockIdx.y * (blockDim.x / TEAM) + threadIdx.x / TEAM;
     const u32 lane = threadIdx.x % TEAM;
     grid_wait();
-    grid_release();
 
     const Head head = head_of(p, token, item);
-    f32 a[UNITS][VEC];
-    f32 b[UNITS][VEC];
-    f32 squares = 0.0f;
+    Fetched<X, VEC> from_a[UNITS] = {}, from_b[UNITS] = {};
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
         const Unit unit(p, lane + i * TEAM);
-#pragma unroll
-        for (int j = 0; j < VEC; ++j) a[i][j] = b[i][j] = 0.0f;
-        if (head.real && unit.a < p.head_dim) load_vec(a[i], in_global(head.from) + unit.a);
-        if (head.real && unit.b < p.head_dim) load_vec(b[i], in_global(head.from) + unit.b);
+        if (head.real && unit.a < p.head_dim) from_a[i].fetch(in_global(head.from) + unit.a);
+        if (head.real && unit.b < p.head_dim) from_b[i].fetch(in_global(head.from) + unit.b);
     }
     for (u32 pair = threadIdx.x; pair < p.pairs; pair += blockDim.x) {
         turns[pair] = turn_of(p, token, pair, p.inv_freq[pair]);
     }
     __syncthreads();
+    f32 a[UNITS][VEC];
+    f32 b[UNITS][VEC];
+    f32 squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) from_a[i].open(a[i]), from_b[i].open(b[i]);
 
     const bool is_value = item >= p.heads_q + p.heads_kv;
     if (p.q_norm) {
@@ -201,11 +254,30 @@ KERNEL(128, 4)(const __grid_constant__ Params p) {
             }
         }
     }
-    if (!head.kept) return;
 #pragma unroll
     for (int i = 0; i < UNITS; ++i) {
         const Unit unit(p, lane + i * TEAM);
         if (unit.turned && !is_value) turn_unit(a[i], b[i], turns + (lane + i * TEAM) * VEC, p.interleaved);
+    }
+    if constexpr (CODES) {
+        const Coding coding(largest(a, b));
+        if (head.paged) {
+            if (!head.kept) return;
+            u8* const to = reinterpret_cast<u8*>(in_global(head.page));
+#pragma unroll
+            for (int i = 0; i < UNITS; ++i) {
+                const Unit unit(p, lane + i * TEAM);
+                if (unit.a < p.head_dim) coding.store(to + unit.a, a[i]);
+                if (unit.b < p.head_dim) coding.store(to + unit.b, b[i]);
+            }
+            if (lane == 0) *reinterpret_cast<f32*>(to + p.head_dim) = coding.scale;
+            return;
+        }
+    }
+    if (!head.kept) return;
+#pragma unroll
+    for (int i = 0; i < UNITS; ++i) {
+        const Unit unit(p, lane + i * TEAM);
         if (unit.a < p.head_dim) store(head, unit.a, a[i]);
         if (unit.b < p.head_dim) store(head, unit.b, b[i]);
     }

@@ -1,4 +1,5 @@
-// Draws a token of a row of keys by the settings of the row: top-k, top-p, min-p, then the draw. A block works on it.
+// Draws a token of a row of keys by the settings of the row: top-k, top-p, min-p, then the draw. The blocks of a row survey its keys, each
+// a chunk of them; the last one to be done goes on alone.
 //
 // Tokens have a rank: by descending key, then by ascending number. Top-k, top-p and min-p each keep a beginning of that
 // ranking, so that what is kept is known by its mass alone, the least of the three; and the token drawn is the one at which
@@ -9,104 +10,25 @@
 // do not depend on the order of the additions: the same settings give the same token on every run and every device.
 //
 // Search: a histogram over all tokens divides the REACH = 24 natural logarithms below the best into BINS - 1 equal bins (less
-// has no mass) and one for the rest, each with count and mass. It is made once. A search picks the bin; while that holds
-// more than CANDIDATES tokens, a histogram of digits of their keys, and for equal keys of their numbers, narrows it, 8 bits
-// a pass; then the tokens left are collected and ranked by comparing each with each. Real logits take the histogram and one
-// pass over the row for each of top-k, top-p and the draw.
+// has no mass) and one for the rest, each with count and mass. It is made once, a part by each block. A search picks the bin; while that
+// holds more than CANDIDATES tokens, a histogram of digits of their keys, and for equal keys of their numbers, narrows it, 8 bits
+// a pass; then the tokens left are collected and ranked by comparing each with each. Passes are over the chunks alone that have
+// tokens in the bin. Real logits take one for each of top-k, top-p and the draw.
 #pragma once
 #include "cuda/include/math.cuh"
 #include "cuda/include/ptx.cuh"
+#include "ops/sample/memory.cuh"
 #include "ops/sample/order.cuh"
+#include "ops/sample/settings.cuh"
 
-constexpr u32 BINS = 256;
-constexpr u32 REST = BINS - 1;
-constexpr u32 CANDIDATES = 256;
-constexpr f32 REACH = 24.0f;
-constexpr f32 UNIT = 2147483648.0f;
-
-// What searches are for, in this order.
-enum Goal { TOP_K, TOP_P, DRAW };
-
-// Tokens in ranks that follow each other: those with keys `low..=high` and numbers `first..=last`.
-struct Range {
-    u32 low;
-    u32 high;
-    u32 first;
-    u32 last;
-    u64 mass;
-    u64 mass_before;
-    u32 count;
-    u32 count_before;
-
-    DEVICE bool holds(u32 key, u32 token) const { return key >= low && key <= high && token >= first && token <= last; }
-};
-
-// The token that was searched for, and the mass up to it; for TOP_K with the tokens of equal key.
-struct Found {
-    u64 mass;
-    u32 token;
-};
-
-// Sums up to and with each bin of a histogram.
-struct Sums {
-    u64 mass[BINS];
-    u32 count[BINS];
-};
-
-// In shared memory.
-struct SearchMemory {
-    // Of the first histogram, and of a later one.
-    Sums whole;
-    Sums part;
-    Range range;
-    Found found;
-    // A histogram in the making; masses in two words.
-    u32 counts[BINS];
-    u32 mass_low[BINS];
-    u32 mass_high[BINS];
-    // Bin b of the first histogram holds the keys above `bounds[b + 1]` up to `bounds[b]`.
-    u32 bounds[BINS + 1];
-    // Mass of the tokens that min-p keeps, in two words.
-    u32 likely[2];
-    u32 chosen;
-    u32 collected;
-    u32 keys[CANDIDATES];
-    u32 tokens[CANDIDATES];
-    u32 masses[CANDIDATES];
-};
-
-// Settings of a row, in the order of their columns.
-struct Settings {
-    f32 temperature;
-    f32 top_k;
-    f32 top_p;
-    f32 min_p;
-    f32 repetition_penalty;
-    f32 uniform;
-    f32 mask;
-};
-
-// Adds to a sum of two words.
-DEVICE void add_mass(u32* low, u32* high, u32 mass) {
-    if (mass > 0 && atomicAdd(low, mass) > 0xffffffffu - mass) atomicAdd(high, 1u);
-}
-
-// A share of a mass, rounded down.
-DEVICE u64 share_of(u64 mass, f32 share) {
-    const f32 high = static_cast<f32>(static_cast<u32>(mass >> 32));
-    return static_cast<u64>(share * fmaf(high, 4294967296.0f, static_cast<f32>(static_cast<u32>(mass))));
-}
-
-DEVICE u64 shfl_up_u64(u64 v, i32 by) {
-    const u32 low = shfl_up(static_cast<u32>(v), by);
-    return static_cast<u64>(shfl_up(static_cast<u32>(v >> 32), by)) << 32 | low;
-}
-
-// A row's keys, four a load, padded with zeros; the methods are called by all SIZE threads of the block.
+// A row's keys, four a load, padded with zeros, in chunks of CHUNK; the methods are called by all SIZE threads of the block.
 template <u32 SIZE> struct Search {
     SearchMemory& m;
     const uint4* keys;
     u32 vocab;
+    // Of the chunks, if there are several.
+    const Histogram* histograms;
+    u32 chunks;
     f32 most;
     f32 per_temperature;
     f32 per_bin;
@@ -117,15 +39,40 @@ template <u32 SIZE> struct Search {
     }
     DEVICE u32 mass_of(u32 key) const { return static_cast<u32>(fmaf(likelihood(key), UNIT, 0.5f)); }
 
-    // Calls `visit(key, token)` for every token, padding included, each by one thread.
+    // Calls `visit(key, token)` for every token of the listed chunks, padding included, each by one thread.
     template <typename Visit> DEVICE void for_each(const Visit& visit) const {
-        for (u32 quad = threadIdx.x; quad < (vocab + 3) / 4; quad += SIZE) {
-            const uint4 four = keys[quad];
-            visit(four.x, 4 * quad);
-            visit(four.y, 4 * quad + 1);
-            visit(four.z, 4 * quad + 2);
-            visit(four.w, 4 * quad + 3);
+        // Loads that are under way at once.
+        constexpr u32 AHEAD = 4, QUADS = CHUNK / 4;
+        const u32 all = m.listed * QUADS, end = (vocab + 3) / 4;
+        for (u32 begin = threadIdx.x; begin < all; begin += AHEAD * SIZE) {
+            uint4 four[AHEAD];
+            u32 quads[AHEAD];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; ++i) {
+                const u32 at = begin + i * SIZE;
+                quads[i] = at < all ? m.list[at / QUADS] * QUADS + at % QUADS : end;
+                four[i] = quads[i] < end ? keys[quads[i]] : make_uint4(0, 0, 0, 0);
+            }
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; ++i) {
+                if (quads[i] >= end) continue;
+                const u32 token = 4 * quads[i];
+                visit(four[i].x, token);
+                visit(four[i].y, token + 1);
+                visit(four[i].z, token + 2);
+                visit(four[i].w, token + 3);
+            }
         }
+    }
+    // Lists the chunks with tokens in a bin of the first histogram.
+    DEVICE void list_chunks(u32 bin) {
+        if (threadIdx.x == 0) m.listed = 0;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < chunks; i += SIZE) {
+            const bool any = chunks == 1 || bin == REST || histograms[i].count[bin] > 0;
+            if (any) m.list[atomicAdd(&m.listed, 1u)] = static_cast<u16>(i);
+        }
+        __syncthreads();
     }
 
     DEVICE void clear() {
@@ -173,24 +120,57 @@ template <u32 SIZE> struct Search {
         return bin;
     }
 
-    // The first histogram, and the mass that min-p keeps.
-    DEVICE void survey(f32 min_p) {
+    // The first histogram of chunk `number`, and the mass that min-p keeps of it. Until `conclude` REST has the count of all others.
+    DEVICE void survey(f32 min_p, u32 number) {
         const f32 width = 1.0f / per_bin;
         if (threadIdx.x < BINS) m.bounds[threadIdx.x] = key_of(most - static_cast<f32>(threadIdx.x) * width);
-        if (threadIdx.x == 0) m.bounds[BINS] = m.likely[0] = m.likely[1] = 0;
+        if (threadIdx.x == 0) {
+            m.bounds[BINS] = m.likely[0] = m.likely[1] = 0;
+            m.listed = 1, m.list[0] = static_cast<u16>(number);
+        }
         clear();
         u32 counted = 0;
+        u64 likely = 0;
         for_each([&](u32 key, u32) {
             if (key <= m.bounds[REST]) return;
             const f32 relative = likelihood(key);
             const u32 mass = static_cast<u32>(fmaf(relative, UNIT, 0.5f));
             count_in(bin_of(key), mass);
             ++counted;
-            if (relative >= min_p) add_mass(&m.likely[0], &m.likely[1], mass);
+            if (relative >= min_p) likely += mass;
         });
-        // The others are the rest, and have no mass.
-        atomicAdd(&m.counts[REST], counted);
+#pragma unroll
+        for (i32 mask = 16; mask > 0; mask /= 2) counted += shfl_xor(counted, mask);
+        if (threadIdx.x % 32 == 0) atomicAdd(&m.counts[REST], counted);
+        if (min_p > 0.0f) add_mass(&m.likely[0], &m.likely[1], likely);
         __syncthreads();
+    }
+    // Leaves it to the block that goes on.
+    DEVICE void leave(Histogram& to) const {
+        if (threadIdx.x < BINS) {
+            const u32 bin = threadIdx.x;
+            to.mass[bin] = static_cast<u64>(m.mass_high[bin]) << 32 | m.mass_low[bin];
+            to.count[bin] = m.counts[bin];
+        }
+        if (threadIdx.x == 0) to.likely = static_cast<u64>(m.likely[1]) << 32 | m.likely[0];
+    }
+    // Adds up those of all chunks.
+    DEVICE void merge() {
+        constexpr u32 TEAMS = SIZE / BINS; // threads with the same bin
+        const u32 bin = threadIdx.x % BINS;
+        u64 mass = 0, likely = 0;
+        u32 count = 0;
+        for (u32 i = threadIdx.x / BINS; i < chunks; i += TEAMS) mass += histograms[i].mass[bin], count += histograms[i].count[bin];
+        for (u32 i = threadIdx.x; i < chunks; i += SIZE) likely += histograms[i].likely;
+        if (threadIdx.x == 0) m.likely[0] = m.likely[1] = 0;
+        clear();
+        if (count > 0) atomicAdd(&m.counts[bin], count);
+        add_mass(&m.mass_low[bin], &m.mass_high[bin], mass);
+        add_mass(&m.likely[0], &m.likely[1], likely);
+        __syncthreads();
+    }
+    // The histogram is that of all tokens. Those in no other bin are the rest, and have no mass.
+    DEVICE void conclude() {
         if (threadIdx.x == 0) m.counts[REST] = vocab - m.counts[REST];
         sum_to(m.whole);
     }
@@ -290,6 +270,7 @@ template <u32 SIZE> struct Search {
         const Range all = {0, 0, 0, vocab - 1, 0, 0, vocab, 0};
         const u32 bin = choose(goal, target, m.whole, all);
         enter(m.whole, bin, all, m.bounds[bin + 1] + 1, m.bounds[bin], 0, vocab - 1);
+        list_chunks(bin);
         // At most four digits of the keys and three of the numbers.
         for (u32 digit = 0; digit < 8; ++digit) {
             const Range r = m.range;
@@ -301,13 +282,15 @@ template <u32 SIZE> struct Search {
         return m.found;
     }
 
-    // The token drawn, where the best has the key `top`.
-    DEVICE u32 draw(const Settings& set, u32 top) {
+    // Where the best has the key `top`.
+    DEVICE void begin(const Settings& set, u32 top) {
         const f32 temperature = fminf(fmaxf(set.temperature, 1.0e-30f), 1.0e30f);
         most = logit_of(top);
         per_temperature = 1.0f / temperature;
         per_bin = static_cast<f32>(REST) / (REACH * temperature);
-        survey(set.min_p);
+    }
+    // The token drawn.
+    DEVICE u32 draw(const Settings& set, u32 top) {
         u64 kept = m.whole.mass[REST];
         u32 token = 0;
         for (i32 goal = TOP_K; goal <= DRAW; ++goal) {

@@ -58,7 +58,6 @@ DEVICE f32 input(const Params& p, const Sequence& s, u32 i, u32 col) {
 
 KERNEL(128, 8)(const __grid_constant__ Params p) {
     grid_wait();
-    grid_release();
     const u32 chunks = (p.channels + 127) / 128;
     const u32 number = blockIdx.x / chunks / p.blocks;
     const u32 col = blockIdx.x % chunks * 128 + threadIdx.x;

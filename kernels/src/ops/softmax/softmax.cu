@@ -21,7 +21,6 @@ KERNEL(THREADS, 1)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     f32* parts = reinterpret_cast<f32*>(smem);
     grid_wait();
-    grid_release();
     const X* x = p.x + blockIdx.x * p.x_stride;
     OUT* out = p.out + blockIdx.x * p.out_stride;
     const u32 first = threadIdx.x * VEC;

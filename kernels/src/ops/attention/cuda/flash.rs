@@ -11,14 +11,10 @@ use crate::spec::{Caps, DType, KernelError};
 
 type Row = Variant<AttentionSpec, CudaLaunch<Attention>>;
 
-pub(super) const FLASH: Row = Variant { name: "flash", reject, est_us: estimate_flash, launch };
+pub(super) const FLASH: Row = Variant { name: "flash", reject: |_, _| None, est_us: estimate_flash, launch };
 
 pub(super) const SPLIT: Row =
     Variant { name: "split", reject: reject_split, est_us: estimate_split, launch: launch_split };
-
-fn reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
-    (spec.kv_dtype == DType::I8).then(|| "keys and values of i8 are not built for CUDA".into())
-}
 
 const THREADS: u32 = 256;
 /// Keys of a tile.
@@ -41,10 +37,7 @@ fn thread_rows(rows: u32) -> u32 {
     if rows <= 16 { 1 } else { 4 }
 }
 
-fn reject_split(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
-    if let Some(why) = reject(spec, caps) {
-        return Some(why);
-    }
+fn reject_split(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
     let rows = rows(spec);
     if spec.head_dim > 256 {
         return Some(format!("head_dim of at most 256, found {}", spec.head_dim).into());

@@ -1,4 +1,4 @@
-//! Tensor cores by mma: `flash_mma.cu`, for many queries and for few.
+//! Tensor cores by mma: `flash_mma.cu`, for many queries and for few, on keys and values of 16 bits or codes of 8 bits.
 
 use super::operands::{Operands, heads_kv, is_empty, most_rows, page, pools};
 use super::{bytes, flash, keys_seen, rows, splits};
@@ -29,25 +29,30 @@ struct Tiles {
     warps_k: u32,
     tile_k: u32,
     slots: u32,
+    codes: bool,
 }
 
 impl Tiles {
     /// Each warp has its own rows: two blocks of them where registers allow and the tensor cores are so fast that keys in
     /// shared memory must be used twice.
-    fn flash(head_dim: u32, rows: u32, caps: &Caps) -> Self {
-        let fast = caps.cuda.shared_memory >= 160 << 10;
+    fn flash(head_dim: u32, rows: u32, codes: bool, caps: &Caps) -> Self {
+        // Codes pass through registers.
+        let fast = caps.cuda.shared_memory >= 160 << 10 && !codes;
         let blocks = if rows > 64 && (head_dim <= 64 || (head_dim <= 128 && fast)) { 2 } else { 1 };
         let tile_k = if head_dim > 128 || (blocks == 2 && head_dim > 64) { 32 } else { 64 };
-        Self { blocks, warps_k: 1, tile_k, slots: 0 }.fill(head_dim, caps)
+        Self { blocks, warps_k: 1, tile_k, slots: 0, codes }.fill(head_dim, caps)
     }
 
     /// All warps have the same rows.
-    fn split(head_dim: u32, caps: &Caps) -> Self {
-        Self { blocks: 1, warps_k: 4, tile_k: 64, slots: 0 }.fill(head_dim, caps)
+    fn split(head_dim: u32, codes: bool, caps: &Caps) -> Self {
+        Self { blocks: 1, warps_k: 4, tile_k: 64, slots: 0, codes }.fill(head_dim, caps)
     }
 
-    /// As many slots as leave room for two blocks in a multiprocessor, whose shared memory is a KiB more than a block's.
+    /// As many slots as leave room for two blocks in a multiprocessor, whose shared memory is a KiB more than a block's; of codes two.
     fn fill(self, head_dim: u32, caps: &Caps) -> Self {
+        if self.codes {
+            return Self { slots: 2, ..self };
+        }
         let half = (caps.cuda.shared_memory as usize - 1024) / 2;
         let fits = |slots: &u32| Self { slots: *slots, ..self }.bytes(head_dim) <= half;
         Self { slots: (2..=4).rev().find(fits).unwrap_or(2), ..self }
@@ -58,22 +63,23 @@ impl Tiles {
         16 * self.blocks * 4 / self.warps_k
     }
 
-    /// Shared memory: queries and the ring; later the sums of four warps.
+    /// Shared memory: queries, the ring and scales of codes in it; later the sums of four warps.
     fn bytes(&self, head_dim: u32) -> usize {
         let dim = head_dim.div_ceil(16) * 16;
         let parts = dim / 8;
         let row = 16 * if parts.is_multiple_of(8) { parts } else { parts | 1 };
-        let staged = (self.tile_q() + self.slots * self.tile_k) * row;
+        let scales = if self.codes { self.slots * self.tile_k * 4 } else { 0 };
+        let staged = (self.tile_q() + self.slots * self.tile_k) * row + scales;
         let sums = if self.warps_k > 1 { 4 * 16 * (dim + 2) * 4 } else { 0 };
         staged.max(sums) as usize
     }
 }
 
 pub(super) fn reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {
-    if spec.x != spec.kv_dtype || !matches!(spec.x, DType::BF16 | DType::F16) {
-        return Some(
-            format!("bf16 or f16 throughout is needed, found {} on {}", spec.x, spec.kv_dtype).into(),
-        );
+    // Powers times scales of values have the range of bf16.
+    if !matches!((spec.x, spec.kv_dtype), (DType::BF16, DType::BF16 | DType::I8) | (DType::F16, DType::F16)) {
+        let found = format!("found {} on {}", spec.x, spec.kv_dtype);
+        return Some(format!("bf16 or f16 throughout, or bf16 on i8 is needed, {found}").into());
     }
     (spec.head_dim > MOST_HEAD_DIM)
         .then(|| format!("head_dim of at most {MOST_HEAD_DIM}, found {}", spec.head_dim).into())
@@ -100,34 +106,42 @@ fn estimate(spec: &AttentionSpec, caps: &Caps, tiles: Tiles, splits: u32) -> f32
 }
 
 fn estimate_flash(spec: &AttentionSpec, caps: &Caps) -> f32 {
-    estimate(spec, caps, Tiles::flash(spec.head_dim, rows(spec), caps), 1)
+    estimate(spec, caps, Tiles::flash(spec.head_dim, rows(spec), spec.kv_dtype == DType::I8, caps), 1)
 }
 
 fn estimate_split(spec: &AttentionSpec, caps: &Caps) -> f32 {
-    estimate(spec, caps, Tiles::split(spec.head_dim, caps), split_parts(spec, caps))
+    let tiles = Tiles::split(spec.head_dim, spec.kv_dtype == DType::I8, caps);
+    estimate(spec, caps, tiles, split_parts(spec, caps))
 }
 
 fn split_parts(spec: &AttentionSpec, caps: &Caps) -> u32 {
-    let tiles = Tiles::split(spec.head_dim, caps);
+    let tiles = Tiles::split(spec.head_dim, spec.kv_dtype == DType::I8, caps);
     splits(spec, caps.units, tiles.tile_q(), tiles.tile_k, 4)
 }
 
 pub(super) fn launch(op: &Attention, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
-    let tiles = Tiles::flash(op.q.size(2) as u32, most_rows(op) as u32, cx.caps());
+    let tiles = Tiles::flash(op.q.size(2) as u32, most_rows(op) as u32, has_codes(op), cx.caps());
     run(op, cx, tiles, 1)
 }
 
 fn launch_split(op: &Attention, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
-    let tiles = Tiles::split(op.q.size(2) as u32, cx.caps());
+    let tiles = Tiles::split(op.q.size(2) as u32, has_codes(op), cx.caps());
     let parts = split_parts(&op.spec()?, cx.caps());
     run(op, cx, tiles, parts)
 }
 
-/// Whether the copies of 16 bytes may be made.
+/// Whether keys and values are codes.
+fn has_codes(op: &Attention) -> bool {
+    pools(op).0.dtype() == DType::I8
+}
+
+/// Whether the copies of 16 bytes may be made, and words of the result be written.
 pub(super) fn aligned(op: &Attention, kernel: &Kernel<'_, '_>) -> Result<bool, KernelError> {
     let (k, v) = pools(op);
     let whole = op.q.size(2).is_multiple_of(8) && kernel.aligned(&op.out, 4)?;
-    Ok(whole && kernel.all_aligned([&op.q, k, v])?)
+    // Codes are read in words.
+    let rows = if has_codes(op) { &[&op.q][..] } else { &[&op.q, k, v][..] };
+    Ok(whole && kernel.all_aligned(rows.iter().copied())?)
 }
 
 fn run(op: &Attention, cx: &mut CudaCx<'_>, tiles: Tiles, splits: u32) -> Result<(), KernelError> {
@@ -159,7 +173,7 @@ fn run(op: &Attention, cx: &mut CudaCx<'_>, tiles: Tiles, splits: u32) -> Result
     }
     let aligned = aligned(op, &kernel)?;
     kernel.define("X", op.q.dtype()).define("HEAD_DIM", head_dim).define("PAGE", page(op));
-    kernel.define("ALIGNED", aligned).define("SOFTCAP", op.softcap > 0.0);
+    kernel.define("ALIGNED", aligned).define("SOFTCAP", op.softcap > 0.0).define("CODES", tiles.codes);
     kernel.define("BLOCKS", tiles.blocks).define("WARPS_K", tiles.warps_k);
     kernel.define("TILE_K", tiles.tile_k).define("SLOTS", tiles.slots);
     kernel.shared(tiles.bytes(head_dim as u32)).dependent();
@@ -177,13 +191,15 @@ mod tests {
         for arch in Arch::ALL {
             let caps = Caps::of_arch(arch);
             for head_dim in 1..=MOST_HEAD_DIM {
-                for tiles in [
-                    Tiles::flash(head_dim, 16, &caps),
-                    Tiles::flash(head_dim, 4096, &caps),
-                    Tiles::split(head_dim, &caps),
-                ] {
-                    let bytes = tiles.bytes(head_dim);
-                    assert!(bytes <= caps.cuda.shared_memory as usize, "{arch}, {head_dim}: {tiles:?}");
+                for codes in [false, true] {
+                    for tiles in [
+                        Tiles::flash(head_dim, 16, codes, &caps),
+                        Tiles::flash(head_dim, 4096, codes, &caps),
+                        Tiles::split(head_dim, codes, &caps),
+                    ] {
+                        let bytes = tiles.bytes(head_dim);
+                        assert!(bytes <= caps.cuda.shared_memory as usize, "{arch}, {head_dim}: {tiles:?}");
+                    }
                 }
             }
         }

@@ -1,5 +1,5 @@
 //! CUDA kernels: tiles of queries and keys by multiply-adds (`flash`) or tensor cores (`flash-mma`, `flash-wgmma`), and few
-//! queries with their keys split among blocks (`split`, `split-mma`).
+//! queries with their keys split among blocks (`split`, `split-mma`). Keys and values of 8 bits are read by all but `flash-wgmma`.
 
 mod flash;
 mod mma;

@@ -10,7 +10,7 @@ use crate::cuda::{CudaCx, Kernel, TensorMap, TensorTile};
 use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionSpec};
 use crate::select::{Reject, Variant};
-use crate::spec::{Arch, Caps, KernelError};
+use crate::spec::{Arch, Caps, DType, KernelError};
 
 pub(super) const FLASH: Variant<AttentionSpec, CudaLaunch<Attention>> =
     Variant { name: "flash-wgmma", reject, est_us: estimate, launch };
@@ -90,6 +90,9 @@ struct Params {
 }
 
 fn reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
+    if spec.kv_dtype == DType::I8 {
+        return Some("for keys and values of 16 bits".into());
+    }
     if caps.cuda.arch != Arch::Sm90a {
         return Some(format!("sm_90a is needed, the device is {}", caps.cuda.arch).into());
     }

@@ -18,8 +18,10 @@ pub(super) const GEMV: Row = Row { name: "gemv", reject, est_us, launch };
 const MOST_ROWS: u32 = 8;
 /// Threads of a block.
 const THREADS: usize = 128;
-/// Bytes of x that a block has in shared memory at most: four blocks find room on every device.
+/// Bytes of x that the loads of a block cover at most: four blocks find room for as much on every device.
 const STAGE: usize = 20 << 10;
+/// Registers of a thread for loads that are under way: what is left where four blocks share a multiprocessor.
+const LOAD_REGISTERS: usize = 40;
 
 /// `Params` of `gemv.cu`.
 #[repr(C)]
@@ -36,9 +38,11 @@ struct Params {
     norm_offset: f32,
     norm_eps: f32,
     k: i32,
+    span: i32,
     group_shift: i32,
     x_type: u32,
     x_aligned: u32,
+    reserved: u32,
 }
 
 /// Weights in 16 bytes.
@@ -85,9 +89,13 @@ fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
 
 fn est_us(spec: &MatmulSpec, caps: &Caps) -> f32 {
     let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
-    // Bytes and words become floats by some instructions each, whatever the rows of x are.
+    // Bytes and words become floats by some instructions each, whatever the rows of x are. A row of x costs each weight a multiply-add,
+    // and two bytes of shared memory: 16 bytes of x meet four weights of two columns. A multiprocessor that starts 128 multiply-adds
+    // a clock reads 128 bytes, so these two bytes take the time of two multiply-adds. Of int4 on a device of 67 TFLOP/s and 3.35 TB/s
+    // (arithmetic: 0.6 of 33.5e12 multiply-adds a second, 0.85 of 6.7e12 weights) one row takes 4 of the 3.5 multiply-adds a weight
+    // that memory leaves time for, two take 5, four 8; of int8 there is time for 7, which three rows take 6 of and four 8.
     let decode = if spec.w.dense().is_some() { 1 } else { 3 };
-    let flops = (2 * (m + decode) * n * k) as f64;
+    let flops = (2 * (m + decode).max(2 * m) * n * k) as f64;
     caps.cuda.estimate_us(spec.w.bytes(n, k) as f64 / 0.85, flops, 0.6 * caps.cuda.f32_tflops)
 }
 
@@ -133,25 +141,35 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
     let columns_of = |columns: usize| segment.cols.div_ceil(THREADS / lanes * columns);
     // Two columns a group of lanes, unless that leaves multiprocessors idle.
     let columns = if op.gated || columns_of(2) >= cx.caps().units { 2 } else { 1 };
-    // Loads under way: as many as a row has, and as x has room.
+    // Loads under way: as many as a row has, and as x and registers have room for.
     let room = STAGE / (4 * rows * lanes * load);
-    let depth = k.div_ceil(lanes * load).min(room).clamp(1, 4);
+    let zeros = format.grouped().is_some_and(|grouped| grouped.zero != Zero::None);
+    // Parts of a lane's 16 bytes with scales of their own.
+    let subs = if format.dense().is_none() && format.group_len(k) < load.min(k) { 2 } else { 1 };
+    let notes = if format.dense().is_some() { 0 } else { subs * if zeros { 2 } else { 1 } };
+    let registers = LOAD_REGISTERS / (columns * (4 + notes));
+    let depth = k.div_ceil(lanes * load).min(room).min(registers).clamp(1, 4);
     let depth = if depth == 3 { 2 } else { depth };
+
+    // Blocks that run at once on a multiprocessor, see the kernel's bounds.
+    let blocks = if rows > 4 { 2 } else { 4 };
+    let grid = columns_of(if op.gated { 1 } else { columns }).min(blocks * cx.caps().units.max(1));
+    // Squares of each row and warp.
+    let aside = if op.norm.is_some() { 4 * rows * THREADS / 32 } else { 0 };
+    let span = span(k, depth * lanes * load, rows, aside, blocks, cx.caps());
 
     let mut kernel = cx.kernel("ops/matmul/gemv.cu");
     let fractions =
         format.grouped().is_some_and(|grouped| matches!(grouped.zero, Zero::Float | Zero::Offset));
-    // Of a lane's 16 bytes.
-    let groups = if format.dense().is_none() && format.group_len(k) < load.min(k) { 2 } else { 1 };
     kernel
         .codes(format)
-        .define("SUBS", groups)
+        .define("SUBS", subs)
+        .define("ZEROS", zeros)
         .define("FRACTIONS", fractions)
         .define("W", w)
         .define("GATED", op.gated);
     kernel.define("M", rows).define("LANES", lanes).define("COLUMNS", columns).define("DEPTH", depth);
-    // x, and a factor for each row.
-    kernel.define("NORM", op.norm.is_some()).shared(4 * rows * (depth * lanes * load + 1)).dependent();
+    kernel.define("NORM", op.norm.is_some()).shared(4 * rows * span + aside).dependent();
     let [w, up] = segment.weights(&kernel)?;
     let address = kernel.address(x)?;
     let norm_weight = op.norm.as_ref().map(|norm| &norm.weight);
@@ -168,10 +186,21 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
         norm_offset: op.norm.as_ref().map_or(0.0, |norm| norm.weight_offset),
         norm_eps: op.norm.as_ref().map_or(0.0, |norm| norm.eps),
         k: k as i32,
+        span: span as i32,
         group_shift: format.group_len(k).next_power_of_two().trailing_zeros() as i32,
         x_type: value_type(Some(x)),
         x_aligned: u32::from(rows_aligned(address, x)),
+        reserved: 0,
     };
-    let groups = THREADS / lanes * if op.gated { 1 } else { columns };
-    kernel.launch([segment.cols.div_ceil(groups) as u32, 1, 1], THREADS as u32, &params)
+    kernel.launch([grid as u32, 1, 1], THREADS as u32, &params)
+}
+
+/// Elements of a row of x in shared memory at a time, a multiple of `stretch`: all `k` where `blocks` blocks of a multiprocessor have room
+/// for those of `rows` rows and `aside` bytes more, else equal parts.
+fn span(k: usize, stretch: usize, rows: usize, aside: usize, blocks: usize, caps: &Caps) -> usize {
+    // A multiprocessor has a KiB more than a block may have, and takes one for each block.
+    let room = (caps.cuda.shared_memory as usize + 1024) / blocks - 1024 - aside;
+    let most = (room / (4 * rows * stretch)).max(1);
+    let stretches = k.div_ceil(stretch).max(1);
+    stretches.div_ceil(stretches.div_ceil(most)) * stretch
 }

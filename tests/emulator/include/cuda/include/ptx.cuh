@@ -68,7 +68,6 @@ template <int WIDTH = 32> f32 warp_max(f32 v) {
 EMULATOR_QUIET void barrier_sync(u32 id, u32 threads) { emulator::named_barrier(id, threads, true); }
 EMULATOR_QUIET void barrier_arrive(u32 id, u32 threads) { emulator::named_barrier(id, threads, false); }
 EMULATOR_QUIET void grid_wait() {}
-EMULATOR_QUIET void grid_release() {}
 
 template <typename T> EMULATOR_QUIET T* in_global(T* p) { return p; }
 EMULATOR_QUIET u32 shared_address(const void* p) { return emulator::shared_address(p); }
