@@ -249,7 +249,7 @@ stream() {
             fi ;;
         python) if bins python; then counted python tests/python.sh; fi ;;
         *)
-            case $1 in cli | search) bins "$1" || return ;; esac
+            case $1 in cli | search | train) bins "$1" || return ;; esac
             case $by_level in
                 *" $1 "*)
                     for level in $(levels); do

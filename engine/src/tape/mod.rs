@@ -6,6 +6,8 @@
 //! gradient in place. What an op overwrites is copied first if the gradient of an earlier op needs it.
 
 mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -98,6 +98,9 @@ struct State {
     rows: usize,
 }
 
+/// Steps whose losses tell what others are held against.
+const EARLY: u64 = 8;
+
 const STATE: &str = "training.json";
 const MOMENTS: &str = "training.bin";
 
@@ -147,8 +150,8 @@ pub fn run(
         watcher.bad_row(*line, why);
     }
     let (mut last, mut checked) = (f64::NAN, None);
-    // What guessing costs, and the least loss so far.
-    let (uniform, mut best) = ((pipeline.model.info().vocab as f64).ln(), f64::INFINITY);
+    // What guessing costs, and the largest of the first losses.
+    let (uniform, mut most) = ((pipeline.model.info().vocab as f64).ln(), 0f64);
     std::thread::scope(|scope| -> Result<()> {
         let (send, receive) = sync_channel(2);
         scope.spawn(move || {
@@ -176,10 +179,12 @@ pub fn run(
             let lines = &prepared.lines;
             let loss = trainer.gradient(cx, &prepared.examples);
             let loss = loss.map_err(|error| at_step(step, lines, error))?;
-            best = best.min(loss.mean());
-            if loss.mean() > 2.0 * best + uniform {
+            if step <= resumed + EARLY {
+                most = most.max(loss.mean());
+            }
+            if loss.mean() > 2.0 * most + 4.0 * uniform {
                 let why = format!(
-                    "the loss rose to {:.2} from {best:.2} nats: a smaller learning rate may help",
+                    "the loss rose to {:.2} from {most:.2} nats: a smaller learning rate may help",
                     loss.mean()
                 );
                 return Err(at_step(step, lines, Error::Train(why)));
