@@ -713,7 +713,7 @@ mod tests {
         for case in cases.into_iter().filter(|case| parts(&case.name)) {
             let gradients = [&case.op.dq, &case.op.dk, &case.op.dv].map(|view| view.clone().expect("all"));
             let before = gradients.clone().map(|view| view.storage().snapshot());
-            let mut run = |threads: usize| {
+            let run = |threads: usize| {
                 for (view, bytes) in gradients.iter().zip(&before) {
                     view.storage().restore(bytes);
                 }

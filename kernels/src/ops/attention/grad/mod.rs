@@ -239,7 +239,7 @@ impl Op for AttentionGrad {
 
 impl AttentionGrad {
     /// Index operands by name.
-    fn indices<'a>(&'a self) -> impl Iterator<Item = (&'a str, &'a View)> {
+    fn indices(&self) -> impl Iterator<Item = (&str, &View)> {
         let of_keys = match &self.kv {
             AttentionKv::Packed { kv_starts, .. } => [Some(("kv_starts", kv_starts)), None],
             AttentionKv::Paged { block_table, kv_lens, .. } => {

@@ -18,10 +18,9 @@ struct Sums {
 }
 
 impl Sums {
-    fn new(len: usize, head_dim: usize) -> Self {
-        let zeros = || vec![0.0; len];
-        let terms = vec![0; len / head_dim.max(1)];
-        Self { values: zeros(), errors: zeros(), magnitudes: zeros(), terms, head_dim }
+    fn new(heads: usize, head_dim: usize) -> Self {
+        let zeros = || vec![0.0; heads * head_dim];
+        Self { values: zeros(), errors: zeros(), magnitudes: zeros(), terms: vec![0; heads], head_dim }
     }
 
     /// Adds `factor`, known to within `error`, times each element of `head` to the head `at`.
@@ -40,10 +39,11 @@ impl Sums {
         let before = io.read(view)?;
         let (mut indices, mut values, mut errors) = (Vec::new(), Vec::new(), Vec::new());
         for (at, &terms) in self.terms.iter().enumerate().filter(|(_, terms)| **terms > 0) {
-            for d in at * self.head_dim..(at + 1) * self.head_dim {
+            let of_head = before.iter().enumerate().skip(at * self.head_dim).take(self.head_dim);
+            for (d, before) in of_head {
                 indices.push(d);
-                values.push(before[d] + self.values[d]);
-                let magnitude = before[d].abs() + self.magnitudes[d] + self.errors[d];
+                values.push(before + self.values[d]);
+                let magnitude = before.abs() + self.magnitudes[d] + self.errors[d];
                 errors.push(self.errors[d] + tolerance::dot(terms + 1, magnitude));
             }
         }
@@ -80,7 +80,8 @@ pub(super) fn reference(op: &AttentionGrad, io: &mut Oracle) -> Result<(), Kerne
     }
     let Keys { k, v, rows } = keys(&forward, io)?;
     let (AttentionKv::Packed { k: keys, .. } | AttentionKv::Paged { k: keys, .. }) = &op.kv;
-    let heads_kv = keys.size(keys.layout().rank() - 2);
+    let last = keys.layout().rank() - 1;
+    let (heads_kv, heads) = (keys.size(last - 1), keys.shape()[..last].iter().product());
     let u = DType::F32.roundoff();
     let dot = |a: &[f64], b: &[f64]| {
         let terms = a.iter().zip(b).map(|(a, b)| a * b);
@@ -88,8 +89,8 @@ pub(super) fn reference(op: &AttentionGrad, io: &mut Oracle) -> Result<(), Kerne
     };
     let place = |at: usize| at * head_dim..(at + 1) * head_dim;
 
-    let mut dq = Sums::new(op.q.len(), head_dim);
-    let (mut dk, mut dv) = (Sums::new(k.len(), head_dim), Sums::new(v.len(), head_dim));
+    let mut dq = Sums::new(tokens * heads_q, head_dim);
+    let (mut dk, mut dv) = (Sums::new(heads, head_dim), Sums::new(heads, head_dim));
     for index in 0..tokens * heads_q {
         let (token, head_q) = (index / heads_q, index % heads_q);
         let Some(seq) =

@@ -56,24 +56,24 @@ fn filters(
             (value, value.abs())
         }
     };
-    let picked = io.pick(d_w.len(), patches);
-    let (mut values, mut errors) = (Vec::with_capacity(picked.len()), Vec::with_capacity(picked.len()));
-    for &index in &picked {
-        let (col, i) = (index / k, index % k);
-        let (c, y, x) = (i / (patch * patch), i / patch % patch, i % patch);
-        let (mut sum, mut magnitude) = (before[index], before[index].abs());
-        for p in 0..patches {
-            let (image, place) = (p / per_image, p % per_image);
-            let (top, left) = (place / across * patch, place % across * patch);
-            let (value, size) = pixel(image, c, top + y, left + x);
-            sum += d_out[p * n + col] * value;
-            magnitude += d_out[p * n + col].abs() * size;
+    let (mut sums, mut sizes): (Vec<f64>, Vec<f64>) = before.iter().map(|v| (*v, v.abs())).unzip();
+    for (p, d_out) in d_out.chunks_exact(n.max(1)).enumerate() {
+        let (image, place) = (p / per_image, p % per_image);
+        let (top, left) = (place / across * patch, place % across * patch);
+        let of = |i: usize| {
+            let (c, y, x) = (i / (patch * patch), i / patch % patch, i % patch);
+            pixel(image, c, top + y, left + x)
+        };
+        let (values, magnitudes): (Vec<f64>, Vec<f64>) = (0..k).map(of).unzip();
+        let rows = sums.chunks_exact_mut(k).zip(sizes.chunks_exact_mut(k));
+        for (&d_out, (sums, sizes)) in d_out.iter().zip(rows) {
+            sums.iter_mut().zip(&values).for_each(|(sum, value)| *sum += d_out * value);
+            sizes.iter_mut().zip(&magnitudes).for_each(|(sum, size)| *sum += d_out.abs() * size);
         }
-        values.push(sum);
-        errors.push(tolerance::dot(patches + 1, magnitude) + 3.0 * DType::F32.roundoff() * magnitude);
     }
-    let indices = (picked.len() < d_w.len()).then_some(picked);
-    io.expect_some(d_w, indices, values, errors);
+    let bound = |size: &f64| tolerance::dot(patches + 1, *size) + 3.0 * DType::F32.roundoff() * size;
+    let errors = sizes.iter().map(bound).collect();
+    io.expect(d_w, sums, errors);
     Ok(())
 }
 

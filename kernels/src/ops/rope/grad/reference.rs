@@ -41,7 +41,7 @@ pub(super) fn reference(op: &RopeGrad, io: &mut Oracle) -> Result<(), KernelErro
     let of_slots =
         |all: Vec<f64>| from.iter().flat_map(|slot| all[slot * row..(slot + 1) * row].to_vec()).collect();
     let indices: Vec<usize> = written.iter().flat_map(|token| token * row..(token + 1) * row).collect();
-    let mut add = |io: &mut Oracle, view: &View, (mut values, mut errors): Bounded| {
+    let add = |io: &mut Oracle, view: &View, (mut values, mut errors): Bounded| {
         let before = io.read(view)?;
         for ((value, error), &index) in values.iter_mut().zip(&mut errors).zip(&indices) {
             *value += before[index];
