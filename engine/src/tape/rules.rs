@@ -21,7 +21,7 @@ pub(super) fn note<O: Op>(cx: &mut Ctx, path: &str, op: &O) -> Result<Note> {
     let taped: Box<dyn Taped> = if let Some(op) = any.downcast_ref::<Matmul>() {
         Box::new(TapedMatmul::new(cx, op)?)
     } else {
-        plain(any).ok_or_else(|| {
+        PLAIN.iter().find_map(|noted| noted(any)).ok_or_else(|| {
             let known = "its gradient is not known; train other parts, or parts behind it";
             Error::Train(format!("{path}: {}: {known}", O::NAME))
         })?
@@ -29,17 +29,21 @@ pub(super) fn note<O: Op>(cx: &mut Ctx, path: &str, op: &O) -> Result<Note> {
     Ok(Note::new(path, taped, None))
 }
 
-/// An op that runs as it is, with its gradient.
-fn plain(op: &dyn Any) -> Option<Box<dyn Taped>> {
-    macro_rules! find {
-        ($($op:ty),+) => {
-            $(if let Some(op) = op.downcast_ref::<$op>() {
-                return Some(Box::new(op.clone()));
-            })+
-        };
-    }
-    find!(Attention, GatherRows, MergePatches, Norm, PatchEmbed, Pointwise, Pool, Rope, ScatterRows);
-    None
+/// Ops that run as they are, with their gradients.
+const PLAIN: [fn(&dyn Any) -> Option<Box<dyn Taped>>; 9] = [
+    noted::<Attention>,
+    noted::<GatherRows>,
+    noted::<MergePatches>,
+    noted::<Norm>,
+    noted::<PatchEmbed>,
+    noted::<Pointwise>,
+    noted::<Pool>,
+    noted::<Rope>,
+    noted::<ScatterRows>,
+];
+
+fn noted<O: Taped + Clone + 'static>(op: &dyn Any) -> Option<Box<dyn Taped>> {
+    op.downcast_ref::<O>().map(|op| Box::new(op.clone()) as Box<dyn Taped>)
 }
 
 /// What ends the gradients of memory that is written anew.
