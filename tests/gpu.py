@@ -4,12 +4,17 @@
 The most valuable results come first; after every step record.json and summary.txt are written anew, whole. Yardsticks of torch
 run between two runs of the kernels, in a process of their own, on random data, cold: operands rotate through more than the caches
 hold, and the launches are one graph, as the kernels' are.
+
+Variables: OCELLI_GPU_ONLY has words with commas between; of the tests only those run whose name contains one of them, and of the steps
+`model` and `wgpu` those that are named. OCELLI_GPU_SHAPES names a file of shapes that is measured in place of the embedded ones.
+OCELLI_GPU_TIME_SCALE is what every time limit is multiplied by.
 """
 import concurrent.futures
 import glob
 import json
 import os
 import re
+import shutil
 import signal
 import site
 import statistics
@@ -24,6 +29,11 @@ SCALE = float(os.environ.get("OCELLI_GPU_TIME_SCALE", "1"))
 BUDGET = 8 * 60 * SCALE
 BIN, OUT = sys.argv[1], sys.argv[2]
 ROOT = os.environ["OCELLI_ROOT"]
+ONLY = [word for word in os.environ.get("OCELLI_GPU_ONLY", "").split(",") if word]
+SHAPES = os.environ.get("OCELLI_GPU_SHAPES")
+KERNELS = os.path.join(OUT, "kernels.log")
+# Has a program end with this one, however that is, where the system knows how.
+WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 
 # Bars: what is measured, with the least ratio to the yardstick or fraction of the roof.
 BARS = [
@@ -37,28 +47,64 @@ BARS = [
     ("int8, fp8 and bf16 GEMV 8192^2, of read bandwidth", lambda op, s: op == "matmul" and s["m"] == 1 and s["k"] == 8192 and s["w"] in ("int8g128", "fp8row", "bf16"), "fraction", 0.85),
 ]
 
-record = {"schema": "ocelli.gpu.v1", "machine": {}, "conformance": {"passed": 0, "failed": 0, "skipped": 0}, "rows": [], "steps": []}
+record = {"schema": "ocelli.gpu.v1", "machine": {}, "conformance": {"passed": 0, "failed": 0, "skipped": 0, "look": 0}, "kernels": {}, "rows": [], "steps": []}
 lines = []
 LOCK = threading.RLock()
 
 
 def write():
     """Writes both files whole."""
-    for name, text in (("record.json", json.dumps(record, indent=1)), ("summary.txt", "\n".join(lines) + "\n")):
-        path = os.path.join(OUT, name)
-        with open(path + ".part", "w") as file:
-            file.write(text)
-        os.replace(path + ".part", path)
+    with LOCK:
+        for name, text in (("record.json", json.dumps(record, indent=1)), ("summary.txt", "\n".join(lines) + "\n")):
+            path = os.path.join(OUT, name)
+            with open(path + ".part", "w") as file:
+                file.write(text)
+            os.replace(path + ".part", path)
 
 
 def say(text):
-    print(text, flush=True)
-    lines.append(text)
-    write()
+    with LOCK:
+        print(text, flush=True)
+        lines.append(text)
+        write()
 
 
 def left():
     return BUDGET - (time.time() - BEGIN)
+
+
+def end(child):
+    """Ends a program and all that it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def begin(command, env=None, **options):
+    """Starts a program in a group of its own."""
+    return subprocess.Popen(WITH_US + command, stdout=subprocess.PIPE, text=True, errors="replace", env={**os.environ, **(env or {})}, cwd=ROOT, start_new_session=True, **options)
+
+
+def told(command, limit, env=None, given=None):
+    """Runs a program for so many seconds at most; (exit code, what it said), 124 where its time was over and 127 where it is not there."""
+    try:
+        child = begin(command, env, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL if given is None else subprocess.PIPE)
+    except OSError as error:
+        return 127, str(error)
+    try:
+        output, errors = child.communicate(given, timeout=limit)
+        code = child.returncode
+    except subprocess.TimeoutExpired:
+        end(child)
+        output, errors = child.communicate()
+        code = 124
+    return code, output + errors
+
+
+def first_object(text):
+    """The JSON object that a program printed, before what it said of other things."""
+    return json.JSONDecoder().raw_decode(text[text.index("{"):])[0]
 
 
 def run(name, command, seconds, env=None):
@@ -68,16 +114,11 @@ def run(name, command, seconds, env=None):
         record["steps"].append({"name": name, "code": None, "seconds": 0})
         say(f"{name}: left out, the time is over")
         return None, ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env={**os.environ, **(env or {})}, cwd=ROOT)
-        code, output = done.returncode, done.stdout + done.stderr
-    except subprocess.TimeoutExpired as late:
-        code, output = 124, ((late.stdout or b"") + (late.stderr or b"")).decode(errors="replace")
-    except OSError as error:
-        code, output = 127, str(error)
+    code, output = told(command, limit, env=env)
     with open(os.path.join(OUT, "steps.log"), "a") as file:
         file.write(f"== {name}: {' '.join(command)}: exit {code}\n{output[-200_000:]}\n")
     record["steps"].append({"name": name, "code": code, "seconds": round(time.time() - start, 1)})
+    write()
     return code, output
 
 
@@ -90,11 +131,14 @@ def machine():
 
 
 def nvrtc():
-    """Where torch's own copy of NVRTC lies, for machines that have no other."""
+    """Where torch's own copy of NVRTC lies, for machines that have no other: of the driver's major version of CUDA, or the newest."""
     places = {*sys.path, *site.getsitepackages(), site.getusersitepackages()}
     found = [path for place in places if place for path in glob.glob(os.path.join(place, "nvidia", "*", "lib", "libnvrtc.so.*"))]
     found = [path for path in found if "builtins" not in path]
-    return max(found, default=None, key=lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(path))])
+    version = lambda path: [int(n) for n in re.findall(r"\d+", os.path.basename(path))]
+    driver = re.match(r"\d+", record["machine"].get("driver", ""))
+    most = 13 if driver and int(driver[0]) >= 580 else 12
+    return max([path for path in found if version(path)[0] <= most] or found, default=None, key=version)
 
 
 def listed(program, choose):
@@ -103,7 +147,7 @@ def listed(program, choose):
     names = re.findall(r"^(\S+): test$", output, re.M)
     if not names:
         say(f"{program}: no tests named {choose}: exit {code}: {output.strip()[-200:]}")
-    return names
+    return [name for name in names if not ONLY or any(word in name for word in ONLY)]
 
 
 def test(program, name, seconds):
@@ -113,26 +157,18 @@ def test(program, name, seconds):
     """
     limit = min(seconds * SCALE, left())
     if limit < 5 * SCALE:
-        return {"name": name, "code": None, "ok": 0, "failed": [], "skipped": [], "seconds": 0}
+        return {"name": name, "code": None, "ok": 0, "failed": [], "skipped": [], "look": [], "seconds": 0}
     start, lines_of = time.time(), []
-    env = {**os.environ, "OCELLI_REQUIRE": "cuda", "OCELLI_EACH_CASE": "1"}
     command = [os.path.join(BIN, program), "--exact", name, "--nocapture", "--test-threads", "1"]
     try:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env, cwd=ROOT, start_new_session=True)
+        child = begin(command, {"OCELLI_REQUIRE": "cuda", "OCELLI_EACH_CASE": "1"}, stderr=subprocess.STDOUT)
     except OSError as error:
-        return {"name": name, "code": 127, "ok": 0, "failed": [str(error)], "skipped": [], "seconds": 0}
-
-    def end():
-        try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-
-    late = threading.Timer(limit, end)
+        return {"name": name, "code": 127, "ok": 0, "failed": [str(error)], "skipped": [], "look": [], "seconds": 0}
+    late = threading.Timer(limit, end, [child])
     late.start()
     for line in child.stdout:
-        # The test program begins the line in which its first case is told.
-        if line.startswith("test ") and " ... case: " in line:
+        # The test program begins the line in which its first case is told, or what else it says first.
+        if line.startswith("test ") and re.search(r" \.\.\. (case|look|skipped): ", line):
             line = line.split(" ... ", 1)[1]
         lines_of.append(line)
         if line.startswith("case: "):
@@ -148,10 +184,11 @@ def test(program, name, seconds):
     elif code != 0 and not failed:
         failed.append(f"{name}: exit {code}: {''.join(lines_of).strip()[-300:]}")
     skipped = [line.strip() for line in lines_of if line.strip().startswith("skipped: ")]
+    look = [line.strip()[len("look: "):] for line in lines_of if line.strip().startswith("look: ")]
     with LOCK, open(os.path.join(OUT, "steps.log"), "a") as file:
         file.write(f"== {name}: exit {code}\n{''.join(line for line in lines_of if not line.startswith('case: '))[-100_000:]}\n")
     return {"name": name, "code": 124 if over else code, "ok": len(cases) - len([case for case in cases if ": FAILED: " in case]),
-            "failed": failed, "skipped": skipped, "seconds": round(time.time() - start, 1)}
+            "failed": failed, "skipped": skipped, "look": look, "seconds": round(time.time() - start, 1)}
 
 
 def note(result):
@@ -161,12 +198,36 @@ def note(result):
         record["steps"].append({key: result[key] for key in ("name", "code", "seconds")})
         counts["passed"] += result["ok"] + (1 if result["code"] == 0 and not result["ok"] and not result["skipped"] else 0)
         counts["failed"] += len(result["failed"])
+        counts["look"] += len(result["look"])
         counts["skipped"] += len(result["skipped"]) + (1 if result["code"] is None else 0)
         word = "left out, the time is over" if result["code"] is None else f"{result['ok']} cases, {len(result['failed'])} failed"
         say(f"{result['name']}: {word}, {result['seconds']} s")
         for failure in result["failed"][:5]:
             say("  " + failure[:400])
+        for look in result["look"][:5]:
+            say("  LOOK " + look[:400])
+        sources()
     return not result["failed"]
+
+
+def sources():
+    """Counts where kernels came from: the pack (ahead), or the compiler of this machine."""
+    if not os.path.exists(KERNELS):
+        return
+    with open(KERNELS, errors="replace") as file:
+        words = [line.rstrip("\n").partition(" ") for line in file if line.endswith("\n")]
+    ahead = {key for origin, _, key in words if origin == "ahead"}
+    compiled = {key for origin, _, key in words if origin != "ahead"} - ahead
+    record["kernels"] = {"ahead": len(ahead), "compiled": len(compiled), "compiled_names": sorted(compiled)[:100]}
+
+
+def tell_sources():
+    sources()
+    counts = record["kernels"]
+    if counts:
+        say(f"kernels: {counts['ahead']} from the pack, {counts['compiled']} compiled here")
+        for name in counts["compiled_names"][:5]:
+            say("  compiled here: " + name[:300])
 
 
 # Small kernels first: what fails there would fail the others in ways that are harder to read.
@@ -193,11 +254,13 @@ def bench(backend, arguments, seconds):
     lines_at = os.path.join(OUT, "rows.jsonl")
     before = os.path.getsize(lines_at) if os.path.exists(lines_at) else 0
     command = [os.path.join(BIN, "ocelli"), "bench", "kernels", "--backend", backend, "--json", "--keep-going", "--rows", lines_at, "--limit", str(max(5, int(seconds) - 25))]
+    if SHAPES:
+        command += ["--shapes", SHAPES]
     code, output = run(f"bench {backend}", command + arguments, seconds)
     if code is None:
         return None
     try:
-        return json.loads(output[output.index("{"):output.rindex("}") + 1])
+        return first_object(output)
     except ValueError:
         pass
     say(f"bench {backend}: exit {code}, no record at its end: {output.strip()[-400:]}")
@@ -279,15 +342,11 @@ def wants_yardstick(row):
 
 def yardsticks(rows):
     start = time.time()
-    try:
-        done = subprocess.run([sys.executable, "-c", YARDSTICK], input=json.dumps(rows), capture_output=True, text=True, timeout=max(5 * SCALE, min(90 * SCALE, left())))
-        text = done.stdout
-        record["steps"].append({"name": "yardsticks", "code": done.returncode, "seconds": round(time.time() - start, 1)})
-        if "RESULT" in text:
-            return json.loads(text.split("RESULT")[1])
-        say("yardsticks: none: " + done.stderr.strip()[-200:])
-    except subprocess.TimeoutExpired:
-        say("yardsticks: the time is over")
+    code, text = told([sys.executable, "-c", YARDSTICK], max(5 * SCALE, min(90 * SCALE, left())), given=json.dumps(rows))
+    record["steps"].append({"name": "yardsticks", "code": code, "seconds": round(time.time() - start, 1)})
+    if "RESULT" in text:
+        return json.loads(text.split("RESULT")[1].splitlines()[0])
+    say("yardsticks: the time is over" if code == 124 else "yardsticks: none: " + text.strip()[-200:])
     return [None] * len(rows)
 
 
@@ -334,7 +393,7 @@ def model():
         return say("model: the checkpoint could not be made (needs torch, transformers)")
     code, output = run("bench model", [os.path.join(BIN, "ocelli"), "bench", "model", "--backend", "cuda", "--dtype", "bf16", "--json", "--model", place], 60)
     try:
-        record["model"] = json.loads(output[output.index("{"):output.rindex("}") + 1])
+        record["model"] = first_object(output)
         say("model: " + json.dumps(record["model"].get("rates", record["model"]))[:400])
     except ValueError:
         say(f"model: exit {code}: {output.strip()[-300:]}")
@@ -342,26 +401,32 @@ def model():
 
 def main():
     os.makedirs(OUT, exist_ok=True)
+    os.environ["OCELLI_KERNEL_LOG"] = KERNELS
+    write()
     machine()
     if "OCELLI_NVRTC" not in os.environ and nvrtc():
         os.environ["OCELLI_NVRTC"] = nvrtc()
     green = conformance("cuda", "gpu::", 110)
     green &= conformance("golden", "on_a_gpu", 90)
     kernels()
-    sanitizer = subprocess.run(["which", "compute-sanitizer"], capture_output=True).returncode == 0
-    if sanitizer:
+    if shutil.which("compute-sanitizer"):
         program = os.path.join(BIN, "cuda")
         for op in ("norm", "matmul", "attention"):
+            if ONLY and op not in ONLY:
+                continue
             code, output = run(f"compute-sanitizer {op}", ["compute-sanitizer", "--error-exitcode", "9", program, f"gpu::{op}::"], 30, {"OCELLI_CASE": "random"})
             say(f"compute-sanitizer {op}: exit {code}")
             green &= code in (0, 124, None)
-    model()
-    wgpu = bench("wgpu", ["--only", "square"], 40)
+    if not ONLY or "model" in ONLY:
+        model()
+    wgpu = bench("wgpu", ["--only", "square"], 40) if not ONLY or "wgpu" in ONLY else None
     if wgpu:
         record["wgpu"] = wgpu
         say(f"wgpu: {wgpu['machine'].get('adapter', {}).get('name')}, {len(wgpu['rows'])} rows")
+    tell_sources()
     counts = record["conformance"]
-    say(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    look = f", {counts['look']} to look at" if counts["look"] else ""
+    say(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped{look}")
     return 0 if green and counts["failed"] == 0 else 1
 
 

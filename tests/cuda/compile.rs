@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use ocelli_kernels::conformance::cuda_kernels;
+use ocelli_kernels::conformance::{CaseCx, cuda_kernels};
 use ocelli_kernels::cuda::nvrtc::Nvrtc;
 use ocelli_kernels::cuda::{KernelKey, source};
-use ocelli_kernels::{Arch, BackendOp, OpVisitor, for_each_op};
+use ocelli_kernels::{Arch, BackendOp, Caps, OpVisitor, for_each_op};
 
 use super::{SEED, required};
 
@@ -28,7 +28,7 @@ struct Add {
 
 impl OpVisitor for Add {
     fn visit<O: BackendOp>(&mut self) {
-        match cuda_kernels::<O>(self.arch, SEED, None) {
+        match cuda_kernels::<O>(&Caps::of_arch(self.arch), CaseCx::shapes(SEED), None) {
             Ok(rows) => {
                 self.all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys)));
             }

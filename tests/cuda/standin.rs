@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use libloading::Library;
-use ocelli_kernels::conformance::{Part, Plan, cuda_kernels, run_cuda};
+use ocelli_kernels::conformance::{CaseCx, Part, Plan, cuda_kernels, run_cuda};
 use ocelli_kernels::cuda::cubin::Cubins;
 use ocelli_kernels::cuda::{CudaOp, CudaStream, KernelKey, PlanDriver};
 use ocelli_kernels::ops::{GatherRows, Matmul, Rope};
@@ -29,7 +29,7 @@ const PRODUCT: &str = "aligned 64x128x64";
 
 /// The keys of some cases of an op.
 fn keys<O: CudaOp>(only: Option<&str>) -> BTreeSet<KernelKey> {
-    let of = cuda_kernels::<O>(ARCH, SEED, only).expect("keys");
+    let of = cuda_kernels::<O>(&Caps::of_arch(ARCH), CaseCx::shapes(SEED), only).expect("keys");
     of.into_values().flatten().collect()
 }
 
@@ -78,13 +78,41 @@ fn recorded_launches_run_again() {
     }
 }
 
+/// Where a driver refuses to record launches that overlap, they are recorded once more without that; and a switch has none overlap.
+#[test]
+fn recorded_launches_go_without_overlap() {
+    let graphs = |how: &str, switch: &str| {
+        let variables = [("OCELLI_STANDIN_OVERLAP", how), ("OCELLI_CUDA_DEPENDENT", switch)];
+        on_stand_in("standin::in_a_process::graphs", &gather_keys(), &variables)
+    };
+    let Some(done) = graphs("", "") else { return };
+    done.well();
+    assert!(done.report["overlapping_launches"].as_i64() > Some(2), "{}", done.report);
+    for how in ["launch", "instantiate"] {
+        let done = graphs(how, "").expect("a compiler");
+        done.well();
+        assert_eq!(done.report["overlaps_refused"], 1, "tried once: {}", done.report);
+    }
+    let done = graphs("never", "0").expect("a compiler");
+    done.well();
+    assert_eq!(done.report["overlapping_launches"], 0);
+}
+
+#[test]
+fn nothing_else_happens_while_launches_are_recorded() {
+    if let Some(done) = on_stand_in("standin::in_a_process::work_beside_a_recording", &gather_keys(), &[]) {
+        done.well();
+    }
+}
+
 /// An out-of-memory error is one error; what ends a device, and a kernel that never ends, end the run at once. (The first case launches
 /// nothing, so three pass before the third launch.)
 #[test]
 fn planted_failures_are_one_clear_error() {
     let gather = keys::<GatherRows>(None);
     let planted = |variables: &[(&str, &str)]| on_stand_in("gpu::gather_rows::whole", &gather, variables);
-    let Some(done) = planted(&[("OCELLI_STANDIN_FAIL", "cuMemAlloc:4:2")]) else { return };
+    let few = ("OCELLI_CASE", "1 of 1x1 f32");
+    let Some(done) = planted(&[("OCELLI_STANDIN_FAIL", "cuMemAlloc:4:2"), few]) else { return };
     done.fails(&["1 failed", "out of memory"]);
     let lost = planted(&[("OCELLI_STANDIN_FAIL", "cuLaunchKernelEx:3:719")]).expect("a compiler");
     lost.fails(&["1 failed, 3 passed", "device lost"]);
@@ -93,6 +121,16 @@ fn planted_failures_are_one_clear_error() {
     assert!(hangs.took < Duration::from_secs(20), "{:?}", hangs.took);
     let old = planted(&[("OCELLI_STANDIN_VERSION", "11080")]).expect("a compiler");
     old.fails(&["12.0 or later is needed"]);
+    for name in ["cuInit", "cuDriverGetVersion"] {
+        let stub = planted(&[("OCELLI_STANDIN_FAIL", &format!("{name}:1:34"))]).expect("a compiler");
+        stub.fails(&["the stub of a CUDA toolkit", "LD_LIBRARY_PATH"]);
+    }
+    // Code of a compiler that is newer than the driver.
+    for code in [200, 209, 222] {
+        let plant = format!("cuModuleLoadData:1:{code}");
+        let refused = planted(&[("OCELLI_STANDIN_FAIL", &*plant), few]).expect("a compiler");
+        refused.fails(&["1 failed", "the driver knows CUDA 12.8; its code was compiled ahead"]);
+    }
 }
 
 /// The stand-in finds what breaks the driver's rules.
@@ -250,6 +288,37 @@ mod in_a_process {
             elsewhere: Some(&older),
         };
         run_cuda::<Matmul>(&device, plan).settle("matmul", false);
+    }
+
+    #[test]
+    fn work_beside_a_recording() {
+        if !is_on() {
+            return;
+        }
+        let device = gpu().expect("the stand-in");
+        let mut stream = device.queue();
+        let (op, table) = gather(&mut stream);
+        let row = &GatherRows::cuda_variants().expect("kernels")[0];
+        stream.launch::<GatherRows>(&op, row).expect("a launch");
+        stream.record().expect("a recording");
+        let mut bytes = [0; 4 * 64 * 4];
+        for refused in [
+            stream.alloc(16).map(drop),
+            stream.write(&table, &bytes),
+            stream.read(&table, &mut bytes),
+            stream.fetch(&table).map(drop),
+            stream.sync(),
+            stream.driver().clock().map(drop),
+            stream.record(),
+        ] {
+            let text = refused.expect_err("other work").to_string();
+            assert!(text.contains("while launches are recorded"), "{text}");
+        }
+        stream.launch::<GatherRows>(&op, row).expect("a launch");
+        let graph = stream.recorded().expect("what was recorded is whole");
+        assert!(stream.recorded().is_err(), "nothing is recorded any more");
+        stream.replay(&graph).expect("a replay");
+        stream.read(&table, &mut bytes).expect("a read");
     }
 
     #[test]

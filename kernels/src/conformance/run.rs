@@ -295,7 +295,7 @@ impl<O: Op> Listed<O> {
     ) {
         for variant in rows {
             let result = run(variant).map_err(|error| {
-                report.over |= matches!(error, KernelError::Lost { .. } | KernelError::Timeout { .. });
+                report.over |= error.ends_device();
                 error.to_string()
             });
             let checked = result.and_then(|after| ready.memory.check(&after, &ready.expected));
@@ -445,17 +445,17 @@ pub fn run_cuda<O: crate::cuda::CudaOp>(device: &crate::cuda::CudaDevice, plan: 
     run_copies(&mut device.queue(), O::cuda_variants(), plan, |stream, op, row| stream.launch::<O>(op, row))
 }
 
-/// The kernels that the cases of an op whose name contains `only` ask for on a device of an architecture, by variant.
+/// The kernels that the cases of an op whose name contains `only` ask for on a device of these capabilities, by variant. The cases are
+/// those that `cx` makes: [`CaseCx::new`] with a run's seed gives those of that run.
 #[cfg(feature = "cuda")]
 pub fn cuda_kernels<O: crate::cuda::CudaOp>(
-    arch: crate::spec::Arch,
-    seed: u64,
+    caps: &Caps,
+    mut cx: CaseCx,
     only: Option<&str>,
 ) -> Result<BTreeMap<&'static str, std::collections::BTreeSet<crate::cuda::KernelKey>>, KernelError> {
     use crate::cuda::{CudaStream, PlanDriver};
     use crate::op::Queue;
 
-    let mut cx = CaseCx::shapes(seed);
     let mut all: BTreeMap<_, std::collections::BTreeSet<_>> = BTreeMap::new();
     for Case { mut op, name } in O::cases(&mut cx) {
         if only.is_some_and(|only| !name.contains(only)) {
@@ -463,8 +463,8 @@ pub fn cuda_kernels<O: crate::cuda::CudaOp>(
         }
         let spec = op.spec().map_err(|error| error.of_op(O::NAME))?;
         for row in O::cuda_variants().unwrap_or_default() {
-            let plan = Arc::new(PlanDriver::of_arch(arch));
-            if (row.reject)(&spec, crate::cuda::Driver::caps(&*plan)).is_some() {
+            let plan = Arc::new(PlanDriver::new(caps.clone()));
+            if (row.reject)(&spec, caps).is_some() {
                 all.entry(row.name).or_default();
                 continue;
             }

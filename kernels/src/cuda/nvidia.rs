@@ -1,7 +1,12 @@
 //! The real device: NVIDIA's driver API.
 
+mod context;
+mod pinned;
+mod recording;
+
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -9,6 +14,9 @@ use cudarc::driver::sys::{
     self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as FunctionAttribute, CUresult,
 };
 
+use self::context::{Context, Event, said};
+use self::pinned::{NvidiaFetch, Pinned, Ring, SMALL};
+use self::recording::{Graph, Recording};
 use super::ahead::Ahead;
 use super::cubin::Cubins;
 use super::driver::{Driver, KernelId, Launch, TensorDesc, TensorMap};
@@ -25,14 +33,11 @@ const DEPENDENT_DRIVER: i32 = 12_030;
 const STAGE: usize = 8 << 20;
 /// Copies that may be on their way at once.
 const STAGES: usize = 2;
-/// Bytes of the pinned memory that small writes go through, in two halves, and the largest of them.
-const RING: usize = 4 << 20;
-const SMALL: usize = 64 << 10;
-/// How long the host waits for the device before an error says so, in seconds, unless `OCELLI_CUDA_TIMEOUT` says otherwise.
-const TIMEOUT: u64 = 60;
-/// How long it waits without giving its core away.
-const SPIN: Duration = Duration::from_micros(200);
-
+/// `0` here has no kernel start before the one before it has ended.
+const DEPENDENT_ENV: &str = "OCELLI_CUDA_DEPENDENT";
+/// What the functions of a toolkit's stub library say.
+const STUB: &str = "the first libcuda that was found is the stub of a CUDA toolkit, which is there for linking alone: take its folder \
+                    (`stubs`) out of LD_LIBRARY_PATH, or put that of the driver's own libcuda before it";
 /// A device of this machine before it is opened.
 pub(super) struct Found {
     pub name: String,
@@ -50,9 +55,13 @@ fn driver_version() -> Result<i32, String> {
                 return Err("no NVIDIA driver was found (libcuda)".into());
             }
             let mut version = 0;
+            let answers = |what: &str, result: CUresult| match result {
+                CUresult::CUDA_ERROR_STUB_LIBRARY => Err(STUB.to_owned()),
+                result => said(what, result),
+            };
             // SAFETY: both functions may be called before all others; one integer is written.
             unsafe {
-                said("cuDriverGetVersion", sys::cuDriverGetVersion(&mut version))?;
+                answers("cuDriverGetVersion", sys::cuDriverGetVersion(&mut version))?;
                 if version < OLDEST_DRIVER {
                     return Err(format!(
                         "the NVIDIA driver knows CUDA {}.{}; 12.0 or later is needed",
@@ -60,7 +69,7 @@ fn driver_version() -> Result<i32, String> {
                         version % 1000 / 10
                     ));
                 }
-                said("cuInit", sys::cuInit(0))?;
+                answers("cuInit", sys::cuInit(0))?;
             }
             Ok(version)
         })
@@ -132,248 +141,9 @@ fn caps(found: &Found, version: i32) -> Result<Caps, String> {
     })
 }
 
-fn timeout() -> Duration {
-    static SECONDS: OnceLock<Duration> = OnceLock::new();
-    let read = || std::env::var("OCELLI_CUDA_TIMEOUT").ok()?.parse().ok().filter(|seconds| *seconds > 0);
-    *SECONDS.get_or_init(|| Duration::from_secs(read().unwrap_or(TIMEOUT)))
-}
-
-/// What the driver says of a result.
-fn said(what: &str, result: CUresult) -> Result<(), String> {
-    if result == CUresult::CUDA_SUCCESS {
-        return Ok(());
-    }
-    let mut text = std::ptr::null();
-    // SAFETY: the function gives a static string for every known code and a null pointer for others.
-    let text = unsafe {
-        if sys::cuGetErrorString(result, &mut text) == CUresult::CUDA_SUCCESS && !text.is_null() {
-            CStr::from_ptr(text).to_string_lossy().into_owned()
-        } else {
-            format!("{result:?}")
-        }
-    };
-    Err(format!("{what}: {text}"))
-}
-
-/// Context and queue; ends with the last that uses them.
-struct Context {
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
-    name: String,
-    /// What ended it: the device is lost, or does not answer. From then on nothing is asked of it, and what it holds is left to it:
-    /// to wait for a kernel that hangs is to wait for ever.
-    gone: OnceLock<String>,
-}
-
-// SAFETY: handles of the driver, which may be used from every thread.
-unsafe impl Send for Context {}
-// SAFETY: as above.
-unsafe impl Sync for Context {}
-
-impl Context {
-    fn open(device: sys::CUdevice, name: String) -> Result<Self, String> {
-        let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the driver is initialized, the device its own; the handles are written before they are used.
-        unsafe {
-            said("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
-            said("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
-            // CU_STREAM_NON_BLOCKING
-            said("cuStreamCreate", sys::cuStreamCreate(&mut stream, 1))?;
-        }
-        Ok(Self { device, context, stream, name, gone: OnceLock::new() })
-    }
-
-    /// Notes that nothing more is to be asked of the device.
-    fn leave(&self, what: impl Into<String>) {
-        let _ = self.gone.set(what.into());
-    }
-
-    fn is_gone(&self) -> bool {
-        self.gone.get().is_some()
-    }
-
-    /// Makes this the context of the calling thread. Errors once the device is gone.
-    fn enter(&self) -> Result<(), KernelError> {
-        if let Some(what) = self.gone.get() {
-            let (device, doing) = (self.name.clone(), "asked again".to_owned());
-            return Err(KernelError::Lost { device, what: what.clone(), doing });
-        }
-        // SAFETY: the context is alive.
-        self.check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.context) })
-    }
-
-    fn check(&self, what: &str, result: CUresult) -> Result<(), KernelError> {
-        let Err(text) = said(what, result) else { return Ok(()) };
-        Err(match result {
-            CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUresult::CUDA_ERROR_LAUNCH_FAILED
-            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUresult::CUDA_ERROR_ASSERT => {
-                self.leave(text.clone());
-                KernelError::Lost { device: self.name.clone(), what: text, doing: what.to_owned() }
-            }
-            _ => KernelError::Device(format!("{}: {text}", self.name)),
-        })
-    }
-
-    fn event(self: &Arc<Self>, timing: bool) -> Result<Event, KernelError> {
-        let mut event = std::ptr::null_mut();
-        self.enter()?;
-        // CU_EVENT_DISABLE_TIMING is 2.
-        // SAFETY: the context is current; one handle is written.
-        self.check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, if timing { 0 } else { 2 }) })?;
-        Ok(Event { event, context: self.clone() })
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        if self.is_gone() {
-            return;
-        }
-        // SAFETY: nobody holds the context any more; the stream belongs to it.
-        unsafe {
-            sys::cuCtxSetCurrent(self.context);
-            sys::cuStreamSynchronize(self.stream);
-            sys::cuStreamDestroy_v2(self.stream);
-            sys::cuDevicePrimaryCtxRelease_v2(self.device);
-        }
-    }
-}
-
-/// A point in the queue.
-struct Event {
-    event: sys::CUevent,
-    context: Arc<Context>,
-}
-
-// SAFETY: a handle of the driver, which may be used from every thread.
-unsafe impl Send for Event {}
-// SAFETY: as above.
-unsafe impl Sync for Event {}
-
-impl Event {
-    fn record(&self) -> Result<(), KernelError> {
-        self.context.enter()?;
-        // SAFETY: event and stream are alive.
-        self.context.check("cuEventRecord", unsafe { sys::cuEventRecord(self.event, self.context.stream) })
-    }
-
-    fn wait(&self, doing: &str) -> Result<(), KernelError> {
-        self.context.enter()?;
-        let start = Instant::now();
-        loop {
-            // SAFETY: the event is alive.
-            let result = unsafe { sys::cuEventQuery(self.event) };
-            if result != CUresult::CUDA_ERROR_NOT_READY {
-                return self.context.check(doing, result);
-            }
-            let waited = start.elapsed();
-            if waited > timeout() {
-                self.context.leave(format!("no answer in {:.0} s ({doing})", waited.as_secs_f64()));
-                return Err(KernelError::Timeout {
-                    device: self.context.name.clone(),
-                    seconds: waited.as_secs_f64(),
-                    doing: doing.to_owned(),
-                });
-            }
-            if waited < SPIN { std::hint::spin_loop() } else { std::thread::sleep(Duration::from_micros(20)) }
-        }
-    }
-}
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        if self.context.is_gone() {
-            return;
-        }
-        // SAFETY: the event is alive and used no more.
-        unsafe {
-            sys::cuCtxSetCurrent(self.context.context);
-            sys::cuEventDestroy_v2(self.event);
-        }
-    }
-}
-
-/// Host memory that the device copies from and to by itself.
-struct Pinned {
-    base: *mut u8,
-    len: usize,
-    done: Event,
-}
-
-// SAFETY: the memory belongs to this value alone.
-unsafe impl Send for Pinned {}
-
-impl Pinned {
-    fn new(context: &Arc<Context>, len: usize) -> Result<Self, KernelError> {
-        let done = context.event(false)?;
-        let mut base: *mut c_void = std::ptr::null_mut();
-        // SAFETY: the context is current since `event`; one pointer is written.
-        match unsafe { sys::cuMemHostAlloc(&mut base, len, 0) } {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                Err(KernelError::OutOfMemory { bytes: len, device: "the host (pinned memory)".into() })
-            }
-            result => {
-                context.check("cuMemHostAlloc", result)?;
-                Ok(Self { base: base.cast(), len, done })
-            }
-        }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: `len` bytes from `base` on are allocated, and copies by the device have been waited for.
-        unsafe { std::slice::from_raw_parts_mut(self.base, self.len) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // Memory that the device may still write to is nobody else's.
-        if self.done.wait("freeing pinned memory").is_err() {
-            return;
-        }
-        // SAFETY: allocated by `cuMemHostAlloc`; the device is done with it.
-        unsafe { sys::cuMemFreeHost(self.base.cast()) };
-    }
-}
-
-/// Pinned memory for small writes. The host waits only when it comes back to a half that the device has not read yet, many writes
-/// later.
-struct Ring {
-    halves: [Pinned; 2],
-    half: usize,
-    used: usize,
-}
-
-impl Ring {
-    fn new(context: &Arc<Context>) -> Result<Self, KernelError> {
-        let half = || Pinned::new(context, RING / 2);
-        Ok(Self { halves: [half()?, half()?], half: 0, used: 0 })
-    }
-
-    /// Memory for `len` bytes, at most `SMALL`.
-    fn take(&mut self, len: usize) -> Result<&mut [u8], KernelError> {
-        if self.used + len > RING / 2 {
-            self.halves[self.half].done.record()?;
-            self.half = 1 - self.half;
-            self.used = 0;
-            self.halves[self.half].done.wait("copying to the device")?;
-        }
-        let start = self.used;
-        self.used += len.next_multiple_of(16);
-        Ok(&mut self.halves[self.half].bytes()[start..start + len])
-    }
-}
-
 /// A loaded kernel.
 #[derive(Clone, Copy)]
-struct Function {
+pub(super) struct Function {
     function: sys::CUfunction,
     path: &'static str,
 }
@@ -387,8 +157,11 @@ unsafe impl Sync for Function {}
 pub(super) struct Nvidia {
     caps: Caps,
     /// Whether a kernel may start before the one before it has ended.
-    dependent: bool,
+    dependent: AtomicBool,
     context: Arc<Context>,
+    /// The launches that are being recorded.
+    recording: Mutex<Option<Recording>>,
+    sources: Arc<Cubins>,
     cubins: Ahead,
     loaded: Mutex<HashMap<KernelKey, KernelId>>,
     functions: RwLock<Vec<Function>>,
@@ -397,6 +170,18 @@ pub(super) struct Nvidia {
     spare: Arc<Mutex<Spares<Pinned>>>,
     compile_time: Mutex<Duration>,
     start: OnceLock<Event>,
+}
+
+/// Whether a driver refuses machine code for what it is.
+fn is_refusal(result: CUresult) -> bool {
+    matches!(
+        result,
+        CUresult::CUDA_ERROR_INVALID_IMAGE
+            | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | CUresult::CUDA_ERROR_INVALID_PTX
+            | CUresult::CUDA_ERROR_NOT_SUPPORTED
+    )
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -416,10 +201,15 @@ impl Nvidia {
         let (caps, version, context) =
             open().map_err(|what: String| KernelError::Device(format!("backend cuda: {what}")))?;
         let arch = caps.cuda.arch;
+        let sources = Arc::new(cubins.for_driver(version.unsigned_abs() / 1000));
+        let cubins = sources.clone();
+        let wanted = std::env::var(DEPENDENT_ENV).as_deref() != Ok("0");
         Ok(Self {
             caps,
-            dependent: version >= DEPENDENT_DRIVER,
+            dependent: AtomicBool::new(wanted && version >= DEPENDENT_DRIVER),
             context: Arc::new(context),
+            recording: Mutex::default(),
+            sources,
             cubins: Ahead::new(move |key| cubins.get(key, arch).map(|(code, _)| code)),
             loaded: Mutex::default(),
             functions: RwLock::default(),
@@ -437,12 +227,19 @@ impl Nvidia {
         let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
         let name = CString::new(ENTRY).map_err(|error| KernelError::Device(error.to_string()))?;
         let most = self.caps.cuda.shared_memory as i32;
-        // SAFETY: the code is a whole cubin; handles are written before they are used; modules live as long as the process.
+        // SAFETY: the code is a whole cubin; one handle is written.
+        let loaded = unsafe { sys::cuModuleLoadData(&mut module, bytes.as_ptr().cast()) };
+        if is_refusal(loaded) {
+            let made = self.sources.maker(key, self.caps.cuda.arch);
+            let text = said("cuModuleLoadData", loaded).err().unwrap_or_default();
+            return Err(KernelError::Device(format!(
+                "{}: {key}: {text}: the driver knows {}; {made}",
+                self.caps.device, self.caps.driver
+            )));
+        }
+        self.context.check(&format!("{key}: cuModuleLoadData"), loaded)?;
+        // SAFETY: the module is alive, and lives as long as the process; the handle is written before it is used.
         unsafe {
-            self.context.check(
-                &format!("{key}: cuModuleLoadData"),
-                sys::cuModuleLoadData(&mut module, bytes.as_ptr().cast()),
-            )?;
             self.context.check(
                 &format!("{key}: cuModuleGetFunction"),
                 sys::cuModuleGetFunction(&mut function, module, name.as_ptr()),
@@ -458,51 +255,89 @@ impl Nvidia {
         Ok(KernelId(functions.len() - 1))
     }
 
+    /// Launches a kernel now.
+    fn start(&self, function: Function, launch: &Launch<'_>, dependent: bool) -> Result<(), KernelError> {
+        let mut attributes: [sys::CUlaunchAttribute; 3] = [
+            // SAFETY: plain data, for which zeros are a value.
+            unsafe { std::mem::zeroed() },
+            // SAFETY: as above.
+            unsafe { std::mem::zeroed() },
+            // SAFETY: as above.
+            unsafe { std::mem::zeroed() },
+        ];
+        let mut count = 0;
+        use sys::CUlaunchAttributeID as Id;
+        if launch.cluster > 1 {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes[count].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
+            count += 1;
+        }
+        if dependent {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes[count].value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        if launch.cooperative {
+            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[count].value.cooperative = 1;
+            count += 1;
+        }
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared,
+            hStream: self.context.stream,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: count as u32,
+        };
+        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel takes one struct, of which `params` is the bytes; the driver copies it before it returns.
+        let result = unsafe {
+            sys::cuLaunchKernelEx(&config, function.function, params.as_mut_ptr(), std::ptr::null_mut())
+        };
+        self.context.check(function.path, result)
+    }
+
+    /// Errors while launches are recorded: other work would be taken for a part of them.
+    fn not_recording(&self, what: &str) -> Result<(), KernelError> {
+        match &*lock(&self.recording) {
+            None => Ok(()),
+            Some(_) => Err(KernelError::Device(format!(
+                "{}: {what} was asked for while launches are recorded",
+                self.caps.device
+            ))),
+        }
+    }
+
+    fn begin_capture(&self) -> Result<(), KernelError> {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is alive and not being captured.
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.context.stream, mode) };
+        self.context.check("cuStreamBeginCapture", result)
+    }
+
+    fn end_capture(&self) -> Result<Graph, KernelError> {
+        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the stream is being captured; handles are written before they are used.
+        unsafe {
+            let ended = sys::cuStreamEndCapture(self.context.stream, &mut graph);
+            self.context.check("cuStreamEndCapture", ended)?;
+            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
+            sys::cuGraphDestroy(graph);
+            self.context.check("cuGraphInstantiateWithFlags", made)?;
+        }
+        Ok(Graph { exec, context: self.context.clone() })
+    }
+
     fn wait(&self, doing: &str) -> Result<(), KernelError> {
         let event = self.context.event(false)?;
         event.record()?;
         event.wait(doing)
-    }
-}
-
-/// Bytes on their way to the host.
-struct NvidiaFetch {
-    pinned: Option<Pinned>,
-    bytes: usize,
-    spare: Arc<Mutex<Spares<Pinned>>>,
-}
-
-impl Fetch for NvidiaFetch {
-    fn wait(mut self: Box<Self>) -> Result<Vec<u8>, KernelError> {
-        let Some(mut pinned) = self.pinned.take() else { return Ok(Vec::new()) };
-        pinned.done.wait("waiting for results")?;
-        let bytes = pinned.bytes()[..self.bytes].to_vec();
-        let _gone = lock(&self.spare).keep(pinned.len, pinned);
-        Ok(bytes)
-    }
-}
-
-/// Recorded launches.
-struct Graph {
-    exec: sys::CUgraphExec,
-    context: Arc<Context>,
-}
-
-// SAFETY: a handle of the driver, used by one queue at a time.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if self.context.is_gone() {
-            return;
-        }
-        // SAFETY: the graph is alive and used no more.
-        unsafe {
-            sys::cuCtxSetCurrent(self.context.context);
-            sys::cuGraphExecDestroy(self.exec);
-        }
     }
 }
 
@@ -520,6 +355,7 @@ impl Driver for Nvidia {
 
     fn alloc_unset(&self, bytes: usize) -> Result<u64, KernelError> {
         self.context.enter()?;
+        self.not_recording("memory")?;
         let mut address = 0;
         // SAFETY: the context is current; one address is written.
         match unsafe { sys::cuMemAlloc_v2(&mut address, bytes.max(1)) } {
@@ -539,6 +375,7 @@ impl Driver for Nvidia {
 
     fn write(&self, to: u64, bytes: &[u8]) -> Result<(), KernelError> {
         self.context.enter()?;
+        self.not_recording("a write")?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -585,6 +422,7 @@ impl Driver for Nvidia {
     }
 
     fn fetch(&self, from: u64, bytes: usize) -> Result<Box<dyn Fetch>, KernelError> {
+        self.not_recording("a read")?;
         let kept = lock(&self.spare).take(bytes);
         let pinned = match kept {
             Some(pinned) => pinned,
@@ -596,7 +434,7 @@ impl Driver for Nvidia {
             unsafe { sys::cuMemcpyDtoHAsync_v2(pinned.base.cast(), from, bytes, self.context.stream) };
         self.context.check("cuMemcpyDtoHAsync", result)?;
         pinned.done.record()?;
-        Ok(Box::new(NvidiaFetch { pinned: Some(pinned), bytes, spare: self.spare.clone() }))
+        Ok(Box::new(NvidiaFetch::new(pinned, bytes, &self.spare)))
     }
 
     fn kernel(&self, key: &KernelKey) -> Result<KernelId, KernelError> {
@@ -621,52 +459,16 @@ impl Driver for Nvidia {
             let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
             functions.get(kernel.0).copied()
         };
-        let Some(Function { function, path }) = function else {
+        let Some(function) = function else {
             return Err(KernelError::Device(format!("kernel {} is not loaded", kernel.0)));
         };
-        let mut attributes: [sys::CUlaunchAttribute; 3] = [
-            // SAFETY: plain data, for which zeros are a value.
-            unsafe { std::mem::zeroed() },
-            // SAFETY: as above.
-            unsafe { std::mem::zeroed() },
-            // SAFETY: as above.
-            unsafe { std::mem::zeroed() },
-        ];
-        let mut count = 0;
-        use sys::CUlaunchAttributeID as Id;
-        if launch.cluster > 1 {
-            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-            attributes[count].value.clusterDim =
-                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 };
-            count += 1;
+        let dependent = launch.dependent && self.dependent.load(Ordering::Relaxed);
+        match &mut *lock(&self.recording) {
+            Some(recording) => {
+                recording.note(function, launch, dependent, || self.start(function, launch, dependent))
+            }
+            None => self.start(function, launch, dependent),
         }
-        if launch.dependent && self.dependent {
-            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-            attributes[count].value.programmaticStreamSerializationAllowed = 1;
-            count += 1;
-        }
-        if launch.cooperative {
-            attributes[count].id = Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-            attributes[count].value.cooperative = 1;
-            count += 1;
-        }
-        let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: launch.shared,
-            hStream: self.context.stream,
-            attrs: attributes.as_mut_ptr(),
-            numAttrs: count as u32,
-        };
-        let mut params = [launch.params.as_ptr().cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel takes one struct, of which `params` is the bytes; the driver copies it before it returns.
-        let result =
-            unsafe { sys::cuLaunchKernelEx(&config, function, params.as_mut_ptr(), std::ptr::null_mut()) };
-        self.context.check(path, result)
     }
 
     fn tensor_map(&self, tensor: &TensorDesc) -> Result<TensorMap, KernelError> {
@@ -707,6 +509,7 @@ impl Driver for Nvidia {
     }
 
     fn sync(&self) -> Result<(), KernelError> {
+        self.not_recording("an end")?;
         self.wait("waiting for the device")
     }
 
@@ -720,24 +523,40 @@ impl Driver for Nvidia {
 
     fn record(&self) -> Result<(), KernelError> {
         self.context.enter()?;
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is alive and not being captured: the engine records one thing at a time.
-        let result = unsafe { sys::cuStreamBeginCapture_v2(self.context.stream, mode) };
-        self.context.check("cuStreamBeginCapture", result)
+        self.not_recording("a recording")?;
+        self.begin_capture()?;
+        *lock(&self.recording) = Some(Recording::default());
+        Ok(())
     }
 
     fn recorded(&self) -> Result<Recorded, KernelError> {
+        let Some(mut recording) = lock(&self.recording).take() else {
+            return Err(KernelError::Device(format!("{}: no launches are being recorded", self.caps.device)));
+        };
         self.context.enter()?;
-        let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the stream is being captured; handles are written before they are used.
-        unsafe {
-            let ended = sys::cuStreamEndCapture(self.context.stream, &mut graph);
-            self.context.check("cuStreamEndCapture", ended)?;
-            let made = sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0);
-            sys::cuGraphDestroy(graph);
-            self.context.check("cuGraphInstantiateWithFlags", made)?;
-        }
-        Ok(Arc::new(Graph { exec, context: self.context.clone() }))
+        // A capture is ended even where a launch of it has failed.
+        let ended = self.end_capture();
+        let outcome = match recording.failed.take() {
+            Some(error) => Err(error),
+            None => ended,
+        };
+        let graph = match outcome {
+            Err(error) if recording.dependent && !self.context.is_gone() => {
+                self.dependent.store(false, Ordering::Relaxed);
+                tracing::warn!(
+                    "{}: launches that overlap could not be recorded ({error}); from here on each waits for the one before it",
+                    self.caps.device
+                );
+                self.context.enter()?;
+                self.begin_capture()?;
+                let again = recording.again(|function, launch| self.start(function, launch, false));
+                let ended = self.end_capture();
+                again?;
+                ended?
+            }
+            outcome => outcome?,
+        };
+        Ok(Arc::new(graph))
     }
 
     fn replay(&self, recorded: &Recorded) -> Result<(), KernelError> {
@@ -746,6 +565,7 @@ impl Driver for Nvidia {
             return Err(KernelError::WrongStream);
         }
         self.context.enter()?;
+        self.not_recording("a replay")?;
         // SAFETY: graph and stream are alive.
         let result = unsafe { sys::cuGraphLaunch(graph.exec, self.context.stream) };
         self.context.check("cuGraphLaunch", result)
@@ -778,6 +598,7 @@ impl Driver for Nvidia {
     }
 
     fn clock(&self) -> Result<Option<f64>, KernelError> {
+        self.not_recording("the time")?;
         if self.start.get().is_none() {
             let event = self.context.event(true)?;
             event.record()?;

@@ -48,25 +48,38 @@ pub fn options(key: &KernelKey, arch: Arch) -> Vec<String> {
 impl Nvrtc {
     /// Finds and loads the compiler. The error lists where it was looked for.
     pub fn find() -> Result<Self, String> {
-        let mut tried = Vec::new();
-        for path in candidates() {
-            // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
-            match unsafe { Library::new(&path) } {
-                Ok(library) => return Self::open(library, path),
-                Err(error) => {
-                    if path.exists() {
-                        return Err(format!("{}: {error}", path.display()));
-                    }
-                    tried.push(path.display().to_string());
-                }
-            }
+        Self::find_for(None)
+    }
+
+    /// The same for a driver that knows CUDA up to this major version, which need not take code of a later one: a compiler of a later
+    /// one is taken only where there is no other.
+    pub fn find_for(driver: Option<u32>) -> Result<Self, String> {
+        let candidates = candidates();
+        let found = choose(&candidates, driver, Self::load, |nvrtc| nvrtc.version.0)?;
+        let tried: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+        found.ok_or_else(|| {
+            format!(
+                "NVRTC, NVIDIA's run-time compiler, was not found: set OCELLI_NVRTC to libnvrtc.so or its folder, install a CUDA \
+                 toolkit or the Python package nvidia-cuda-nvrtc-cu12, or name a folder that `ocelli kernels compile` \
+                 wrote in OCELLI_CUBINS (looked for {})",
+                tried.join(", ")
+            )
+        })
+    }
+
+    /// Loads the compiler from a library; `None` if there is none.
+    fn load(path: &Path) -> Result<Option<Self>, String> {
+        // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
+        match unsafe { Library::new(path) } {
+            Ok(library) => Self::open(library, path.to_owned()).map(Some),
+            Err(error) if path.exists() => Err(format!("{}: {error}", path.display())),
+            Err(_) => Ok(None),
         }
-        Err(format!(
-            "NVRTC, NVIDIA's run-time compiler, was not found: set OCELLI_NVRTC to libnvrtc.so or its folder, install a CUDA \
-             toolkit or the Python package nvidia-cuda-nvrtc-cu12, or name a folder that `ocelli kernels compile` \
-             wrote in OCELLI_CUBINS (looked for {})",
-            tried.join(", ")
-        ))
+    }
+
+    /// The compiler in this library.
+    pub fn at(path: &Path) -> Result<Self, String> {
+        Self::load(path)?.ok_or_else(|| format!("{}: there is no such library", path.display()))
     }
 
     fn open(library: Library, path: PathBuf) -> Result<Self, String> {
@@ -190,6 +203,27 @@ fn text_of(log: &[u8]) -> String {
     String::from_utf8_lossy(log).trim_end_matches(['\0', '\n']).to_owned()
 }
 
+/// The first library whose major version is at most `most`; else the first. What is there but cannot be opened is an error where no
+/// other is found before it.
+fn choose<L>(
+    candidates: &[PathBuf],
+    most: Option<u32>,
+    open: impl Fn(&Path) -> Result<Option<L>, String>,
+    major: impl Fn(&L) -> u32,
+) -> Result<Option<L>, String> {
+    let mut newer = None;
+    for path in candidates {
+        match open(path) {
+            Ok(Some(library)) if most.is_none_or(|most| major(&library) <= most) => return Ok(Some(library)),
+            Ok(Some(library)) => newer = newer.or(Some(library)),
+            Ok(None) => {}
+            Err(_) if newer.is_some() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(newer)
+}
+
 /// Libraries to try, best first.
 fn candidates() -> Vec<PathBuf> {
     let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -243,4 +277,31 @@ fn packages(lib: &Path) -> Vec<PathBuf> {
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Paths stand for what is found there: a version, nothing, or something broken.
+    fn chosen(paths: &[&str], most: Option<u32>) -> Result<Option<u32>, String> {
+        let open = |path: &Path| match path.to_str().unwrap_or_default() {
+            "nothing" => Ok(None),
+            "broken" => Err("broken".to_owned()),
+            version => version.parse().map(Some).map_err(|_| version.to_owned()),
+        };
+        choose(&paths.iter().map(PathBuf::from).collect::<Vec<_>>(), most, open, |version| *version)
+    }
+
+    #[test]
+    fn a_compiler_is_no_newer_than_the_driver_where_there_is_one() {
+        assert_eq!(chosen(&["nothing", "13", "12"], None), Ok(Some(13)));
+        assert_eq!(chosen(&["nothing", "13", "12"], Some(13)), Ok(Some(13)));
+        assert_eq!(chosen(&["nothing", "13", "12"], Some(12)), Ok(Some(12)));
+        assert_eq!(chosen(&["14", "13", "nothing"], Some(12)), Ok(Some(14)), "better than none");
+        assert_eq!(chosen(&["12", "13"], Some(13)), Ok(Some(12)), "the first that will do");
+        assert_eq!(chosen(&["nothing"], Some(12)), Ok(None));
+        assert_eq!(chosen(&["broken", "12"], Some(12)), Err("broken".to_owned()));
+        assert_eq!(chosen(&["13", "broken", "nothing"], Some(12)), Ok(Some(13)));
+    }
 }

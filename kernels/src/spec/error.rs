@@ -132,6 +132,12 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// Whether the device cannot be used any more: it is lost, or does not answer.
+    #[must_use]
+    pub const fn ends_device(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Timeout { .. })
+    }
+
     /// The same error with the names of op and variant, where it does not say them.
     #[must_use]
     pub fn in_variant(self, op: &str, variant: &str) -> Self {

@@ -6,6 +6,9 @@
 //
 // OCELLI_STANDIN_FAIL=NAME:N:CODE has the N-th call of an entry point give CODE, which sticks where it ends a context;
 // OCELLI_STANDIN_ARCH=80 makes it a device before Hopper; OCELLI_STANDIN_HANG=N has work never end from the N-th launch on; OCELLI_STANDIN_VERSION is what cuDriverGetVersion tells.
+// OCELLI_STANDIN_UNITS and OCELLI_STANDIN_L2 are its multiprocessors and the bytes of its cache, OCELLI_STANDIN_US the microseconds of a launch.
+// OCELLI_STANDIN_OVERLAP says where launches that may begin before the one before them ends are refused: `launch`, as they are
+// recorded; `instantiate`, when their recording is made executable; `never`, everywhere, which is a fault.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -19,7 +22,7 @@
 
 typedef int CUresult;
 enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, INVALID_DEVICE = 101, INVALID_IMAGE = 200, INVALID_CONTEXT = 201,
-       INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
+       INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_SUPPORTED = 801, NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900,
        CAPTURE_INVALIDATED = 901 };
 
 #define GUARD 256
@@ -31,6 +34,8 @@ static _Thread_local void *current;
 static int the_context;
 
 static const char *env(const char *name) { const char *value = getenv(name); return value && *value ? value : NULL; }
+static int number(const char *name, int usual) { const char *text = env(name); return text ? atoi(text) : usual; }
+static int overlap_is(const char *word) { const char *text = env("OCELLI_STANDIN_OVERLAP"); return text && !strcmp(text, word); }
 
 __attribute__((format(printf, 1, 2))) static CUresult fault(const char *format, ...) {
     char text[4096];
@@ -50,6 +55,7 @@ static const char *const names[KINDS] = {"streams", "events", "device_allocation
 struct held { enum kind kind; uint64_t at, len; void *base; struct held *next; };
 static struct held *holding;
 static int held_now[KINDS];
+static int overlapping, refused;
 
 static struct held *hold(enum kind kind, uint64_t at, uint64_t len, void *base) {
     struct held *one = calloc(1, sizeof *one);
@@ -84,7 +90,7 @@ static void report(void) {
     const char *path = env("OCELLI_STANDIN_REPORT");
     FILE *file = path ? fopen(path, "w") : NULL;
     if (!file) return;
-    fprintf(file, "{\"faults\":%d,\"contexts\":%d", faults, retained);
+    fprintf(file, "{\"faults\":%d,\"contexts\":%d,\"overlapping_launches\":%d,\"overlaps_refused\":%d", faults, retained, overlapping, refused);
     for (int kind = 0; kind < KINDS; kind++) fprintf(file, ",\"%s\":%d", names[kind], held_now[kind]);
     fprintf(file, "}\n");
     fclose(file);
@@ -94,7 +100,7 @@ static void report(void) {
 
 struct raw_launch { unsigned grid[3], threads, shared, cluster, cooperative; const void *params; uint64_t params_len; const uint64_t (*allocations)[2]; uint64_t allocation_count; };
 struct function { void *library; int (*run)(const struct raw_launch *, char *, uint64_t); unsigned long param_bytes; unsigned most_threads, shared; };
-struct launch { struct function *function; unsigned grid[3], threads, shared, cluster, cooperative; void *params; };
+struct launch { struct function *function; unsigned grid[3], threads, shared, cluster, cooperative, overlaps; void *params; };
 
 // ---- the queue
 
@@ -174,7 +180,7 @@ static CUresult run_until(struct event *until) {
                 break;
             case LAUNCH:
                 code = run_kernel(&op->launch);
-                device_us += 5;
+                device_us += number("OCELLI_STANDIN_US", 5);
                 break;
             case MARK:
                 op->event->done = 1;
@@ -214,9 +220,13 @@ static CUresult planted(const char *name) {
     if (!result && current != &the_context) { fault(name " without a context"); result = INVALID_CONTEXT; }
 #define END pthread_mutex_unlock(&all); return result
 
-CUresult cuDriverGetVersion(int *version) { const char *text = env("OCELLI_STANDIN_VERSION"); *version = text ? atoi(text) : 12080; return OK; }
+CUresult cuDriverGetVersion(int *version) { *version = number("OCELLI_STANDIN_VERSION", 12080); return planted("cuDriverGetVersion"); }
 __attribute__((constructor)) static void begin(void) { atexit(report); }
-CUresult cuInit(unsigned flags) { initialized = 1; return flags ? INVALID_VALUE : OK; }
+CUresult cuInit(unsigned flags) {
+    CUresult result = planted("cuInit");
+    initialized = !result;
+    return result ? result : flags ? INVALID_VALUE : OK;
+}
 CUresult cuGetErrorString(CUresult code, const char **text) {
     static _Thread_local char words[32];
     snprintf(words, sizeof words, "error %d of the stand-in", code);
@@ -228,18 +238,14 @@ CUresult cuDeviceGet(int *device, int ordinal) { *device = 7; return ordinal ? I
 CUresult cuDeviceGetName(char *name, int len, int device) { snprintf(name, (size_t)len, "Stand-in H100"); return device == 7 ? OK : INVALID_DEVICE; }
 CUresult cuDeviceGetAttribute(int *value, int which, int device) {
     switch (which) {
-        case 75: case 76: {                // compute capability
-            const char *text = env("OCELLI_STANDIN_ARCH");
-            int arch = text ? atoi(text) : 90;
-            *value = which == 75 ? arch / 10 : arch % 10;
-            break;
-        }
-        case 16: *value = 132; break;      // multiprocessors
+        case 75: *value = number("OCELLI_STANDIN_ARCH", 90) / 10; break;  // compute capability
+        case 76: *value = number("OCELLI_STANDIN_ARCH", 90) % 10; break;
+        case 16: *value = number("OCELLI_STANDIN_UNITS", 132); break;     // multiprocessors
         case 13: *value = 1755000; break;  // clock, kHz
         case 36: *value = 2619000; break;  // memory clock
         case 37: *value = 5120; break;     // bus width
         case 97: *value = MOST_SHARED; break;
-        case 38: *value = 50 << 20; break; // L2
+        case 38: *value = number("OCELLI_STANDIN_L2", 50 << 20); break;
         default: pthread_mutex_lock(&all); fault("attribute %d is not known", which); pthread_mutex_unlock(&all); return INVALID_VALUE;
     }
     return device == 7 ? OK : INVALID_DEVICE;
@@ -397,18 +403,23 @@ CUresult cuLaunchKernelEx(const struct config *config, struct function *function
     IN_CONTEXT("cuLaunchKernelEx");
     (void)extra;
     if (result) { END; }
-    struct launch launch = {function, {config->grid[0], config->grid[1], config->grid[2]}, config->block[0], config->shared, 1, 0, NULL};
+    struct launch launch = {function, {config->grid[0], config->grid[1], config->grid[2]}, config->block[0], config->shared, 1, 0, 0, NULL};
     for (unsigned i = 0; i < config->count; i++) {
         const struct attribute *one = &config->attributes[i];
         if (one->id == CLUSTER) launch.cluster = one->value.cluster.x;
         else if (one->id == COOPERATIVE) launch.cooperative = one->value.flag != 0;
-        else if (one->id != DEPENDENT) result = fault("launch attribute %d", one->id);
+        else if (one->id == DEPENDENT) launch.overlaps = one->value.flag != 0;
+        else result = fault("launch attribute %d", one->id);
     }
     if (!find(STREAM, (uint64_t)config->stream, 0)) result = fault("a launch in a stream that is not alive");
     if (!config->grid[0] || !config->grid[1] || !config->grid[2] || config->grid[1] > 65535 || config->grid[2] > 65535) result = fault("a grid of %u x %u x %u", config->grid[0], config->grid[1], config->grid[2]);
     if (!launch.threads || launch.threads > function->most_threads || config->block[1] != 1 || config->block[2] != 1) result = fault("%u threads, of at most %u", launch.threads, function->most_threads);
     if (launch.shared > 48 << 10 && launch.shared > function->shared) result = fault("%u bytes of shared memory where %u were asked for", launch.shared, function->shared);
     if (launch.cluster < 1 || launch.cluster > 8 || launch.grid[0] % launch.cluster) result = fault("a cluster of %u in a grid of %u", launch.cluster, launch.grid[0]);
+    if (result) { END; }
+    overlapping += launch.overlaps != 0;
+    if (launch.overlaps && overlap_is("never")) result = fault("a launch that may begin before the one before it ends");
+    if (launch.overlaps && capturing && overlap_is("launch")) { refused++; broken = 1; result = INVALID_HANDLE; }
     if (result) { END; }
     // The driver copies as many bytes as the kernel's parameter has.
     if (posix_memalign(&launch.params, 64, function->param_bytes + 64)) abort();
@@ -453,6 +464,8 @@ CUresult cuGraphInstantiateWithFlags(void **exec, struct graph *graph, unsigned 
     IN_CONTEXT("cuGraphInstantiate");
     (void)flags;
     if (!result && (!graph || !find(GRAPH, (uint64_t)graph, 0))) result = fault("a graph that is not alive");
+    for (size_t i = 0; !result && overlap_is("instantiate") && i < graph->count; i++)
+        if (graph->launches[i].overlaps) { refused++; result = NOT_SUPPORTED; }
     if (!result) {
         struct graph *one = calloc(1, sizeof *one);
         one->count = graph->count;

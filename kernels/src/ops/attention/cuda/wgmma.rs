@@ -129,11 +129,15 @@ fn tensor_map(
 ) -> Result<TensorMap, KernelError> {
     let [_, slot, head] = strides(pool);
     let rank = pool.layout().rank();
+    let (head_dim, heads) = (pool.size(rank - 1), pool.size(rank - 2));
     let (tokens, size) = (pool.size(0) * page.max(1), pool.dtype().size());
+    // A lone head, or token, has any stride: one that the copy engine takes.
+    let head = if heads > 1 { head * size } else { (head_dim * size).next_multiple_of(16) };
+    let slot = if tokens > 1 { slot * size } else { heads * head };
     kernel.tensor_map(&TensorTile {
         view: pool,
-        shape: &[pool.size(rank - 1) as u64, pool.size(rank - 2) as u64, tokens as u64],
-        strides_bytes: &[(head * size) as u64, (slot * size) as u64],
+        shape: &[head_dim as u64, heads as u64, tokens as u64],
+        strides_bytes: &[head as u64, slot as u64],
         tile: &[64, 1, tiles.box_rows],
         swizzle128: true,
     })
