@@ -10,6 +10,7 @@ mod rules;
 mod tests;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 use ocelli_kernels::ops::Pointwise;
@@ -83,7 +84,7 @@ impl Moved {
             && bytes.end <= self.bytes.end;
         inside.then(|| {
             let offset = self.to.offset() + view.offset() - self.bytes.start;
-            View::new(self.to.storage().clone(), offset, view.layout().clone(), view.dtype())
+            View::new(self.to.storage().clone(), offset, *view.layout(), view.dtype())
         })
     }
 }
@@ -193,12 +194,14 @@ fn shadow(cx: &mut Ctx, shadows: &mut HashMap<usize, (Storage, Storage)>, view: 
     if view.dtype() != DType::F32 {
         return Err(KernelError::WrongDType { expected: DType::F32, found: view.dtype() }.into());
     }
-    let id = view.storage().id();
-    if !shadows.contains_key(&id) {
-        let grads = cx.stream().alloc(view.storage().len())?;
-        shadows.insert(id, (view.storage().clone(), grads));
-    }
-    Ok(view.with_storage(shadows[&id].1.clone())?)
+    let (_, grads) = match shadows.entry(view.storage().id()) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let grads = cx.stream().alloc(view.storage().len())?;
+            entry.insert((view.storage().clone(), grads))
+        }
+    };
+    Ok(view.with_storage(grads.clone())?)
 }
 
 impl Tape {

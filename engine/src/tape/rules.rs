@@ -29,8 +29,11 @@ pub(super) fn note<O: Op>(cx: &mut Ctx, path: &str, op: &O) -> Result<Note> {
     Ok(Note::new(path, taped, None))
 }
 
+/// Notes an op, if it is one that it knows.
+type Noting = fn(&dyn Any) -> Option<Box<dyn Taped>>;
+
 /// Ops that run as they are, with their gradients.
-const PLAIN: [fn(&dyn Any) -> Option<Box<dyn Taped>>; 9] = [
+const PLAIN: [Noting; 9] = [
     noted::<Attention>,
     noted::<GatherRows>,
     noted::<MergePatches>,

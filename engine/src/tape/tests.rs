@@ -25,9 +25,11 @@ impl Two {
         Ok(Self { cx, values, grads })
     }
 
-    fn record(&mut self, ranges: &[std::ops::Range<usize>]) {
+    /// Begins to record; the first number is trained, the second as `both` says.
+    fn record(&mut self, both: bool) {
         let (values, grads) = (self.values.clone(), self.grads.clone());
-        self.cx.record(&[Trained { values, grads, ranges: ranges.to_vec() }]);
+        let end = if both { 8 } else { 4 };
+        self.cx.record(&[Trained { values, grads, ranges: std::iter::once(0..end).collect() }]);
     }
 
     fn weight(&self, number: usize) -> Result<Weights> {
@@ -60,7 +62,7 @@ impl Two {
 #[test]
 fn memory_that_is_written_again() -> Result<()> {
     let mut two = Two::new(3.0, 5.0)?;
-    two.record(&[0..8]);
+    two.record(true);
     let x = two.cx.upload(&[1, 1], &[2f32])?;
     let y = two.cx.upload(&[1, 1], &[7f32])?;
     let (buffer, sum) = (two.cx.alloc(&[1, 1], DType::F32)?, two.cx.alloc(&[1, 1], DType::F32)?);
@@ -82,7 +84,7 @@ fn memory_that_is_written_again() -> Result<()> {
 #[test]
 fn sums_in_place_and_untrained_numbers() -> Result<()> {
     let mut two = Two::new(3.0, 5.0)?;
-    two.record(&[0..4]);
+    two.record(false);
     let x = two.cx.upload(&[1, 1], &[2f32])?;
     let h = two.cx.alloc(&[1, 1], DType::F32)?;
     two.product(&x, 0, Activation::None, &h)?;
@@ -105,7 +107,7 @@ fn sums_in_place_and_untrained_numbers() -> Result<()> {
 #[test]
 fn what_has_no_gradient_is_told() -> Result<()> {
     let mut two = Two::new(1.0, 1.0)?;
-    two.record(&[0..8]);
+    two.record(true);
     let x = two.cx.upload(&[1, 1], &[2f32])?;
     let (h, out) = (two.cx.alloc(&[1, 1], DType::F32)?, two.cx.alloc(&[1, 1], DType::F32)?);
     // What nothing trained is behind may be anything.
@@ -117,7 +119,7 @@ fn what_has_no_gradient_is_told() -> Result<()> {
         tape.backward(&mut two.cx, &out, &one).expect_err("nothing trained")
     };
     assert_eq!(error.to_string(), "nothing that is trained has a part in the loss");
-    two.record(&[0..8]);
+    two.record(true);
     two.product(&x, 0, Activation::None, &h)?;
     let op = Softmax { x: two.cx.view(&h)?, out: two.cx.view(&out)? };
     let error = two.cx.exec("layer.3", &op).expect_err("no gradient").to_string();
