@@ -23,6 +23,8 @@ pub struct Span {
     pub end: u64,
     /// Whole numbers and texts.
     pub attributes: BTreeMap<String, String>,
+    /// What tracing systems keep with the trace.
+    pub state: String,
     /// Spans that it follows from.
     pub links: usize,
 }
@@ -212,6 +214,7 @@ fn span(bytes: &[u8]) -> Span {
         match number {
             1 => span.trace = value.bytes().to_vec(),
             2 => span.id = value.bytes().to_vec(),
+            3 => span.state = value.text(),
             4 => span.parent = value.bytes().to_vec(),
             5 => span.name = value.text(),
             7 => span.start = value.number(),

@@ -175,7 +175,7 @@ def encode(processor, case, folders):
         if path is None:
             sys.exit(f"error: case {case['name']}: no picture {name} in {', '.join(map(str, folders))}")
         pictures.append(Image.open(path).convert("RGB"))
-    kwargs = case["processor_kwargs"] or None
+    kwargs = dict(case["processor_kwargs"] or {}) or None
     if case["messages"] is None:
         batch = processor(images=pictures or None, text=case["prompt"], return_tensors="pt", **(kwargs or {}))
         return dict(batch), case["prompt"]

@@ -10,13 +10,14 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::{DecodeOptions, decode_file};
 use ocelli_engine::text::Message;
 use ocelli_engine::weights::{
-    Anatomy, Calibration, Checkpoint, Producer, QuantizeOptions, QuantizeScheme, Quantized, Rounding,
-    Scaling, Seen, quantize_with,
+    Anatomy, Calibration, Checkpoint, ModuleReport, Producer, QuantizeOptions, QuantizeScheme, Quantized,
+    Rounding, Scaling, Seen, quantize_with,
 };
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::{Backend, DeviceOptions};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde_json::Value;
 
 use super::golden;
 
@@ -293,6 +294,76 @@ fn little_memory_takes_more_runs() {
     let [(once, all), (several, parts)] = files;
     assert!(once == 1 && several > 3 && all.len() > 2, "{once} {several} {}", all.len());
     assert!(all == parts, "the same files");
+}
+
+/// Experts see the rows that are routed to them, and are rounded by these; those that see none, to nearest. Memory that holds a few of
+/// them at a time gives the same.
+#[test]
+fn experts_are_rounded_by_what_is_routed_to_them() {
+    let source = ModelFiles::dir(golden("qwen3_5_moe"));
+    let checkpoint = Checkpoint::open(&source).expect("a model");
+    let config: Value = source.require_json("config.json").expect("config.json");
+    let text = &config["text_config"];
+    let number = |field: &str| text[field].as_u64().expect(field);
+    let (layers, experts, top) =
+        (number("num_hidden_layers"), number("num_experts"), number("num_experts_per_tok"));
+    let asked = ["What is there to see in it?", "How many?"].map(|text| (None, text.to_owned()));
+    let anatomy = ocelli_models::anatomy(&source).expect("a family");
+    let experts_of = |layer: u64| format!("model.language_model.layers.{layer}.mlp.experts.");
+
+    // Of every row that a layer sees, so many experts see one.
+    let (pipeline, mut cx) = pipeline(&source, &checkpoint);
+    let rows = Questions { pipeline: &pipeline, asked: asked.to_vec() };
+    let mut set = CalibrationSet::new(&pipeline, &mut cx, &checkpoint, &rows, 6).expect("rows");
+    let names: HashSet<&str> = anatomy.roles.keys().map(String::as_str).collect();
+    let seen = set.inputs(&names, 2 << 30).expect("inputs");
+    assert!(seen.left.is_empty());
+    let count = |module: &str| seen.inputs.get(module).map_or(0, |inputs| inputs.rows);
+    let mut unseen = 0;
+    for layer in 0..layers {
+        let shared = count(&format!("model.language_model.layers.{layer}.mlp.shared_expert.up_proj"));
+        assert!(shared > 20, "{shared}");
+        for name in ["gate_proj", "up_proj", "down_proj"] {
+            let each: Vec<u64> =
+                (0..experts).map(|of| count(&format!("{}{of}.{name}", experts_of(layer)))).collect();
+            assert_eq!(each.iter().sum::<u64>(), top * shared, "layer {layer}, {name}: {each:?}");
+            unseen += each.iter().filter(|count| **count == 0).count();
+        }
+    }
+
+    let written = |name: &str, rounding: Rounding, memory: u64| {
+        let out = Copy::new(&format!("experts-{name}"));
+        let (pipeline, mut cx) = self::pipeline(&source, &checkpoint);
+        let rows = Questions { pipeline: &pipeline, asked: asked.to_vec() };
+        let mut set = CalibrationSet::new(&pipeline, &mut cx, &checkpoint, &rows, 6).expect("rows");
+        let mut counted = Counted { set: &mut set, runs: 0 };
+        let options = QuantizeOptions { rounding, memory, ..QuantizeOptions::new(QuantizeScheme::Int4) };
+        let done = write(&source, &out.0, &options, Some(&mut counted));
+        let bytes = std::fs::read(out.0.join("model.safetensors")).expect("a file");
+        (counted.runs, done, bytes)
+    };
+    let (once, gptq, all) = written("gptq", Rounding::Gptq, 2 << 30);
+    let (several, _, parts) = written("parts", Rounding::Gptq, 32 << 10);
+    assert!(once == 1 && several > 3, "{once} {several}");
+    assert!(all == parts, "the same file");
+    let (_, nearest, _) = written("nearest", Rounding::Nearest, 2 << 30);
+    let of_experts = |done: &Quantized| -> Vec<_> {
+        done.modules.iter().filter(|of| of.module.contains(".experts.")).cloned().collect()
+    };
+    let (gptq, nearest) = (of_experts(&gptq), of_experts(&nearest));
+    assert_eq!(gptq.len() as u64, 3 * layers * experts);
+    let mut errors = [0.0; 2];
+    for (gptq, nearest) in gptq.iter().zip(&nearest) {
+        let seen = count(&gptq.module) > 0;
+        assert_eq!((&gptq.module, gptq.output_error.is_some()), (&nearest.module, seen), "{gptq:?}");
+        assert_eq!(gptq.rounding == Rounding::Gptq, seen, "{gptq:?}");
+        let error = |of: &ModuleReport| of.output_error.unwrap_or(of.weight_error);
+        errors[0] += error(gptq);
+        errors[1] += error(nearest);
+        assert!(seen || error(gptq) == error(nearest), "{gptq:?}");
+    }
+    println!("{unseen} of {} saw nothing; {errors:?}", gptq.len());
+    assert!(errors[0] < 0.8 * errors[1], "{errors:?}");
 }
 
 struct Counted<'a> {

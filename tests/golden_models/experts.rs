@@ -2,22 +2,20 @@
 //! give, one module for each expert or one tensor for all.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::sample::SamplingParams;
-use ocelli_engine::scheduler::{Piece, Request, generate};
+use ocelli_engine::scheduler::Request;
 use ocelli_engine::weights::{Checkpoint, TensorFile, sources};
-use ocelli_engine::{Ctx, Pipeline, Precision, Prompt};
-use ocelli_kernels::ops::GatherRows;
+use ocelli_engine::{Ctx, Precision, Prompt};
+use ocelli_kernels::Device;
 use ocelli_kernels::quant::nf4;
-use ocelli_kernels::{Backend, DType, Device, DeviceOptions, Exec, Queue, ReferenceStream, View, Weights};
 use serde_json::{Value, json};
 
 use super::golden;
 use super::published::Folder;
+use super::stages::{Stages, cpu, decoded, equal_stages, stages_of};
 
 /// A tensor of a file.
 #[derive(Clone)]
@@ -29,7 +27,7 @@ pub(super) struct Tensor {
 }
 
 /// Numbers that look random.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -65,11 +63,11 @@ use Fill::{Bits, Bytes, From, Is, Scale};
 type Parts = Vec<(&'static str, &'static str, Vec<usize>, Fill)>;
 
 /// A published way to store a matrix.
-struct Way {
+pub(super) struct Way {
     /// Its name in the list of those that are read.
-    source: &'static str,
+    pub source: &'static str,
     /// What `config.json` says.
-    config: fn() -> Value,
+    pub config: fn() -> Value,
     parts: fn(usize, usize) -> Parts,
 }
 
@@ -78,7 +76,7 @@ fn group(k: usize) -> usize {
     [32, 16, 8].into_iter().find(|&size| k.is_multiple_of(size)).unwrap_or(k)
 }
 
-fn none() -> Value {
+pub(super) fn none() -> Value {
     json!({})
 }
 
@@ -86,7 +84,7 @@ fn i32s(values: &[i32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-fn f32s(values: &[f32]) -> Vec<u8> {
+pub(super) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
@@ -142,7 +140,7 @@ const MODELOPT: Way = Way {
 };
 
 /// Each way to store a matrix that is read; of some, more than one.
-const WAYS: [Way; 20] = [
+pub(super) const WAYS: [Way; 20] = [
     Way {
         source: "compressed-tensors pack-quantized integers",
         config: none,
@@ -348,7 +346,7 @@ fn bytes_of(dtype: &str) -> usize {
 
 impl Way {
     /// A matrix of random codes.
-    fn matrix(&self, random: &mut Random, n: usize, k: usize) -> Vec<Tensor> {
+    pub fn matrix(&self, random: &mut Random, n: usize, k: usize) -> Vec<Tensor> {
         let tensor = |(name, dtype, shape, fill): (&str, &'static str, Vec<usize>, Fill)| {
             let count: usize = shape.iter().product();
             let bytes = match fill {
@@ -503,59 +501,17 @@ pub(super) fn file_of(tensors: &[Tensor]) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &data].concat()
 }
 
-/// All values of a matrix, as the kernels' reference decodes them.
-fn decoded(weights: &Weights) -> Vec<f32> {
-    let (n, k) = (weights.n(), weights.k());
-    let mut stream = ReferenceStream::default();
-    let mut view = |bytes: usize, shape: &[usize], dtype| {
-        View::dense(stream.alloc(bytes).expect("memory"), shape, dtype).expect("a view")
-    };
-    let (ids, out) = (view(4 * n, &[n], DType::I32), view(4 * n * k, &[n, k], DType::F32));
-    stream.write(&ids, &i32s(&(0..n as i32).collect::<Vec<_>>())).expect("ids");
-    stream.exec(&GatherRows { table: weights.clone(), ids, scale: 1.0, out: out.clone() }).expect("rows");
-    let mut bytes = vec![0; 4 * n * k];
-    stream.read(&out, &mut bytes).expect("values");
-    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
 /// What each stage gives for a prompt and a few steps after it.
-fn stages(folder: &Path, device: &dyn Device) -> BTreeMap<(&'static str, Option<usize>), Vec<f32>> {
-    let files = ModelFiles::dir(folder);
-    let mut cx = Ctx::new(device, Precision::default()).expect("a stream");
-    let model = ocelli_models::load(&files, &mut cx).unwrap_or_else(|error| panic!("{error}"));
-    let pipeline = Pipeline::new(&files, model, 2).expect("its tokenizer");
-    let seen = Arc::new(Mutex::new(BTreeMap::<_, Vec<f32>>::new()));
-    let sink = seen.clone();
-    cx.observe(Some(Box::new(move |stage, _, values| {
-        sink.lock().expect("nobody panicked").entry((stage.part, stage.layer)).or_default().extend(values);
-    })));
-    let tokens: Vec<u32> = (0..19).map(|i| 7 + i * 37 % 290).collect();
+fn stages(folder: &Path, device: &dyn Device) -> Stages {
     let params = SamplingParams { max_tokens: 3, ignore_eos: true, ..SamplingParams::default() };
+    let tokens: Vec<u32> = (0..19).map(|i| 7 + i * 37 % 290).collect();
     let request = Request { prompt: Prompt::text(tokens), media: Vec::new(), params };
-    let go_on = |_: usize, _: Piece<'_>| ControlFlow::Continue(());
-    generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], go_on).expect("an answer");
-    cx.observe(None);
-    let mut seen = seen.lock().expect("nobody panicked");
-    std::mem::take(&mut *seen)
+    stages_of(folder, device, |_| request)
 }
 
 /// Fails where two models' stages differ by more than rounding.
 fn equal(what: &str, got: &Path, expected: &Path, device: &dyn Device) {
-    let (got, expected) = (stages(got, device), stages(expected, device));
-    assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{what}");
-    assert!(expected.contains_key(&("logits", None)), "{what}: {:?}", expected.keys());
-    for (stage, expected) in &expected {
-        let size = expected.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        let off = expected.iter().zip(&got[stage]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(
-            off <= 2e-5 * size.max(1.0) && off.is_finite(),
-            "{what}, {stage:?}: up to {size}, off by {off}"
-        );
-    }
-}
-
-fn cpu() -> Arc<dyn Device> {
-    ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU")
+    equal_stages(what, &stages(got, device), &stages(expected, device));
 }
 
 /// The families that have experts.

@@ -12,7 +12,9 @@ mod published;
 mod quantized;
 mod real_size;
 mod references;
+mod relaid;
 mod scaled;
+mod stages;
 mod video;
 mod wgpu;
 

@@ -112,6 +112,21 @@ fn decode_as_their_libraries_do() {
             }
         }
         equal_the_library(case, format, k, &all, &expected);
+
+        // Values alone are the same, and leave nothing behind; those of patches are kept.
+        let checkpoint = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case);
+        checkpoint.keep_along_n(true);
+        assert!(checkpoint.at("proj").values(n, k).expect(case) == all, "{case}");
+        assert!(checkpoint.at("proj").take_values(n, k).expect(case) == all, "{case}");
+        assert_eq!((checkpoint.made(), checkpoint.notes().len()), (0, 1), "{case}");
+        let patches = checkpoint.at("proj").patch_embed(n, k, bias).expect(case);
+        assert_eq!((patches.format().to_string().as_str(), patches.has_bias()), ("f32", bias), "{case}");
+        assert!(decoded(&patches) == all, "{case}");
+        assert_eq!(checkpoint.made(), (4 * n * k) as u64, "{case}");
+        let wrong = checkpoint.at("proj").values(n, k + 1).expect_err("another shape").to_string();
+        assert!(wrong.contains("proj"), "{wrong}");
+        let planned = Checkpoint::open(&ModelFiles::dir(&dir)).expect(case).planned();
+        assert_eq!(planned.at("proj").values(n, k).expect(case).len(), n * k, "{case}");
     }
 }
 

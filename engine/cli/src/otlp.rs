@@ -6,13 +6,17 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider;
+use ocelli_serve::Caller;
+use opentelemetry::trace::{
+    SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState, TracerProvider,
+};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Subscriber};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
@@ -76,6 +80,16 @@ impl Export {
             .with_tracked_inactivity(false);
         layer.with_filter(Targets::new().with_target("ocelli", self.level))
     }
+}
+
+/// Makes a span that has not begun a child of a caller's; where the caller is not sampled, it is not sent.
+pub fn adopt(span: &tracing::Span, caller: &Caller) {
+    let flags = if caller.sampled { TraceFlags::SAMPLED } else { TraceFlags::default() };
+    let state = TraceState::from_key_value(caller.state.iter().cloned()).unwrap_or_default();
+    let (trace, parent) = (TraceId::from_bytes(caller.trace), SpanId::from_bytes(caller.span));
+    let remote = SpanContext::new(trace, parent, flags, true, state);
+    // A span that nobody collects has no parent either.
+    let _ = span.set_parent(Context::new().with_remote_span_context(remote));
 }
 
 impl Drop for Export {

@@ -9,7 +9,7 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::scheduler::{Limits, Scheduler, Worker};
 use ocelli_engine::{Ctx, EmbeddingPipeline, Gives, Loaded, Model, Pipeline, VectorKind};
 use ocelli_search::{Index, Live};
-use ocelli_serve::{Allowed, Config, Engine, Planner, Search, Server, VectorClient, VectorWorker};
+use ocelli_serve::{Adopt, Allowed, Config, Engine, Planner, Search, Server, VectorClient, VectorWorker};
 use serde_json::json;
 
 use crate::args::ServeArgs;
@@ -17,6 +17,7 @@ use crate::fail::{Failure, Outcome, print, survive_panics};
 use crate::inspect;
 use crate::interrupt::Gentle;
 use crate::open;
+use crate::otlp;
 use crate::progress::Spinner;
 use crate::search::about;
 
@@ -110,6 +111,7 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         search: search.map(|(search, ..)| Arc::new(search)),
         files: args.files_dir.clone(),
         plan,
+        adopt: args.trace.otlp.as_ref().map(|_| otlp::adopt as Adopt),
     };
     drop(spinner);
     let gentle = Gentle::begin();

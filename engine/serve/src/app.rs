@@ -15,6 +15,7 @@ use serde_json::Value as Json;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::batches::Batches;
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::remote::Allowed;
@@ -57,7 +58,12 @@ pub struct Config {
     pub files: Option<PathBuf>,
     /// Tells how the model runs here: kernels and memory.
     pub plan: Planner,
+    /// Makes the span of a request a child of its caller's, where spans go somewhere.
+    pub adopt: Option<Adopt>,
 }
+
+/// Makes a span that has not begun a child of a caller's.
+pub type Adopt = fn(&tracing::Span, &Caller);
 
 /// Tells how a model runs; errors are why it cannot be told.
 #[derive(Clone)]

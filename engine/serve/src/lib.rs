@@ -6,6 +6,7 @@
 mod answer;
 mod app;
 mod batches;
+mod caller;
 mod calls;
 mod chat;
 mod error;
@@ -25,7 +26,8 @@ mod stream;
 mod tools;
 mod vectors;
 
-pub use app::{Config, Engine, Planner};
+pub use app::{Adopt, Config, Engine, Planner};
+pub use caller::Caller;
 pub use remote::Allowed;
 pub use search::Search;
 pub use server::Server;

@@ -24,6 +24,7 @@ use tracing::Instrument;
 
 use crate::app::{App, Config, Engine};
 use crate::batches::{self, Batches};
+use crate::caller::Caller;
 use crate::error::{ApiError, json_response};
 use crate::{chat, files, images, page, search, vectors};
 
@@ -227,6 +228,11 @@ async fn guard(State(app): State<Arc<App>>, request: Request<Body>, next: Next) 
     let path = request.uri().path();
     let path = PATHS.iter().find(|known| **known == path).copied().unwrap_or("other");
     let span = tracing::info_span!("request", path);
+    if let Some(adopt) = app.config.adopt
+        && let Some(caller) = Caller::of(request.headers())
+    {
+        adopt(&span, &caller);
+    }
     let origin = request.headers().get(header::ORIGIN).cloned();
     let allowed = origin
         .clone()

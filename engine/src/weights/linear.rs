@@ -1,11 +1,14 @@
 //! Weight matrices: which storage format a module's tensors are in.
 
-use ocelli_kernels::{Code, Format, Grouped, ShapeError, View, Weights, Zero};
+use ocelli_kernels::{Code, Format, Grouped, Oracle, ShapeError, StreamId, View, Weights, Zero};
 
 use super::{Columns, Note, Scope, WeightError, published};
 
 /// Weights that share a scale, as quantizers have them.
 const USUAL_GROUPS: [usize; 5] = [16, 32, 64, 128, 256];
+
+/// Rows that are decoded at a time.
+const ROWS: usize = 64;
 
 impl Scope<'_> {
     /// The linear layer here, `y = x W^T + b`: W is `[n, k]` in any format that can be read, `bias` `[n]` where the architecture has
@@ -42,6 +45,55 @@ impl Scope<'_> {
         self.noted(true, self.load(rows, k, None)?)
     }
 
+    /// The matrix `[n, k]` here, row by row in f32, however it is stored, its columns in the order of the architecture: for what is laid
+    /// out in another way than products take it.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn values(&self, n: usize, k: usize) -> Result<Vec<f32>, WeightError> {
+        if !self.is_quantized() {
+            self.tensor("weight", &[n, k])?;
+            return self.checkpoint().floats(&self.path("weight"));
+        }
+        let here = self.passing();
+        let w = here.load(n, k, None)?;
+        let order = here.published().and_then(|row| row.order).map(|order| order(&here, n, k)).transpose()?;
+        let mut all = vec![0.0; n * k];
+        if self.checkpoint().is_planned() {
+            return Ok(all);
+        }
+        let oracle = Oracle::new(StreamId::fresh(), false);
+        for (first, out) in (0..n).step_by(ROWS).zip(all.chunks_mut(ROWS * k.max(1))) {
+            let rows = w.rows(first, ROWS.min(n - first)).map_err(|e| self.misfit(&e))?;
+            let values =
+                oracle.weights(&rows).map_err(|e| self.unsupported(format!("decoding the weights: {e}")))?;
+            out.iter_mut().zip(values).for_each(|(out, value)| *out = value as f32);
+        }
+        if let Some(order) = order.flatten() {
+            let mut row = vec![0.0; k];
+            for sorted in all.chunks_exact_mut(k.max(1)) {
+                order.iter().zip(&*sorted).for_each(|(&column, value)| row[column] = *value);
+                sorted.copy_from_slice(&row);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The same, noted as a matrix that the model takes.
+    ///
+    /// # Errors
+    /// As [`linear`](Self::linear).
+    pub fn take_values(&self, n: usize, k: usize) -> Result<Vec<f32>, WeightError> {
+        let values = self.values(n, k)?;
+        if self.is_quantized() {
+            let view = published::of_values(&self.passing(), n, k, &values)?;
+            self.noted(false, self.dense(view, None)?)?;
+        } else {
+            self.take("weight", &[n, k])?;
+        }
+        Ok(values)
+    }
+
     fn noted(&self, matrix: bool, w: Weights) -> Result<Weights, WeightError> {
         let source = self.published().map(|row| row.name);
         let module = match self.stack {
@@ -55,9 +107,16 @@ impl Scope<'_> {
     /// The convolution here as a matrix `[n, k]`: `weight` is `[n, ...]` with `k` values for each output, such as
     /// `[d, channels, patch, patch]`, and `bias` `[n]`. Colours last, `[d, patch, patch, 3]` as MLX stores them, are brought to the front.
     ///
+    /// A quantized matrix, of a tower whose patches go through a linear layer, is decoded to f32.
+    ///
     /// # Errors
-    /// As [`linear`](Self::linear); a quantized convolution is not built.
+    /// As [`linear`](Self::linear).
     pub fn patch_embed(&self, n: usize, k: usize, bias: bool) -> Result<Weights, WeightError> {
+        if self.is_quantized() {
+            let view = published::of_values(self, n, k, &self.values(n, k)?)?;
+            let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
+            return self.noted(false, self.dense(view, bias)?);
+        }
         let name = self.path("weight");
         let Some(info) = self.info("weight") else { return Err(self.absent(&name)) };
         if info.shape.first() != Some(&n) || info.len() != n * k {

@@ -19,11 +19,13 @@ pub struct Scope<'a> {
     role: Option<Role>,
     /// Which of several matrices is meant that lie one after another in each tensor here.
     pub(super) stack: Option<Stack>,
+    /// Whether planes that are made here are let go as soon as they are read: they are neither counted nor left along `n`.
+    pub(super) passing: bool,
 }
 
 impl<'a> Scope<'a> {
     pub(super) const fn new(checkpoint: &'a Checkpoint, prefix: String) -> Self {
-        Self { checkpoint, prefix, role: None, stack: None }
+        Self { checkpoint, prefix, role: None, stack: None, passing: false }
     }
 
     /// The same place, whose matrices are `role` to the model.
@@ -35,6 +37,11 @@ impl<'a> Scope<'a> {
     /// The same place, of which one of several matrices is meant.
     pub(super) fn with_stack(self, stack: Stack) -> Self {
         Self { stack: Some(stack), ..self }
+    }
+
+    /// The same place, of which planes that are made are let go as soon as they are read.
+    pub(super) fn passing(&self) -> Self {
+        Self { passing: true, ..self.clone() }
     }
 
     /// What matrices here are to the model.
@@ -72,7 +79,8 @@ impl<'a> Scope<'a> {
     #[must_use]
     pub fn at(&self, name: impl fmt::Display) -> Self {
         let prefix = self.path(name);
-        Self { checkpoint: self.checkpoint, prefix, role: self.role, stack: self.stack }
+        let Self { checkpoint, role, stack, passing, .. } = *self;
+        Self { checkpoint, prefix, role, stack, passing }
     }
 
     /// The first of several places below that has tensors; the first of the list if none has. An empty name is this

@@ -72,8 +72,7 @@ impl Linear {
         k: usize,
         from: impl Fn(usize) -> usize,
     ) -> Result<Self> {
-        scope.take("weight", &[n, k])?;
-        let stored = scope.checkpoint().floats(&scope.path("weight"))?;
+        let stored = scope.take_values(n, k)?;
         let columns: Vec<usize> = (0..k).map(from).collect();
         let rows = stored.chunks_exact(k.max(1));
         let turned: Vec<u8> =

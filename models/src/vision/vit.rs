@@ -97,6 +97,9 @@ impl Segments {
 
 /// The filters at `scope`, `[d, 3, frames, patch, patch]`, of whichever axis colours are in the file.
 fn filters(scope: &Scope<'_>, plan: &VitPlan) -> Result<Vec<f32>> {
+    if scope.is_quantized() {
+        return Ok(scope.values(plan.d, 3 * plan.frames * plan.patch * plan.patch)?);
+    }
     let stored = scope.checkpoint().floats(&scope.path("weight"))?;
     if !scope.has_colours_last() {
         return Ok(stored);

@@ -67,7 +67,7 @@ impl Groups<'_> {
     /// Whether kernels read the planes where they lie, and are to: whole words of rows, and groups of such.
     fn lie_well(&self, here: &Scope<'_>, n: usize, k: usize) -> bool {
         let whole = n.is_multiple_of(32) && k.is_multiple_of(32) && self.group.is_multiple_of(32);
-        here.checkpoint().keeps_along_n() && whole
+        here.checkpoint().keeps_along_n() && !here.passing && whole
     }
 
     fn in_place(

@@ -18,7 +18,7 @@ use safetensors::Dtype;
 
 pub(super) use integers::pack_quantized;
 use made::FLOATS;
-pub(super) use made::{colours_first, with_planes};
+pub(super) use made::{colours_first, of_values, with_planes};
 pub(super) use turned::load as load_turned;
 
 use super::{Scope, WeightError};
