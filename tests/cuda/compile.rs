@@ -276,8 +276,8 @@ fn a_newer_compiler_makes_code() {
     }
 }
 
-/// `tests/gpu.sh pack` has the kernels of the tests on a GPU compiled into the folder that `OCELLI_COMPILE_TO` names; elsewhere this is
-/// nothing.
+/// Compiles the kernels of the tests on a GPU for `OCELLI_CUDA_ARCH` into the folder that `OCELLI_COMPILE_TO` names, for use as
+/// `OCELLI_CUBINS`; without that it does nothing.
 #[test]
 fn kernels_for_a_gpu() {
     let Some(folder) = std::env::var_os("OCELLI_COMPILE_TO").map(PathBuf::from) else { return };
