@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use ocelli_kernels::conformance::{CaseCx, cuda_kernels};
+use ocelli_kernels::cuda::cubin::Cubins;
 use ocelli_kernels::cuda::nvrtc::Nvrtc;
 use ocelli_kernels::cuda::{KernelKey, source};
 use ocelli_kernels::{Arch, BackendOp, Caps, OpVisitor, for_each_op};
@@ -23,12 +24,13 @@ type Rows = BTreeMap<String, BTreeSet<KernelKey>>;
 
 struct Add {
     arch: Arch,
+    cases: fn(u64) -> CaseCx,
     all: Rows,
 }
 
 impl OpVisitor for Add {
     fn visit<O: BackendOp>(&mut self) {
-        match cuda_kernels::<O>(&Caps::of_arch(self.arch), CaseCx::shapes(SEED), None) {
+        match cuda_kernels::<O>(&Caps::of_arch(self.arch), (self.cases)(SEED), None) {
             Ok(rows) => {
                 self.all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys)));
             }
@@ -37,9 +39,14 @@ impl OpVisitor for Add {
     }
 }
 
-/// The rows of all ops on one architecture, with the kernels that their cases ask for.
+/// The rows of all ops on one architecture, with the kernels that cases of these shapes ask for.
 fn rows(arch: Arch) -> Rows {
-    let mut add = Add { arch, all: Rows::new() };
+    rows_of(arch, CaseCx::shapes)
+}
+
+/// The same for these cases.
+fn rows_of(arch: Arch, cases: fn(u64) -> CaseCx) -> Rows {
+    let mut add = Add { arch, cases, all: Rows::new() };
     for_each_op(&mut add);
     let mut all = add.all;
     for (path, _) in source::FILES.iter().filter(|(path, _)| path.starts_with("cuda/roof/")) {
@@ -267,6 +274,37 @@ fn sm_90a_part_8_of_8() {
 #[test]
 fn sm_120() {
     compiles(Arch::Sm120, 1, 1);
+}
+
+/// The compiler of the next major version, which `OCELLI_NVRTC_NEWER` names, lies elsewhere than where the system looks for what it needs.
+#[test]
+fn a_newer_compiler_makes_code() {
+    let path = std::env::var_os("OCELLI_NVRTC_NEWER").filter(|path| !path.is_empty());
+    let found =
+        path.map_or(Err("OCELLI_NVRTC_NEWER names no compiler".into()), |path| Nvrtc::at(Path::new(&path)));
+    match found {
+        Ok(nvrtc) => {
+            let key = KernelKey { path: "cuda/roof/wgmma.cu", defines: source::Defines::new() };
+            assert!(nvrtc.version >= (13, 0), "{:?}", nvrtc.version);
+            assert_eq!(fault(&nvrtc, &key, Arch::Sm90a, disassembler().as_deref()), None);
+        }
+        Err(why) => {
+            assert!(!required("nvrtc"), "{why}");
+            println!("skipped: nvrtc: {why}");
+        }
+    }
+}
+
+/// Compiles the kernels of the tests on a GPU for `OCELLI_CUDA_ARCH` into the folder that `OCELLI_COMPILE_TO` names, for use as
+/// `OCELLI_CUBINS`; without that it does nothing.
+#[test]
+fn kernels_for_a_gpu() {
+    let Some(folder) = std::env::var_os("OCELLI_COMPILE_TO").map(PathBuf::from) else { return };
+    let arch = std::env::var("OCELLI_CUDA_ARCH").expect("OCELLI_CUDA_ARCH").parse().expect("an architecture");
+    let cache = std::env::var_os("OCELLI_CACHE").map(PathBuf::from);
+    let keys = rows_of(arch, CaseCx::new).into_values().flatten().collect();
+    let bytes = Cubins::new(None, cache.as_deref()).compile_all(&keys, arch, &folder).expect("kernels");
+    println!("{} kernels of cases for {arch}, {} KiB", keys.len(), bytes >> 10);
 }
 
 /// Each row runs on some architecture, and each `.cu` file belongs to some row.

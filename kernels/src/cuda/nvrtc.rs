@@ -22,6 +22,8 @@ type Program = *mut c_void;
 /// The compiler.
 pub struct Nvrtc {
     library: Library,
+    /// What the compiler asks the dynamic linker for by its name, held so that it is found.
+    _builtins: Vec<Library>,
     /// Where it was found.
     pub path: PathBuf,
     /// Major and minor version.
@@ -71,7 +73,7 @@ impl Nvrtc {
     fn load(path: &Path) -> Result<Option<Self>, String> {
         // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
         match unsafe { Library::new(path) } {
-            Ok(library) => Self::open(library, path.to_owned()).map(Some),
+            Ok(library) => Self::open(library, builtins(path), path.to_owned()).map(Some),
             Err(error) if path.exists() => Err(format!("{}: {error}", path.display())),
             Err(_) => Ok(None),
         }
@@ -82,8 +84,8 @@ impl Nvrtc {
         Self::load(path)?.ok_or_else(|| format!("{}: there is no such library", path.display()))
     }
 
-    fn open(library: Library, path: PathBuf) -> Result<Self, String> {
-        let mut nvrtc = Self { library, path, version: (0, 0) };
+    fn open(library: Library, builtins: Vec<Library>, path: PathBuf) -> Result<Self, String> {
+        let mut nvrtc = Self { library, _builtins: builtins, path, version: (0, 0) };
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
         let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = nvrtc.symbol("nvrtcVersion")?;
         // SAFETY: the function writes two integers.
@@ -246,6 +248,19 @@ fn candidates() -> Vec<PathBuf> {
         all.extend(packages(Path::new(root)));
     }
     all
+}
+
+/// The libraries of declarations that lie beside a compiler. It asks for them by name when it compiles, and in Python packages of CUDA 13
+/// does not itself say that they are where it is.
+fn builtins(compiler: &Path) -> Vec<Library> {
+    let folder = compiler.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let is = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("libnvrtc-builtins.so")
+    };
+    let paths = folder.map(entries).unwrap_or_default().into_iter().filter(is);
+    // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
+    paths.filter_map(|path| unsafe { Library::new(path) }.ok()).collect()
 }
 
 /// The compiler's libraries in a folder.
