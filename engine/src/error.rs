@@ -96,6 +96,9 @@ pub enum Error {
     /// The thread that answers requests is gone.
     #[error("the thread that answers requests has ended: {0}")]
     Worker(String),
+    /// The device was lost, or did not answer, under this request or an earlier one.
+    #[error("the device cannot be used any more: {0}")]
+    DeviceGone(String),
     /// The request was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -108,6 +111,26 @@ impl From<ShapeError> for Error {
 }
 
 impl Error {
+    /// Whether the device cannot be used any more: everything else that is asked of it fails too.
+    #[must_use]
+    pub const fn ends_device(&self) -> bool {
+        match self {
+            Self::Kernel { source, .. } | Self::Device(source) => source.ends_device(),
+            Self::DeviceGone(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether there was too little memory for what was asked: something smaller may succeed.
+    #[must_use]
+    pub const fn is_out_of_memory(&self) -> bool {
+        matches!(
+            self,
+            Self::Kernel { source: KernelError::OutOfMemory { .. }, .. }
+                | Self::Device(KernelError::OutOfMemory { .. })
+        )
+    }
+
     /// That `model`, whose files these are, does not give what is asked for.
     #[must_use]
     pub fn other_kind(files: &ModelFiles, model: &Model, expected: Gives) -> Self {
@@ -134,12 +157,40 @@ impl Error {
                     "a smaller picture, `--processor do_image_splitting=false` or fewer tokens need less"
                         .into(),
                 ),
+                KernelError::Lost { .. } | KernelError::Timeout { .. } => Some(NEW_PROCESS.into()),
                 _ => None,
             },
+            Self::DeviceGone(_) => Some(NEW_PROCESS.into()),
             _ => None,
         }
     }
 }
 
+/// What there is to do about a device that is lost to a process.
+const NEW_PROCESS: &str = "this process cannot use the device again; one that is started anew can, unless the device itself has failed";
+
 /// Result of engine functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_device_does_is_told_apart() {
+        let (device, doing) = ("a GPU".to_owned(), "a pass".to_owned());
+        let lost = KernelError::Lost { device: device.clone(), what: "an address".into(), doing };
+        let slow = KernelError::Timeout { device: device.clone(), seconds: 60.0, doing: "a pass".into() };
+        let inside = |source| Error::Kernel { path: "text.layers.0".into(), source };
+        for error in [Error::Device(lost), inside(slow), Error::DeviceGone("why".into())] {
+            assert!(error.ends_device() && !error.is_out_of_memory(), "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("started anew")), "{error}");
+        }
+        let full = || KernelError::OutOfMemory { bytes: 7, device: device.clone() };
+        for error in [Error::Device(full()), inside(full())] {
+            assert!(error.is_out_of_memory() && !error.ends_device(), "{error}");
+        }
+        let other = Error::Device(KernelError::Device("a failure".into()));
+        assert!(!other.ends_device() && !other.is_out_of_memory());
+    }
+}

@@ -152,8 +152,9 @@ impl App {
         format!("{kind}-{:x}{number:06x}", self.started)
     }
 
-    /// Takes places for `count` answers, all or none.
+    /// Takes places for `count` answers, all or none. Errors at once where the device cannot be used any more.
     pub fn places(&self, count: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.usable().map_err(|error| ApiError::engine(&error, "model"))?;
         if count > self.all_places {
             let most = self.all_places;
             return Err(ApiError::field("n", format!("expected at most {most} answers, found {count}")));
@@ -165,10 +166,10 @@ impl App {
         })
     }
 
-    /// Whether less than half of what can run at once is taken: work that has time may begin.
+    /// Whether less than half of what can run at once is taken, by a device that is well: work that has time may begin.
     pub fn has_spare_places(&self) -> bool {
         let running = self.all_places - self.config.max_queue.min(self.all_places);
-        self.taken().0 < running.div_ceil(2).max(1)
+        self.taken().0 < running.div_ceil(2).max(1) && self.usable().is_ok()
     }
 
     /// Files and batches.

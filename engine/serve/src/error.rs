@@ -114,6 +114,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message)
     }
 
+    /// The request may be answered elsewhere, or later.
+    fn unavailable(error: &Error) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", error.to_string())
+    }
+
     /// With the name of the field at fault.
     #[must_use]
     pub fn at(self, name: impl Into<String>) -> Self {
@@ -158,9 +163,9 @@ impl ApiError {
             }
             Error::Param(error) => Self::bad(error.to_string()).at(error.name),
             Error::Text(_) | Error::Request(_) | Error::Image(_) => Self::bad(error.to_string()).at(field),
-            Error::Worker(_) | Error::Cancelled => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", error.to_string())
-            }
+            Error::Worker(_) | Error::Cancelled => Self::unavailable(error),
+            error if error.ends_device() => Self::unavailable(error).code("device_lost"),
+            error if error.is_out_of_memory() => Self::internal(error.to_string()).code("out_of_memory"),
             _ => Self::internal(error.to_string()),
         }
     }
@@ -189,4 +194,18 @@ pub(crate) fn json_response(status: StatusCode, value: &Json) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_device_has_a_code() {
+        let gone = ApiError::engine(&Error::DeviceGone("a GPU: no answer".into()), "messages");
+        assert_eq!((gone.status.as_u16(), gone.code), (503, Some("device_lost")));
+        assert!(gone.message.contains("a GPU: no answer"), "{}", gone.message);
+        let other = ApiError::engine(&Error::Worker("it was stopped".into()), "messages");
+        assert_eq!((other.status.as_u16(), other.code), (503, None));
+    }
 }

@@ -279,6 +279,14 @@ impl App {
         }
     }
 
+    /// Errors once the device cannot be used any more. The server goes on to say so.
+    pub fn usable(&self) -> ocelli_engine::Result<()> {
+        match &self.engine {
+            Engine::Answers { client, .. } => client.usable(),
+            Engine::Vectors { client, .. } => client.usable(),
+        }
+    }
+
     /// Errors if a request may not be looked at. `foreign` is the origin of a page that may not ask.
     fn admit(
         &self,
@@ -347,6 +355,10 @@ fn is_local(host: &str) -> bool {
 }
 
 async fn health(State(app): State<Arc<App>>) -> Response {
+    if let Err(error) = app.usable() {
+        let told = json!({"status": "device lost", "error": error.to_string()});
+        return json_response(StatusCode::SERVICE_UNAVAILABLE, &told);
+    }
     let (status, text) = if app.broken() {
         (StatusCode::INTERNAL_SERVER_ERROR, "broken")
     } else if app.draining.load(Ordering::Relaxed) {

@@ -1,7 +1,7 @@
 //! `/v1/embeddings`: vectors of texts and pictures, computed on a thread of their own.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 
 use axum::body::Body;
@@ -47,6 +47,8 @@ pub struct Client {
     jobs: Sender<Job>,
     /// Of what the thread holds as long as it lives.
     alive: Weak<()>,
+    /// Why the device cannot be used any more.
+    gone: Arc<OnceLock<String>>,
 }
 
 impl Client {
@@ -58,6 +60,7 @@ impl Client {
         deadline: tokio::time::Instant,
         field: &'static str,
     ) -> Result<Vec<Vec<f32>>, ApiError> {
+        self.usable().map_err(|error| ApiError::engine(&error, field))?;
         let (reply, vectors) = oneshot::channel();
         let gone = || ApiError::internal("the thread that computes vectors has ended");
         self.jobs.send(Job { inputs, reply }).map_err(|_| gone())?;
@@ -66,6 +69,11 @@ impl Client {
             .map_err(|_| ApiError::timeout(app.config.timeout.as_secs()))?
             .map_err(|_| gone())?
             .map_err(|error| ApiError::engine(&error, field))
+    }
+
+    /// Errors once the device cannot be used any more.
+    pub(crate) fn usable(&self) -> Result<(), Error> {
+        self.gone.get().map_or(Ok(()), |what| Err(Error::DeviceGone(what.clone())))
     }
 
     /// Whether the thread has ended.
@@ -84,11 +92,13 @@ impl Worker {
         let thread = std::thread::Builder::new().name("ocelli-vectors".into());
         let lives = Arc::new(());
         let alive = Arc::downgrade(&lives);
+        let gone = Arc::new(OnceLock::new());
+        let told = gone.clone();
         let thread = thread.spawn(move || {
             let _lives = lives;
-            run(&pipeline, cx, &received);
+            run(&pipeline, cx, &received, &told);
         })?;
-        Ok((Self(thread), Client { jobs, alive }))
+        Ok((Self(thread), Client { jobs, alive, gone }))
     }
 
     /// Waits for the thread's end.
@@ -97,11 +107,16 @@ impl Worker {
     }
 }
 
-fn run(pipeline: &EmbeddingPipeline, mut cx: Ctx, jobs: &Receiver<Job>) {
+fn run(pipeline: &EmbeddingPipeline, mut cx: Ctx, jobs: &Receiver<Job>, gone: &OnceLock<String>) {
     for job in jobs {
         // Whoever asked may have gone.
         if !job.reply.is_closed() {
             let vectors = vectors(pipeline, &mut cx, job.inputs, &job.reply);
+            if let Err(error) = &vectors
+                && error.ends_device()
+            {
+                let _ = gone.set(error.to_string());
+            }
             let _ = job.reply.send(vectors);
         }
     }

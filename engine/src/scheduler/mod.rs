@@ -504,8 +504,11 @@ impl Scheduler {
 
     /// After a pass that failed: its request fails, or each of its requests gets a pass of its own.
     fn isolate(&mut self, chunks: &[(usize, usize)], error: Error, events: &mut Vec<Event>) {
-        if let [(number, _)] = *chunks {
-            return self.fail(number, error, events);
+        match *chunks {
+            [(number, _)] => return self.fail(number, error, events),
+            // Nothing that is tried again could succeed.
+            [(number, _), ..] if error.ends_device() => return self.fail(number, error, events),
+            _ => {}
         }
         tracing::debug!(%error, requests = chunks.len(), "a pass failed; its requests go on one by one");
         for live in self.running.iter_mut().chain(&mut self.waiting) {
@@ -551,6 +554,7 @@ impl Scheduler {
                     }
                     return;
                 }
+                Err(error) if error.ends_device() => return self.fail(once[0].0, error, events),
                 Err(error) => tracing::debug!(%error, "pictures are encoded one by one"),
             }
         }

@@ -12,7 +12,7 @@ use super::*;
 use crate::kv::{Blocks, Extent, Keep, KvLayout, PAGE};
 use crate::prompt::{Prompt, Reach, Span};
 use crate::sample::SamplingParams;
-use fake::{Fake, GIVEN, NAN, POISON, ROWS, beside, context, memory_rows, picture, tokenizer};
+use fake::{FATAL, Fake, GIVEN, HUGE, NAN, POISON, ROWS, beside, context, memory_rows, picture, tokenizer};
 
 const ALL: KvGroup = KvGroup { layers: 0, heads: 1, head_dim: 1, keep: Keep::All, blocks: Blocks::Whole };
 
@@ -508,4 +508,66 @@ fn threads_share_a_worker() {
     assert_eq!(refused.to_string(), "no model");
     let panicked = Worker::spawn(|| panic!("on purpose")).map(drop).unwrap_err().to_string();
     assert!(panicked.contains("panicked"), "{panicked}");
+}
+
+/// A request that finds no memory leaves the others as they are.
+#[test]
+fn out_of_memory_is_one_requests_own() {
+    let mut cx = context();
+    let kv = both();
+    let mut requests: Vec<Request> = (0..4).map(|seed| asks(seed, 20 + seed, 12)).collect();
+    let expected = alone(&mut cx, &kv, &requests);
+    requests[2].prompt.tokens[9] = HUGE;
+    let (_, mut scheduler) = scheduler(&mut cx, &kv, Limits::default());
+    for request in &requests {
+        scheduler.submit(request.clone()).unwrap();
+    }
+    let all = run(&mut scheduler, &mut cx, requests.len());
+    for (number, expected) in expected.iter().enumerate() {
+        match (&all[number].1, number) {
+            (Err(error), 2) => assert!(error.contains("out of memory: 1099511627776 bytes"), "{error}"),
+            (answer, _) => assert_eq!(answer.as_ref().unwrap().token_ids, expected.token_ids),
+        }
+    }
+    assert!(scheduler.kv.is_empty() && scheduler.kv.used_pages(0) == 0);
+}
+
+/// A device that is lost ends every request with the reason, those that run and those that come, each at once.
+#[test]
+fn a_lost_device_ends_every_request() {
+    let worker = Worker::spawn(move || {
+        let mut cx = context();
+        let limits = Limits { seqs: 3, kv_tokens: 20_000, ..Limits::default() };
+        let scheduler = Scheduler::new(&mut cx, Fake::new(both()), tokenizer(), limits)?;
+        Ok((cx, scheduler))
+    })
+    .unwrap();
+    let client = worker.client();
+    assert!(client.usable().is_ok());
+    let mut fatal = asks(9, 20, 9);
+    fatal.prompt.tokens[11] = FATAL;
+    // Two that run, and two that wait or come too late.
+    let running = [0, 1].map(|seed| worker.submit(asks(seed, 10, 5000)).unwrap());
+    let fatal = worker.submit(fatal).unwrap();
+    let late = [2, 3].map(|seed| worker.submit(asks(seed, 10, 5000)));
+    let failed = |stream: Stream| match stream.last() {
+        Some(Event::Failed { error, .. }) => error,
+        other => panic!("{other:?}"),
+    };
+    let first = failed(fatal);
+    assert!(first.ends_device() && first.to_string().contains("an illegal address"), "{first}");
+    for error in
+        running.map(failed).into_iter().chain(late.map(|late| late.map_or_else(|error| error, failed)))
+    {
+        assert!(error.ends_device() && error.to_string().contains("an illegal address"), "{error}");
+    }
+    let text = client.usable().unwrap_err().to_string();
+    assert!(text.starts_with("the device cannot be used any more: a planted device: device lost"), "{text}");
+    assert_eq!(client.submit(asks(1, 10, 5)).map(drop).unwrap_err().to_string(), text);
+    let hint = first.hint().expect("what to do about it");
+    assert!(hint.contains("started anew"), "{hint}");
+    assert!(!client.has_ended(), "it goes on to say so");
+    let load = client.load();
+    assert_eq!((load.running, load.waiting), (0, 0), "{load:?}");
+    worker.stop().unwrap();
 }

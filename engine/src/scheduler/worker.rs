@@ -43,6 +43,8 @@ struct Shared {
     tickets: AtomicU64,
     /// Why the thread ended.
     ended: OnceLock<String>,
+    /// Why the device cannot be used any more.
+    gone: OnceLock<String>,
     load: Mutex<Load>,
 }
 
@@ -180,7 +182,7 @@ impl Client {
     /// Hands in a request. One that can never run fails as its only event.
     ///
     /// # Errors
-    /// If the thread has ended.
+    /// If the thread has ended, or the device cannot be used any more.
     pub fn submit(&self, request: Request) -> Result<Stream> {
         let (sender, events) = channel();
         let ticket = self.submit_to(request, move |event| sender.send(event).is_ok())?;
@@ -191,12 +193,13 @@ impl Client {
     /// giving false. The numbers in events are of no use. One that can never run fails as its only event.
     ///
     /// # Errors
-    /// If the thread has ended.
+    /// If the thread has ended, or the device cannot be used any more.
     pub fn submit_to(
         &self,
         request: Request,
         sink: impl FnMut(Event) -> bool + Send + 'static,
     ) -> Result<Ticket> {
+        self.usable()?;
         let number = self.shared.tickets.fetch_add(1, Ordering::Relaxed);
         let (request, sink, span) = (Box::new(request), Box::new(sink), Span::current());
         let command = Command::Submit { ticket: number, request, sink, span };
@@ -218,6 +221,14 @@ impl Client {
     /// If the thread has ended.
     pub fn run(&self, work: impl FnMut(&mut Ctx) -> ControlFlow<()> + Send + 'static) -> Result<()> {
         self.commands.send(Command::Run(Box::new(work))).map_err(|_| self.error())
+    }
+
+    /// Errors once the device cannot be used any more: every request fails from then on, though the thread lives.
+    ///
+    /// # Errors
+    /// The one that a request met.
+    pub fn usable(&self) -> Result<()> {
+        self.shared.gone.get().map_or(Ok(()), |what| Err(Error::DeviceGone(what.clone())))
     }
 
     /// How the scheduler does, as of its last step.
@@ -320,7 +331,15 @@ impl Thread {
             let events = self.scheduler.step(&mut self.cx);
             // First, so that who hears of an answer finds its work counted.
             self.note_load();
-            events.into_iter().for_each(|event| self.tell(event));
+            for event in events {
+                if let Event::Failed { error, .. } = &event
+                    && error.ends_device()
+                {
+                    let _ = self.shared.gone.set(error.to_string());
+                }
+                self.tell(event);
+            }
+            self.end_all_if_gone();
             if let Some(mut work) = self.work.pop_front()
                 && work(&mut self.cx).is_continue()
             {
@@ -329,6 +348,22 @@ impl Thread {
         }
         let numbers: Vec<usize> = self.requests.keys().copied().collect();
         numbers.into_iter().for_each(|number| self.cancel(number));
+    }
+
+    /// Ends every request once the device cannot be used any more.
+    fn end_all_if_gone(&mut self) {
+        let Some(what) = self.shared.gone.get().cloned() else { return };
+        let numbers: Vec<usize> = self.requests.keys().copied().collect();
+        if numbers.is_empty() {
+            return;
+        }
+        for &number in &numbers {
+            let _ = self.scheduler.cancel(number);
+        }
+        self.note_load();
+        for request in numbers {
+            self.tell(Event::Failed { request, error: Error::DeviceGone(what.clone()) });
+        }
     }
 
     fn note_load(&self) {
@@ -363,7 +398,10 @@ impl Thread {
     fn obey(&mut self, command: Command) -> bool {
         match command {
             Command::Submit { ticket, request, mut sink, span } => {
-                match span.in_scope(|| self.scheduler.submit(*request)) {
+                // A device may have gone while the request was on its way.
+                let gone = self.shared.gone.get().map(|what| Error::DeviceGone(what.clone()));
+                let submit = || gone.map_or_else(|| self.scheduler.submit(*request), Err);
+                match span.in_scope(submit) {
                     Ok(number) => {
                         self.requests.insert(number, (ticket, sink));
                     }

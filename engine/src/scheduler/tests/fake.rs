@@ -27,6 +27,9 @@ pub const GIVEN: usize = 60;
 pub const NAN: u32 = 61;
 /// A token that no pass survives.
 pub const POISON: u32 = 62;
+/// A token that ends the device, and one whose pass finds no memory.
+pub const FATAL: u32 = 63;
+pub const HUGE: u32 = 60;
 /// Rows of features of a picture.
 pub const ROWS: usize = 10;
 
@@ -124,6 +127,15 @@ impl Vlm for Fake {
         self.passes.fetch_add(1, Ordering::Relaxed);
         let ids = cx.download_ids(&batch.ids)?;
         let positions = cx.download_ids(&batch.positions)?;
+        let has = |token: u32| ids.contains(&(token as i32));
+        let device = || "a planted device".to_owned();
+        if has(FATAL) {
+            let (what, doing) = ("an illegal address".to_owned(), "a test".to_owned());
+            return Err(KernelError::Lost { device: device(), what, doing }.into());
+        }
+        if has(HUGE) {
+            return Err(KernelError::OutOfMemory { bytes: 1 << 40, device: device() }.into());
+        }
         if let Some(id) = ids.iter().find(|&&id| id == POISON as i32 || !(0..64).contains(&id)) {
             return Err(Error::Request(format!("token {id}")));
         }

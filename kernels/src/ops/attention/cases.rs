@@ -258,7 +258,23 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Attention>> {
     few_queries(&mut plans);
     sixteen_bits(&mut plans);
     eight_bits(&mut plans);
-    plans.into_iter().map(|plan| plan.build(cx)).collect()
+    let mut all: Vec<_> = plans.into_iter().map(|plan| plan.build(cx)).collect();
+    all.push(lone_head(cx));
+    all
+}
+
+/// One head of keys, cut from two: its tokens lie as a copy engine takes them, its heads would not.
+fn lone_head(cx: &mut CaseCx) -> Case<Attention> {
+    let plan = Plan::new("bf16, a head cut from two", &[(70, 200), (1, 30)]).heads(2, 1, 64);
+    let mut case = plan.types(DType::BF16, DType::BF16).build(cx);
+    if let AttentionKv::Packed { k, v, .. } = &mut case.op.kv {
+        for view in [k, v] {
+            let (rows, width) = (view.size(0), view.size(2));
+            let wide = cx.random(&[rows, 2, width + 4], DType::BF16, Fill::Normal(1.0));
+            *view = wide.narrow(1, 0, 1).and_then(|one| one.narrow(2, 0, width)).expect("a head");
+        }
+    }
+    case
 }
 
 fn edges(plans: &mut Vec<Plan>) {
