@@ -153,14 +153,15 @@ template <typename T> DEVICE void widen(f32 (&w)[4], const uint4& v, i32 quad, f
 }
 
 // Brings x of the span that begins at element `first` to shared memory, zeros up to the end of a stretch; `sums`: adds the squares of
-// what this thread brings.
-DEVICE void stage(f32* to, f32 (&squares)[M], bool sums, const Params& p, i32 first) {
+// what each warp brings to its sums in `parts`, of span after span.
+DEVICE void stage(f32* to, f32* parts, bool sums, const Params& p, i32 first) {
     // Loads of a thread that are under way at once.
     constexpr i32 BATCH = 4;
     const i32 quads = min_of(p.span, ceil_div(p.k - first, STRETCH) * STRETCH) / 4;
 #pragma unroll
     for (i32 row = 0; row < M; ++row) {
         const i32 end = row < p.e.rows ? p.k : 0;
+        f32 squares = 0.0f;
 #pragma unroll 1
         for (i32 begin = static_cast<i32>(threadIdx.x); begin < quads; begin += BATCH * THREADS) {
             Four x[BATCH], weight[BATCH];
@@ -182,7 +183,7 @@ DEVICE void stage(f32* to, f32 (&squares)[M], bool sums, const Params& p, i32 fi
                     open_four(by, weight[i], p.norm_type);
 #pragma unroll
                     for (i32 j = 0; j < 4; ++j) {
-                        if (sums) squares[row] = fmaf(v[j], v[j], squares[row]);
+                        squares = fmaf(v[j], v[j], squares);
                         v[j] *= p.norm_offset + by[j];
                     }
                 }
@@ -194,6 +195,11 @@ DEVICE void stage(f32* to, f32 (&squares)[M], bool sums, const Params& p, i32 fi
                 reinterpret_cast<float4*>(to)[row * (p.span / 4) + place] = make_float4(v[0], v[1], v[2], v[3]);
             }
         }
+        if (NORM && sums) {
+            f32& part = parts[threadIdx.x / 32 * M + row];
+            squares = warp_sum(squares);
+            if (lane_id() == 0) part = first == 0 ? squares : part + squares;
+        }
     }
 }
 
@@ -204,7 +210,11 @@ DEVICE void find_rows(Row (&rows)[COLUMNS], const Params& p, i32 col) {
     for (i32 c = 0; c < COLUMNS; ++c) rows[c] = row_of(weights_of(p, c), GATED ? col : col + c, p.e.cols, p.k);
 }
 
-KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
+// Blocks that share the registers of a multiprocessor; those of two rows with a table of codes need a few more than a quarter of them.
+constexpr bool TABLE = same_type<CODE, code_nf4>::value || same_type<CODE, code_bnb_fp4>::value;
+constexpr i32 BLOCKS = M > 4 ? 2 : TABLE && M == 2 ? 3 : 4;
+
+KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     f32* const x = reinterpret_cast<f32*>(smem);
     f32* const parts = x + M * p.span; // NORM: squares of each row, of each warp
@@ -223,7 +233,6 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
         for (i32 c = 0; c < COLUMNS; ++c) loads[c][d] = load(rows[c], d * PASS + lane * E, p);
 
     grid_wait();
-    f32 squares[M] = {};
 #pragma unroll 1
     for (i32 block_col = first_col; block_col < p.e.cols; block_col += all_cols) {
         const i32 col = block_col + own;
@@ -235,7 +244,7 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
             if (place == p.span) place = 0;
             if (place == 0 && (begins || p.span < p.k)) {
                 __syncthreads();
-                stage(x, squares, begins, p, first);
+                stage(x, parts, begins, p, first);
                 __syncthreads();
             }
             i32 next = first + STRETCH;
@@ -284,14 +293,6 @@ KERNEL(THREADS, M > 4 ? 2 : 4)(const __grid_constant__ Params p) {
                     }
                 }
             }
-        }
-        if (NORM && begins) {
-#pragma unroll
-            for (i32 m = 0; m < M; ++m) {
-                const f32 all = warp_sum(squares[m]);
-                if (lane_id() == 0) parts[threadIdx.x / 32 * M + m] = all;
-            }
-            __syncthreads();
         }
 
 #pragma unroll
