@@ -34,6 +34,7 @@ const DIRECTION: &[(&str, &[&str])] = &[
     ("ocelli-bench", &["ocelli-kernels", "ocelli-engine", "ocelli-models"]),
     ("ocelli-search", &["ocelli-engine"]),
     ("ocelli-serve", &["ocelli-engine", "ocelli-search"]),
+    ("ocelli-train", &["ocelli-kernels", "ocelli-engine"]),
     ("ocelli-python", &["ocelli-kernels", "ocelli-engine", "ocelli-models"]),
     (
         "ocelli",
@@ -44,9 +45,13 @@ const DIRECTION: &[(&str, &[&str])] = &[
             "ocelli-bench",
             "ocelli-search",
             "ocelli-serve",
+            "ocelli-train",
         ],
     ),
-    ("ocelli-tests", &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench", "ocelli"]),
+    (
+        "ocelli-tests",
+        &["ocelli-kernels", "ocelli-engine", "ocelli-models", "ocelli-bench", "ocelli-train", "ocelli"],
+    ),
 ];
 
 const MIB: u64 = 1 << 20;

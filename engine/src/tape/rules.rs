@@ -269,7 +269,7 @@ impl Taped for Pointwise {
     }
 
     fn backward(&self, cx: &mut Backward<'_>) -> Result<()> {
-        let op = PointwiseGrad {
+        let all = PointwiseGrad {
             x: cx.value(&self.x)?,
             bounds: self.bounds,
             softcap: self.softcap,
@@ -285,7 +285,23 @@ impl Taped for Pointwise {
             // What is added in place has its gradient there already.
             d_add: cx.grad_of(self.add.as_ref().filter(|add| !add.same_elements(&self.out)))?,
         };
-        cx.exec(&op)
+        let shared = |a: &Option<View>, b: &Option<View>| {
+            a.as_ref().zip(b.as_ref()).is_some_and(|(a, b)| a.overlaps(b))
+        };
+        let PointwiseGrad { dx, d_by, d_add, .. } = &all;
+        if !shared(dx, d_by) && !shared(dx, d_add) && !shared(d_by, d_add) {
+            return cx.exec(&all);
+        }
+        // An operand that is there twice, as of a square, has the sum of both: one after the other.
+        let none = PointwiseGrad { dx: None, d_col: None, d_by: None, d_add: None, ..all.clone() };
+        for op in [
+            PointwiseGrad { d_col: all.d_col.clone(), d_by: d_by.clone(), ..none.clone() },
+            PointwiseGrad { d_add: d_add.clone(), ..none.clone() },
+            PointwiseGrad { dx: dx.clone(), ..none },
+        ] {
+            cx.exec(&op)?;
+        }
+        Ok(())
     }
 }
 

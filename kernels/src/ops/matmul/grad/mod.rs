@@ -116,7 +116,7 @@ impl Op for MatmulGrad {
             n: n as u32,
             k: k as u32,
             w: w.format(),
-            parts: w.parts().len() as u32,
+            parts: if w.parts().len() == 1 { 0 } else { w.parts().len() as u32 },
             dx: dx.is_some(),
             d_weight: parts.iter().any(|part| part.weight.is_some()),
             d_bias: parts.iter().any(|part| part.bias.is_some()),

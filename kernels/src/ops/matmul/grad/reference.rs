@@ -67,64 +67,41 @@ pub(super) fn reference(op: &MatmulGrad, io: &mut Oracle) -> Result<(), KernelEr
 #[cfg(all(test, feature = "conformance"))]
 mod tests {
     use super::*;
-    use crate::buffer::{View, Weights};
+    use crate::buffer::Weights;
     use crate::conformance::{CaseCx, Fill};
-    use crate::op::Op;
-    use crate::ops::Matmul;
     use crate::ops::matmul::grad::PartGrad;
+    use crate::ops::{Matmul, grad_check};
 
-    /// The forward reference's products times `c`, summed.
-    fn weighed(x: &View, w: &Weights, out: &View, c: &[f64], cx: &CaseCx) -> f64 {
-        let mut io = Oracle::new(cx.id(), false);
-        Matmul::new(x.clone(), w.clone(), out.clone()).reference(&mut io).expect("products");
-        io.into_expected().iter().flat_map(|expected| &expected.values).zip(c).map(|(a, b)| a * b).sum()
-    }
-
-    /// Products are linear in each operand: central differences of the forward reference are exact but for rounding.
     #[test]
-    fn gradients_are_those_of_the_product() {
+    fn the_gradients_are_those_of_the_product() {
         let mut cx = CaseCx::new(7);
-        let (m, n, k) = (3, 5, 4);
-        let mut fill = |shape: &[usize]| -> Vec<f64> {
-            (0..shape.iter().product()).map(|_| cx.value(Fill::Normal(1.0)) as f32 as f64).collect()
+        let mut random = |shape: &[usize]| cx.random(shape, DType::F32, Fill::Normal(1.0));
+        let (x, out, dz, dx) = (random(&[3, 4]), random(&[3, 7]), random(&[3, 7]), random(&[3, 4]));
+        let [first, second] = [5, 2].map(|rows| [random(&[rows, 4]), random(&[rows, 4])]);
+        let (bias, d_bias) = (random(&[5]), random(&[5]));
+        let w = Weights::stack([
+            Weights::dense(first[0].clone(), Some(bias.clone())).unwrap(),
+            Weights::dense(second[0].clone(), None).unwrap(),
+        ]);
+        let forward = Matmul::new(x.clone(), w.unwrap(), out);
+        let parts = [
+            PartGrad { weight: Some(first[1].clone()), bias: Some(d_bias.clone()) },
+            PartGrad { weight: Some(second[1].clone()), bias: None },
+        ];
+        let backward = MatmulGrad {
+            dz,
+            x: x.clone(),
+            w: forward.w.clone(),
+            dx: Some(dx.clone()),
+            parts: parts.into_iter().collect(),
         };
-        let (xs, ws, bs, c) = (fill(&[m, k]), fill(&[n, k]), fill(&[n]), fill(&[m, n]));
-        let zeros = |len: usize| vec![0.0; len];
-        let weights = |cx: &mut CaseCx, ws: &[f64], bs: &[f64]| {
-            let bias = cx.values(&[n], DType::F32, bs);
-            Weights::dense(cx.values(&[n, k], DType::F32, ws), Some(bias)).expect("weights")
-        };
-        let w = weights(&mut cx, &ws, &bs);
-        let (weight, bias) =
-            (cx.values(&[n, k], DType::F32, &zeros(n * k)), cx.values(&[n], DType::F32, &zeros(n)));
-        let op = MatmulGrad {
-            dz: cx.values(&[m, n], DType::F32, &c),
-            x: cx.values(&[m, k], DType::F32, &xs),
-            dx: Some(cx.values(&[m, k], DType::F32, &zeros(m * k))),
-            w,
-            parts: [PartGrad { weight: Some(weight), bias: Some(bias) }].into_iter().collect(),
-        };
-        op.spec().expect("a spec");
-        let mut io = Oracle::new(cx.id(), false);
-        op.reference(&mut io).expect("gradients");
-        let found: Vec<f64> =
-            io.into_expected().iter().flat_map(|expected| expected.values.clone()).collect();
-
-        let all: Vec<f64> = xs.iter().chain(&ws).chain(&bs).copied().collect();
-        // A power of two: moved values are numbers of f32 as long as their low bits allow, so the step is what it was.
-        let step = 2f64.powi(-6);
-        let out = cx.output(&[m, n], DType::F32);
-        for (at, found) in found.into_iter().enumerate() {
-            let mut at_step = |by: f64| {
-                let mut moved = all.clone();
-                moved[at] = f64::from((moved[at] + by) as f32);
-                let x = cx.values(&[m, k], DType::F32, &moved[..m * k]);
-                let w = weights(&mut cx, &moved[m * k..][..n * k], &moved[m * k + n * k..]);
-                (moved[at], weighed(&x, &w, &out, &c, &cx))
-            };
-            let ((high_at, high), (low_at, low)) = (at_step(step), at_step(-step));
-            let slope = (high - low) / (high_at - low_at);
-            assert!((slope - found).abs() < 1e-9 * (1.0 + slope.abs()), "{at}: {slope} and {found}");
-        }
+        let results = [(&forward.out, &backward.dz)];
+        let operands = [
+            ("x", &x, &dx),
+            ("first weight", &first[0], &first[1]),
+            ("second weight", &second[0], &second[1]),
+            ("bias", &bias, &d_bias),
+        ];
+        assert_eq!(grad_check::check(&cx, &forward, &results, &backward, &operands), Ok(()));
     }
 }
