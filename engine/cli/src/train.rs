@@ -163,14 +163,10 @@ fn sft(args: &SftArgs) -> Outcome {
     let rows = args.rows(&args.data)?;
     let held = args.validation.as_deref().map(|path| args.rows(path)).transpose()?.unwrap_or_default();
     let options = args.options(rows.len());
-    if !args.dry_run {
-        // Told before anything is computed.
-        std::fs::create_dir_all(&args.out)
-            .map_err(|error| Failure::new(format!("{}: {error}", args.out.display())))?;
-        if !args.resume && args.out.join("checkpoint").exists() {
-            return Err(Failure::new(format!("{}: a run has written there already", args.out.display()))
-                .hint("--resume goes on with it; another --out begins anew"));
-        }
+    // Told before anything is read or written.
+    if !args.dry_run && !args.resume && args.out.join("checkpoint").exists() {
+        return Err(Failure::new(format!("{}: a run has written there already", args.out.display()))
+            .hint("--resume goes on with it; another --out begins anew"));
     }
     let threads = DeviceOptions { threads: args.threads, ..DeviceOptions::default() };
     let device = ocelli_kernels::open(Backend::Cpu, &threads).map_err(Error::from)?;
