@@ -12,6 +12,7 @@ use ocelli_kernels::{
     Weights, quant,
 };
 
+use crate::adapter::Adapters;
 use crate::error::{Error, Result};
 use crate::tape::Tape;
 use crate::tensor::{Arena, Mark, Tensor};
@@ -107,6 +108,8 @@ pub struct Ctx {
     /// Where the time went.
     pub timings: Timings,
     trace: Option<Trace>,
+    /// Modules of products, and what is added to their results.
+    pub(crate) adapters: Adapters,
     /// What runs, while it is noted.
     pub(crate) tape: Option<Tape>,
     /// What the ops given now are for.
@@ -169,6 +172,7 @@ impl Ctx {
             steps: 0,
             timings: Timings::default(),
             trace: None,
+            adapters: Adapters::default(),
             tape: None,
             phase: Phase::Prefill,
         }
@@ -309,6 +313,9 @@ impl Ctx {
         }
         let (block, byte) = self.arena.top();
         key.number(block).number(byte);
+        self.adapted_key().into_iter().for_each(|number| {
+            key.number(number);
+        });
         self.steps += 1;
         let used = self.steps;
         match self.replays.get_mut(&key) {
@@ -357,10 +364,10 @@ impl Ctx {
     where
         dyn Stream: Exec<O>,
     {
-        let hidden = || product(op).is_some_and(|product| product.norm.is_some());
-        // Probes and gradients want the rows that are multiplied.
-        let seen = self.probe.is_some() || self.tape.is_some();
-        !(seen && hidden()) && Exec::<O>::accepts(&*self.stream, op)
+        let product = product(op).filter(|product| product.norm.is_some());
+        // Probes, gradients and adapters want the rows that are multiplied.
+        let seen = |product| self.probe.is_some() || self.tape.is_some() || self.is_adapted(product);
+        !product.is_some_and(seen) && Exec::<O>::accepts(&*self.stream, op)
     }
 
     /// Runs an op of the module at `path`.
@@ -371,10 +378,21 @@ impl Ctx {
         if self.probe.is_some() {
             self.show(op)?;
         }
-        if self.tape.is_some() {
-            return self.exec_taped(path, op);
+        match product(op) {
+            Some(product) if self.is_adapted(product) => self.exec_adapted(path, product),
+            _ => self.exec_plain(path, op),
         }
-        self.exec_now(path, op)
+    }
+
+    /// Runs an op as it is, noted where there is a tape.
+    pub(crate) fn exec_plain<O: Op>(&mut self, path: &str, op: &O) -> Result<()>
+    where
+        dyn Stream: Exec<O>,
+    {
+        match self.tape.is_some() {
+            true => self.exec_taped(path, op),
+            false => self.exec_now(path, op),
+        }
     }
 
     /// Runs an op that is noted already, or not to be.
@@ -454,6 +472,17 @@ impl Ctx {
         let tensor = self.alloc(shape, T::DTYPE)?;
         self.stream.write(tensor.view(), bytemuck::cast_slice(values))?;
         Ok(tensor)
+    }
+
+    /// Copies host values to a tensor, rounded to its type.
+    pub fn write_floats(&mut self, tensor: &Tensor, values: &[f32]) -> Result<()> {
+        let bytes: Vec<u8> = match tensor.dtype() {
+            DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            found => return Err(KernelError::WrongDType { expected: DType::F32, found }.into()),
+        };
+        Ok(self.stream.write(tensor.view(), &bytes)?)
     }
 
     /// Copies lists of numbers into new activations, one `[len]` for each, by one transfer.

@@ -65,6 +65,14 @@ pub enum Error {
         /// What the model gives.
         found: Gives,
     },
+    /// An adapter cannot be used.
+    #[error("adapter {name}: {reason}")]
+    Adapter {
+        /// Its folder or name.
+        name: String,
+        /// What is wrong or missing.
+        reason: String,
+    },
     /// Training cannot go on.
     #[error("{0}")]
     Train(String),

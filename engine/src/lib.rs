@@ -3,6 +3,7 @@
 //! A [`Ctx`] runs ops and owns their activations; a [`Vlm`] is a model family's forward pass; a
 //! [`scheduler`] mixes any number of requests into batches for it.
 
+pub mod adapter;
 mod ahead;
 pub mod batch;
 pub mod calibration;

@@ -39,5 +39,6 @@ pub mod text_only;
 pub mod vision;
 
 pub use registry::{
-    Anatomy, DRAW, FAMILIES, Family, Leftovers, anatomy, family, load, load_from, load_with, owners, roles,
+    Anatomy, DRAW, FAMILIES, Family, Leftovers, Tensors, anatomy, family, load, load_from, load_with, owners,
+    roles, tensors,
 };

@@ -238,6 +238,26 @@ pub fn owners(files: &ModelFiles) -> Result<HashMap<String, Role>> {
     Ok(checkpoint.notes().into_iter().filter_map(|note| Some((note.module, note.role?))).collect())
 }
 
+/// What a model of a configuration is made of.
+pub struct Tensors {
+    /// Names and shapes of its tensors.
+    pub all: Vec<(String, Vec<usize>)>,
+    /// What each is to the model, by its name or that of its module.
+    pub owners: HashMap<String, Role>,
+}
+
+/// The tensors that a model of this configuration needs: found by loading it from a checkpoint that is not there.
+///
+/// # Errors
+/// If the configuration is not one of a known family, or the family reads more from a file than values and shapes.
+pub fn tensors(files: &ModelFiles) -> Result<Tensors> {
+    let checkpoint = Checkpoint::imagined(&files.describe("model.safetensors"))?;
+    let (mut cx, _) = Ctx::dry(ocelli_kernels::Caps::default(), Precision::default());
+    load_model(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
+    let owners = checkpoint.notes().into_iter().filter_map(|note| Some((note.module, note.role?))).collect();
+    Ok(Tensors { all: checkpoint.asked(), owners })
+}
+
 /// What each matrix that can be quantized is to the model, by the name of its module.
 pub fn roles(files: &ModelFiles) -> Result<HashMap<String, Role>> {
     Ok(anatomy(files)?.roles)

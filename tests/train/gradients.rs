@@ -1,6 +1,6 @@
 //! Losses, the gradient of each parameter, and fifty steps of AdamW.
 
-use ocelli_train::{AdamWOptions, Optimizer, Schedule, Trainer};
+use ocelli_train::{AdamWOptions, Learner, Optimizer, Schedule, Trainer};
 
 use super::reference::Reference;
 

@@ -34,7 +34,7 @@ pub use quantize::{
 };
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
-pub use train::{PartArg, ScheduleArg, SftArgs, TrainArgs, TrainTask};
+pub use train::{LearnArgs, PartArg, ScheduleArg, SftArgs, TrainArgs, TrainTask};
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]

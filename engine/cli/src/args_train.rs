@@ -21,11 +21,9 @@ pub enum TrainTask {
     Sft(Box<SftArgs>),
 }
 
-/// `ocelli train sft`.
+/// What every task takes.
 #[derive(Debug, Args)]
-pub struct SftArgs {
-    #[command(flatten)]
-    pub which: WhichArgs,
+pub struct LearnArgs {
     /// JSON lines: `image` (or `images`), `prompt` and `text`, the answer; or `messages`. Paths are relative to the file.
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -44,9 +42,6 @@ pub struct SftArgs {
     /// Field with the answer.
     #[arg(long, value_name = "FIELD", default_value = "text")]
     pub answer_column: String,
-    /// Parts that are trained, with commas between; all of them without it.
-    #[arg(long = "train", value_enum, value_delimiter = ',', value_name = "PART")]
-    pub parts: Vec<PartArg>,
     /// Times that all rows are seen.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one, conflicts_with = "steps")]
     pub epochs: usize,
@@ -74,12 +69,6 @@ pub struct SftArgs {
     /// Of the order of rows.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<u64>)]
     pub seed: u64,
-    /// Most tokens of a row; longer ones are left out and told.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
-    pub max_tokens: usize,
-    /// Most tokens that go through the model at once: bounds the memory of activations, and changes no result but for rounding.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
-    pub pass_tokens: usize,
     /// Steps between checkpoints; 0: one at the end alone.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
     pub save_every: u64,
@@ -89,9 +78,6 @@ pub struct SftArgs {
     /// Threads; all cores without it.
     #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
-    /// Set a field of the image processor.
-    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
-    pub processor: Vec<(String, String)>,
     /// Go on where a run with the same arguments ended.
     #[arg(long)]
     pub resume: bool,
@@ -101,6 +87,27 @@ pub struct SftArgs {
     /// Print one JSON object at the end.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `ocelli train sft`.
+#[derive(Debug, Args)]
+pub struct SftArgs {
+    #[command(flatten)]
+    pub which: WhichArgs,
+    #[command(flatten)]
+    pub run: LearnArgs,
+    /// Parts that are trained, with commas between; all of them without it.
+    #[arg(long = "train", value_enum, value_delimiter = ',', value_name = "PART")]
+    pub parts: Vec<PartArg>,
+    /// Most tokens of a row; longer ones are left out and told.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
+    pub max_tokens: usize,
+    /// Most tokens that go through the model at once: bounds the memory of activations, and changes no result but for rounding.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
+    pub pass_tokens: usize,
+    /// Set a field of the image processor.
+    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub processor: Vec<(String, String)>,
 }
 
 /// Parts of a model.

@@ -10,7 +10,9 @@ use std::sync::{Mutex, OnceLock};
 use ocelli_kernels::{DType, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
+use super::imagined::Imagined;
 use super::{Copied, Fold, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
+use crate::adapter::{Deltas, Peft};
 use crate::files::ModelFiles;
 
 /// Name of the weights of a model that has one file.
@@ -38,6 +40,10 @@ pub struct Checkpoint {
     pub(super) folds: Mutex<Vec<Fold>>,
     /// Whether what is made of tensors has sizes alone.
     planned: bool,
+    /// What is added to its matrices.
+    deltas: Deltas,
+    /// What was asked for, of a checkpoint that is not there.
+    pub(super) imagined: Option<Imagined>,
     /// Bytes of planes that were made.
     made: AtomicU64,
     /// Whether planes along `n` are used as they lie.
@@ -99,6 +105,8 @@ impl Checkpoint {
             notes,
             folds,
             planned: false,
+            deltas: Deltas::default(),
+            imagined: None,
             made,
             along_n,
             unnamed,
@@ -160,6 +168,8 @@ impl Checkpoint {
             notes,
             folds,
             planned: false,
+            deltas: Deltas::default(),
+            imagined: None,
             made,
             along_n,
             unnamed,
@@ -170,6 +180,20 @@ impl Checkpoint {
     #[must_use]
     pub fn planned(self) -> Self {
         Self { planned: true, ..self }
+    }
+
+    /// The same with an adapter added to its matrices: those are made anew, of the type that they have, bf16 where they are quantized.
+    ///
+    /// # Errors
+    /// If the adapter is of another model.
+    pub fn merged_with(self, adapter: &Peft) -> crate::error::Result<Self> {
+        Ok(Self { deltas: Deltas::of(adapter, &self)?, ..self })
+    }
+
+    /// What is added to its matrices.
+    #[must_use]
+    pub const fn deltas(&self) -> &Deltas {
+        &self.deltas
     }
 
     /// Whether weights that lie along `n` ([`Format::KMajor`](ocelli_kernels::Format)) are used as they lie, which CPUs can; else they are
@@ -339,6 +363,9 @@ impl Checkpoint {
     /// # Errors
     /// If there is none of that name, or it is not floats.
     pub fn floats(&self, name: &str) -> Result<Vec<f32>, WeightError> {
+        if let Some(zeros) = self.imagined_floats(name) {
+            return Ok(zeros);
+        }
         self.find(name)?.0.floats(name)
     }
 

@@ -97,6 +97,10 @@ pub(super) struct AlignedCopy {
 }
 
 impl AlignedCopy {
+    pub fn zeros(len: usize) -> Self {
+        Self { words: vec![0; len.div_ceil(8)], len }
+    }
+
     pub fn of(bytes: &[u8]) -> Self {
         let mut words = vec![0u64; bytes.len().div_ceil(8)];
         bytemuck::cast_slice_mut(&mut words)[..bytes.len()].copy_from_slice(bytes);

@@ -1,8 +1,15 @@
 //! Weight matrices: which storage format a module's tensors are in.
 
-use ocelli_kernels::{Code, Format, Grouped, Oracle, ShapeError, StreamId, View, Weights, Zero};
+use std::sync::Arc;
 
+use half::{bf16, f16};
+use ocelli_kernels::{
+    Code, DType, Format, Grouped, Oracle, ShapeError, Storage, StreamId, View, Weights, Zero,
+};
+
+use super::file::AlignedCopy;
 use super::{Columns, Note, Scope, WeightError, published};
+use crate::adapter::Delta;
 
 /// Weights that share a scale, as quantizers have them.
 const USUAL_GROUPS: [usize; 5] = [16, 32, 64, 128, 256];
@@ -31,10 +38,35 @@ impl Scope<'_> {
     /// As [`linear`](Self::linear).
     pub fn linear_in_order(&self, n: usize, k: usize, bias: bool) -> Result<(Weights, Columns), WeightError> {
         let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
+        if let Some(delta) = self.checkpoint().deltas().get(self.prefix()).filter(|_| self.stack.is_none()) {
+            return Ok((self.noted(true, self.merged(n, k, bias, delta)?)?, None));
+        }
         let w = self.noted(true, self.load(n, k, bias)?)?;
         let order = self.published().and_then(|row| row.order).map(|order| order(self, n, k)).transpose()?;
         let columns = order.flatten().map(|order| order.iter().map(|&column| column as i32).collect());
         Ok((w, columns))
+    }
+
+    /// The matrix here with what an adapter adds to it.
+    fn merged(&self, n: usize, k: usize, bias: Option<View>, delta: &Delta) -> Result<Weights, WeightError> {
+        let stored =
+            self.info("weight").and_then(|info| info.kernel_dtype()).filter(|dtype| dtype.is_float());
+        let dtype = stored.filter(|_| !self.is_quantized()).unwrap_or(DType::BF16);
+        let mut values = self.values(n, k)?;
+        if !delta.add_to([n, k], &mut values) {
+            let [rows, cols] = delta.shape();
+            let reason = format!("expected an adapter of a matrix [{n}, {k}], found one of [{rows}, {cols}]");
+            return Err(WeightError::tensor(self.checkpoint().path(), self.prefix(), reason));
+        }
+        let bytes: Vec<u8> = match dtype {
+            DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        self.checkpoint().count_made(bytes.len());
+        let storage = Storage::shared(Arc::new(AlignedCopy::of(&bytes)));
+        let view = View::dense(storage, &[n, k], dtype).map_err(|e| self.misfit(&e))?;
+        self.dense(view, bias)
     }
 
     /// The matrix `[rows, k]` here without a bias: a token table.
@@ -118,6 +150,15 @@ impl Scope<'_> {
             return self.noted(false, self.dense(view, bias)?);
         }
         let name = self.path("weight");
+        // Square patches of three colours, where the file cannot tell.
+        let side = (k / 3).isqrt();
+        if 3 * side * side == k
+            && let Some(imagined) = self.checkpoint().imagine(&name, &[n, 3, side, side])
+        {
+            let view = imagined?.reshape(&[n, k]).map_err(|e| self.misfit(&e))?;
+            let bias = if bias { Some(self.tensor("bias", &[n])?) } else { None };
+            return self.noted(false, self.dense(view, bias)?);
+        }
         let Some(info) = self.info("weight") else { return Err(self.absent(&name)) };
         if info.shape.first() != Some(&n) || info.len() != n * k {
             let expected = format!("shape: expected [{n}, ...] of {} values, found {:?}", n * k, info.shape);
@@ -158,7 +199,7 @@ impl Scope<'_> {
                 Err(why) => Err(self.unsupported(format!("{}: {why}; {}", row.name, published::supported()))),
             };
         }
-        if !self.has("weight") {
+        if !self.has("weight") && !self.checkpoint().imagines() {
             return Err(self.absent(&self.path("weight")));
         }
         self.dense(self.tensor("weight", &[n, k])?, bias)

@@ -10,6 +10,7 @@ mod error;
 mod file;
 mod fp8;
 mod header;
+mod imagined;
 mod linear;
 mod notes;
 mod published;

@@ -133,6 +133,9 @@ impl<'a> Scope<'a> {
     pub fn tensor_any(&self, names: &[&str], shape: &[usize]) -> Result<View, WeightError> {
         let Some(name) = names.iter().find(|name| self.has(name)) else {
             let first = names.first().copied().unwrap_or_default();
+            if let Some(imagined) = self.checkpoint.imagine(&self.path(first), shape) {
+                return imagined;
+            }
             let shown: Vec<String> = names.iter().map(|name| self.path(name)).collect();
             return Err(self.checkpoint.missing(&self.path(first), &shown.join("` or `")));
         };

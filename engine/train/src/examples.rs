@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use ocelli_engine::image::PreparedImage;
+use ocelli_engine::image::{DecodeOptions, PreparedImage};
 use ocelli_engine::text::Message;
 use ocelli_engine::{Error, Pipeline, Prompt, Result};
+
+use crate::data::TrainRow;
 
 /// A token without a loss.
 pub const IGNORED: i32 = -100;
@@ -58,6 +60,23 @@ pub struct Batcher<'a> {
 }
 
 impl Batcher<'_> {
+    /// A row: its pictures read and resized, its conversation laid out.
+    ///
+    /// # Errors
+    /// If a picture cannot be read, or as [`example`](Self::example).
+    pub fn row(&self, row: &TrainRow) -> Result<Example> {
+        let images: Vec<_> = row
+            .pictures
+            .iter()
+            .map(|picture| picture.decode(&DecodeOptions::default()))
+            .collect::<Result<_, _>>()?;
+        let prepared: Vec<Arc<PreparedImage>> = images
+            .iter()
+            .map(|image| self.pipeline.processor.prepare_one_of(image, images.len(), 1).map(Arc::new))
+            .collect::<Result<_>>()?;
+        self.example(&row.messages, prepared)
+    }
+
     /// A conversation, whose messages of the assistant are learnt: what the chat template writes for each of them after the header
     /// of an answer, the end of the turn included. Without a template it is their texts, and the end token.
     ///

@@ -6,6 +6,8 @@
 
 pub mod data;
 pub mod examples;
+pub mod fresh;
+pub mod learner;
 pub mod optimizer;
 pub mod parameters;
 pub mod run;
@@ -13,7 +15,9 @@ pub mod trainer;
 
 pub use data::{Rows, TrainRow};
 pub use examples::{Batcher, Example};
+pub use fresh::Fresh;
+pub use learner::{Checked, Draw, Learner, Loss, Read};
 pub use optimizer::{AdamWOptions, Optimizer, Schedule, Stepped};
 pub use parameters::{Parameter, Parameters};
-pub use run::{RunOptions, Watcher, run};
-pub use trainer::{Loss, Trainer};
+pub use run::{Job, RunOptions, Watcher, run};
+pub use trainer::Trainer;

@@ -14,6 +14,8 @@ use ocelli_kernels::{DType, Layout, Storage, View};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::fresh::Fresh;
+
 /// Bytes that the data of a file in memory begin at a multiple of: vector registers.
 const ALIGN: usize = 64;
 
@@ -71,7 +73,7 @@ impl Parameters {
         source: &Checkpoint,
         chosen: &dyn Fn(&str) -> bool,
     ) -> Result<(Self, Checkpoint)> {
-        let (mut all, mut end) = (Vec::new(), 0);
+        let mut all = Vec::new();
         for (name, info) in source.infos() {
             let stored = match info.dtype {
                 Dtype::F32 => DType::F32,
@@ -86,37 +88,72 @@ impl Parameters {
                     )));
                 }
             };
-            let bytes = info.len() * size_of::<f32>();
             all.push(Parameter {
                 name: name.to_owned(),
                 shape: info.shape.to_vec(),
-                bytes: end..end + bytes,
+                bytes: 0..info.len() * size_of::<f32>(),
                 stored,
                 trained: chosen(name),
             });
-            end += bytes;
         }
-        let header = header(&all, |_| "F32");
-        for parameter in &mut all {
-            parameter.bytes = parameter.bytes.start + header.len()..parameter.bytes.end + header.len();
-        }
-        let mut file = header;
-        for parameter in &all {
-            let floats = source.floats(&parameter.name)?;
-            file.extend(floats.iter().flat_map(|value| value.to_le_bytes()));
-        }
+        let (parameters, file) =
+            Self::place(cx, source.path(), all, |parameter| Ok(source.floats(&parameter.name)?))?;
+        Ok((parameters, with_config(files, file)?))
+    }
+
+    /// Fresh weights of a model that has these tensors, see [`Fresh`]; f32. The second result is as that of [`read`](Self::read).
+    ///
+    /// # Errors
+    /// If nothing is chosen.
+    pub fn fresh(
+        cx: &mut Ctx,
+        files: &ModelFiles,
+        tensors: &[(String, Vec<usize>)],
+        fresh: &Fresh,
+        chosen: &dyn Fn(&str) -> bool,
+    ) -> Result<(Self, Checkpoint)> {
+        let parameter = |(name, shape): &(String, Vec<usize>)| Parameter {
+            name: name.clone(),
+            shape: shape.clone(),
+            bytes: 0..shape.iter().product::<usize>() * size_of::<f32>(),
+            stored: DType::F32,
+            trained: chosen(name),
+        };
+        let all = tensors.iter().map(parameter).collect();
+        let label = files.describe("model.safetensors");
+        let (parameters, file) =
+            Self::place(cx, &label, all, |parameter| Ok(fresh.values(&parameter.name, &parameter.shape)))?;
+        Ok((parameters, with_config(files, file)?))
+    }
+
+    /// Lays parameters out one after another, each with the bytes that it needs, and gives the file that they are.
+    ///
+    /// # Errors
+    /// If none is trained, or values cannot be had.
+    pub fn place(
+        cx: &mut Ctx,
+        label: &str,
+        mut all: Vec<Parameter>,
+        values: impl Fn(&Parameter) -> Result<Vec<f32>>,
+    ) -> Result<(Self, TensorFile)> {
         if !all.iter().any(|parameter| parameter.trained) {
             return Err(Error::Train("no parameter is chosen to be trained".into()));
+        }
+        let mut file = header(&all, |_| "F32");
+        let mut end = file.len();
+        for parameter in &mut all {
+            parameter.bytes = end..end + parameter.bytes.len();
+            end = parameter.bytes.end;
+        }
+        file.reserve_exact(end - file.len());
+        for parameter in &all {
+            file.extend(values(parameter)?.iter().flat_map(|value| value.to_le_bytes()));
         }
         let file: Arc<[u8]> = file.into();
         let (values, grads) = (cx.stream().alloc(file.len())?, cx.stream().alloc(file.len())?);
         cx.stream().write(&View::dense(values.clone(), &[file.len()], DType::U8)?, &file)?;
-        let file = TensorFile::placed(source.path(), file, values.clone())?;
-        let mut placed = Checkpoint::of_file(file);
-        if let Some(config) = files.json::<Value>("config.json")? {
-            placed = placed.with_config(&config);
-        }
-        Ok((Self { all, values, grads }, placed))
+        let file = TensorFile::placed(label, file, values.clone())?;
+        Ok((Self { all, values, grads }, file))
     }
 
     /// The parameters, in the order of the buffer.
@@ -241,6 +278,15 @@ impl Parameters {
         let file = file.into_inner().map_err(|error| io(error.into_error()))?;
         file.sync_all().map_err(io)
     }
+}
+
+/// A file as the checkpoint of a model, with what its configuration says of it.
+fn with_config(files: &ModelFiles, file: TensorFile) -> Result<Checkpoint> {
+    let placed = Checkpoint::of_file(file);
+    Ok(match files.json::<Value>("config.json")? {
+        Some(config) => placed.with_config(&config),
+        None => placed,
+    })
 }
 
 /// The header of a safetensors file with these tensors one after another, its length a multiple of [`ALIGN`].

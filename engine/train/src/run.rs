@@ -3,36 +3,31 @@
 use std::convert::Infallible;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Instant;
 
 use ocelli_engine::files::{BESIDE_WEIGHTS, ModelFiles};
-use ocelli_engine::image::{DecodeOptions, PreparedImage};
 use ocelli_engine::parallel::try_map;
-use ocelli_engine::{Ctx, Error, Pipeline, Result};
+use ocelli_engine::{Ctx, Error, Result};
 use ocelli_kernels::{DType, View};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{TrainRow, order};
-use crate::examples::{Batcher, Example};
+use crate::learner::{Draw, Learner, Read};
 use crate::optimizer::{AdamWOptions, Optimizer};
 use crate::parameters::Parameters;
-use crate::trainer::Trainer;
 
 /// What a run is told. Going on with a run takes the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunOptions {
     /// The optimizer and the number of steps.
     pub optimizer: AdamWOptions,
+    /// What is learnt, and all that it depends on beside the rest of this: a text that differs where a run differs.
+    pub task: String,
     /// Rows of a step.
     pub batch: usize,
-    /// Of the order of rows.
+    /// Of the order of rows, and of what is drawn.
     pub seed: u64,
-    /// Most tokens of a row.
-    pub max_tokens: usize,
-    /// Most tokens of a pass.
-    pub pass_tokens: usize,
     /// Steps between checkpoints; 0: one at the end alone.
     pub save_every: u64,
     /// Steps between validations; 0: one at the end alone.
@@ -47,8 +42,11 @@ pub struct Metrics {
     /// Loss in nats a token.
     pub loss: f64,
     /// That of the rows for validation, where it was computed.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<f64>,
+    /// Share of them that came out as they should, where that was computed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<f64>,
     /// Learning rate.
     pub rate: f64,
     /// Norm of the gradient before it was clipped.
@@ -84,6 +82,8 @@ pub struct Ran {
     pub loss: f64,
     /// Loss of the rows for validation at the end.
     pub validation: Option<f64>,
+    /// Share of them that came out as they should.
+    pub exact: Option<f64>,
     /// Rows that could not be used.
     pub bad_rows: usize,
     /// Folder of the model.
@@ -104,29 +104,48 @@ const EARLY: u64 = 8;
 const STATE: &str = "training.json";
 const MOMENTS: &str = "training.bin";
 
+/// A run: what is learnt from which rows, and where it goes.
+pub struct Job<'a, E> {
+    /// What is trained.
+    pub parameters: &'a Parameters,
+    /// Rows to learn from.
+    pub rows: &'a [TrainRow],
+    /// Rows whose loss is told.
+    pub validation: &'a [TrainRow],
+    /// What the run is told.
+    pub options: &'a RunOptions,
+    /// Makes examples of rows, on other threads and ahead of the step.
+    pub read: &'a Read<'a, E>,
+    /// Threads that do so.
+    pub threads: usize,
+    /// Writes what was learnt into a folder.
+    pub write: &'a dyn Fn(&mut Ctx, &Path) -> Result<()>,
+    /// The folder.
+    pub out: &'a Path,
+    /// Whether to go on where a run with the same options ended.
+    pub resume: bool,
+}
+
 /// Examples of a step, prepared ahead of it, and rows that could not be used.
-struct Prepared {
-    examples: Vec<Example>,
+struct Prepared<E> {
+    examples: Vec<E>,
     /// The line of each.
     lines: Vec<usize>,
     bad: Vec<(usize, Error)>,
 }
 
-/// Trains on `rows` and writes the model to `out`: a folder that other engines load, with what a later run needs to go on in
-/// `out/checkpoint`. With `resume` it goes on from there.
+/// Trains, and writes what was learnt to `out`, with what a later run needs to go on in `out/checkpoint`. With `resume` it goes on
+/// from there.
 ///
 /// # Errors
 /// If no row can be used, a step fails, or a checkpoint cannot be written or is another run's.
-pub fn run(
+pub fn run<E: Send>(
     cx: &mut Ctx,
-    files: &ModelFiles,
-    pipeline: &Pipeline,
-    parameters: &Parameters,
-    (rows, validation): (&[TrainRow], &[TrainRow]),
-    options: &RunOptions,
-    (out, resume): (&Path, bool),
+    job: &Job<'_, E>,
+    learner: &mut dyn Learner<E>,
     watcher: &mut dyn Watcher,
 ) -> Result<Ran> {
+    let Job { parameters, rows, options, read, threads, out, .. } = *job;
     if rows.is_empty() {
         return Err(Error::Train("expected rows to train on, found none".into()));
     }
@@ -137,33 +156,34 @@ pub fn run(
     std::fs::create_dir_all(out).map_err(io(out))?;
     let mut optimizer = Optimizer::new(cx, parameters, options.optimizer.clone())?;
     let kept = out.join("checkpoint");
-    if resume {
+    if job.resume {
         optimizer.steps = go_on(cx, &kept, parameters, &optimizer, options, rows.len())?;
     }
     let resumed = optimizer.steps;
     let log = out.join("metrics.jsonl");
     let mut metrics_file = keep_metrics(&log, resumed)?;
-    let mut trainer = Trainer::new(&*pipeline.model, parameters, options.pass_tokens);
     let mut bad_rows = 0;
-    let held = prepare(pipeline, options, validation);
+    let held = prepare((read, threads), job.validation.iter().map(|row| (row, None)));
     for (line, why) in &held.bad {
         watcher.bad_row(*line, why);
     }
     let (mut last, mut checked) = (f64::NAN, None);
     // What guessing costs, and the largest of the first losses.
-    let (uniform, mut most) = ((pipeline.model.info().vocab as f64).ln(), 0f64);
+    let (uniform, mut most) = (learner.guess(), 0f64);
     std::thread::scope(|scope| -> Result<()> {
         let (send, receive) = sync_channel(2);
         scope.spawn(move || {
             for step in resumed + 1..=options.optimizer.steps {
-                let chosen: Vec<TrainRow> =
-                    rows_of(rows.len(), options, step).into_iter().map(|row| rows[row].clone()).collect();
-                if send.send(prepare(pipeline, options, &chosen)).is_err() {
+                let chosen = rows_of(rows.len(), options, step).into_iter();
+                let chosen = chosen.map(|(epoch, at)| {
+                    (&rows[at], Some(Draw { seed: options.seed, epoch, line: rows[at].line }))
+                });
+                if send.send(prepare((read, threads), chosen)).is_err() {
                     break;
                 }
             }
         });
-        let receive: Receiver<Prepared> = receive;
+        let receive: Receiver<Prepared<E>> = receive;
         for step in resumed + 1..=options.optimizer.steps {
             let start = Instant::now();
             let prepared = receive
@@ -177,7 +197,7 @@ pub fn run(
                 return Err(Error::Train(format!("step {step}: none of its rows can be used")));
             }
             let lines = &prepared.lines;
-            let loss = trainer.gradient(cx, &prepared.examples);
+            let loss = learner.gradient(cx, &prepared.examples);
             let loss = loss.map_err(|error| at_step(step, lines, error))?;
             if step <= resumed + EARLY {
                 most = most.max(loss.mean());
@@ -190,10 +210,11 @@ pub fn run(
                 return Err(at_step(step, lines, Error::Train(why)));
             }
             let stepped = optimizer.step(cx, parameters)?;
+            learner.stepped(cx)?;
             let last_one = step == options.optimizer.steps;
             let due = |every: u64| last_one || every > 0 && step.is_multiple_of(every);
             if !held.examples.is_empty() && due(options.check_every) {
-                checked = Some(trainer.loss(cx, &held.examples)?.mean());
+                checked = Some(learner.check(cx, &held.examples)?);
             } else if !last_one {
                 checked = None;
             }
@@ -201,7 +222,8 @@ pub fn run(
             let metrics = Metrics {
                 step,
                 loss: last,
-                validation: checked,
+                validation: checked.map(|checked| checked.loss),
+                exact: checked.and_then(|checked| checked.exact),
                 rate: stepped.rate,
                 norm: stepped.norm,
                 learnt: loss.tokens,
@@ -220,12 +242,13 @@ pub fn run(
         }
         Ok(())
     })?;
-    copy_model(cx, files, parameters, out)?;
+    (job.write)(cx, out)?;
     Ok(Ran {
         steps: optimizer.steps,
         resumed,
         loss: last,
-        validation: checked,
+        validation: checked.map(|checked| checked.loss),
+        exact: checked.and_then(|checked| checked.exact),
         bad_rows,
         out: out.to_owned(),
     })
@@ -241,8 +264,8 @@ fn at_step(step: u64, lines: &[usize], error: Error) -> Error {
     }
 }
 
-/// Rows of a step: a run over all epochs, each in its own order.
-fn rows_of(rows: usize, options: &RunOptions, step: u64) -> Vec<usize> {
+/// Epochs and rows of a step: a run over all epochs, each in its own order.
+fn rows_of(rows: usize, options: &RunOptions, step: u64) -> Vec<(u64, usize)> {
     let first = (step - 1) * options.batch as u64;
     let mut all = Vec::with_capacity(options.batch);
     let mut known: Option<(u64, Vec<usize>)> = None;
@@ -252,28 +275,20 @@ fn rows_of(rows: usize, options: &RunOptions, step: u64) -> Vec<usize> {
             Some((number, order)) if number == epoch => order,
             _ => order(rows, options.seed, epoch),
         };
-        all.push(of_epoch[(at % rows as u64) as usize]);
+        all.push((epoch, of_epoch[(at % rows as u64) as usize]));
         known = Some((epoch, of_epoch));
     }
     all
 }
 
-/// Reads pictures and lays conversations out, on all cores of the pipeline.
-fn prepare(pipeline: &Pipeline, options: &RunOptions, rows: &[TrainRow]) -> Prepared {
-    let batcher = Batcher { pipeline, max_tokens: options.max_tokens };
-    let one = |row: &TrainRow| -> Result<Example> {
-        let images: Vec<_> = row
-            .pictures
-            .iter()
-            .map(|picture| picture.decode(&DecodeOptions::default()))
-            .collect::<Result<_, _>>()?;
-        let prepared: Vec<Arc<PreparedImage>> = images
-            .iter()
-            .map(|image| pipeline.processor.prepare_one_of(image, images.len(), 1).map(Arc::new))
-            .collect::<Result<_>>()?;
-        batcher.example(&row.messages, prepared)
-    };
-    let done = try_map(rows, pipeline.threads, |row, _| Ok::<_, Infallible>((row.line, one(row))));
+/// Makes examples of rows, on all threads.
+fn prepare<'a, E: Send>(
+    (read, threads): (&Read<'_, E>, usize),
+    rows: impl Iterator<Item = (&'a TrainRow, Option<Draw>)>,
+) -> Prepared<E> {
+    let rows: Vec<_> = rows.collect();
+    let one = |(row, draw): &(&TrainRow, Option<Draw>)| (row.line, read(row, *draw));
+    let done = try_map(&rows, threads, |row, _| Ok::<_, Infallible>(one(row)));
     let mut prepared = Prepared { examples: Vec::new(), lines: Vec::new(), bad: Vec::new() };
     for (line, example) in done.unwrap_or_default() {
         match example {
@@ -375,8 +390,11 @@ fn go_on(
     Ok(state.step)
 }
 
-/// Writes the model: configuration, tokenizer and processor as they were, and the weights.
-fn copy_model(cx: &mut Ctx, files: &ModelFiles, parameters: &Parameters, out: &Path) -> Result<()> {
+/// Writes a model: configuration, tokenizer and processor as they were, and the weights.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write_model(cx: &mut Ctx, files: &ModelFiles, parameters: &Parameters, out: &Path) -> Result<()> {
     let io = |error| Error::Store { path: out.display().to_string(), error };
     for name in std::iter::once("config.json").chain(BESIDE_WEIGHTS.iter().copied()) {
         if let Some(bytes) = files.read(name)? {

@@ -8,33 +8,8 @@ use ocelli_kernels::DType;
 use ocelli_kernels::ops::CrossEntropy;
 
 use crate::examples::{Example, IGNORED};
+use crate::learner::{Checked, Learner, Loss};
 use crate::parameters::{Parameters, download};
-
-/// The loss of some examples.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Loss {
-    /// Sum over the tokens that are learnt, in nats.
-    pub nats: f64,
-    /// Tokens that are learnt.
-    pub tokens: usize,
-    /// Tokens that were read.
-    pub read: usize,
-}
-
-impl Loss {
-    /// Nats a token.
-    #[must_use]
-    pub fn mean(&self) -> f64 {
-        self.nats / self.tokens.max(1) as f64
-    }
-
-    /// Adds that of other examples.
-    pub fn add(&mut self, other: Self) {
-        self.nats += other.nats;
-        self.tokens += other.tokens;
-        self.read += other.read;
-    }
-}
 
 /// Computes losses and gradients of a model.
 pub struct Trainer<'a> {
@@ -52,15 +27,6 @@ impl<'a> Trainer<'a> {
     #[must_use]
     pub fn new(model: &'a dyn Vlm, parameters: &'a Parameters, pass_tokens: usize) -> Self {
         Self { model, parameters, pass_tokens, kv: None }
-    }
-
-    /// Adds the gradient of the mean loss over the learnt tokens of all examples, and gives the loss.
-    ///
-    /// # Errors
-    /// If the model cannot run an example, or an op has no gradient.
-    pub fn gradient(&mut self, cx: &mut Ctx, examples: &[Example]) -> Result<Loss> {
-        let learnt: usize = examples.iter().map(Example::learnt).sum();
-        self.passes(cx, examples, Some(1.0 / learnt.max(1) as f32))
     }
 
     /// The loss alone.
@@ -204,5 +170,20 @@ impl<'a> Trainer<'a> {
             }
             (None, _, nats) => nats,
         }
+    }
+}
+
+impl Learner<Example> for Trainer<'_> {
+    fn gradient(&mut self, cx: &mut Ctx, examples: &[Example]) -> Result<Loss> {
+        let learnt: usize = examples.iter().map(Example::learnt).sum();
+        self.passes(cx, examples, Some(1.0 / learnt.max(1) as f32))
+    }
+
+    fn check(&mut self, cx: &mut Ctx, examples: &[Example]) -> Result<Checked> {
+        Ok(Checked { loss: self.loss(cx, examples)?.mean(), exact: None })
+    }
+
+    fn guess(&self) -> f64 {
+        (self.model.info().vocab as f64).ln()
     }
 }

@@ -45,6 +45,7 @@ impl Linear {
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, n: usize, k: usize, bias: bool) -> Result<Self> {
         let (w, columns) = load(scope, n, k, bias)?;
         let (w, columns) = (cx.stream().place(&w)?, place_columns(cx, columns)?);
+        cx.site(&w, [(scope.prefix(), n)], columns.is_some());
         Ok(Self { path: scope.prefix().to_owned(), w, columns })
     }
 
@@ -154,20 +155,26 @@ impl Stacked {
         bias: bool,
     ) -> Result<Self> {
         let mut stacks: Vec<(Weights, Option<Vec<i32>>)> = Vec::new();
+        let mut sites: Vec<Vec<(&str, usize)>> = Vec::new();
         for (scope, n) in scopes {
             let (w, columns) = load(scope, *n, k, bias)?;
             match stacks.pop() {
                 Some((last, order)) if last.format() == w.format() && order == columns => {
                     stacks.push((Weights::stack([last, w])?, order));
                 }
-                Some(last) => stacks.extend([last, (w, columns)]),
-                None => stacks.push((w, columns)),
+                last => {
+                    stacks.extend(last.into_iter().chain([(w, columns)]));
+                    sites.push(Vec::new());
+                }
             }
+            sites.last_mut().into_iter().for_each(|site| site.push((scope.prefix(), *n)));
         }
         // Stacked before they are placed: a device that copies its weights then has one matrix.
         let mut groups = Vec::with_capacity(stacks.len());
-        for (w, columns) in stacks {
-            groups.push((cx.stream().place(&w)?, place_columns(cx, columns)?));
+        for ((w, columns), modules) in stacks.into_iter().zip(sites) {
+            let (w, columns) = (cx.stream().place(&w)?, place_columns(cx, columns)?);
+            cx.site(&w, modules, columns.is_some());
+            groups.push((w, columns));
         }
         let n = groups.iter().map(|(w, _)| w.n()).sum();
         Ok(Self { path: path.to_owned(), groups, n })

@@ -7,12 +7,7 @@ use ocelli_kernels::{DType, Weights};
 /// Numbers as a tensor with memory of its own, of the activations' type.
 pub fn constant(cx: &mut Ctx, shape: &[usize], values: &[f32]) -> Result<Tensor> {
     let tensor = cx.alloc_owned(shape, cx.dtype())?;
-    let bytes: Vec<u8> = match cx.dtype() {
-        DType::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
-        DType::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    };
-    cx.stream().write(tensor.view(), &bytes)?;
+    cx.write_floats(&tensor, values)?;
     Ok(tensor)
 }
 

@@ -1,0 +1,242 @@
+//! `ocelli train`: trains a model.
+
+mod sft;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ocelli_engine::{Ctx, Error, Precision};
+use ocelli_kernels::{Backend, Device, DeviceOptions};
+use ocelli_train::data::Columns;
+use ocelli_train::run::Metrics;
+use ocelli_train::{
+    AdamWOptions, Job, Learner, Parameter, Parameters, Rows, RunOptions, Schedule, TrainRow, Watcher, run,
+};
+use serde::Serialize;
+
+use crate::args::{LearnArgs, ScheduleArg, TrainArgs, TrainTask};
+use crate::fail::{Failure, Outcome, SOME_FAILED, note, print, print_json};
+use crate::interrupt::Gentle;
+use crate::progress::Steps;
+use crate::units::bytes;
+
+/// Runs the command.
+pub fn train(args: &TrainArgs) -> Outcome {
+    match &args.task {
+        TrainTask::Sft(args) => sft::sft(args),
+    }
+}
+
+#[derive(Serialize)]
+struct Output<'a> {
+    schema: &'static str,
+    model: &'a str,
+    out: String,
+    /// Numbers that were trained.
+    parameters: usize,
+    rows: usize,
+    steps: u64,
+    /// The step that it went on after.
+    resumed: u64,
+    /// Loss of the last step, nats a token.
+    loss: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exact: Option<f64>,
+    bad_rows: usize,
+    seconds: f64,
+}
+
+/// Tells how the run goes on.
+struct Told<'a> {
+    bar: Steps,
+    /// Steps that the bar shows.
+    shown: u64,
+    gentle: &'a Gentle,
+    bad: usize,
+}
+
+/// Rows that are told one by one.
+const MOST_TOLD: usize = 10;
+
+impl Watcher for Told<'_> {
+    fn step(&mut self, metrics: &Metrics, steps: u64) -> Result<(), Error> {
+        self.bar.advance((metrics.step - self.shown) as usize);
+        self.shown = metrics.step;
+        let validation = checked(metrics.validation, metrics.exact);
+        tracing::info!(
+            "step {} of {steps}: loss {:.4}{validation}, rate {:.2e}, norm {:.3}, {:.0} tokens/s",
+            metrics.step,
+            metrics.loss,
+            metrics.rate,
+            metrics.norm,
+            metrics.tokens as f64 / metrics.seconds
+        );
+        if self.gentle.asked() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    fn bad_row(&mut self, line: usize, why: &Error) {
+        self.bad += 1;
+        if self.bad <= MOST_TOLD {
+            note(&format!("line {line}: left out: {why}"));
+        }
+    }
+
+    fn saved(&mut self, path: &Path) {
+        tracing::info!("saved {}", path.display());
+    }
+}
+
+/// Rows of a run.
+struct Given {
+    /// Those to learn from.
+    rows: Vec<TrainRow>,
+    /// Those for validation.
+    held: Vec<TrainRow>,
+}
+
+impl LearnArgs {
+    /// Reads the rows, once it is sure that nothing else is written over.
+    fn begin(&self) -> Result<Given, Failure> {
+        let rows = self.rows(&self.data)?;
+        let held = self.validation.as_deref().map(|path| self.rows(path)).transpose()?.unwrap_or_default();
+        // Told before anything is read or written.
+        if !self.dry_run && !self.resume && self.out.join("checkpoint").exists() {
+            let what = format!("{}: a run has written there already", self.out.display());
+            return Err(Failure::new(what).hint("--resume goes on with it; another --out begins anew"));
+        }
+        Ok(Given { rows, held })
+    }
+
+    fn rows(&self, path: &Path) -> Result<Vec<TrainRow>, Failure> {
+        let columns = Columns {
+            image: self.image_column.clone(),
+            prompt: self.prompt_column.clone(),
+            answer: self.answer_column.clone(),
+        };
+        let rows = Rows::read(path, &columns)?;
+        for (line, why) in rows.bad.iter().take(MOST_TOLD) {
+            note(&format!("{}: line {line}: left out: {why}", path.display()));
+        }
+        if rows.bad.len() > MOST_TOLD {
+            note(&format!("{}: {} rows are left out", path.display(), rows.bad.len()));
+        }
+        if rows.rows.is_empty() {
+            return Err(Failure::new(format!("{}: no rows", path.display())).hint(
+                "JSON lines such as {\"image\": \"a.png\", \"prompt\": \"What is this?\", \"text\": \"A cat.\"}",
+            ));
+        }
+        Ok(rows.rows)
+    }
+
+    /// What the run is told; `task` says what is learnt with which options of its own.
+    fn options(&self, rows: usize, task: String) -> RunOptions {
+        let steps = self.steps.unwrap_or_else(|| (self.epochs * rows).div_ceil(self.batch)) as u64;
+        let schedule = match self.schedule {
+            ScheduleArg::Constant => Schedule::Constant,
+            ScheduleArg::Linear => Schedule::Linear,
+            ScheduleArg::Cosine => Schedule::Cosine,
+        };
+        RunOptions {
+            task,
+            optimizer: AdamWOptions {
+                rate: self.rate,
+                betas: [0.9, 0.999],
+                decay: self.weight_decay,
+                clip: (self.clip > 0.0).then_some(self.clip),
+                schedule,
+                warmup: self.warmup.unwrap_or((steps / 10).min(100)),
+                steps,
+            },
+            batch: self.batch,
+            seed: self.seed,
+            save_every: self.save_every,
+            check_every: self.check_every,
+        }
+    }
+
+    /// The CPU with the threads that are asked for, and a context on it.
+    fn device(&self) -> Result<(Arc<dyn Device>, Ctx), Failure> {
+        let threads = DeviceOptions { threads: self.threads, ..DeviceOptions::default() };
+        let device = ocelli_kernels::open(Backend::Cpu, &threads).map_err(Error::from)?;
+        let cx = Ctx::new(&*device, Precision::default())?;
+        Ok((device, cx))
+    }
+
+    /// Runs a job, or says what it would do; `activations` says what bounds their memory.
+    fn run<E: Send>(
+        &self,
+        cx: &mut Ctx,
+        job: &Job<'_, E>,
+        learner: &mut dyn Learner<E>,
+        (model, activations): (&str, &str),
+    ) -> Outcome {
+        let parameters = job.parameters;
+        if self.dry_run {
+            return told_ahead(parameters, job, activations);
+        }
+        let gentle = Gentle::begin();
+        let start = Instant::now();
+        let bar = Steps::new("training", job.options.optimizer.steps as usize);
+        let mut told = Told { bar, shown: 0, gentle: &gentle, bad: 0 };
+        let ran = run(cx, job, learner, &mut told);
+        drop(told);
+        let ran = match ran {
+            Err(Error::Cancelled) => {
+                return Err(Failure::interrupted("interrupted: what was learnt is in the checkpoint")
+                    .hint("--resume goes on after the last step"));
+            }
+            ran => ran?,
+        };
+        if self.json {
+            print_json(&Output {
+                schema: "ocelli.train.v1",
+                model,
+                out: self.out.display().to_string(),
+                parameters: parameters.count(),
+                rows: job.rows.len(),
+                steps: ran.steps,
+                resumed: ran.resumed,
+                loss: ran.loss,
+                validation: ran.validation,
+                exact: ran.exact,
+                bad_rows: ran.bad_rows,
+                seconds: start.elapsed().as_secs_f64(),
+            })?;
+        } else {
+            print(&format!(
+                "{}: {} steps, loss {:.4}{} nats a token, {:.0} s\n",
+                self.out.display(),
+                ran.steps,
+                ran.loss,
+                checked(ran.validation, ran.exact),
+                start.elapsed().as_secs_f64()
+            ))?;
+        }
+        Ok(if ran.bad_rows > 0 { SOME_FAILED.into() } else { std::process::ExitCode::SUCCESS })
+    }
+}
+
+/// What a validation came to, behind a loss.
+fn checked(loss: Option<f64>, exact: Option<f64>) -> String {
+    let loss = loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();
+    let exact = exact.map(|share| format!(" ({:.1}% exact)", 100.0 * share)).unwrap_or_default();
+    loss + &exact
+}
+
+/// Says what a run would do.
+fn told_ahead<E>(parameters: &Parameters, job: &Job<'_, E>, activations: &str) -> Outcome {
+    let total: usize = parameters.all().iter().map(Parameter::len).sum();
+    print(&format!(
+        "{} of {total} parameters are trained, by {} rows in {} steps of {}\nmemory: {} of parameters, gradients and moments, \
+         and {activations}\n",
+        parameters.count(),
+        job.rows.len(),
+        job.options.optimizer.steps,
+        job.options.batch,
+        bytes(4 * parameters.buffer_len() as u64),
+    ))?;
+    Ok(std::process::ExitCode::SUCCESS)
+}
