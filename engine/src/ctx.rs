@@ -256,6 +256,22 @@ impl Ctx {
         result
     }
 
+    /// As [`scope`](Self::scope), of a part that leaves nothing behind but what it wrote to memory from outside: a layer. A tape may
+    /// compute it again in place of keeping its activations.
+    pub fn segment<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let mark = self.arena.mark();
+        if !self.tape.as_mut().is_some_and(|tape| tape.begin_segment(mark)) {
+            return self.scope(work);
+        }
+        let result = work(self);
+        let top = self.arena.mark();
+        if let Some(tape) = &mut self.tape {
+            tape.end_segment(top);
+        }
+        self.arena.release(mark);
+        result
+    }
+
     /// Height of the stack of activations.
     pub(crate) fn arena_mark(&self) -> Mark {
         self.arena.mark()
@@ -264,6 +280,16 @@ impl Ctx {
     /// Ends the activations above a mark.
     pub(crate) fn release(&mut self, mark: Mark) {
         self.arena.release(mark);
+    }
+
+    /// Makes the stack of activations at least as high as a mark.
+    pub(crate) fn raise(&mut self, mark: Mark) {
+        self.arena.raise(mark);
+    }
+
+    /// The memory of the stack between two heights.
+    pub(crate) fn memory_between(&self, from: Mark, to: Mark) -> Vec<View> {
+        self.arena.between(from, to)
     }
 
     /// Collects the time of each op from now on, or ends it and gives what there is. While it is on, steps are not recorded, and the
@@ -470,7 +496,11 @@ impl Ctx {
     /// Copies host values into a new activation.
     pub fn upload<T: Element + Pod>(&mut self, shape: &[usize], values: &[T]) -> Result<Tensor> {
         let tensor = self.alloc(shape, T::DTYPE)?;
-        self.stream.write(tensor.view(), bytemuck::cast_slice(values))?;
+        let bytes = bytemuck::cast_slice(values);
+        if let Some(tape) = &mut self.tape {
+            tape.wrote(tensor.view(), bytes);
+        }
+        self.stream.write(tensor.view(), bytes)?;
         Ok(tensor)
     }
 

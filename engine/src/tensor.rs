@@ -95,6 +95,24 @@ impl Arena {
         self.live.truncate(mark.live);
     }
 
+    /// Makes the stack at least as high as a mark.
+    pub fn raise(&mut self, mark: Mark) {
+        self.top = self.top.max(mark.top);
+    }
+
+    /// The memory between two heights, as bytes.
+    pub fn between(&self, from: Mark, to: Mark) -> Vec<View> {
+        let blocks = self.blocks.iter().enumerate().take(to.top.0 + 1).skip(from.top.0);
+        let range = |(number, block): (usize, &Storage)| {
+            let start = if number == from.top.0 { from.top.1 } else { 0 };
+            let end = if number == to.top.0 { to.top.1 } else { block.len() };
+            let layout =
+                ocelli_kernels::Layout::dense(&[end.checked_sub(start).filter(|&len| len > 0)?]).ok()?;
+            View::new(block.clone(), start, layout, DType::U8).ok()
+        };
+        blocks.filter_map(range).collect()
+    }
+
     pub fn alloc(
         &mut self,
         queue: &mut (impl Queue + ?Sized),

@@ -142,10 +142,24 @@ pub trait Vlm: Send + Sync {
     /// The result lives in the caller's scope of `cx`.
     fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor>;
 
+    /// The model with its head apart; `None` where they are one.
+    fn apart(&self) -> Option<&dyn HeadApart> {
+        None
+    }
+
     /// The model as one that draws; `None` where it does not.
     fn painter(&self) -> Option<&dyn Painter> {
         None
     }
+}
+
+/// A model whose head can run after the rest, on a few rows at a time: so that logits of all rows never exist at once.
+pub trait HeadApart {
+    /// The rows that the head takes, f32 `[rows_wanted, d_model]`, in the order of the batch; as [`Vlm::forward`] else.
+    fn hidden(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor>;
+
+    /// `rows: f32 [rows, d_model]  ->  logits: f32 [rows, vocab]`, in the caller's scope of `cx`.
+    fn head(&self, cx: &mut Ctx, rows: &Tensor) -> Result<Tensor>;
 }
 
 /// How logits of a picture become probabilities of texts.

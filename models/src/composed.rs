@@ -5,11 +5,11 @@ use std::sync::Arc;
 use ocelli_engine::batch::Packed;
 use ocelli_engine::image::PreparedImage;
 use ocelli_engine::kv::KvCache;
-use ocelli_engine::vlm::{ModelInfo, PartInfo};
+use ocelli_engine::vlm::{HeadApart, ModelInfo, PartInfo};
 use ocelli_engine::{Ctx, Features, Model, Result, Tensor, Vlm};
 
 use crate::registry::Source;
-use crate::text::Decoder;
+use crate::text::{Decoder, Normalized};
 use crate::vision::{ByTile, Connect, Vit, encode};
 
 /// What makes features of pictures.
@@ -114,5 +114,19 @@ impl Vlm for Composed {
 
     fn forward(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor> {
         self.decoder.forward(cx, batch, kv)
+    }
+
+    fn apart(&self) -> Option<&dyn HeadApart> {
+        Some(self)
+    }
+}
+
+impl HeadApart for Composed {
+    fn hidden(&self, cx: &mut Ctx, batch: &Packed, kv: &KvCache) -> Result<Tensor> {
+        self.decoder.forward_between(cx, batch, kv, &Normalized { d: self.info.d_model })
+    }
+
+    fn head(&self, cx: &mut Ctx, rows: &Tensor) -> Result<Tensor> {
+        self.decoder.head(cx, rows)
     }
 }

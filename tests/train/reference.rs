@@ -7,9 +7,9 @@ use ocelli_engine::files::ModelFiles;
 use ocelli_engine::image::Rgb8Image;
 use ocelli_engine::weights::{Checkpoint, TensorFile};
 use ocelli_engine::{Ctx, Pipeline, Precision, Prompt};
-use ocelli_kernels::{Backend, DeviceOptions};
+use ocelli_kernels::{Backend, DType, DeviceOptions};
 use ocelli_models::Leftovers;
-use ocelli_train::{Example, Parameters};
+use ocelli_train::{Example, Parameter, Parameters};
 
 /// A model, all of it trained, and what is known of its gradient.
 pub struct Reference {
@@ -26,22 +26,53 @@ pub struct Reference {
     config: serde_json::Value,
 }
 
+/// A tensor of floats of a file.
+pub fn wide(known: &TensorFile, name: &str) -> Vec<f64> {
+    let bytes = known.bytes(name).unwrap_or_else(|error| panic!("{error}"));
+    match known.info(name).expect("known").dtype {
+        safetensors::Dtype::F64 => {
+            bytes.chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+        }
+        _ => bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
+    }
+}
+
 /// The folder of references: that of the repository, or another one of the same layout, made with another seed.
-fn folder() -> PathBuf {
+pub fn folder() -> PathBuf {
     let own = ocelli_tests::root().join("tests/golden/train");
     std::env::var_os("OCELLI_TRAIN_GOLDENS").map_or(own, PathBuf::from)
 }
 
 impl Reference {
-    /// Loads one.
+    /// Loads one, all of it trained.
     pub fn load(name: &str) -> Self {
+        Self::of(name, |cx, files| {
+            let source = Checkpoint::open(files).expect("a checkpoint");
+            Parameters::read(cx, files, &source, &|_| true).expect("parameters")
+        })
+    }
+
+    /// Loads one of whose weights none is trained.
+    pub fn frozen(name: &str) -> Self {
+        Self::of(name, |cx, files| {
+            let unused = |name: &str| Parameter {
+                name: name.to_owned(),
+                shape: vec![1],
+                bytes: 0..4,
+                stored: DType::F32,
+                trained: true,
+            };
+            let placed = Parameters::place(cx, "unused", vec![unused("unused")], |_| Ok(vec![0.0]));
+            (placed.expect("memory").0, Checkpoint::open(files).expect("a checkpoint"))
+        })
+    }
+
+    fn of(name: &str, weights: impl FnOnce(&mut Ctx, &ModelFiles) -> (Parameters, Checkpoint)) -> Self {
         let folder = folder().join(name);
         let files = ModelFiles::dir(&folder);
         let device = ocelli_kernels::open(Backend::Cpu, &DeviceOptions::default()).expect("the CPU");
         let mut cx = Ctx::new(&*device, Precision::default()).expect("a context");
-        let source = Checkpoint::open(&files).expect("a checkpoint");
-        let (parameters, checkpoint) =
-            Parameters::read(&mut cx, &files, &source, &|_| true).expect("parameters");
+        let (parameters, checkpoint) = weights(&mut cx, &files);
         let loaded =
             ocelli_models::load_from(&files, &checkpoint, &mut cx, Leftovers::Refuse).expect("a model");
         let pipeline = Pipeline::new(&files, loaded, 1).expect("a pipeline");
@@ -52,13 +83,7 @@ impl Reference {
 
     /// A tensor of floats of the reference.
     pub fn floats(&self, name: &str) -> Vec<f64> {
-        let bytes = self.known.bytes(name).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        match self.known.info(name).expect("known").dtype {
-            safetensors::Dtype::F64 => {
-                bytes.chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
-            }
-            _ => bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
-        }
+        wide(&self.known, name)
     }
 
     fn rows(&self, name: &str) -> Vec<Vec<i64>> {

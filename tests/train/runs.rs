@@ -8,7 +8,7 @@ use ocelli_tests::root;
 use serde_json::Value;
 
 /// Questions of the demo's evaluation with another column for answers, their pictures by absolute paths.
-fn rows(temp: &Temp, name: &str, count: usize, answer: impl Fn(&Value) -> String) -> PathBuf {
+pub fn rows(temp: &Temp, name: &str, count: usize, answer: impl Fn(&Value) -> String) -> PathBuf {
     let eval = root().join("models/demo/eval");
     let all = std::fs::read_to_string(eval.join("eval.jsonl")).expect("the evaluation");
     let lines = all.lines().step_by(7).take(count).map(|line| {
@@ -20,7 +20,7 @@ fn rows(temp: &Temp, name: &str, count: usize, answer: impl Fn(&Value) -> String
     temp.write(name, lines.collect::<String>())
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 

@@ -34,7 +34,7 @@ pub use quantize::{
 };
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
-pub use train::{LearnArgs, PartArg, ScheduleArg, SftArgs, TrainArgs, TrainTask};
+pub use train::{LearnArgs, LoraArg, MergeArgs, PartArg, ScheduleArg, SftArgs, TrainArgs, TrainTask};
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]
@@ -133,9 +133,64 @@ pub struct ModelArgs {
     /// Refuse a model with fields in config.json that nothing here reads, or tensors that nothing uses, instead of warning.
     #[arg(long)]
     pub strict: bool,
+    /// Directory of an adapter in PEFT's layout (LoRA) that is used beside the weights. `ocelli serve` takes several as NAME=DIR,
+    /// which requests name as their model.
+    #[arg(long = "adapter", value_name = "[NAME=]DIR")]
+    pub adapters: Vec<AdapterArg>,
+    /// Add the adapter to the weights as they are loaded: answers come faster, and matrices that it changes take memory.
+    #[arg(long, requires = "adapters")]
+    pub merge_adapter: bool,
+}
+
+/// An adapter, and what requests call it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterArg {
+    /// None: all requests use it.
+    pub name: Option<String>,
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+impl std::str::FromStr for AdapterArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, folder) = match text.split_once('=') {
+            Some(("", _)) => return Err("expected NAME=DIR or DIR".into()),
+            Some((name, folder)) => (Some(name.to_owned()), folder),
+            None => (None, text),
+        };
+        if folder.is_empty() {
+            return Err("expected the directory of an adapter".into());
+        }
+        Ok(Self { name, folder: folder.into() })
+    }
 }
 
 impl ModelArgs {
+    /// The adapter that answers, where one request is like the other. Errors if there are several.
+    pub fn one_adapter(&self) -> Result<Option<std::sync::Arc<str>>, crate::fail::Failure> {
+        match &self.adapters[..] {
+            [] => Ok(None),
+            _ if self.merge_adapter => Ok(None),
+            [one] => Ok(one.name.as_deref().map(Into::into)),
+            more => {
+                let what = format!("--adapter: expected one here, found {}", more.len());
+                Err(crate::fail::Failure::new(what).hint("`ocelli serve` takes several, which requests name"))
+            }
+        }
+    }
+
+    /// How the model is loaded.
+    pub fn setup(&self) -> crate::open::Setup<'_> {
+        crate::open::Setup {
+            processor: &self.processor,
+            leftovers: self.leftovers(),
+            adapters: &self.adapters,
+            merge: self.merge_adapter,
+        }
+    }
+
     /// What is done with what a model's files have left over.
     pub fn leftovers(&self) -> ocelli_models::Leftovers {
         if self.strict { ocelli_models::Leftovers::Refuse } else { ocelli_models::Leftovers::Warn }

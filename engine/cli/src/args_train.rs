@@ -19,6 +19,8 @@ pub struct TrainArgs {
 pub enum TrainTask {
     /// Answers about pictures: captions, questions, conversations. The loss is that of the next token of each answer.
     Sft(Box<SftArgs>),
+    /// Adds an adapter to the weights of its model, for engines that take none beside it. Nothing is trained.
+    Merge(MergeArgs),
 }
 
 /// What every task takes.
@@ -99,15 +101,47 @@ pub struct SftArgs {
     /// Parts that are trained, with commas between; all of them without it.
     #[arg(long = "train", value_enum, value_delimiter = ',', value_name = "PART")]
     pub parts: Vec<PartArg>,
+    /// Train an adapter of low rank (LoRA) in place of the weights, which stay as they are, quantized or not: such as
+    /// r=16,alpha=32,targets=q_proj+v_proj. Without targets all linear layers of the decoder, or of the parts of --train. The
+    /// folder has PEFT's layout then.
+    #[arg(long, value_name = "r=N[,alpha=A][,targets=NAME+...]", value_parser = lora)]
+    pub lora: Option<LoraArg>,
     /// Most tokens of a row; longer ones are left out and told.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
     pub max_tokens: usize,
     /// Most tokens that go through the model at once: bounds the memory of activations, and changes no result but for rounding.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
     pub pass_tokens: usize,
+    /// Compute the activations of layers again when their gradient is wanted, in place of keeping them: less memory, a third more time.
+    #[arg(long)]
+    pub recompute: bool,
     /// Set a field of the image processor.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
+}
+
+/// `ocelli train merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    #[command(flatten)]
+    pub which: WhichArgs,
+    /// Directory of the adapter, in PEFT's layout.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: PathBuf,
+    /// Directory of the merged model.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// What an adapter is to be like.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraArg {
+    /// Rank.
+    pub r: usize,
+    /// Factor times rank; twice the rank without it.
+    pub alpha: f64,
+    /// Last parts of paths; none: all.
+    pub targets: Vec<String>,
 }
 
 /// Parts of a model.
@@ -144,4 +178,25 @@ fn not_negative(text: &str) -> Result<f64, String> {
 
 fn positive(text: &str) -> Result<f64, String> {
     number(text).filter(|&number| number > 0.0).ok_or_else(|| "expected a number above 0".into())
+}
+
+fn lora(text: &str) -> Result<LoraArg, String> {
+    let (mut r, mut alpha, mut targets) = (None, None, Vec::new());
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or("expected r=N[,alpha=A][,targets=NAME+NAME]")?;
+        match key.trim() {
+            "r" => {
+                let rank = value.parse().ok().filter(|&r| (1..=4096).contains(&r));
+                r = Some(rank.ok_or("r: expected a rank of 1 to 4096")?);
+            }
+            "alpha" => alpha = Some(positive(value).map_err(|why| format!("alpha: {why}"))?),
+            "targets" => targets = value.split('+').map(|name| name.trim().to_owned()).collect(),
+            other => return Err(format!("expected r, alpha or targets, found `{other}`")),
+        }
+    }
+    if targets.iter().any(String::is_empty) {
+        return Err("targets: expected names of linear layers with + between, such as q_proj+v_proj".into());
+    }
+    let r: usize = r.ok_or("expected a rank, r=N")?;
+    Ok(LoraArg { r, alpha: alpha.unwrap_or(2.0 * r as f64), targets })
 }

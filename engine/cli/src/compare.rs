@@ -20,7 +20,7 @@ use ocelli_models::Leftovers;
 use crate::args::{CompareArgs, ComparedFormat, FormatArg};
 use crate::fail::{FAILED, Failure, Outcome, note, print, print_json};
 use crate::interrupt::Gentle;
-use crate::open;
+use crate::open::{self, Setup};
 use crate::progress::Spinner;
 use crate::quantize::usual_layout;
 
@@ -63,8 +63,12 @@ pub fn compare(args: &CompareArgs) -> Outcome {
     let options = Options { tokens: args.max_tokens, runs: args.runs };
 
     let cpu = device(args, Backend::Cpu)?;
-    let (pipeline, mut cx) =
-        open::pipeline_of(&files, &args.processor, Leftovers::Warn, &*cpu, Precision::default())?;
+    let (pipeline, mut cx) = open::pipeline_of(
+        &files,
+        &Setup::plain(&args.processor, Leftovers::Warn),
+        &*cpu,
+        Precision::default(),
+    )?;
     let reference = Reference::new(&pipeline, &mut cx, &questions, options.tokens, &mut progress)?;
     let mut base = Candidate {
         format: STORED,
@@ -135,7 +139,7 @@ fn one(
 ) -> Result<Compared, Error> {
     let precision = Precision { dtype, ..Precision::default() };
     let (pipeline, mut cx) =
-        open::pipeline_of(&model.files, &args.processor, Leftovers::Ignore, device, precision)
+        open::pipeline_of(&model.files, &Setup::plain(&args.processor, Leftovers::Ignore), device, precision)
             .map_err(|failure| Error::Request(failure.message().to_owned()))?;
     let usual = Bounds::usual(dtype, model.format.0.is_none());
     let bounds = Bounds {

@@ -84,9 +84,7 @@ pub fn imagine(args: &ImagineArgs) -> Outcome {
     draws(&files)?;
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
-    let leftovers = args.model.leftovers();
-    let (pipeline, mut cx) =
-        open::pipeline_of(&files, &args.model.processor, leftovers, &*device, precision)?;
+    let (pipeline, mut cx) = open::pipeline_of(&files, &args.model.setup(), &*device, precision)?;
     let painter = drawing::painter(&*pipeline.model)?;
     let guide = pipeline.guide(&args.prompt)?;
     let load_ms = start.elapsed().as_secs_f64() * 1e3;

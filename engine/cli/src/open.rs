@@ -3,19 +3,22 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use ocelli_engine::adapter::{Adapter, Peft};
 use ocelli_engine::choices::cache_dir;
 use ocelli_engine::devices::{auto, tuned};
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::hub::{HubConfig, ModelRef};
 use ocelli_engine::image::{DecodeOptions, ImageError, PictureSource, Rgb8Image};
+use ocelli_engine::kv::Keep;
 use ocelli_engine::parallel::try_map;
 use ocelli_engine::sample::SamplingParams;
 use ocelli_engine::text::Message;
-use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Pipeline, Precision, Processor};
+use ocelli_engine::weights::{Checkpoint, Role};
+use ocelli_engine::{Ctx, EmbeddingPipeline, Error, Loaded, Pipeline, Precision, Processor};
 use ocelli_kernels::{Backend, BackendOp, Device, DeviceOptions, OpVisitor, Picks, for_each_op};
 use ocelli_models::Leftovers;
 
-use crate::args::{BackendArg, DeviceArgs, ModelArgs, VectorArgs};
+use crate::args::{AdapterArg, BackendArg, DeviceArgs, ModelArgs, VectorArgs};
 use crate::chat::Chat;
 use crate::fail::Failure;
 use crate::progress::Download;
@@ -95,18 +98,37 @@ pub fn pipeline(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(Pipeline, Ctx), Failure> {
-    pipeline_of(&files(args.model.as_deref())?, &args.processor, args.leftovers(), device, precision)
+    pipeline_of(&files(args.model.as_deref())?, &args.setup(), device, precision)
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
+    /// Fields of its image processor.
+    pub processor: &'a [(String, String)],
+    /// What is done with what its files have left over.
+    pub leftovers: Leftovers,
+    /// Adapters beside its weights.
+    pub adapters: &'a [AdapterArg],
+    /// Whether they are added to the weights.
+    pub merge: bool,
+}
+
+impl<'a> Setup<'a> {
+    /// Without adapters.
+    pub fn plain(processor: &'a [(String, String)], leftovers: Leftovers) -> Self {
+        Self { processor, leftovers, adapters: &[], merge: false }
+    }
 }
 
 /// The same with files that are here.
 pub fn pipeline_of(
     files: &ModelFiles,
-    processor: &[(String, String)],
-    leftovers: Leftovers,
+    setup: &Setup<'_>,
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(Pipeline, Ctx), Failure> {
-    let (model, threads, cx) = loaded(files, processor, leftovers, device, precision)?;
+    let (model, threads, cx) = loaded(files, setup, device, precision)?;
     Ok((Pipeline::new(files, model, threads)?, cx))
 }
 
@@ -117,27 +139,68 @@ pub fn any(
     precision: Precision,
 ) -> Result<(ModelFiles, ocelli_engine::Loaded, usize, Ctx), Failure> {
     let files = files(args.model.as_deref())?;
-    let (model, threads, cx) = loaded(&files, &args.processor, args.leftovers(), device, precision)?;
+    let (model, threads, cx) = loaded(&files, &args.setup(), device, precision)?;
     Ok((files, model, threads, cx))
 }
 
 /// A model, the threads that prepare pictures for it, and a context to run it in.
 pub fn loaded(
     files: &ModelFiles,
-    processor: &[(String, String)],
-    leftovers: Leftovers,
+    setup: &Setup<'_>,
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(ocelli_engine::Loaded, usize, Ctx), Failure> {
     let mut cx = Ctx::new(device, precision)?;
-    let mut model = ocelli_models::load_with(files, &mut cx, leftovers)?;
-    set_processor(&mut *model.processor, processor)?;
+    let mut model = load(files, setup, &mut cx)?;
+    set_processor(&mut *model.processor, setup.processor)?;
     let caps = device.caps();
     let threads = match caps.backend {
         Backend::Cpu => caps.units,
         _ => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
     Ok((model, threads, cx))
+}
+
+/// Loads a model and its adapters.
+fn load(files: &ModelFiles, setup: &Setup<'_>, cx: &mut Ctx) -> Result<ocelli_engine::Loaded, Failure> {
+    if setup.merge {
+        let [adapter] = setup.adapters else {
+            return Err(Failure::new("--merge-adapter: expected one adapter"));
+        };
+        let peft = Peft::open(&adapter.folder)?;
+        ocelli_models::family(files)?;
+        let checkpoint = Checkpoint::open(files).map_err(Error::from)?.merged_with(&peft)?;
+        let model = ocelli_models::load_from(files, &checkpoint, cx, setup.leftovers)?;
+        checkpoint.deltas().check(&adapter.folder.display().to_string())?;
+        return Ok(model);
+    }
+    let model = ocelli_models::load_with(files, cx, setup.leftovers)?;
+    for AdapterArg { name, folder } in setup.adapters {
+        let shown = folder.display().to_string();
+        let adapter = Peft::open(folder)?.place(cx, name.as_deref().unwrap_or(&shown))?;
+        match name {
+            Some(name) => {
+                of_tokens(files, &model, &adapter)
+                    .map_err(|reason| Error::Adapter { name: name.clone(), reason })?;
+                cx.name_adapter(adapter);
+            }
+            None => cx.adapt(Some(Arc::new(adapter))),
+        }
+    }
+    Ok(model)
+}
+
+/// Errors unless requests of one batch can have adapters of their own: of products whose rows are the tokens of the batch.
+fn of_tokens(files: &ModelFiles, model: &Loaded, adapter: &Adapter) -> Result<(), String> {
+    let hint = "without a name, as --adapter DIR, it is used for all requests";
+    if model.model.info().kv.0.iter().any(|group| group.keep == Keep::Memory) {
+        return Err(format!("layers of this model look at pictures apart from the tokens; {hint}"));
+    }
+    let owners = ocelli_models::owners(files).map_err(|error| error.to_string())?;
+    match adapter.modules().iter().find(|module| owners.get(&**module) != Some(&Role::Decoder)) {
+        None => Ok(()),
+        Some(module) => Err(format!("`{module}` is no layer of the decoder; {hint}")),
+    }
 }
 
 /// A model that gives vectors, with its tokenizer, and a context to run it in.
@@ -148,7 +211,8 @@ pub fn vectors(
 ) -> Result<(EmbeddingPipeline, Ctx), Failure> {
     let files = files(Some(&args.model))?;
     let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
-    let (model, threads, cx) = loaded(&files, &args.processor, leftovers, device, precision)?;
+    let setup = Setup::plain(&args.processor, leftovers);
+    let (model, threads, cx) = loaded(&files, &setup, device, precision)?;
     Ok((EmbeddingPipeline::new(&files, model, threads)?, cx))
 }
 
@@ -160,7 +224,8 @@ pub fn any_vectors(
 ) -> Result<(EmbeddingPipeline, Ctx), Failure> {
     let files = files(Some(&args.model))?;
     let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
-    let (model, threads, mut cx) = loaded(&files, &args.processor, leftovers, device, precision)?;
+    let setup = Setup::plain(&args.processor, leftovers);
+    let (model, threads, mut cx) = loaded(&files, &setup, device, precision)?;
     Ok((EmbeddingPipeline::of_any(&files, model, threads, &mut cx)?, cx))
 }
 
@@ -192,7 +257,7 @@ pub fn pipeline_for(
             }
             let images = read_pictures(&chat.pictures, &decode)?;
             let (mut pipeline, mut cx) =
-                pipeline_of(&theirs, &processor, Leftovers::Warn, device, precision)?;
+                pipeline_of(&theirs, &Setup::plain(&processor, Leftovers::Warn), device, precision)?;
             pipeline.options = chat.render;
             Ok(pipeline.rehearse(&mut cx, &chat.messages, &images, &[params])?)
         };
@@ -201,7 +266,7 @@ pub fn pipeline_for(
             tracing::debug!("not all kernels are compiled ahead: {failure:?}");
         }
     }));
-    pipeline_of(&files, &args.processor, args.leftovers(), device, precision)
+    pipeline_of(&files, &args.setup(), device, precision)
 }
 
 /// Reads pictures, several at once.

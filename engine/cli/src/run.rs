@@ -83,6 +83,7 @@ pub fn run(args: &RunArgs) -> Outcome {
     let (start, _span) = (Instant::now(), tracing::info_span!("run").entered());
     let mut params = args.sampling.params();
     params.validate().map_err(ocelli_engine::Error::from)?;
+    params.adapter = args.model.one_adapter()?;
     let form = args.form.read()?;
     let chat = Chat::read(args)?;
     let (device, precision) = open::device(&args.device)?;

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::args::{DeviceArgs, IndexArgs, SearchArgs};
 use crate::fail::{Failure, Outcome, SOME_FAILED, note, print, print_json};
 use crate::interrupt::Gentle;
-use crate::open;
+use crate::open::{self, Setup};
 use crate::progress::{Spinner, Steps};
 
 /// Pixels of the longest side of a thumbnail.
@@ -61,7 +61,8 @@ impl Vectors {
     ) -> Result<Self, Failure> {
         let (device, precision) = open::device(device)?;
         let files = open::files(model)?;
-        let (loaded, threads, mut cx) = open::loaded(&files, processor, leftovers, &*device, precision)?;
+        let (loaded, threads, mut cx) =
+            open::loaded(&files, &Setup::plain(processor, leftovers), &*device, precision)?;
         let pipeline = EmbeddingPipeline::of_any(&files, loaded, threads, &mut cx)?;
         let about = about(model, &files, &pipeline, processor, root)?;
         Ok(Self { pipeline, cx, about })

@@ -95,8 +95,10 @@ pub fn serve(args: &ServeArgs) -> Outcome {
         Planner(Arc::new(move || plan().map_err(|failure| failure.message().to_owned())))
     };
     let name = args.name.clone().unwrap_or_else(|| name(args.model.model.as_deref()));
+    let adapters = args.model.adapters.iter().filter_map(|adapter| adapter.name.clone()).collect();
     let config = Config {
         name,
+        adapters,
         api_keys: args.api_keys.clone(),
         max_queue: args.max_queue,
         max_body: args.max_body,

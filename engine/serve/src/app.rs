@@ -30,6 +30,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 pub struct Config {
     /// What the model is called.
     pub name: String,
+    /// Names of adapters, by which requests ask for the model with one.
+    pub adapters: Vec<String>,
     /// Keys of which clients must have one; none are asked for if there are none.
     pub api_keys: Vec<String>,
     /// Most answers that wait beside those that run.
@@ -230,6 +232,14 @@ impl App {
                 let message = format!("model: there is `{ours}` here, no `{shown}`");
                 Err(ApiError::not_found(message).at("model").code("model_not_found"))
             }
+        }
+    }
+
+    /// The adapter that a request names as its model; `None` for the model itself. Errors if there is neither.
+    pub fn adapter(&self, name: Option<&str>) -> Result<Option<Arc<str>>, ApiError> {
+        match name.and_then(|name| self.config.adapters.iter().find(|adapter| *adapter == name)) {
+            Some(adapter) => Ok(Some(adapter.as_str().into())),
+            None => self.is_model(name).map(|()| None),
         }
     }
 

@@ -299,8 +299,9 @@ pub(crate) async fn chat_of(app: &Arc<App>, body: &[u8]) -> Result<Response, Api
     let arrived = Instant::now();
     let mut fields = Fields::read(body)?;
     let (pipeline, ..) = app.answers()?;
-    app.is_model(fields.text("model")?.as_deref())?;
+    let adapter = app.adapter(fields.text("model")?.as_deref())?;
     let mut wish = wish(&mut fields, true)?;
+    wish.how.params.adapter.clone_from(&adapter);
     refuse_in_chats(&mut fields)?;
     let Tools { shown, read, form } = tools::take(&mut fields, pipeline)?;
     if let (true, Some(asked)) = (read, &wish.how.form) {
@@ -322,7 +323,7 @@ pub(crate) async fn chat_of(app: &Arc<App>, body: &[u8]) -> Result<Response, Api
         chat: true,
         id: app.id("chatcmpl"),
         created: now(),
-        model: app.config.name.clone(),
+        model: adapter.map_or_else(|| app.config.name.clone(), |adapter| adapter.to_string()),
         echo: Vec::new(),
         words: words(&wish, pipeline),
         tools: read,
@@ -344,8 +345,9 @@ pub(crate) async fn completions_of(app: &Arc<App>, body: &[u8]) -> Result<Respon
     let arrived = Instant::now();
     let mut fields = Fields::read(body)?;
     let (pipeline, ..) = app.answers()?;
-    app.is_model(fields.text("model")?.as_deref())?;
+    let adapter = app.adapter(fields.text("model")?.as_deref())?;
     let mut wish = wish(&mut fields, false)?;
+    wish.how.params.adapter.clone_from(&adapter);
     // What the protocol says where nothing is asked for.
     wish.how.max_tokens = wish.how.max_tokens.or(Some(16));
     let prompts = fields.texts("prompt")?;
@@ -387,7 +389,8 @@ pub(crate) async fn completions_of(app: &Arc<App>, body: &[u8]) -> Result<Respon
     };
     let (requests, echo, prepare) = app.work(work).await?;
     let before = Before { arrived, pictures: Duration::ZERO, prepare };
-    let (id, created, model) = (app.id("cmpl"), now(), app.config.name.clone());
+    let (id, created) = (app.id("cmpl"), now());
+    let model = adapter.map_or_else(|| app.config.name.clone(), |adapter| adapter.to_string());
     let words = words(&wish, pipeline);
     let shape = Shape { chat: false, id, created, model, echo, words, tools: false };
     answer(app, requests, places, before, &wish, shape).await
@@ -401,7 +404,7 @@ pub(crate) async fn tokenize(
     let mut fields = Fields::read(&app.body(request).await?)?;
     let (pipeline, _, limits) = app.answers()?;
     let most = longest(pipeline, limits);
-    app.is_model(fields.text("model")?.as_deref())?;
+    app.adapter(fields.text("model")?.as_deref())?;
     let prompt = fields.text("prompt")?;
     let (source, found) = match prompt {
         Some(prompt) => (Err((prompt, fields.flag("add_special_tokens")?.unwrap_or(true))), Vec::new()),

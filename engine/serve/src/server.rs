@@ -399,18 +399,30 @@ impl App {
         model["details"] = self.config.info.clone();
         model
     }
+
+    /// An adapter, told as a model whose parent is the one that it is of.
+    fn adapted(&self, name: &str) -> serde_json::Value {
+        json!({
+            "id": name, "object": "model", "created": self.created, "owned_by": "ocelli", "parent": self.config.name,
+        })
+    }
 }
 
 async fn models(State(app): State<Arc<App>>) -> Response {
-    json_response(StatusCode::OK, &json!({"object": "list", "data": [app.model()]}))
+    let adapters = app.config.adapters.iter().map(|name| app.adapted(name));
+    let data: Vec<_> = std::iter::once(app.model()).chain(adapters).collect();
+    json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
 }
 
 async fn model(
     State(app): State<Arc<App>>,
     axum::extract::Path(name): axum::extract::Path<String>,
 ) -> Result<Response, ApiError> {
-    app.is_model(Some(&name))?;
-    Ok(json_response(StatusCode::OK, &app.model()))
+    let shown = match app.adapter(Some(&name))? {
+        Some(adapter) => app.adapted(&adapter),
+        None => app.model(),
+    };
+    Ok(json_response(StatusCode::OK, &shown))
 }
 
 #[cfg(test)]

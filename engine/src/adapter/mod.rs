@@ -49,6 +49,7 @@ type Site = Vec<SiteModule>;
 #[derive(Default)]
 pub(crate) struct Adapters {
     sites: HashMap<Place, Site>,
+    named: HashMap<String, Arc<Adapter>>,
     used: Used,
 }
 
@@ -191,6 +192,22 @@ impl Ctx {
         let mut modules: Vec<String> = all.iter().map(|low| low.module.clone()).collect();
         modules.sort_unstable();
         Ok(Adapter { name: name.to_owned(), sites, modules })
+    }
+
+    /// Keeps an adapter for requests that ask for its name.
+    pub fn name_adapter(&mut self, adapter: Adapter) {
+        self.adapters.named.insert(adapter.name.clone(), Arc::new(adapter));
+    }
+
+    /// The adapter of a name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn named_adapter(&self, name: &str) -> Result<Arc<Adapter>> {
+        self.adapters.named.get(name).cloned().ok_or_else(|| Error::Adapter {
+            name: name.to_owned(),
+            reason: "there is none of this name".into(),
+        })
     }
 
     /// Has all products use an adapter from now on, or none.

@@ -15,6 +15,22 @@ use crate::weights::TensorFile;
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
 
+/// Fields that would change what an adapter computes, if they were neither absent, null nor false.
+const OTHERS: [&str; 12] = [
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+    "exclude_parameters",
+];
+
 /// What `adapter_config.json` says of a LoRA adapter; what is not here does not change what it computes, or is refused by
 /// [`Peft::open`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +66,9 @@ pub struct LoraConfig {
     pub task_type: Option<String>,
     /// Whether it is for answering alone.
     pub inference_mode: bool,
+    /// All else.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
 }
 
 impl Default for LoraConfig {
@@ -70,6 +89,7 @@ impl Default for LoraConfig {
             base_model_name_or_path: None,
             task_type: None,
             inference_mode: true,
+            rest: Map::new(),
         }
     }
 }
@@ -146,6 +166,13 @@ impl Peft {
         unless(config.lora_bias, "lora_bias: biases of low ranks are not supported")?;
         unless(config.fan_in_fan_out, "fan_in_fan_out: matrices along their inputs are not supported")?;
         unless(config.bias != "none", "bias: trained biases are not supported")?;
+        for field in OTHERS {
+            let value = config.rest.get(field).unwrap_or(&Value::Null);
+            let nothing = matches!(value, Value::Null | Value::Bool(false))
+                || value.as_array().is_some_and(Vec::is_empty)
+                || value.as_object().is_some_and(Map::is_empty);
+            unless(!nothing, &format!("{field}: expected nothing, found {value}: not supported"))?;
+        }
         let file = TensorFile::open(&folder.join(TENSORS))?;
         let mut pairs: Vec<(String, [Option<String>; 2])> = Vec::new();
         for name in file.names() {

@@ -36,6 +36,9 @@ pub struct SamplingParams {
     /// free. End tokens come where the grammar accepts, and end the answer.
     #[serde(skip)]
     pub grammar: Option<Grammar>,
+    /// The adapter that answers, by the name that the context knows it by; that of all others without one.
+    #[serde(skip)]
+    pub adapter: Option<std::sync::Arc<str>>,
     /// Tell how likely each token of the answer was, and so many of the likeliest ones at its place.
     pub logprobs: Option<u32>,
     /// Most tokens that are guessed at a time, from where the last ones stood before, and read with the next one: less passes where
@@ -57,6 +60,7 @@ impl Default for SamplingParams {
             max_tokens: 512,
             ignore_eos: false,
             grammar: None,
+            adapter: None,
             logprobs: None,
             speculate: 0,
         }

@@ -173,7 +173,8 @@ impl Scheduler {
         self.submitted += 1;
         let mut live = Live::new(number, request, &self.tokenizer, info);
         if self.prefixes.is_on() {
-            live.chain = prefix::chain(&live.prompt, &live.media, &live.prompt.tokens);
+            live.chain =
+                prefix::chain(&live.prompt, &live.media, live.params.adapter.as_deref(), &live.prompt.tokens);
         }
         self.look_up(&mut live);
         self.met(&live);
@@ -227,7 +228,12 @@ impl Scheduler {
         let settled = live.settled().min(live.prompt.len() + live.answer.len());
         let mut chain = match live.chain.is_empty() || settled <= live.prompt.len() {
             true => live.chain.clone(),
-            false => prefix::chain(&live.prompt, &live.media, &live.tokens(0..settled)),
+            false => prefix::chain(
+                &live.prompt,
+                &live.media,
+                live.params.adapter.as_deref(),
+                &live.tokens(0..settled),
+            ),
         };
         // Pages of a block that was not read to its end are of no use.
         chain.truncate(match settled < live.prompt.len() {
@@ -697,7 +703,15 @@ impl Scheduler {
             });
         }
         let packed = batch.pack(cx, &mut self.kv, self.model.info().packing())?;
-        let logits = self.model.forward(cx, &packed, &self.kv)?;
+        let mut first = 0;
+        let mut adapted = Vec::new();
+        for &(place, len) in places {
+            if let Some(name) = &self.running[place].params.adapter {
+                adapted.push((first..first + len, cx.named_adapter(name)?));
+            }
+            first += len;
+        }
+        let logits = cx.adapt_rows(adapted, |cx| self.model.forward(cx, &packed, &self.kv))?;
         if rows.is_empty() {
             return Ok((Vec::new(), None, Vec::new()));
         }

@@ -12,13 +12,17 @@ use crate::prompt::{Positions, Prompt};
 
 /// Hashes of the full pages of a sequence that begins with a prompt and has these tokens; none where its pages follow from more than
 /// can be compared: an encoder's text, features that were given.
-pub(super) fn chain(prompt: &Prompt, media: &[Media], tokens: &[u32]) -> Vec<Key> {
+pub(super) fn chain(prompt: &Prompt, media: &[Media], adapter: Option<&str>, tokens: &[u32]) -> Vec<Key> {
     let keys: Option<Vec<Key>> = media.iter().map(Media::key).collect();
     let Some(keys) = keys.filter(|_| prompt.source.tokens.is_empty()) else { return Vec::new() };
     let number = |hash: &mut Hasher, value: usize| {
         hash.update(&(value as u64).to_le_bytes());
     };
     let mut root = Hasher::new();
+    if let Some(adapter) = adapter {
+        number(&mut root, adapter.len());
+        root.update(adapter.as_bytes());
+    }
     if prompt.memory_rows() > 0 {
         for (media, key) in keys.iter().enumerate() {
             let rows = |rows: &[usize]| rows.get(media).copied().unwrap_or(0);

@@ -11,7 +11,7 @@ fn picture(level: u8) -> Media {
 }
 
 fn of(prompt: &Prompt, media: &[Media]) -> Vec<Key> {
-    chain(prompt, media, &prompt.tokens)
+    chain(prompt, media, None, &prompt.tokens)
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! gradient in place. What an op overwrites is copied first if the gradient of an earlier op needs it.
 
 mod rules;
+mod segment;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use ocelli_kernels::{Access, DType, Exec, Op, Stream, View};
 use ocelli_kernels::{KernelError, Layout, ShapeError, Storage};
 use smallvec::SmallVec;
 
+use self::segment::Segment;
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::tensor::{Mark, Tensor};
@@ -35,13 +37,28 @@ pub struct Trained {
 
 /// What ran, in order, as far as it depends on trained memory.
 pub struct Tape {
-    notes: Vec<Note>,
+    notes: Vec<Noted>,
     /// Memory that holds trained values or what was computed from such.
-    tracked: HashMap<usize, Vec<Range<usize>>>,
+    tracked: Tracked,
     /// Gradients of memory, by its identity; with the memory, so that the identity stays its own.
     shadows: HashMap<usize, (Storage, Storage)>,
     /// Height of the arena when recording began.
     mark: Mark,
+    /// Whether activations of parts are computed again in place of being kept.
+    again: bool,
+    /// The part that runs now, of those.
+    segment: Option<Segment>,
+}
+
+/// Ranges of bytes of memory, by its identity.
+type Tracked = HashMap<usize, Vec<Range<usize>>>;
+
+/// What ran.
+enum Noted {
+    /// An op.
+    Op(Note),
+    /// A part that is computed again.
+    Segment(Segment),
 }
 
 /// An op that ran.
@@ -61,19 +78,23 @@ struct Note {
 struct Moved {
     storage: usize,
     bytes: Range<usize>,
+    from: View,
     to: View,
 }
 
 impl Moved {
-    /// Copies the bytes of a view, gaps included.
-    fn copy(cx: &mut Ctx, view: &View) -> Result<Self> {
+    /// Copies the bytes of a view, gaps included; `owned`: to memory of its own.
+    fn copy(cx: &mut Ctx, view: &View, owned: bool) -> Result<Self> {
         let bytes = view.byte_range();
         let layout = Layout::dense(&[1, bytes.len() / view.dtype().size()])?;
         let from = View::new(view.storage().clone(), bytes.start, layout, view.dtype())?;
-        let to = cx.alloc(from.shape(), view.dtype())?;
+        let to = match owned {
+            true => cx.alloc_owned(from.shape(), view.dtype())?,
+            false => cx.alloc(from.shape(), view.dtype())?,
+        };
         let to = cx.view(&to)?;
-        cx.exec_now("saved", &Pointwise::new(from, to.clone()))?;
-        Ok(Self { storage: view.storage().id(), bytes, to })
+        cx.exec_now("saved", &Pointwise::new(from.clone(), to.clone()))?;
+        Ok(Self { storage: view.storage().id(), bytes, from, to })
     }
 
     /// The view in the copy, if all of it is there.
@@ -205,8 +226,15 @@ fn shadow(cx: &mut Ctx, shadows: &mut HashMap<usize, (Storage, Storage)>, view: 
 }
 
 impl Tape {
-    fn new(trained: &[Trained], mark: Mark) -> Self {
-        let mut tape = Self { notes: Vec::new(), tracked: HashMap::new(), shadows: HashMap::new(), mark };
+    fn new(trained: &[Trained], mark: Mark, again: bool) -> Self {
+        let mut tape = Self {
+            notes: Vec::new(),
+            tracked: HashMap::new(),
+            shadows: HashMap::new(),
+            mark,
+            again,
+            segment: None,
+        };
         for Trained { values, grads, ranges } in trained {
             tape.tracked.entry(values.id()).or_default().extend(ranges.iter().cloned());
             tape.shadows.insert(values.id(), (values.clone(), grads.clone()));
@@ -219,6 +247,9 @@ impl Tape {
     where
         dyn Stream: Exec<O>,
     {
+        if self.segment.is_some() {
+            return self.run_once(cx, path, op);
+        }
         let (mut read, mut written) = (Vec::new(), Vec::new());
         op.clone().visit(&mut |access, view| {
             if access != Access::Out {
@@ -243,7 +274,7 @@ impl Tape {
             written.retain(|(access, view)| *access == Access::Out && is_tracked(&self.tracked, view));
             if !written.is_empty() {
                 let ends = written.into_iter().map(|(_, view)| view);
-                self.notes.push(Note::new(path, Box::new(rules::Nothing), ends));
+                self.notes.push(Noted::Op(Note::new(path, Box::new(rules::Nothing), ends)));
             }
             return Ok(());
         };
@@ -252,17 +283,9 @@ impl Tape {
             if access == Access::Out && !aliased && is_tracked(&self.tracked, &view) {
                 note.ends.push(view.clone());
             }
-            let ranges = self.tracked.entry(view.storage().id()).or_default();
-            let bytes = view.byte_range();
-            // Results follow each other in the arena: most ranges grow at their end.
-            match ranges.last_mut() {
-                Some(last) if last.start <= bytes.start && bytes.start <= last.end => {
-                    last.end = last.end.max(bytes.end);
-                }
-                _ => ranges.push(bytes),
-            }
+            add_range(&mut self.tracked, &view);
         }
-        self.notes.push(note);
+        self.notes.push(Noted::Op(note));
         Ok(())
     }
 
@@ -275,9 +298,20 @@ impl Tape {
     ) -> Result<()> {
         let mut copies: Vec<Moved> = Vec::new();
         let mut own = own;
+        // What a part leaves in the arena goes with it.
+        let owned = self.segment.is_some();
         for view in written {
-            for note in self.notes.iter_mut().chain(own.as_deref_mut()) {
-                note.move_away(cx, &mut copies, view)?;
+            for noted in &mut self.notes {
+                let (needed, moved) = match noted {
+                    Noted::Op(note) => (&mut note.needed, &mut note.moved),
+                    Noted::Segment(part) => (&mut part.needed, &mut part.moved),
+                };
+                // What a part needs outlives what is above its memory.
+                let owned = owned || self.again;
+                move_away(cx, needed, moved, &mut copies, view, owned)?;
+            }
+            if let Some(note) = own.as_deref_mut() {
+                move_away(cx, &mut note.needed, &mut note.moved, &mut copies, view, owned)?;
             }
         }
         if let Some(own) = own {
@@ -297,7 +331,23 @@ impl Tape {
         }
         let to = shadow(cx, &mut self.shadows, &view)?;
         cx.exec("loss", &Pointwise { add: Some(to.clone()), ..Pointwise::new(d_result.clone(), to) })?;
-        for note in self.notes.iter().rev() {
+        self.back(cx)
+    }
+
+    /// Goes back through all that ran.
+    fn back(&mut self, cx: &mut Ctx) -> Result<()> {
+        let notes = std::mem::take(&mut self.notes);
+        let done = notes.iter().rev().try_for_each(|noted| self.back_over(cx, noted));
+        self.notes = notes;
+        done
+    }
+
+    fn back_over(&mut self, cx: &mut Ctx, noted: &Noted) -> Result<()> {
+        let note = match noted {
+            Noted::Op(note) => note,
+            Noted::Segment(part) => return self.back_through(cx, part),
+        };
+        {
             let (tracked, shadows) = (&self.tracked, &mut self.shadows);
             cx.scope(|cx| {
                 let mut back = Backward { cx, tracked, shadows, path: &note.path, moved: &note.moved };
@@ -329,29 +379,54 @@ impl Note {
         let needed = op.needs().before;
         Self { path: path.to_owned(), op, needed, moved: SmallVec::new(), ends: ends.into_iter().collect() }
     }
+}
 
-    /// Copies what it needs of what is to be written, unless another note has had it copied.
-    fn move_away(&mut self, cx: &mut Ctx, copies: &mut Vec<Moved>, written: &View) -> Result<()> {
-        while let Some(at) = self.needed.iter().position(|view| view.overlaps(written)) {
-            let view = self.needed.swap_remove(at);
-            let copy = match copies.iter().find(|moved| moved.find(&view).is_some()) {
-                Some(copy) => copy.clone(),
-                None => {
-                    let copy = Moved::copy(cx, &view)?;
-                    copies.push(copy.clone());
-                    copy
-                }
-            };
-            self.moved.push(copy);
+/// Copies what is needed of what is to be written, unless it has been copied for another.
+fn move_away(
+    cx: &mut Ctx,
+    needed: &mut Vec<View>,
+    moved: &mut SmallVec<[Moved; 2]>,
+    copies: &mut Vec<Moved>,
+    written: &View,
+    owned: bool,
+) -> Result<()> {
+    while let Some(at) = needed.iter().position(|view| view.overlaps(written)) {
+        let view = needed.swap_remove(at);
+        let copy = match copies.iter().find(|moved| moved.find(&view).is_some()) {
+            Some(copy) => copy.clone(),
+            None => {
+                let copy = Moved::copy(cx, &view, owned)?;
+                copies.push(copy.clone());
+                copy
+            }
+        };
+        moved.push(copy);
+    }
+    Ok(())
+}
+
+/// Adds the bytes of a view.
+fn add_range(all: &mut Tracked, view: &View) {
+    let ranges = all.entry(view.storage().id()).or_default();
+    let bytes = view.byte_range();
+    // Results follow each other in the arena: most ranges grow at their end.
+    match ranges.last_mut() {
+        Some(last) if last.start <= bytes.start && bytes.start <= last.end => {
+            last.end = last.end.max(bytes.end);
         }
-        Ok(())
+        _ => ranges.push(bytes),
     }
 }
 
 impl Ctx {
     /// Begins to note what runs, until [`recorded`](Self::recorded). Scopes end nothing meanwhile: activations stay.
     pub fn record(&mut self, trained: &[Trained]) {
-        self.tape = Some(Tape::new(trained, self.arena_mark()));
+        self.tape = Some(Tape::new(trained, self.arena_mark(), false));
+    }
+
+    /// As [`record`](Self::record), but activations of [parts](Self::segment) are computed again when they are wanted: memory for time.
+    pub fn record_lean(&mut self, trained: &[Trained]) {
+        self.tape = Some(Tape::new(trained, self.arena_mark(), true));
     }
 
     /// Ends what [`record`](Self::record) began and gives what was noted, for [`Tape::backward`]. Activations stay until

@@ -54,22 +54,33 @@ impl Fresh {
     }
 }
 
-/// Numbers of a normal distribution that follow from a seed and a name.
-fn normal(seed: u64, name: &str, len: usize) -> Vec<f64> {
+/// Numbers from above 0 to 1 that follow from a seed and a name.
+fn unit(seed: u64, name: &str) -> impl FnMut() -> f64 {
     // FNV-1a of the name, then splitmix64.
     let hash = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3);
     let mut state = name.bytes().fold(0xCBF2_9CE4_8422_2325 ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15), hash);
-    let mut uniform = || {
+    move || {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         // From 0, not included, to 1.
         (((z ^ (z >> 31)) >> 11) as f64 + 1.0) / (1u64 << 53) as f64
-    };
+    }
+}
+
+/// Numbers between `-bound` and `bound`, all alike, that follow from a seed and a name.
+pub(crate) fn uniform(seed: u64, name: &str, len: usize, bound: f64) -> Vec<f32> {
+    let mut unit = unit(seed, name);
+    (0..len).map(|_| (bound * (2.0 * unit() - 1.0)) as f32).collect()
+}
+
+/// Numbers of a normal distribution that follow from a seed and a name.
+fn normal(seed: u64, name: &str, len: usize) -> Vec<f64> {
+    let mut unit = unit(seed, name);
     let mut all = Vec::with_capacity(len + 1);
     while all.len() < len {
-        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f64::consts::TAU * uniform());
+        let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), std::f64::consts::TAU * unit());
         all.extend([radius * angle.cos(), radius * angle.sin()]);
     }
     all.truncate(len);

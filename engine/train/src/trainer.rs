@@ -3,13 +3,18 @@
 use ocelli_engine::batch::{Batch, Chunk};
 use ocelli_engine::image::PreparedImage;
 use ocelli_engine::kv::KvCache;
-use ocelli_engine::{Ctx, Error, Features, Result, Vlm};
+use ocelli_engine::tape::Trained;
+use ocelli_engine::vlm::HeadApart;
+use ocelli_engine::{Ctx, Error, Features, Result, Tensor, Vlm};
 use ocelli_kernels::DType;
-use ocelli_kernels::ops::CrossEntropy;
+use ocelli_kernels::ops::{CrossEntropy, Pointwise};
 
 use crate::examples::{Example, IGNORED};
 use crate::learner::{Checked, Learner, Loss};
 use crate::parameters::{Parameters, download};
+
+/// Logits that exist at once, about: 64 MiB of f32.
+const LOGITS: usize = 16 << 20;
 
 /// Computes losses and gradients of a model.
 pub struct Trainer<'a> {
@@ -19,6 +24,8 @@ pub struct Trainer<'a> {
     pub parameters: &'a Parameters,
     /// Most tokens of a pass; an example of more is a pass of its own.
     pub pass_tokens: usize,
+    /// Whether activations of layers are computed again in place of being kept.
+    pub lean: bool,
     kv: Option<(Vec<usize>, KvCache)>,
 }
 
@@ -26,7 +33,7 @@ impl<'a> Trainer<'a> {
     /// A trainer of a model.
     #[must_use]
     pub fn new(model: &'a dyn Vlm, parameters: &'a Parameters, pass_tokens: usize) -> Self {
-        Self { model, parameters, pass_tokens, kv: None }
+        Self { model, parameters, pass_tokens, lean: false, kv: None }
     }
 
     /// The loss alone.
@@ -57,8 +64,10 @@ impl<'a> Trainer<'a> {
     fn pass(&mut self, cx: &mut Ctx, examples: &[Example], scale: Option<f32>) -> Result<Loss> {
         let mut kv = self.take_cache(cx, examples)?;
         let loss = cx.scope(|cx| {
-            if scale.is_some() {
-                cx.record(&[self.parameters.trained()]);
+            match (scale, self.lean) {
+                (None, _) => {}
+                (Some(_), false) => cx.record(&[self.parameters.trained()]),
+                (Some(_), true) => cx.record_lean(&[self.parameters.trained()]),
             }
             let ran = self.run(cx, examples, &mut kv.1, scale);
             if ran.is_err()
@@ -131,14 +140,70 @@ impl<'a> Trainer<'a> {
         scale: Option<f32>,
     ) -> Result<f64> {
         let packed = batch.pack(cx, kv, self.model.info().packing())?;
-        let logits = self.model.forward(cx, &packed, kv)?;
+        let Some(parts) = self.model.apart() else {
+            let logits = self.model.forward(cx, &packed, kv)?;
+            return self.loss_of(cx, &logits, labels, scale);
+        };
+        let hidden = parts.hidden(cx, &packed, kv)?;
+        let tape = cx.recorded();
+        let done = self.head_by_rows(cx, parts, &hidden, labels, scale);
+        let done = match (&done, tape) {
+            (Ok((_, Some(d_hidden))), Some(mut tape)) => {
+                let went = cx.view(d_hidden).and_then(|d_hidden| tape.backward(cx, &hidden, &d_hidden));
+                cx.forget(tape);
+                went.and(done)
+            }
+            (_, Some(tape)) => {
+                cx.forget(tape);
+                done
+            }
+            (_, None) => done,
+        };
+        done.map(|(nats, _)| nats)
+    }
+
+    /// The loss of rows before the head, and its gradient by them, some rows at a time.
+    fn head_by_rows(
+        &self,
+        cx: &mut Ctx,
+        parts: &dyn HeadApart,
+        hidden: &Tensor,
+        labels: &[i32],
+        scale: Option<f32>,
+    ) -> Result<(f64, Option<Tensor>)> {
+        let most = (LOGITS / self.model.info().vocab.max(1)).max(16);
+        let (mut nats, mut given) = (0.0, hidden.clone());
+        let mut d_hidden = None;
+        if scale.is_some() {
+            // Memory of its own, whose gradients have memory of their own.
+            given = cx.alloc_owned(hidden.shape(), DType::F32)?;
+            cx.exec("head", &Pointwise::new(cx.view(hidden)?, cx.view(&given)?))?;
+            d_hidden = Some(cx.alloc_owned(hidden.shape(), DType::F32)?);
+        }
+        for first in (0..labels.len()).step_by(most) {
+            let labels = &labels[first..labels.len().min(first + most)];
+            nats += cx.scope(|cx| {
+                if let Some(d_hidden) = &d_hidden {
+                    let (values, grads) = (given.view().storage().clone(), d_hidden.view().storage().clone());
+                    let ranges = vec![given.view().byte_range()];
+                    cx.record(&[self.parameters.trained(), Trained { values, grads, ranges }]);
+                }
+                let logits = parts.head(cx, &given.narrow(0, first, labels.len())?)?;
+                self.loss_of(cx, &logits, labels, scale)
+            })?;
+        }
+        Ok((nats, d_hidden))
+    }
+
+    /// The loss of logits; with a scale, goes back through what is recorded.
+    fn loss_of(&self, cx: &mut Ctx, logits: &Tensor, labels: &[i32], scale: Option<f32>) -> Result<f64> {
         let tape = cx.recorded();
         let labels = cx.upload(&[labels.len()], labels)?;
         let loss = cx.alloc(&[labels.size(0)], DType::F32)?;
         let d_logits = scale.map(|_| cx.alloc(logits.shape(), DType::F32)).transpose()?;
         let d_logits = d_logits.map(|tensor| cx.view(&tensor)).transpose()?;
         let op = CrossEntropy {
-            x: cx.view(&logits)?,
+            x: cx.view(logits)?,
             labels: cx.view(&labels)?,
             scale: scale.unwrap_or(1.0),
             loss: cx.view(&loss)?,
@@ -160,7 +225,7 @@ impl<'a> Trainer<'a> {
         let nats = back();
         match (tape, d_logits, nats) {
             (Some(mut tape), Some(d_logits), Ok(nats)) => {
-                let went = tape.backward(cx, &logits, &d_logits);
+                let went = tape.backward(cx, logits, &d_logits);
                 cx.forget(tape);
                 went.map(|()| nats)
             }

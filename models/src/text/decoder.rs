@@ -119,6 +119,30 @@ pub trait Ends {
     fn id(&self) -> usize;
 }
 
+/// Ends in the rows that the head takes, as they are.
+pub struct Normalized {
+    /// Numbers of a row.
+    pub d: usize,
+}
+
+impl Ends for Normalized {
+    fn embed(&self, _: &mut Ctx, _: &Tensor) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn logits(&self) -> usize {
+        self.d
+    }
+
+    fn write_to(&self, cx: &mut Ctx, rows: &Tensor, out: &Tensor) -> Result<()> {
+        cx.exec("head", &Pointwise::new(cx.view(rows)?, cx.view(out)?))
+    }
+
+    fn id(&self) -> usize {
+        usize::MAX
+    }
+}
+
 /// The decoder with its head.
 pub struct Decoder {
     plan: TextPlan,
@@ -318,7 +342,7 @@ impl Decoder {
                 _ => None,
             };
             let io = Io { h: &h, around: normed.as_ref().zip(next), input: input.as_ref() };
-            cx.scope(|cx| self.layer(cx, layer, &io, batch, kv))?;
+            cx.segment(|cx| self.layer(cx, layer, &io, batch, kv))?;
             cx.stage(Stage::text_layer(i), &h)?;
             let added = self.add_deep(cx, i, &h, batch)?;
             if let Some((normed, next)) = normed.as_ref().zip(next).filter(|_| added) {
@@ -340,6 +364,14 @@ impl Decoder {
         }
         self.head.write_to(cx, &self.plan, norm, &rows, logits)?;
         self.finish(cx, logits)
+    }
+
+    /// What the head makes of rows that are normalized: `rows: [rows, d]  ->  f32 [rows, vocab]`.
+    pub fn head(&self, cx: &mut Ctx, rows: &Tensor) -> Result<Tensor> {
+        let logits = cx.alloc(&[rows.size(0), self.plan.vocab], DType::F32)?;
+        self.head.write_to(cx, &self.plan, None, rows, &logits)?;
+        self.finish(cx, &logits)?;
+        Ok(logits)
     }
 
     /// Scales and bounds logits, in place.

@@ -207,7 +207,7 @@ impl Encoder {
             None => None,
         };
         for (number, layer) in self.layers.iter().enumerate() {
-            cx.scope(|cx| {
+            cx.segment(|cx| {
                 let qkv = layer.qkv.forward_plain(cx, h)?;
                 let part = |i: usize| self.heads(&qkv, i);
                 let mixed = self.attend(cx, layer, [part(0)?, part(1)?, part(2)?], (&own, &own))?;

@@ -25,7 +25,7 @@ mod short_conv;
 mod tempered;
 
 pub use cross::CrossPlan;
-pub use decoder::{Decoder, Ends};
+pub use decoder::{Decoder, Ends, Normalized};
 pub use encoder::{BERT_NAMES, Encoder, EncoderCross, EncoderNames, EncoderPlan};
 pub use head::HeadPlan;
 pub use plan::{

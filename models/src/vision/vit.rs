@@ -280,7 +280,7 @@ impl Vit {
             false => Some(cx.upload(&[1, numbers.len()], &numbers)?),
         };
         for layer in &self.layers {
-            cx.scope(|cx| self.layer(cx, layer, h, &segments, positions.as_ref()))?;
+            cx.segment(|cx| self.layer(cx, layer, h, &segments, positions.as_ref()))?;
         }
         match &self.post_norm {
             Some(norm) => norm.write_to(cx, h, h),
@@ -395,7 +395,7 @@ impl Vit {
             }
             let full = plan.full.as_ref().is_none_or(|full| full.contains(&i));
             let segments = windows.as_ref().filter(|_| !full).unwrap_or(&whole);
-            cx.scope(|cx| self.layer(cx, layer, &h, segments, positions.as_ref()))?;
+            cx.segment(|cx| self.layer(cx, layer, &h, segments, positions.as_ref()))?;
             if let Some(merger) = self.merger.as_ref().filter(|_| plan.merges == Some(i)) {
                 h = merger.forward(cx, &h)?;
                 let starts: Vec<usize> = (0..=tiles).map(|tile| tile * (per_tile / 4)).collect();

@@ -247,6 +247,7 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     let begun = Instant::now();
     let mut params = args.sampling.params();
     params.validate().map_err(Error::from)?;
+    params.adapter = args.model.one_adapter()?;
     let form = args.form.read()?;
     check(args)?;
     let rows = input::read(&args.inputs, &args.columns)?;
@@ -263,8 +264,7 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
     let files = open::files(args.model.model.as_deref())?;
-    let (mut pipeline, mut cx) =
-        open::pipeline_of(&files, &args.model.processor, args.model.leftovers(), &*device, precision)?;
+    let (mut pipeline, mut cx) = open::pipeline_of(&files, &args.model.setup(), &*device, precision)?;
     for argument in &args.template_args {
         pipeline
             .options

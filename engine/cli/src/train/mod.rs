@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ocelli_engine::adapter::Peft;
 use ocelli_engine::{Ctx, Error, Precision};
 use ocelli_kernels::{Backend, Device, DeviceOptions};
 use ocelli_train::data::Columns;
@@ -15,9 +16,10 @@ use ocelli_train::{
 };
 use serde::Serialize;
 
-use crate::args::{LearnArgs, ScheduleArg, TrainArgs, TrainTask};
+use crate::args::{LearnArgs, MergeArgs, ScheduleArg, TrainArgs, TrainTask};
 use crate::fail::{Failure, Outcome, SOME_FAILED, note, print, print_json};
 use crate::interrupt::Gentle;
+use crate::open;
 use crate::progress::Steps;
 use crate::units::bytes;
 
@@ -25,7 +27,19 @@ use crate::units::bytes;
 pub fn train(args: &TrainArgs) -> Outcome {
     match &args.task {
         TrainTask::Sft(args) => sft::sft(args),
+        TrainTask::Merge(args) => merge(args),
     }
+}
+
+fn merge(args: &MergeArgs) -> Outcome {
+    let files = open::files(args.which.model())?;
+    if args.out.join("model.safetensors").exists() {
+        let what = format!("{}: there is a model already", args.out.display());
+        return Err(Failure::new(what).hint("another --out takes the merged one"));
+    }
+    let changed = ocelli_train::lora::merge(&files, &Peft::open(&args.adapter)?, &args.out)?;
+    print(&format!("{}: {changed} matrices have the adapter added\n", args.out.display()))?;
+    Ok(std::process::ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]
