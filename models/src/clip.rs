@@ -77,7 +77,7 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
         ClassRow::load(cx, &visual.at("post_layernorm"), &root.at("visual_projection"), &tower, text.out)?;
     let tower = Vit::load(cx, &visual, tower)?;
     let text = TextTower::load(cx, &root.at("text_model"), &root.at("text_projection"), text)?;
-    let scale = number(source, "logit_scale")?.exp();
+    let scale = number(source, "logit_scale", &[])?.exp();
     let scoring = Scoring { scale, bias: 0.0, chance: Chance::OneOf };
     Ok(Dual::of(FAMILY.name, source, tower, pool, text, scoring))
 }

@@ -62,8 +62,8 @@ fn load(source: &Source<'_>, cx: &mut Ctx) -> Result<Model> {
     let language = root.at("text_model");
     let text = TextTower::load(cx, &language, &language.at("head"), text)?;
     let scoring = Scoring {
-        scale: number(source, "logit_scale")?.exp(),
-        bias: number(source, "logit_bias")?,
+        scale: number(source, "logit_scale", &[1])?.exp(),
+        bias: number(source, "logit_bias", &[1])?,
         chance: Chance::Each,
     };
     Ok(Dual::of(FAMILY.name, source, tower, pool, text, scoring))

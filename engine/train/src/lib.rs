@@ -4,6 +4,7 @@
 //! the layout of the checkpoint that they become, and so do gradients and moments: a step of the optimizer is a pass over flat
 //! memory, and saving is writing it.
 
+pub mod contrastive;
 pub mod data;
 pub mod examples;
 pub mod fresh;
@@ -14,6 +15,7 @@ pub mod parameters;
 pub mod run;
 pub mod trainer;
 
+pub use contrastive::{Contrastive, Pair, Recall};
 pub use data::{Rows, TrainRow};
 pub use examples::{Batcher, Example};
 pub use fresh::Fresh;

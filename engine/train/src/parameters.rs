@@ -231,7 +231,7 @@ impl Parameters {
         download(cx, &view)
     }
 
-    fn find(&self, name: &str) -> Result<&Parameter> {
+    pub(crate) fn find(&self, name: &str) -> Result<&Parameter> {
         let found = self.all.iter().find(|parameter| parameter.name == name);
         found.ok_or_else(|| Error::Train(format!("no parameter is called `{name}`")))
     }

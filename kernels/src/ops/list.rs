@@ -56,6 +56,7 @@ macro_rules! for_each_op {
             pool_grad PoolGrad [whole],
             attention_grad AttentionGrad [whole],
             rope_grad RopeGrad [whole],
+            contrastive_loss ContrastiveLoss [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

@@ -87,10 +87,10 @@ impl Embedder for Dual {
     }
 }
 
-/// One number that a checkpoint stores under `name`.
-pub fn number(source: &Source<'_>, name: &str) -> Result<f32> {
+/// One number that a checkpoint stores under `name`, in whatever shape; `usual` is that of a checkpoint that is not there yet.
+pub fn number(source: &Source<'_>, name: &str, usual: &[usize]) -> Result<f32> {
     let root = source.checkpoint.root().role(Role::Connector);
-    let shape = root.info(name).map(|info| info.shape.to_vec()).unwrap_or_default();
+    let shape = root.info(name).map_or_else(|| usual.to_vec(), |info| info.shape.to_vec());
     root.take(name, &shape)?;
     match source.checkpoint.floats(name)?[..] {
         [value] if value.is_finite() => Ok(value),

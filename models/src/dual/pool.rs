@@ -5,7 +5,7 @@ use ocelli_engine::{Ctx, Result, Stage, Tensor};
 use ocelli_kernels::ops::{Activation, Attention, AttentionKv, Seen};
 use ocelli_kernels::{DType, Weights};
 
-use crate::layers::{Linear, Norm, Unit, constant, gather_rows};
+use crate::layers::{Embedding, Linear, Norm, Unit, gather_rows};
 use crate::vision::{Connect, VitPlan};
 
 /// CLIP's: the row before the patches, normalized and projected.
@@ -62,8 +62,8 @@ pub struct AttentionPool {
     d: usize,
     heads: usize,
     act: Activation,
-    /// The query before its projection, `[1, d]`.
-    probe: Tensor,
+    /// The query before its projection, a table of one row.
+    probe: Embedding,
     q: Linear,
     /// Keys and values, side by side.
     kv: Linear,
@@ -79,8 +79,8 @@ impl AttentionPool {
     pub fn load(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Self> {
         let scope = scope.role(Role::Tower);
         let (d, mlp) = (plan.d, plan.mlp);
-        scope.take("probe", &[1, 1, d])?;
-        let probe = scope.checkpoint().floats(&scope.path("probe"))?;
+        let probe = scope.take("probe", &[1, 1, d])?.reshape(&[1, d])?;
+        let probe = Weights::dense(cx.stream().place_view(&probe)?, None)?;
         let attention = scope.at("attention");
         let weight = attention.take("in_proj_weight", &[3 * d, d])?;
         let bias = attention.take("in_proj_bias", &[3 * d])?;
@@ -93,7 +93,7 @@ impl AttentionPool {
             d,
             heads: plan.heads,
             act: plan.act,
-            probe: constant(cx, &[1, d], &probe)?,
+            probe: Embedding::of(scope.path("probe"), probe),
             q: part(cx, 0, d)?,
             kv: part(cx, d, 2 * d)?,
             out: Linear::load(cx, &attention.at("out_proj"), d, d, true)?,
@@ -118,7 +118,8 @@ impl Connect for AttentionPool {
     fn connect(&self, cx: &mut Ctx, x: &Tensor, _: (usize, usize), out: &Tensor) -> Result<()> {
         let (tiles, rows, d) = (out.size(0), x.size(0), self.d);
         let (per_tile, head_dim) = (rows / tiles.max(1), d / self.heads);
-        let probes = gather_rows(cx, &self.path, &self.probe, &vec![0; tiles])?;
+        let first = cx.upload(&[tiles], &vec![0i32; tiles])?;
+        let probes = self.probe.forward(cx, &first)?;
         let q = self.q.forward(cx, &probes)?.reshape(&[tiles, self.heads, head_dim])?;
         let kv = self.kv.forward(cx, x)?;
         let part = |first: usize| kv.narrow(1, first, d)?.reshape(&[rows, self.heads, head_dim]);

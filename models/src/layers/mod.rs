@@ -19,5 +19,5 @@ pub use linear::{Linear, Stacked};
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub use rope::{RopeConfig, RopeKind, RopeTable};
-pub use rows::{Unit, add_rows, constant, copy_rows, gather_rows};
+pub use rows::{Unit, add_rows, constant, copy_rows, gather_rows, put_rows};
 pub use scale::LayerScale;

@@ -23,7 +23,12 @@ pub fn gather_rows(cx: &mut Ctx, path: &str, x: &Tensor, ids: &[i32]) -> Result<
 /// Copies the rows of `from` to `to`.
 pub fn copy_rows(cx: &mut Ctx, path: &str, from: &Tensor, to: &Tensor) -> Result<()> {
     let rows: Vec<i32> = (0..from.size(0) as i32).collect();
-    let rows = cx.upload(&[rows.len()], &rows)?;
+    put_rows(cx, path, from, &rows, to)
+}
+
+/// Copies row `i` of `from` to row `rows[i]` of `to`, all of them different ones.
+pub fn put_rows(cx: &mut Ctx, path: &str, from: &Tensor, rows: &[i32], to: &Tensor) -> Result<()> {
+    let rows = cx.upload(&[rows.len()], rows)?;
     cx.exec(path, &ScatterRows { src: cx.view(from)?, rows: cx.view(&rows)?, out: cx.view(to)? })
 }
 

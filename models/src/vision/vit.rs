@@ -11,7 +11,9 @@ use super::inner::WindowMerger;
 use super::plan::{Mlp, Places, Together, VitPlan};
 use super::positions::ResizedTable;
 use super::product::Product;
-use crate::layers::{LayerScale, Linear, Norm, RopeConfig, RopeTable, add_rows, constant, copy_rows, table};
+use crate::layers::{
+    Embedding, LayerScale, Linear, Norm, RopeConfig, RopeTable, add_rows, copy_rows, put_rows, table,
+};
 
 enum LayerMlp {
     Plain(Box<(Linear, Product)>),
@@ -44,8 +46,8 @@ pub struct Vit {
     positions: Option<View>,
     /// The same table for pictures of other sizes.
     resized: Option<ResizedTable>,
-    /// The row before the patches of a picture, its position included, `[1, d]`.
-    class_row: Option<Tensor>,
+    /// The row before the patches of a picture, and its position.
+    class_row: Option<ClassRow>,
     /// Rotations of equal shares of a head.
     ropes: Vec<RopeTable>,
     pre_norm: Option<Norm>,
@@ -63,6 +65,23 @@ pub struct Pixels {
     pub mean: [f32; 3],
     /// Standard deviation of each channel in grey levels, for bytes.
     pub std: [f32; 3],
+}
+
+/// A row that stands before the patches of each picture: that of one table and that of another, `[1, d]` each, added.
+struct ClassRow {
+    own: Embedding,
+    position: Embedding,
+}
+
+impl ClassRow {
+    /// `[tiles, d]`, all the same.
+    fn rows(&self, cx: &mut Ctx, path: &str, tiles: usize) -> Result<Tensor> {
+        let first = cx.upload(&[tiles], &vec![0i32; tiles])?;
+        let rows = self.own.forward(cx, &first)?;
+        let positions = self.position.forward(cx, &first)?;
+        add_rows(cx, path, &rows, &positions)?;
+        Ok(rows)
+    }
 }
 
 /// Order and windows of the patches of a tile, where they are not row by row and all together.
@@ -131,10 +150,10 @@ impl Vit {
             let shape = [first, extra + patches, d];
             let shape = if names.batched || first > 1 { &shape[..] } else { &shape[1..] };
             let table = scope.take(names.positions, shape)?.reshape(&[first * (extra + patches), d])?;
-            if plan.class_row {
-                class_row = Some(Self::class(cx, &scope, &plan)?);
-            }
             let table = cx.stream().place_view(&table)?;
+            if plan.class_row {
+                class_row = Some(Self::class(cx, &scope, &plan, &table)?);
+            }
             let before = if matches!(plan.places, Places::Counted { .. }) { 0 } else { extra };
             positions = Some(table.narrow(0, before, first * patches)?);
         }
@@ -220,20 +239,21 @@ impl Vit {
         Ok(all)
     }
 
-    /// The class embedding with its position, which is the first row of the table or the last.
-    fn class(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan) -> Result<Tensor> {
+    /// The class embedding and its position, which is the first row of the table or the last.
+    fn class(cx: &mut Ctx, scope: &Scope<'_>, plan: &VitPlan, positions: &View) -> Result<ClassRow> {
         let (d, names) = (plan.d, &plan.names);
         let shape = [1, 1, d];
-        scope.take(names.class, if names.batched { &shape } else { &shape[2..] })?;
-        let checkpoint = scope.checkpoint();
-        let mut row = checkpoint.floats(&scope.path(names.class))?;
-        let positions = checkpoint.floats(&scope.path(names.positions))?;
-        let own = match plan.places {
-            Places::Counted { .. } => positions.len().saturating_sub(d),
+        let own = scope.take(names.class, if names.batched { &shape } else { &shape[2..] })?;
+        let own = cx.stream().place_view(&own.reshape(&[1, d])?)?;
+        let row = match plan.places {
+            Places::Counted { .. } => positions.size(0).saturating_sub(1),
             _ => 0,
         };
-        row.iter_mut().zip(&positions[own..]).for_each(|(value, position)| *value += position);
-        constant(cx, &[1, d], &row)
+        let position = Weights::dense(positions.narrow(0, row, 1)?, None)?;
+        Ok(ClassRow {
+            own: Embedding::of(scope.path(names.class), Weights::dense(own, None)?),
+            position: Embedding::of(scope.path(names.positions), position),
+        })
     }
 
     /// Half of the pairs are turned by the row, half by the column.
@@ -509,16 +529,13 @@ impl Vit {
                 let op = GatherRows { table, ids: cx.view(&ids)?, scale: 1.0, out: cx.view(h)? };
                 cx.exec(&self.path, &op)?;
             } else if let Some(class) = &self.class_row {
-                for tile in 0..tiles {
-                    let first = tile * (patches + 1);
-                    copy_rows(cx, &self.path, class, &h.narrow(0, first, 1)?)?;
-                    copy_rows(
-                        cx,
-                        &self.path,
-                        &out.narrow(0, tile * patches, patches)?,
-                        &h.narrow(0, first + 1, patches)?,
-                    )?;
-                }
+                let rows = class.rows(cx, &self.path, tiles)?;
+                let first = |tile: usize| tile * (patches + 1);
+                let places = (0..tiles).map(|tile| first(tile) as i32).collect::<Vec<_>>();
+                put_rows(cx, &self.path, &rows, &places, h)?;
+                let of_tile = |tile: usize| (first(tile) + 1..first(tile + 1)).map(|row| row as i32);
+                let places = (0..tiles).flat_map(of_tile).collect::<Vec<_>>();
+                put_rows(cx, &self.path, &out, &places, h)?;
             }
             Ok(())
         })

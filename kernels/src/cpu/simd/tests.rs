@@ -73,6 +73,13 @@ impl Kernel for Math {
         assert_eq!(y[..8], [0.0, 0.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY, f32::INFINITY, 1.0]);
         assert!(y[8].is_nan());
 
+        let mut xs = range(0.0, 1.0, 100_001);
+        xs.extend([2e-38, 1e-30, 1e-7]);
+        for (x, y) in xs.iter().zip(apply(s, &xs, |v| math::ln_1p(s, v))) {
+            let u = ulps(y, f64::from(*x).ln_1p());
+            assert!(u <= 4.0, "{:?} ln_1p({x}) = {y}, {u} ulp", S::LEVEL);
+        }
+
         let mut xs = range(-12.0, 12.0, 100_001);
         xs.extend([-1e-20, 1e-20, 0.0, 1e-3, -1e4, 1e4, 100.0, -100.0]);
         let check = |name: &str, got: Vec<f32>, want: &dyn Fn(f64) -> f64, abs: f64, ulp: f64| {

@@ -91,7 +91,7 @@ fn add_product(
 }
 
 /// The columns of a matrix as rows of weights: a panel of them is a run of each of its rows.
-struct Turned<L>(L);
+pub(in crate::ops) struct Turned<L>(pub L);
 
 // SAFETY: only reads, of memory that lives as long as the op.
 unsafe impl<L> Sync for Turned<L> {}
@@ -226,9 +226,9 @@ impl<L: RowLoader> Kernel for PackTurned<L> {
 }
 
 /// The columns of a matrix of f32 as rows that are multiplied.
-struct TurnedRows {
-    isa: Isa,
-    rows: DenseRows<f32>,
+pub(in crate::ops) struct TurnedRows {
+    pub isa: Isa,
+    pub rows: DenseRows<f32>,
 }
 
 // SAFETY: as above.

@@ -11,6 +11,7 @@ mod cases;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
+pub(in crate::ops) use self::cpu::{Turned, TurnedRows};
 use crate::buffer::{View, Weights};
 use crate::op::{Access, Op};
 use crate::operands::Operands;
