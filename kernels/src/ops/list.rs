@@ -56,6 +56,8 @@ macro_rules! for_each_op {
             pool_grad PoolGrad [whole],
             attention_grad AttentionGrad [whole],
             rope_grad RopeGrad [whole],
+            distill_loss DistillLoss [whole],
+            squared_error SquaredError [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {
