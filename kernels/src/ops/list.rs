@@ -57,6 +57,8 @@ macro_rules! for_each_op {
             attention_grad AttentionGrad [whole],
             rope_grad RopeGrad [whole],
             contrastive_loss ContrastiveLoss [whole],
+            distill_loss DistillLoss [whole],
+            squared_error SquaredError [whole],
         }
     };
     (@ list $with:ident $($name:ident $op:ident [$($part:ident)+],)+) => {

@@ -8,6 +8,7 @@ mod check;
 mod contrastive_loss;
 mod cross_entropy;
 mod depth_conv;
+mod distill_loss;
 mod expert_matmul;
 mod gate;
 mod gated_delta;
@@ -33,6 +34,7 @@ mod scatter_rows;
 mod sequences;
 mod short_conv;
 mod softmax;
+mod squared_error;
 mod sum_squares;
 mod sums;
 
@@ -42,6 +44,7 @@ pub use attention::{Attention, AttentionGrad, AttentionGradSpec, AttentionKv, At
 pub use contrastive_loss::{ContrastiveKind, ContrastiveLoss, ContrastiveLossSpec};
 pub use cross_entropy::{CrossEntropy, CrossEntropySpec};
 pub use depth_conv::{DepthConv, DepthConvSpec, Filter};
+pub use distill_loss::{DistillLoss, DistillLossSpec};
 pub use expert_matmul::{ExpertMatmul, ExpertMatmulSpec};
 pub use gate::{Gate, GateSpec};
 pub use gated_delta::{GatedDelta, GatedDeltaSpec};
@@ -65,4 +68,5 @@ pub use scatter_rows::{ScatterRows, ScatterRowsGrad, ScatterRowsGradSpec, Scatte
 pub use sequences::Sequences;
 pub use short_conv::{ConvForm, MOST_TAPS, ShortConv, ShortConvSpec};
 pub use softmax::{Softmax, SoftmaxSpec};
+pub use squared_error::{SquaredError, SquaredErrorSpec};
 pub use sum_squares::{SumSquares, SumSquaresSpec};
