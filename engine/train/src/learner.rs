@@ -2,6 +2,7 @@
 
 use ocelli_engine::{Ctx, Result};
 
+use crate::contrastive::Recall;
 use crate::data::TrainRow;
 
 /// The loss of some examples.
@@ -9,7 +10,7 @@ use crate::data::TrainRow;
 pub struct Loss {
     /// Sum over what is learnt, in nats.
     pub nats: f64,
-    /// How much is learnt: tokens, or pictures.
+    /// How much is learnt: tokens, pictures, or pairs.
     pub tokens: usize,
     /// Tokens that were read.
     pub read: usize,
@@ -66,6 +67,11 @@ pub trait Learner<E> {
     /// # Errors
     /// If the model cannot run an example.
     fn check(&mut self, cx: &mut Ctx, examples: &[E]) -> Result<Checked>;
+
+    /// The recall of the last [`check`](Self::check), of learners of pairs.
+    fn recall(&self) -> Option<Recall> {
+        None
+    }
 
     /// What guessing costs, in nats.
     fn guess(&self) -> f64;

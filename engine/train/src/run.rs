@@ -12,6 +12,7 @@ use ocelli_engine::{Ctx, Error, Result};
 use ocelli_kernels::{DType, View};
 use serde::{Deserialize, Serialize};
 
+use crate::contrastive::Recall;
 use crate::data::{TrainRow, order};
 use crate::learner::{Draw, Learner, Read};
 use crate::optimizer::{AdamWOptions, Optimizer};
@@ -47,6 +48,9 @@ pub struct Metrics {
     /// Share of them that came out as they should, where that was computed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exact: Option<f64>,
+    /// Of how many the nearest one of the other side was theirs, where pairs are learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recall: Option<Recall>,
     /// Learning rate.
     pub rate: f64,
     /// Norm of the gradient before it was clipped.
@@ -84,6 +88,8 @@ pub struct Ran {
     pub validation: Option<f64>,
     /// Share of them that came out as they should.
     pub exact: Option<f64>,
+    /// Of how many the nearest one of the other side was theirs, where pairs are learnt.
+    pub recall: Option<Recall>,
     /// Rows that could not be used.
     pub bad_rows: usize,
     /// Folder of the model.
@@ -224,6 +230,7 @@ pub fn run<E: Send>(
                 loss: last,
                 validation: checked.map(|checked| checked.loss),
                 exact: checked.and_then(|checked| checked.exact),
+                recall: checked.and_then(|_| learner.recall()),
                 rate: stepped.rate,
                 norm: stepped.norm,
                 learnt: loss.tokens,
@@ -249,6 +256,7 @@ pub fn run<E: Send>(
         loss: last,
         validation: checked.map(|checked| checked.loss),
         exact: checked.and_then(|checked| checked.exact),
+        recall: checked.and_then(|_| learner.recall()),
         bad_rows,
         out: out.to_owned(),
     })
