@@ -3,6 +3,7 @@
 //! Runs the binary that lies beside the test's own (`tests/run.sh` builds it first).
 #![cfg(unix)]
 
+mod adapters;
 mod batches;
 mod clients;
 mod ends;

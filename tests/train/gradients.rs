@@ -1,8 +1,10 @@
 //! Losses, the gradient of each parameter, and fifty steps of AdamW.
 
+use ocelli_engine::files::ModelFiles;
+use ocelli_engine::weights::Checkpoint;
 use ocelli_train::{AdamWOptions, Learner, Optimizer, Schedule, Trainer};
 
-use super::reference::Reference;
+use super::reference::{Reference, folder};
 
 /// Distance of two lists of numbers.
 fn distance(found: &[f64], known: &[f64]) -> f64 {
@@ -14,14 +16,16 @@ fn norm(values: &[f64]) -> f64 {
     distance(values, &vec![0.0; values.len()])
 }
 
-/// The gradient of every parameter against autograd in f64, all rows in one pass and in several.
+/// The gradient of every parameter against autograd in f64: all rows in one pass, in several, and with the activations of layers
+/// computed again.
 fn gradients_agree(name: &str) {
     let mut reference = Reference::load(name);
     let examples = reference.examples();
     let known_loss = reference.floats("loss")[0];
-    for pass_tokens in [4096, 1] {
+    for (pass_tokens, lean) in [(4096, false), (1, false), (4096, true)] {
         let Reference { cx, pipeline, parameters, .. } = &mut reference;
         let mut trainer = Trainer::new(&*pipeline.model, parameters, pass_tokens);
+        trainer.lean = lean;
         let loss = trainer.gradient(cx, &examples).expect("a gradient").mean();
         assert!(
             (loss - known_loss).abs() <= 1e-5 * known_loss,
@@ -43,7 +47,7 @@ fn gradients_agree(name: &str) {
             }
         }
         println!(
-            "{name}: gradients of {pass_tokens} tokens at once: off by {:.1e} at most, of {}",
+            "{name}: gradients of {pass_tokens} tokens at once, computed again {lean}: off by {:.1e} at most, of {}",
             worst.0, worst.1
         );
         assert!(worst.0 <= 1e-4, "{name}: the gradient of {} is off by {:.2e}", worst.1, worst.0);
@@ -96,6 +100,22 @@ fn smolvlm_gradients() {
 #[test]
 fn smolvlm_tied_gradients() {
     gradients_agree("smolvlm_tied");
+}
+
+/// What a model of a configuration asks for is what a checkpoint of it has.
+#[test]
+fn tensors_of_a_configuration() {
+    for name in ["smolvlm", "smolvlm_tied", "clip", "siglip", "blip_vqa"] {
+        let files = ModelFiles::dir(folder().join(name));
+        let mut asked = ocelli_models::tensors(&files).unwrap_or_else(|error| panic!("{name}: {error}")).all;
+        let stored = Checkpoint::open(&files).expect("a checkpoint");
+        let mut known: Vec<(String, Vec<usize>)> =
+            stored.infos().map(|(name, info)| (name.to_owned(), info.shape.to_vec())).collect();
+        asked.sort();
+        known.sort();
+        known.retain(|(name, _)| !name.ends_with("position_ids"));
+        assert_eq!(asked, known, "{name}");
+    }
 }
 
 #[test]

@@ -173,6 +173,24 @@ impl Backward<'_> {
         view.map(|view| self.value(view)).transpose()
     }
 
+    /// A vector or matrix as f32: weights that are not trained may be of fewer bits.
+    fn wide(&mut self, view: View) -> Result<View> {
+        if view.dtype() == DType::F32 {
+            return Ok(view);
+        }
+        let wide = self.temp(view.shape())?;
+        let rows = |view: &View| {
+            if view.shape().len() == 1 { view.reshape(&[1, view.len()]) } else { Ok(view.clone()) }
+        };
+        self.exec(&Pointwise::new(rows(&view)?, rows(&wide)?))?;
+        Ok(wide)
+    }
+
+    /// As [`wide`](Self::wide), of what may be absent.
+    fn wide_of(&mut self, view: Option<View>) -> Result<Option<View>> {
+        view.map(|view| self.wide(view)).transpose()
+    }
+
     /// Memory for values in between.
     fn temp(&mut self, shape: &[usize]) -> Result<View> {
         let tensor = self.cx.alloc(shape, DType::F32)?;

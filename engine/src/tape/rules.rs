@@ -5,8 +5,8 @@ use std::any::Any;
 use ocelli_kernels::ops::{
     ActGrad, Activation, Attention, AttentionGrad, AttentionKv, GatherRows, GatherRowsGrad, KvRead, Matmul,
     MatmulGrad, MergePatches, MergePatchesGrad, Norm, NormGrad, PartGrad, PatchEmbed, PatchEmbedGrad,
-    Pointwise, PointwiseGrad, Pool, PoolGrad, PoolKind, PoolOver, QkNormGrad, Rope, RopeGrad, ScatterRows,
-    ScatterRowsGrad, Seen,
+    Pointwise, PointwiseGrad, Pool, PoolGrad, PoolKind, PoolOver, QkNorm, QkNormGrad, Rope, RopeGrad,
+    ScatterRows, ScatterRowsGrad, Seen,
 };
 use ocelli_kernels::{DType, Op, View, Weights};
 use smallvec::SmallVec;
@@ -173,7 +173,7 @@ impl Taped for Norm {
         };
         let op = NormGrad {
             x,
-            weight: self.weight.clone(),
+            weight: cx.wide_of(self.weight.clone())?,
             kind: self.kind,
             weight_offset: self.weight_offset,
             eps: self.eps,
@@ -269,15 +269,16 @@ impl Taped for Pointwise {
     }
 
     fn backward(&self, cx: &mut Backward<'_>) -> Result<()> {
+        let [col, row, by] = [&self.col, &self.row, &self.by].map(|view| cx.value_of(view.as_ref()));
         let all = PointwiseGrad {
             x: cx.value(&self.x)?,
             bounds: self.bounds,
             softcap: self.softcap,
             act: self.act,
             scale: self.scale,
-            col: cx.value_of(self.col.as_ref())?,
-            row: cx.value_of(self.row.as_ref())?,
-            by: cx.value_of(self.by.as_ref())?,
+            col: cx.wide_of(col?)?,
+            row: cx.wide_of(row?)?,
+            by: cx.wide_of(by?)?,
             d_out: cx.grad_out(&self.out)?,
             dx: cx.grad(&self.x)?,
             d_col: cx.grad_of(self.col.as_ref())?,
@@ -396,7 +397,7 @@ impl Taped for Rope {
             Some(norm) => Some(QkNormGrad {
                 q: cx.value(&self.q)?,
                 k: cx.value(&self.k)?,
-                norm: norm.clone(),
+                norm: QkNorm { q: cx.wide(norm.q.clone())?, k: cx.wide(norm.k.clone())?, ..norm.clone() },
                 d_q: cx.grad(&norm.q)?,
                 d_k: cx.grad(&norm.k)?,
             }),
