@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use ocelli_engine::{Ctx, Error, Pipeline, Precision};
+use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_models::Leftovers;
 use ocelli_train::distill::{
     Distiller, FeatureDistiller, Pairs, Seen, Source, Teacher, logits_of, one_vocabulary,
 };
 use ocelli_train::run::write_model;
 use ocelli_train::stored::{Stored, Writer};
-use ocelli_train::{Augment, Batcher, Example, Job, TrainRow, Trainer};
+use ocelli_train::{Augment, Batcher, Job, TrainRow, Trainer};
 
 use super::begun::Begun;
 use super::{MOST_TOLD, Needs};
@@ -29,7 +29,12 @@ impl DistillArgs {
         let Some(teacher) = &self.teacher else { return Ok(None) };
         let files = open::files(Some(teacher))?;
         let (device, _) = self.run.device()?;
-        let opened = open::pipeline_of(&files, &[], Leftovers::Warn, &*device, Precision::default())?;
+        let opened = open::pipeline_of(
+            &files,
+            &open::Setup::plain(&[], Leftovers::Warn),
+            &*device,
+            Precision::default(),
+        )?;
         Ok(Some(opened))
     }
 }
@@ -116,7 +121,7 @@ fn store(
     let batcher = Batcher { pipeline: teacher, max_tokens: args.max_tokens, asks: false };
     let mut writer = Writer::new(path, teacher.model.info().vocab, args.top_k)?;
     let mut trainer = Trainer::untrained(&*teacher.model, args.pass_tokens);
-    let mut bar = Steps::new("logits", rows.len());
+    let bar = Steps::new("logits", rows.len());
     let mut bad = 0;
     for some in rows.chunks(args.run.batch) {
         let read = |row: &TrainRow, _| {

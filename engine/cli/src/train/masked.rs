@@ -82,7 +82,8 @@ fn teacher(args: &MaskedArgs) -> Result<Option<(FeatureTeacher, Box<dyn Processo
     };
     let files = open::files(Some(name))?;
     let (device, _) = args.run.device()?;
-    let (loaded, _, mut cx) = open::loaded(&files, &[], Leftovers::Warn, &*device, Precision::default())?;
+    let (loaded, _, mut cx) =
+        open::loaded(&files, &open::Setup::plain(&[], Leftovers::Warn), &*device, Precision::default())?;
     let patch = patch_side(&files, loaded.model.info().family)?;
     let width = tower_width(&mut cx, &loaded.model, &*loaded.processor)?;
     Ok(Some((FeatureTeacher { model: loaded.model, cx, patch }, loaded.processor, width)))
