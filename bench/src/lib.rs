@@ -13,5 +13,6 @@ pub mod record;
 pub mod roof;
 pub mod shapes;
 pub mod stats;
+pub mod trained;
 pub mod tune;
 pub mod verify;

@@ -22,22 +22,22 @@ const COLOURS: [RGBColor; 8] = [
 ];
 
 /// What is drawn in the page's own colours is black here; see the rules in [`page`].
-const INK: RGBColor = RGBColor(0, 0, 0);
-const FAINT: RGBColor = RGBColor(0x80, 0x80, 0x80);
+pub(crate) const INK: RGBColor = RGBColor(0, 0, 0);
+pub(crate) const FAINT: RGBColor = RGBColor(0x80, 0x80, 0x80);
 
-const SIZE: (u32, u32) = (880, 420);
+pub(crate) const SIZE: (u32, u32) = (880, 420);
 
-fn colour(number: usize) -> RGBColor {
+pub(crate) fn colour(number: usize) -> RGBColor {
     COLOURS[number % COLOURS.len()]
 }
 
 /// Text as HTML shows it.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// A page of its own.
-fn page(title: &str, body: &str) -> String {
+pub(crate) fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>{0}</title>\n<style>\n\
@@ -56,7 +56,7 @@ fn page(title: &str, body: &str) -> String {
 }
 
 /// A table with a head.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::from("<table><thead><tr>");
     head.iter().for_each(|cell| text += &format!("<th scope=\"col\">{}</th>", plain(cell)));
     text += "</tr></thead><tbody>\n";
@@ -69,7 +69,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 /// What the colours of a plot stand for.
-fn key<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+pub(crate) fn key<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let mut text = String::from("<p>");
     for (number, name) in names.into_iter().enumerate() {
         let RGBColor(r, g, b) = colour(number);
@@ -83,7 +83,7 @@ fn key<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 }
 
 /// A plot with what it shows in words; nothing if it cannot be drawn.
-fn figure(caption: &str, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
+pub(crate) fn figure(caption: &str, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> String {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
@@ -101,8 +101,8 @@ fn figure(caption: &str, size: (u32, u32), draw: impl FnOnce(&Area<'_>) -> Drawn
     )
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type Drawn = Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub(crate) type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// The page of `ocelli bench kernels`: each kernel under the roofs, and the rows.
 #[must_use]
@@ -208,7 +208,7 @@ fn roofline(area: &Area<'_>, record: &Record, ops: &[&str]) -> Drawn {
 }
 
 /// Three digits, or a power of ten.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     if (0.01..100_000.0).contains(&value.abs()) {
         let digits = if value >= 10.0 { 0 } else { 2 };
         let text = format!("{value:.digits$}");

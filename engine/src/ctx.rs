@@ -100,6 +100,8 @@ pub struct Ctx {
     stream: Box<dyn Stream>,
     arena: Arena,
     observer: Option<Observer<'static>>,
+    /// A stage that is kept, and its results so far.
+    kept: Option<(Stage, Vec<Tensor>)>,
     probe: Option<Probe<'static>>,
     precision: Precision,
     replays: HashMap<ReplayKey, Replay>,
@@ -166,6 +168,7 @@ impl Ctx {
             stream,
             arena: Arena::default(),
             observer: None,
+            kept: None,
             probe: None,
             precision,
             replays: HashMap::new(),
@@ -224,6 +227,13 @@ impl Ctx {
     /// Sets or removes the observer of intermediate results.
     pub fn observe(&mut self, observer: Option<Observer<'static>>) {
         self.observer = observer;
+    }
+
+    /// Keeps each result that is shown as a stage from now on, or ends that; gives what was kept before. Activations among it live as
+    /// others do: while a tape records, until it is forgotten, and gradients go back from them.
+    pub fn keep(&mut self, stage: Option<Stage>) -> Vec<Tensor> {
+        let kept = std::mem::replace(&mut self.kept, stage.map(|stage| (stage, Vec::new())));
+        kept.map(|(_, kept)| kept).unwrap_or_default()
     }
 
     /// Sets or removes what sees the inputs of matrix products. While there is one, products take rows that are normalized already.
@@ -591,8 +601,13 @@ impl Ctx {
         self.observer.is_some()
     }
 
-    /// Shows a result to the observer, if there is one.
+    /// Shows a result to the observer, if there is one, and keeps it if it is [kept](Self::keep).
     pub fn stage(&mut self, stage: Stage, tensor: &Tensor) -> Result<()> {
+        if let Some((wanted, kept)) = &mut self.kept
+            && *wanted == stage
+        {
+            kept.push(tensor.clone());
+        }
         if self.observer.is_none() {
             return Ok(());
         }

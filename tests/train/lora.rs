@@ -68,7 +68,7 @@ fn beside_the_weights_or_in_them() {
     let examples = reference.examples();
     let peft = Peft::open(&folder().join("lora")).expect("an adapter");
     let known = wide(&TensorFile::open(&folder().join("lora/train.safetensors")).expect("known"), "loss")[0];
-    let mut loss = |reference: &mut Reference| {
+    let loss = |reference: &mut Reference| {
         let Reference { cx, pipeline, parameters, .. } = reference;
         Trainer::new(&*pipeline.model, parameters, 4096).loss(cx, &examples).expect("a loss").mean()
     };

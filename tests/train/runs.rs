@@ -20,17 +20,20 @@ pub fn rows(temp: &Temp, name: &str, count: usize, answer: impl Fn(&Value) -> St
     temp.write(name, lines.collect::<String>())
 }
 
+/// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-fn metrics(out: &Path) -> Vec<Value> {
+/// Lines of `metrics.jsonl`.
+pub fn metrics(out: &Path) -> Vec<Value> {
     let lines = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap_or_default();
     // The last line may be half written while the run goes on.
     lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn losses(out: &Path) -> Vec<f64> {
+/// Losses of all steps.
+pub fn losses(out: &Path) -> Vec<f64> {
     metrics(out).iter().map(|line| line["loss"].as_f64().expect("a loss")).collect()
 }
 

@@ -34,7 +34,10 @@ pub use quantize::{
 };
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
-pub use train::{LearnArgs, LoraArg, MergeArgs, PartArg, ScheduleArg, SftArgs, TrainArgs, TrainTask};
+pub use train::{
+    AugmentArgs, DistillArgs, LearnArgs, LoraArg, MaskedArgs, MergeArgs, PartArg, PredictArg, PretrainArgs,
+    ScheduleArg, SftArgs, TrainArgs, TrainTask, WhatArg,
+};
 
 /// Run vision language models: pictures and text in, answers out.
 #[derive(Debug, Parser)]

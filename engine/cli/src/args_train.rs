@@ -6,6 +6,10 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::{WhichArgs, at_least_one, key_value, whole};
 
+#[path = "args_learn.rs"]
+mod learn;
+pub use learn::{AugmentArgs, DistillArgs, MaskedArgs, PredictArg, PretrainArgs, WhatArg};
+
 /// `ocelli train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
@@ -19,6 +23,12 @@ pub struct TrainArgs {
 pub enum TrainTask {
     /// Answers about pictures: captions, questions, conversations. The loss is that of the next token of each answer.
     Sft(Box<SftArgs>),
+    /// A teacher's probabilities: those of a larger model that is here, or of a file; or the features that its tower makes of pictures.
+    Distill(Box<DistillArgs>),
+    /// Texts as they are, without prompts: from nothing by a configuration, or from a model.
+    Pretrain(Box<PretrainArgs>),
+    /// What is hidden: tokens of texts about pictures, or patches of pictures.
+    Masked(Box<MaskedArgs>),
     /// Adds an adapter to the weights of its model, for engines that take none beside it. Nothing is trained.
     Merge(MergeArgs),
 }
@@ -32,6 +42,17 @@ pub struct LearnArgs {
     /// Rows of the same kind whose loss is told, and which nothing is learnt from.
     #[arg(long, value_name = "FILE")]
     pub validation: Option<PathBuf>,
+    /// Share of the rows of --data, drawn by --seed, that is for validation in place of a file.
+    #[arg(long, allow_negative_numbers = true, value_name = "S", value_parser = below_one, conflicts_with = "validation")]
+    pub validation_share: Option<f64>,
+    /// Tell the share of the rows for validation that the model answers, greedily, just as they say; of tasks that learn answers.
+    #[arg(long)]
+    pub exact_match: bool,
+    /// End after N validations in a row without a smaller loss; the model is that of the smallest one.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = at_least_one)]
+    pub patience: Option<usize>,
+    #[command(flatten)]
+    pub augment: AugmentArgs,
     /// Directory of the trained model, with `metrics.jsonl` and what --resume goes on from.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -74,7 +95,7 @@ pub struct LearnArgs {
     /// Steps between checkpoints; 0: one at the end alone.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
     pub save_every: u64,
-    /// Steps between losses of --validation; 0: one at the end alone.
+    /// Steps between validations; 0: one at the end alone.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 100, value_parser = whole::<u64>)]
     pub check_every: u64,
     /// Threads; all cores without it.
@@ -86,6 +107,10 @@ pub struct LearnArgs {
     /// Say what would be trained, with how much memory, and end.
     #[arg(long)]
     pub dry_run: bool,
+    /// A page with plots of losses, rate, norm and speed, as one HTML file that asks for nothing else; written at the end, also where a
+    /// run fails.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Print one JSON object at the end.
     #[arg(long)]
     pub json: bool,
@@ -199,4 +224,18 @@ fn lora(text: &str) -> Result<LoraArg, String> {
     }
     let r: usize = r.ok_or("expected a rank, r=N")?;
     Ok(LoraArg { r, alpha: alpha.unwrap_or(2.0 * r as f64), targets })
+}
+
+/// Above 0 and below 1.
+fn below_one(text: &str) -> Result<f64, String> {
+    number(text)
+        .filter(|&share| share > 0.0 && share < 1.0)
+        .ok_or_else(|| "expected a number between 0 and 1".into())
+}
+
+/// Above 0, 1 at most.
+fn share(text: &str) -> Result<f64, String> {
+    number(text)
+        .filter(|&share| share > 0.0 && share <= 1.0)
+        .ok_or_else(|| "expected a number above 0, 1 at most".into())
 }

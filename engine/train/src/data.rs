@@ -8,6 +8,8 @@ use ocelli_engine::text::{Conversation, Message};
 use ocelli_engine::{Error, Result};
 use serde_json::{Map, Value};
 
+use crate::random::Random;
+
 /// One row.
 #[derive(Clone, Debug)]
 pub struct TrainRow {
@@ -28,11 +30,21 @@ pub struct Columns {
     pub prompt: String,
     /// The answer.
     pub answer: String,
+    /// Whether rows are to say what is asked; else that may be absent.
+    pub asked: bool,
+    /// Whether they are to have an answer.
+    pub answered: bool,
 }
 
 impl Default for Columns {
     fn default() -> Self {
-        Self { image: "image".into(), prompt: "prompt".into(), answer: "text".into() }
+        Self {
+            image: "image".into(),
+            prompt: "prompt".into(),
+            answer: "text".into(),
+            asked: true,
+            answered: true,
+        }
     }
 }
 
@@ -89,7 +101,17 @@ fn row(line: usize, text: &str, columns: &Columns, folder: &Path) -> Result<Trai
         }
         Some(other) => return Err(format!("{}: expected a path, found {other}", columns.image)),
     };
-    let (prompt, answer) = (text_of(&fields, &columns.prompt)?, text_of(&fields, &columns.answer)?);
+    let prompt = match columns.asked || fields.contains_key(&columns.prompt) {
+        true => text_of(&fields, &columns.prompt)?,
+        false => "",
+    };
+    if !columns.answered {
+        // A text is welcome there, and no matter.
+        let text = fields.get(&columns.answer).and_then(Value::as_str).unwrap_or_default();
+        let messages = vec![Message::user(images.len(), prompt), Message::text("assistant", text)];
+        return Ok(TrainRow { line, messages, pictures: sources(images.into_iter(), folder)? });
+    }
+    let answer = text_of(&fields, &columns.answer)?;
     if answer.trim().is_empty() {
         return Err(format!("{}: expected an answer, found none", columns.answer));
     }
@@ -116,19 +138,10 @@ fn sources<'a>(all: impl Iterator<Item = &'a str>, folder: &Path) -> Result<Vec<
 /// The rows of an epoch in the order in which they are seen: a permutation that follows from seed and epoch alone.
 #[must_use]
 pub fn order(rows: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    let mut state = seed ^ epoch.wrapping_mul(0xD1B5_4A32_D192_ED03);
-    let mut bits = || {
-        // splitmix64
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
+    let mut random = Random::new(seed ^ epoch.wrapping_mul(0xD1B5_4A32_D192_ED03));
     let mut all: Vec<usize> = (0..rows).collect();
     for last in (1..rows).rev() {
-        let at = ((u128::from(bits()) * (last as u128 + 1)) >> 64) as usize;
-        all.swap(last, at);
+        all.swap(last, random.below(last + 1));
     }
     all
 }

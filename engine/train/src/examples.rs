@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use ocelli_engine::image::{DecodeOptions, PreparedImage};
+use ocelli_engine::image::PreparedImage;
 use ocelli_engine::text::Message;
 use ocelli_engine::{Error, Pipeline, Prompt, Result};
 
+use crate::augment::{Augment, prepared};
 use crate::data::TrainRow;
+use crate::exact::Asked;
+use crate::learner::Draw;
 
 /// A token without a loss.
 pub const IGNORED: i32 = -100;
@@ -20,6 +23,8 @@ pub struct Example {
     pub pictures: Vec<Arc<PreparedImage>>,
     /// For each token the one after it, if that is learnt, else [`IGNORED`].
     pub labels: Vec<i32>,
+    /// What is asked, of rows for validation whose answers are held against their texts.
+    pub asked: Option<Arc<Asked>>,
 }
 
 impl Example {
@@ -35,13 +40,18 @@ impl Example {
         if labels.iter().all(|&label| label == IGNORED) {
             return Err(Error::Train("expected an answer with at least one token, found none".into()));
         }
-        Ok(Self { prompt, pictures, labels })
+        Ok(Self { prompt, pictures, labels, asked: None })
     }
 
     /// Tokens that are learnt.
     #[must_use]
     pub fn learnt(&self) -> usize {
         self.labels.iter().filter(|&&label| label != IGNORED).count()
+    }
+
+    /// The tokens that are learnt, in order.
+    pub fn right_tokens(&self) -> impl Iterator<Item = i32> + '_ {
+        self.labels.iter().copied().filter(|&label| label != IGNORED)
     }
 
     /// The first token that one which is learnt follows: logits are wanted from there on.
@@ -57,24 +67,37 @@ pub struct Batcher<'a> {
     pub pipeline: &'a Pipeline,
     /// Most tokens of an example.
     pub max_tokens: usize,
+    /// Whether rows for validation come with their questions.
+    pub asks: bool,
 }
 
 impl Batcher<'_> {
-    /// A row: its pictures read and resized, its conversation laid out.
+    /// A row: its pictures read, changed as `augment` says, and resized; its conversation laid out.
     ///
     /// # Errors
     /// If a picture cannot be read, or as [`example`](Self::example).
-    pub fn row(&self, row: &TrainRow) -> Result<Example> {
-        let images: Vec<_> = row
-            .pictures
-            .iter()
-            .map(|picture| picture.decode(&DecodeOptions::default()))
-            .collect::<Result<_, _>>()?;
-        let prepared: Vec<Arc<PreparedImage>> = images
-            .iter()
-            .map(|image| self.pipeline.processor.prepare_one_of(image, images.len(), 1).map(Arc::new))
-            .collect::<Result<_>>()?;
-        self.example(&row.messages, prepared)
+    pub fn row(&self, row: &TrainRow, draw: Option<Draw>, augment: &Augment) -> Result<Example> {
+        let images = augment.pictures(row, draw)?;
+        let example = self.example(&row.messages, prepared(&*self.pipeline.processor, &images)?)?;
+        self.asking(example, row, draw)
+    }
+
+    /// The example of a row with the question that its last answer is to, if it is for validation and such are asked.
+    ///
+    /// # Errors
+    /// If the question cannot be laid out.
+    pub fn asking(&self, example: Example, row: &TrainRow, draw: Option<Draw>) -> Result<Example> {
+        let last = row.messages.iter().rposition(|message| message.role == "assistant");
+        let Some(last) = last.filter(|_| self.asks && draw.is_none()) else { return Ok(example) };
+        // Pictures of later messages are not shown.
+        let places: usize = row.messages[..last].iter().map(Message::images).sum();
+        let shown: Vec<&PreparedImage> =
+            example.pictures.iter().take(places).map(|picture| &**picture).collect();
+        let text = self.render(&row.messages[..last], true)?;
+        let prompt = self.pipeline.processor.lay_out(&text, &shown, &self.pipeline.tokenizer)?;
+        let answer = row.messages[last].content.plain("", "").trim().to_owned();
+        let tokens = self.pipeline.tokenizer.encode_plain(&answer)?.len();
+        Ok(Example { asked: Some(Arc::new(Asked { prompt, pictures: places, answer, tokens })), ..example })
     }
 
     /// A conversation, whose messages of the assistant are learnt: what the chat template writes for each of them after the header

@@ -4,17 +4,25 @@
 //! the layout of the checkpoint that they become, and so do gradients and moments: a step of the optimizer is a pass over flat
 //! memory, and saving is writing it.
 
+pub mod augment;
 pub mod contrastive;
 pub mod data;
+pub mod distill;
+pub mod exact;
 pub mod examples;
 pub mod fresh;
 pub mod learner;
 pub mod lora;
 pub mod optimizer;
 pub mod parameters;
+pub mod patches;
+pub mod random;
 pub mod run;
+pub mod stored;
+pub mod texts;
 pub mod trainer;
 
+pub use augment::Augment;
 pub use contrastive::{Contrastive, Pair, Recall};
 pub use data::{Rows, TrainRow};
 pub use examples::{Batcher, Example};
@@ -24,4 +32,5 @@ pub use lora::{Lora, LoraOptions};
 pub use optimizer::{AdamWOptions, Optimizer, Schedule, Stepped};
 pub use parameters::{Parameter, Parameters};
 pub use run::{Job, RunOptions, Watcher, run};
-pub use trainer::Trainer;
+pub use texts::{Hiding, Texts};
+pub use trainer::{TextTrainer, Trainer};

@@ -112,7 +112,7 @@ impl Optimizer {
     pub fn step(&mut self, cx: &mut Ctx, parameters: &Parameters) -> Result<Stepped> {
         let norm = self.norm(cx, parameters)?;
         if !norm.is_finite() {
-            return Err(self.not_finite(cx, parameters));
+            return Err(Error::Train(self.not_finite(cx, parameters)));
         }
         let (number, rate) = (self.steps + 1, self.options.rate_at(self.steps + 1));
         let clip = self.options.clip.filter(|&clip| norm > clip);
@@ -132,19 +132,34 @@ impl Optimizer {
         Ok(Stepped { norm, rate })
     }
 
-    fn not_finite(&self, cx: &mut Ctx, parameters: &Parameters) -> Error {
+    /// Says which parameter's gradient is the first that is not finite.
+    #[must_use]
+    pub fn not_finite(&self, cx: &mut Ctx, parameters: &Parameters) -> String {
         let bad = parameters.all().iter().filter(|parameter| parameter.trained).find(|parameter| {
             let values = parameters.grads(&parameter.bytes).and_then(|view| download(cx, &view));
             values.is_ok_and(|values| values.iter().any(|value| !value.is_finite()))
         });
-        let step = self.steps + 1;
         match bad {
-            Some(parameter) => Error::Train(format!(
-                "step {step}: the gradient of `{}` is not finite: a smaller learning rate may help",
+            Some(parameter) => format!(
+                "the gradient of `{}` is not finite: a smaller learning rate may help, or the weights are broken",
                 parameter.name
-            )),
-            None => Error::Train(format!("step {step}: the norm of the gradient is beyond what f32 holds")),
+            ),
+            None => {
+                "the norm of the gradient is beyond what f32 holds: a smaller learning rate may help".into()
+            }
         }
+    }
+
+    /// The parameter with the largest gradient, and the norm of that.
+    #[must_use]
+    pub fn steepest(&self, cx: &mut Ctx, parameters: &Parameters) -> Option<(String, f64)> {
+        let trained = parameters.all().iter().filter(|parameter| parameter.trained);
+        let norms = trained.filter_map(|parameter| {
+            let values = download(cx, &parameters.grads(&parameter.bytes).ok()?).ok()?;
+            let norm = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+            Some((parameter.name.clone(), norm))
+        });
+        norms.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// Moments and parameters as they are, for a run that goes on later: bytes of parameters, first and second moments.

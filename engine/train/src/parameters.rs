@@ -73,6 +73,21 @@ impl Parameters {
         source: &Checkpoint,
         chosen: &dyn Fn(&str) -> bool,
     ) -> Result<(Self, Checkpoint)> {
+        Self::read_beside(cx, files, source, chosen, &[])
+    }
+
+    /// As [`read`](Self::read), with fresh tensors that the model has no part of and which are trained beside it: their names, shapes and
+    /// values.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_beside(
+        cx: &mut Ctx,
+        files: &ModelFiles,
+        source: &Checkpoint,
+        chosen: &dyn Fn(&str) -> bool,
+        beside: &[(String, Vec<usize>, Vec<f32>)],
+    ) -> Result<(Self, Checkpoint)> {
         let mut all = Vec::new();
         for (name, info) in source.infos() {
             let stored = match info.dtype {
@@ -96,8 +111,19 @@ impl Parameters {
                 trained: chosen(name),
             });
         }
-        let (parameters, file) =
-            Self::place(cx, source.path(), all, |parameter| Ok(source.floats(&parameter.name)?))?;
+        let fresh = |(name, shape, values): &(String, Vec<usize>, Vec<f32>)| Parameter {
+            name: name.clone(),
+            shape: shape.clone(),
+            bytes: 0..size_of_val(&values[..]),
+            stored: DType::F32,
+            trained: true,
+        };
+        all.extend(beside.iter().map(fresh));
+        let values = |parameter: &Parameter| match beside.iter().find(|(name, ..)| *name == parameter.name) {
+            Some((_, _, values)) => Ok(values.clone()),
+            None => Ok(source.floats(&parameter.name)?),
+        };
+        let (parameters, file) = Self::place(cx, source.path(), all, values)?;
         Ok((parameters, with_config(files, file)?))
     }
 
@@ -203,6 +229,20 @@ impl Parameters {
         self.values.len()
     }
 
+    /// All values as bytes, for what is to come back to them.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.values
+    }
+
+    /// A parameter where it lies, in its shape.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn view(&self, name: &str) -> Result<View> {
+        let parameter = self.find(name)?;
+        Ok(self.values(&parameter.bytes)?.reshape(&parameter.shape)?)
+    }
+
     /// Some of the values, flat.
     pub(crate) fn values(&self, bytes: &Range<usize>) -> Result<View> {
         flat(&self.values, bytes)
@@ -241,43 +281,58 @@ impl Parameters {
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, cx: &mut Ctx, path: &Path) -> Result<()> {
-        self.write(
+        self.save_those(cx, path, &|_| true)
+    }
+
+    /// As [`save`](Self::save), those alone that are chosen by name.
+    ///
+    /// # Errors
+    /// If the file cannot be written; nothing is left of it then.
+    pub fn save_those(&self, cx: &mut Ctx, path: &Path, chosen: &dyn Fn(&str) -> bool) -> Result<()> {
+        let those: Vec<Parameter> =
+            self.all.iter().filter(|parameter| chosen(&parameter.name)).cloned().collect();
+        let written = write(
+            &those,
             path,
             |parameter| parameter.stored,
             |parameter| {
                 let view = self.values(&parameter.bytes)?;
                 download(cx, &view)
             },
-        )
-    }
-
-    fn write(
-        &self,
-        path: &Path,
-        stored: impl Fn(&Parameter) -> DType,
-        mut values: impl FnMut(&Parameter) -> Result<Vec<f32>>,
-    ) -> Result<()> {
-        let io = |error| Error::Store { path: path.display().to_string(), error };
-        let file = std::fs::File::create(path).map_err(io)?;
-        let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
-        let header = header(&self.all, |parameter| match stored(parameter) {
-            DType::BF16 => "BF16",
-            DType::F16 => "F16",
-            _ => "F32",
-        });
-        file.write_all(&header).map_err(io)?;
-        for parameter in &self.all {
-            let values = values(parameter)?;
-            let bytes: Vec<u8> = match stored(parameter) {
-                DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
-                DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-                _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            };
-            file.write_all(&bytes).map_err(io)?;
+        );
+        if written.is_err() {
+            let _ = std::fs::remove_file(path);
         }
-        let file = file.into_inner().map_err(|error| io(error.into_error()))?;
-        file.sync_all().map_err(io)
+        written
     }
+}
+
+fn write(
+    all: &[Parameter],
+    path: &Path,
+    stored: impl Fn(&Parameter) -> DType,
+    mut values: impl FnMut(&Parameter) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let io = |error| Error::Store { path: path.display().to_string(), error };
+    let file = std::fs::File::create(path).map_err(io)?;
+    let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
+    let header = header(all, |parameter| match stored(parameter) {
+        DType::BF16 => "BF16",
+        DType::F16 => "F16",
+        _ => "F32",
+    });
+    file.write_all(&header).map_err(io)?;
+    for parameter in all {
+        let values = values(parameter)?;
+        let bytes: Vec<u8> = match stored(parameter) {
+            DType::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        };
+        file.write_all(&bytes).map_err(io)?;
+    }
+    let file = file.into_inner().map_err(|error| io(error.into_error()))?;
+    file.sync_all().map_err(io)
 }
 
 /// A file as the checkpoint of a model, with what its configuration says of it.

@@ -33,6 +33,9 @@ pub struct RunOptions {
     pub save_every: u64,
     /// Steps between validations; 0: one at the end alone.
     pub check_every: u64,
+    /// Validations without a smaller loss after which the run ends; 0: it goes on. With it the model is that of the smallest loss.
+    #[serde(default)]
+    pub patience: u64,
 }
 
 /// A line of `metrics.jsonl`.
@@ -63,6 +66,15 @@ pub struct Metrics {
     pub seconds: f64,
 }
 
+/// The validation with the smallest loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step.
+    pub step: u64,
+    /// Its loss.
+    pub loss: f64,
+}
+
 /// Sees how a run goes on.
 pub trait Watcher {
     /// After each step. An error ends the run, with a checkpoint.
@@ -90,6 +102,8 @@ pub struct Ran {
     pub exact: Option<f64>,
     /// Of how many the nearest one of the other side was theirs, where pairs are learnt.
     pub recall: Option<Recall>,
+    /// Of runs with [patience](RunOptions::patience): the validation whose weights the model has.
+    pub best: Option<Best>,
     /// Rows that could not be used.
     pub bad_rows: usize,
     /// Folder of the model.
@@ -102,6 +116,12 @@ struct State {
     step: u64,
     options: RunOptions,
     rows: usize,
+    /// The best validation so far, where those are held against each other.
+    #[serde(default)]
+    best: Option<Best>,
+    /// Validations since.
+    #[serde(default)]
+    since: u64,
 }
 
 /// Steps whose losses tell what others are held against.
@@ -109,6 +129,7 @@ const EARLY: u64 = 8;
 
 const STATE: &str = "training.json";
 const MOMENTS: &str = "training.bin";
+const BEST: &str = "best.bin";
 
 /// A run: what is learnt from which rows, and where it goes.
 pub struct Job<'a, E> {
@@ -161,10 +182,15 @@ pub fn run<E: Send>(
     };
     std::fs::create_dir_all(out).map_err(io(out))?;
     let mut optimizer = Optimizer::new(cx, parameters, options.optimizer.clone())?;
-    let kept = out.join("checkpoint");
-    if job.resume {
-        optimizer.steps = go_on(cx, &kept, parameters, &optimizer, options, rows.len())?;
+    let (kept, best_weights) = (out.join("checkpoint"), out.join(BEST));
+    let (mut best, mut since) = (None, 0);
+    if job.resume
+        && let Some(state) = go_on(cx, &kept, parameters, &optimizer, options, rows.len())?
+    {
+        (optimizer.steps, best, since) = (state.step, state.best, state.since);
     }
+    let over = |since: u64| options.patience > 0 && since >= options.patience;
+    let steps = if over(since) { optimizer.steps } else { options.optimizer.steps };
     let resumed = optimizer.steps;
     let log = out.join("metrics.jsonl");
     let mut metrics_file = keep_metrics(&log, resumed)?;
@@ -179,7 +205,7 @@ pub fn run<E: Send>(
     std::thread::scope(|scope| -> Result<()> {
         let (send, receive) = sync_channel(2);
         scope.spawn(move || {
-            for step in resumed + 1..=options.optimizer.steps {
+            for step in resumed + 1..=steps {
                 let chosen = rows_of(rows.len(), options, step).into_iter();
                 let chosen = chosen.map(|(epoch, at)| {
                     (&rows[at], Some(Draw { seed: options.seed, epoch, line: rows[at].line }))
@@ -190,7 +216,7 @@ pub fn run<E: Send>(
             }
         });
         let receive: Receiver<Prepared<E>> = receive;
-        for step in resumed + 1..=options.optimizer.steps {
+        for step in resumed + 1..=steps {
             let start = Instant::now();
             let prepared = receive
                 .recv()
@@ -205,22 +231,39 @@ pub fn run<E: Send>(
             let lines = &prepared.lines;
             let loss = learner.gradient(cx, &prepared.examples);
             let loss = loss.map_err(|error| at_step(step, lines, error))?;
+            if !loss.mean().is_finite() {
+                let why = format!("the loss is {}: {}", loss.mean(), optimizer.not_finite(cx, parameters));
+                return Err(at_step(step, lines, Error::Train(why)));
+            }
             if step <= resumed + EARLY {
                 most = most.max(loss.mean());
             }
             if loss.mean() > 2.0 * most + 4.0 * uniform {
+                let steepest = optimizer.steepest(cx, parameters);
+                let steepest = steepest.map(|(name, norm)| {
+                    format!("; the largest gradient is that of `{name}`, of norm {norm:.1e}")
+                });
                 let why = format!(
-                    "the loss rose to {:.2} from {most:.2} nats: a smaller learning rate may help",
-                    loss.mean()
+                    "the loss rose to {:.2} from {most:.2}: a smaller learning rate may help{}",
+                    loss.mean(),
+                    steepest.unwrap_or_default()
                 );
                 return Err(at_step(step, lines, Error::Train(why)));
             }
-            let stepped = optimizer.step(cx, parameters)?;
+            let stepped = optimizer.step(cx, parameters).map_err(|error| at_step(step, lines, error))?;
             learner.stepped(cx)?;
             let last_one = step == options.optimizer.steps;
             let due = |every: u64| last_one || every > 0 && step.is_multiple_of(every);
             if !held.examples.is_empty() && due(options.check_every) {
-                checked = Some(learner.check(cx, &held.examples)?);
+                let now = learner.check(cx, &held.examples)?;
+                checked = Some(now);
+                if options.patience > 0 {
+                    since += 1;
+                    if best.is_none_or(|best: Best| now.loss < best.loss) {
+                        keep_best(cx, &best_weights, parameters)?;
+                        (best, since) = (Some(Best { step, loss: now.loss }), 0);
+                    }
+                }
             } else if !last_one {
                 checked = None;
             }
@@ -240,15 +283,21 @@ pub fn run<E: Send>(
             let line = serde_json::to_string(&metrics).unwrap_or_default();
             writeln!(metrics_file, "{line}").map_err(io(&log))?;
             let ended = watcher.step(&metrics, options.optimizer.steps);
-            if due(options.save_every) || ended.is_err() {
-                let state = State { step, options: options.clone(), rows: rows.len() };
+            if due(options.save_every) || ended.is_err() || over(since) {
+                let state = State { step, options: options.clone(), rows: rows.len(), best, since };
                 save(cx, &kept, parameters, &optimizer, &state)?;
                 watcher.saved(&kept);
             }
             ended?;
+            if over(since) {
+                break;
+            }
         }
         Ok(())
     })?;
+    if best.is_some() {
+        take_best(cx, &best_weights, parameters)?;
+    }
     (job.write)(cx, out)?;
     Ok(Ran {
         steps: optimizer.steps,
@@ -257,6 +306,7 @@ pub fn run<E: Send>(
         validation: checked.map(|checked| checked.loss),
         exact: checked.and_then(|checked| checked.exact),
         recall: checked.and_then(|_| learner.recall()),
+        best,
         bad_rows,
         out: out.to_owned(),
     })
@@ -337,17 +387,11 @@ fn save(
     let io = |error| Error::Store { path: place.display().to_string(), error };
     let (fresh, old) = (place.with_extension("new"), place.with_extension("old"));
     let _ = std::fs::remove_dir_all(&fresh);
-    std::fs::create_dir_all(&fresh).map_err(io)?;
-    let text = serde_json::to_string_pretty(state).unwrap_or_default();
-    std::fs::write(fresh.join(STATE), text).map_err(io)?;
-    let mut file = std::fs::File::create(fresh.join(MOMENTS)).map_err(io)?;
-    for storage in optimizer.state(parameters) {
-        let len = storage.len();
-        let mut bytes = vec![0; len];
-        cx.stream().read(&View::dense(storage, &[len], DType::U8)?, &mut bytes)?;
-        file.write_all(&bytes).map_err(io)?;
+    let written = save_fresh(cx, &fresh, parameters, optimizer, state);
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(&fresh);
     }
-    file.sync_all().map_err(io)?;
+    written?;
     let _ = std::fs::remove_dir_all(&old);
     if place.exists() {
         std::fs::rename(place, &old).map_err(io)?;
@@ -357,7 +401,59 @@ fn save(
     Ok(())
 }
 
-/// Reads a checkpoint back and gives its step; 0 where there is none yet.
+/// Writes a checkpoint into a new folder.
+fn save_fresh(
+    cx: &mut Ctx,
+    fresh: &Path,
+    parameters: &Parameters,
+    optimizer: &Optimizer,
+    state: &State,
+) -> Result<()> {
+    let io = |error| Error::Store { path: fresh.display().to_string(), error };
+    std::fs::create_dir_all(fresh).map_err(io)?;
+    let text = serde_json::to_string_pretty(state).unwrap_or_default();
+    std::fs::write(fresh.join(STATE), text).map_err(io)?;
+    let mut file = std::fs::File::create(fresh.join(MOMENTS)).map_err(io)?;
+    for storage in optimizer.state(parameters) {
+        let len = storage.len();
+        let mut bytes = vec![0; len];
+        cx.stream().read(&View::dense(storage, &[len], DType::U8)?, &mut bytes)?;
+        file.write_all(&bytes).map_err(io)?;
+    }
+    file.sync_all().map_err(io)
+}
+
+/// Writes the parameters as they are beside those that were the best before, and puts them in their place.
+fn keep_best(cx: &mut Ctx, place: &Path, parameters: &Parameters) -> Result<()> {
+    let io = |error| Error::Store { path: place.display().to_string(), error };
+    let (fresh, len) = (place.with_extension("new"), parameters.buffer_len());
+    let mut bytes = vec![0; len];
+    cx.stream().read(&View::dense(parameters.storage().clone(), &[len], DType::U8)?, &mut bytes)?;
+    let written = (|| {
+        let mut file = std::fs::File::create(&fresh)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&fresh, place)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&fresh);
+    }
+    written.map_err(io)
+}
+
+/// Makes the parameters those that were kept as the best.
+fn take_best(cx: &mut Ctx, place: &Path, parameters: &Parameters) -> Result<()> {
+    let bytes =
+        std::fs::read(place).map_err(|error| Error::Store { path: place.display().to_string(), error })?;
+    let len = parameters.buffer_len();
+    if bytes.len() != len {
+        let found = bytes.len();
+        return Err(Error::Train(format!("{}: expected {len} bytes, found {found}", place.display())));
+    }
+    Ok(cx.stream().write(&View::dense(parameters.storage().clone(), &[len], DType::U8)?, &bytes)?)
+}
+
+/// Reads a checkpoint back and gives what it says of itself; `None` where there is none yet.
 fn go_on(
     cx: &mut Ctx,
     place: &Path,
@@ -365,14 +461,14 @@ fn go_on(
     optimizer: &Optimizer,
     options: &RunOptions,
     rows: usize,
-) -> Result<u64> {
+) -> Result<Option<State>> {
     // Between two renames the last one has another name.
     let old = place.with_extension("old");
     let place = if place.exists() || !old.exists() { place } else { &old };
     let io = |error| Error::Store { path: place.display().to_string(), error };
     let text = match std::fs::read_to_string(place.join(STATE)) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io(error)),
     };
     let other = |what: String| Error::Train(format!("{}: {what}", place.display()));
@@ -395,7 +491,7 @@ fn go_on(
         cx.stream().write(&View::dense(storage, &[len], DType::U8)?, part)?;
         rest = after;
     }
-    Ok(state.step)
+    Ok(Some(state))
 }
 
 /// Writes a model: configuration, tokenizer and processor as they were, and the weights.
@@ -403,6 +499,20 @@ fn go_on(
 /// # Errors
 /// If a file cannot be written.
 pub fn write_model(cx: &mut Ctx, files: &ModelFiles, parameters: &Parameters, out: &Path) -> Result<()> {
+    write_model_of(cx, files, parameters, out, &|_| true)
+}
+
+/// As [`write_model`], with those parameters alone that are chosen by name.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn write_model_of(
+    cx: &mut Ctx,
+    files: &ModelFiles,
+    parameters: &Parameters,
+    out: &Path,
+    chosen: &dyn Fn(&str) -> bool,
+) -> Result<()> {
     let io = |error| Error::Store { path: out.display().to_string(), error };
     for name in std::iter::once("config.json").chain(BESIDE_WEIGHTS.iter().copied()) {
         if let Some(bytes) = files.read(name)? {
@@ -410,6 +520,6 @@ pub fn write_model(cx: &mut Ctx, files: &ModelFiles, parameters: &Parameters, ou
         }
     }
     let fresh = out.join("model.safetensors.new");
-    parameters.save(cx, &fresh)?;
+    parameters.save_those(cx, &fresh, chosen)?;
     std::fs::rename(&fresh, out.join("model.safetensors")).map_err(io)
 }

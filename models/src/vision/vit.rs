@@ -406,6 +406,8 @@ impl Vit {
         for (i, layer) in self.layers.iter().enumerate() {
             if i == plan.used {
                 if !cx.is_observed() && deep.iter().all(|&layer| layer < i) {
+                    // What is kept is what is used.
+                    cx.stage(Stage::TOWER, &h)?;
                     return Ok((h, taken));
                 }
                 // The rest is for those who look, or goes deeper.

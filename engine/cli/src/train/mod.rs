@@ -1,5 +1,10 @@
 //! `ocelli train`: trains a model.
 
+mod begun;
+mod distill;
+mod masked;
+mod pretrain;
+mod report;
 mod sft;
 
 use std::path::Path;
@@ -9,14 +14,15 @@ use std::time::Instant;
 use ocelli_engine::adapter::Peft;
 use ocelli_engine::{Ctx, Error, Precision};
 use ocelli_kernels::{Backend, Device, DeviceOptions};
-use ocelli_train::data::Columns;
-use ocelli_train::run::Metrics;
+use ocelli_train::data::{Columns, order};
+use ocelli_train::run::{Best, Metrics};
 use ocelli_train::{
-    AdamWOptions, Job, Learner, Parameter, Parameters, Rows, RunOptions, Schedule, TrainRow, Watcher, run,
+    AdamWOptions, Augment, Job, Learner, Parameter, Parameters, Rows, RunOptions, Schedule, TrainRow,
+    Watcher, run,
 };
 use serde::Serialize;
 
-use crate::args::{LearnArgs, MergeArgs, ScheduleArg, TrainArgs, TrainTask};
+use crate::args::{AugmentArgs, LearnArgs, MergeArgs, ScheduleArg, TrainArgs, TrainTask};
 use crate::fail::{Failure, Outcome, SOME_FAILED, note, print, print_json};
 use crate::interrupt::Gentle;
 use crate::open;
@@ -27,6 +33,9 @@ use crate::units::bytes;
 pub fn train(args: &TrainArgs) -> Outcome {
     match &args.task {
         TrainTask::Sft(args) => sft::sft(args),
+        TrainTask::Distill(args) => distill::distill(args),
+        TrainTask::Pretrain(args) => pretrain::pretrain(args),
+        TrainTask::Masked(args) => masked::masked(args),
         TrainTask::Merge(args) => merge(args),
     }
 }
@@ -59,6 +68,9 @@ struct Output<'a> {
     validation: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exact: Option<f64>,
+    /// The validation whose weights the model has, of runs with --patience.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    best: Option<Best>,
     bad_rows: usize,
     seconds: f64,
 }
@@ -111,11 +123,43 @@ struct Given {
     held: Vec<TrainRow>,
 }
 
+/// What rows are to have.
+#[derive(Clone, Copy)]
+struct Needs {
+    prompt: bool,
+    text: bool,
+}
+
 impl LearnArgs {
     /// Reads the rows, once it is sure that nothing else is written over.
     fn begin(&self) -> Result<Given, Failure> {
-        let rows = self.rows(&self.data)?;
-        let held = self.validation.as_deref().map(|path| self.rows(path)).transpose()?.unwrap_or_default();
+        self.begin_with(Needs { prompt: true, text: true })
+    }
+
+    /// As [`begin`](Self::begin), of rows that are to have less.
+    fn begin_with(&self, needs: Needs) -> Result<Given, Failure> {
+        if self.patience.is_some() && self.validation.is_none() && self.validation_share.is_none() {
+            return Err(Failure::usage("--patience: expected --validation or --validation-share"));
+        }
+        let mut rows = self.rows(&self.data, needs)?;
+        let held = self.validation.as_deref().map(|path| self.rows(path, needs)).transpose()?;
+        let mut held = held.unwrap_or_default();
+        if let Some(share) = self.validation_share {
+            let count = ((rows.len() as f64 * share).round() as usize).max(1);
+            if count >= rows.len() {
+                let what = format!("{}: {} rows", self.data.display(), rows.len());
+                return Err(Failure::new(format!("{what} leave none to learn from")));
+            }
+            // An order that no epoch has.
+            let mut chosen = order(rows.len(), !self.seed, u64::MAX);
+            chosen.truncate(count);
+            let mut number = 0;
+            let is_held = |_: &mut TrainRow| {
+                number += 1;
+                chosen.contains(&(number - 1))
+            };
+            held = rows.extract_if(.., is_held).collect();
+        }
         // Told before anything is read or written.
         if !self.dry_run && !self.resume && self.out.join("checkpoint").exists() {
             let what = format!("{}: a run has written there already", self.out.display());
@@ -124,11 +168,13 @@ impl LearnArgs {
         Ok(Given { rows, held })
     }
 
-    fn rows(&self, path: &Path) -> Result<Vec<TrainRow>, Failure> {
+    fn rows(&self, path: &Path, needs: Needs) -> Result<Vec<TrainRow>, Failure> {
         let columns = Columns {
             image: self.image_column.clone(),
             prompt: self.prompt_column.clone(),
             answer: self.answer_column.clone(),
+            asked: needs.prompt,
+            answered: needs.text,
         };
         let rows = Rows::read(path, &columns)?;
         for (line, why) in rows.bad.iter().take(MOST_TOLD) {
@@ -153,6 +199,8 @@ impl LearnArgs {
             ScheduleArg::Linear => Schedule::Linear,
             ScheduleArg::Cosine => Schedule::Cosine,
         };
+        let augment = self.augment();
+        let task = if augment.is_none() { task } else { format!("{task}, {augment:?}") };
         RunOptions {
             task,
             optimizer: AdamWOptions {
@@ -168,7 +216,22 @@ impl LearnArgs {
             seed: self.seed,
             save_every: self.save_every,
             check_every: self.check_every,
+            patience: self.patience.unwrap_or(0) as u64,
         }
+    }
+
+    /// How pictures are changed.
+    fn augment(&self) -> Augment {
+        let AugmentArgs { crop, flip, colour } = self.augment;
+        Augment { crop, flip, colour: colour.unwrap_or(0.0) }
+    }
+
+    /// A flag that changes pictures, if one is given.
+    fn augment_flag(&self) -> Option<&'static str> {
+        let AugmentArgs { crop, flip, colour } = self.augment;
+        [("--crop", crop.is_some()), ("--flip", flip), ("--colour", colour.is_some())]
+            .into_iter()
+            .find_map(|(flag, given)| given.then_some(flag))
     }
 
     /// The CPU with the threads that are asked for, and a context on it.
@@ -197,6 +260,9 @@ impl LearnArgs {
         let mut told = Told { bar, shown: 0, gentle: &gentle, bad: 0 };
         let ran = run(cx, job, learner, &mut told);
         drop(told);
+        if let Some(report) = &self.report {
+            report::write(report, self, job, (model, &ran))?;
+        }
         let ran = match ran {
             Err(Error::Cancelled) => {
                 return Err(Failure::interrupted("interrupted: what was learnt is in the checkpoint")
@@ -216,21 +282,28 @@ impl LearnArgs {
                 loss: ran.loss,
                 validation: ran.validation,
                 exact: ran.exact,
+                best: ran.best,
                 bad_rows: ran.bad_rows,
                 seconds: start.elapsed().as_secs_f64(),
             })?;
         } else {
             print(&format!(
-                "{}: {} steps, loss {:.4}{} nats a token, {:.0} s\n",
+                "{}: {} steps, loss {:.4}{}, {:.0} s{}\n",
                 self.out.display(),
                 ran.steps,
                 ran.loss,
                 checked(ran.validation, ran.exact),
-                start.elapsed().as_secs_f64()
+                start.elapsed().as_secs_f64(),
+                ran.best.map(of_best).unwrap_or_default()
             ))?;
         }
         Ok(if ran.bad_rows > 0 { SOME_FAILED.into() } else { std::process::ExitCode::SUCCESS })
     }
+}
+
+/// Which weights the model has.
+fn of_best(best: Best) -> String {
+    format!("; the model is that of step {}, whose validation was the best ({:.4})", best.step, best.loss)
 }
 
 /// What a validation came to, behind a loss.

@@ -1,6 +1,5 @@
 //! `ocelli train sft`: answers about pictures.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use ocelli_engine::files::ModelFiles;
@@ -10,34 +9,10 @@ use ocelli_models::Leftovers;
 use ocelli_train::run::write_model;
 use ocelli_train::{Batcher, Job, Lora, LoraOptions, Parameters, Trainer};
 
-use crate::args::{LoraArg, PartArg, SftArgs};
+use super::begun::chooses;
+use crate::args::{LoraArg, SftArgs};
 use crate::fail::{Failure, Outcome};
 use crate::open;
-
-impl SftArgs {
-    /// Whether a tensor is to be trained, by the role of the module that it is of.
-    fn chooses(&self, roles: &HashMap<String, Role>, name: &str) -> bool {
-        if self.parts.is_empty() {
-            return true;
-        }
-        let mut at = name;
-        let role = loop {
-            match (roles.get(at), at.rsplit_once('.')) {
-                (Some(role), _) => break Some(*role),
-                (None, Some((parent, _))) => at = parent,
-                (None, None) => break None,
-            }
-        };
-        role.is_some_and(|role| {
-            self.parts.iter().any(|part| match part {
-                PartArg::Tower => role == Role::Tower,
-                PartArg::Connector => role == Role::Connector,
-                PartArg::Decoder => role == Role::Decoder,
-                PartArg::Embedding => matches!(role, Role::Embedding | Role::Head),
-            })
-        })
-    }
-}
 
 /// What is trained.
 enum Trains {
@@ -69,8 +44,8 @@ impl SftArgs {
         let roles = ocelli_models::owners(files)?;
         let source = Checkpoint::open(files).map_err(Error::from)?;
         let Some(LoraArg { r, alpha, targets }) = self.lora.clone() else {
-            let chooses = |name: &str| self.chooses(&roles, name);
-            let (parameters, checkpoint) = Parameters::read(cx, files, &source, &chooses)?;
+            let chosen = |name: &str| chooses(&self.parts, &roles, name);
+            let (parameters, checkpoint) = Parameters::read(cx, files, &source, &chosen)?;
             let loaded = ocelli_models::load_from(files, &checkpoint, cx, Leftovers::Ignore)?;
             return Ok((loaded, Trains::Weights(parameters)));
         };
@@ -78,7 +53,7 @@ impl SftArgs {
         let options = LoraOptions { r, alpha, targets, seed: self.run.seed };
         let chosen = |path: &str| match self.parts.is_empty() {
             true => roles.get(path) == Some(&Role::Decoder),
-            false => self.chooses(&roles, path),
+            false => chooses(&self.parts, &roles, path),
         };
         let base = self.which.model();
         Ok((loaded, Trains::Adapter(Lora::new(cx, &options, &chosen, base)?)))
@@ -93,7 +68,9 @@ pub fn sft(args: &SftArgs) -> Outcome {
     let (mut loaded, trains) = args.load(&files, &mut cx)?;
     open::set_processor(&mut *loaded.processor, &args.processor)?;
     let pipeline = Pipeline::new(&files, loaded, device.caps().units)?;
-    let batcher = Batcher { pipeline: &pipeline, max_tokens: args.max_tokens };
+    let asks = args.run.exact_match;
+    let batcher = Batcher { pipeline: &pipeline, max_tokens: args.max_tokens, asks };
+    let augment = args.run.augment();
     let task = format!(
         "sft of {:?}, adapter {:?}, {} tokens, {} at once",
         args.parts, args.lora, args.max_tokens, args.pass_tokens
@@ -103,7 +80,7 @@ pub fn sft(args: &SftArgs) -> Outcome {
         rows: &given.rows,
         validation: &given.held,
         options: &args.run.options(given.rows.len(), task),
-        read: &|row, _| batcher.row(row),
+        read: &|row, draw| batcher.row(row, draw, &augment),
         threads: pipeline.threads,
         write: &|cx, out| trains.write(cx, &files, out),
         out: &args.run.out,
@@ -111,6 +88,7 @@ pub fn sft(args: &SftArgs) -> Outcome {
     };
     let mut trainer = Trainer::new(&*pipeline.model, trains.parameters(), args.pass_tokens);
     trainer.lean = args.recompute;
+    trainer.asks = asks.then_some(&pipeline);
     let activations = format!("activations of at most {} tokens at once", args.pass_tokens);
     args.run.run(&mut cx, &job, &mut trainer, (args.which.model().unwrap_or("demo"), &activations))
 }
