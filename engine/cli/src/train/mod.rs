@@ -1,5 +1,6 @@
 //! `ocelli train`: trains a model.
 
+mod contrastive;
 mod sft;
 
 use std::path::Path;
@@ -12,7 +13,8 @@ use ocelli_kernels::{Backend, Device, DeviceOptions};
 use ocelli_train::data::Columns;
 use ocelli_train::run::Metrics;
 use ocelli_train::{
-    AdamWOptions, Job, Learner, Parameter, Parameters, Rows, RunOptions, Schedule, TrainRow, Watcher, run,
+    AdamWOptions, Job, Learner, Parameter, Parameters, Recall, Rows, RunOptions, Schedule, TrainRow, Watcher,
+    run,
 };
 use serde::Serialize;
 
@@ -27,6 +29,7 @@ use crate::units::bytes;
 pub fn train(args: &TrainArgs) -> Outcome {
     match &args.task {
         TrainTask::Sft(args) => sft::sft(args),
+        TrainTask::Contrastive(args) => contrastive::contrastive(args),
         TrainTask::Merge(args) => merge(args),
     }
 }
@@ -59,6 +62,8 @@ struct Output<'a> {
     validation: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     exact: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recall: Option<Recall>,
     bad_rows: usize,
     seconds: f64,
 }
@@ -79,7 +84,7 @@ impl Watcher for Told<'_> {
     fn step(&mut self, metrics: &Metrics, steps: u64) -> Result<(), Error> {
         self.bar.advance((metrics.step - self.shown) as usize);
         self.shown = metrics.step;
-        let validation = checked(metrics.validation, metrics.exact);
+        let validation = checked(metrics.validation, metrics.exact, metrics.recall);
         tracing::info!(
             "step {} of {steps}: loss {:.4}{validation}, rate {:.2e}, norm {:.3}, {:.0} tokens/s",
             metrics.step,
@@ -103,6 +108,9 @@ impl Watcher for Told<'_> {
     }
 }
 
+/// Reads a file of rows.
+type Reader = fn(&Path, &Columns) -> Result<Rows, Error>;
+
 /// Rows of a run.
 struct Given {
     /// Those to learn from.
@@ -114,8 +122,14 @@ struct Given {
 impl LearnArgs {
     /// Reads the rows, once it is sure that nothing else is written over.
     fn begin(&self) -> Result<Given, Failure> {
-        let rows = self.rows(&self.data)?;
-        let held = self.validation.as_deref().map(|path| self.rows(path)).transpose()?.unwrap_or_default();
+        self.begin_with(Rows::read)
+    }
+
+    /// As [`begin`](Self::begin), with what reads a file of rows.
+    fn begin_with(&self, read: Reader) -> Result<Given, Failure> {
+        let rows = self.rows(&self.data, read)?;
+        let held = self.validation.as_deref().map(|path| self.rows(path, read));
+        let held = held.transpose()?.unwrap_or_default();
         // Told before anything is read or written.
         if !self.dry_run && !self.resume && self.out.join("checkpoint").exists() {
             let what = format!("{}: a run has written there already", self.out.display());
@@ -124,13 +138,13 @@ impl LearnArgs {
         Ok(Given { rows, held })
     }
 
-    fn rows(&self, path: &Path) -> Result<Vec<TrainRow>, Failure> {
+    fn rows(&self, path: &Path, read: Reader) -> Result<Vec<TrainRow>, Failure> {
         let columns = Columns {
             image: self.image_column.clone(),
             prompt: self.prompt_column.clone(),
             answer: self.answer_column.clone(),
         };
-        let rows = Rows::read(path, &columns)?;
+        let rows = read(path, &columns)?;
         for (line, why) in rows.bad.iter().take(MOST_TOLD) {
             note(&format!("{}: line {line}: left out: {why}", path.display()));
         }
@@ -216,6 +230,7 @@ impl LearnArgs {
                 loss: ran.loss,
                 validation: ran.validation,
                 exact: ran.exact,
+                recall: ran.recall,
                 bad_rows: ran.bad_rows,
                 seconds: start.elapsed().as_secs_f64(),
             })?;
@@ -225,7 +240,7 @@ impl LearnArgs {
                 self.out.display(),
                 ran.steps,
                 ran.loss,
-                checked(ran.validation, ran.exact),
+                checked(ran.validation, ran.exact, ran.recall),
                 start.elapsed().as_secs_f64()
             ))?;
         }
@@ -234,10 +249,13 @@ impl LearnArgs {
 }
 
 /// What a validation came to, behind a loss.
-fn checked(loss: Option<f64>, exact: Option<f64>) -> String {
+fn checked(loss: Option<f64>, exact: Option<f64>, recall: Option<Recall>) -> String {
     let loss = loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();
     let exact = exact.map(|share| format!(" ({:.1}% exact)", 100.0 * share)).unwrap_or_default();
-    loss + &exact
+    let both = |of: Recall| {
+        format!(" (nearest text right for {:.1}%, picture for {:.1}%)", 100.0 * of.texts, 100.0 * of.pictures)
+    };
+    loss + &exact + &recall.map(both).unwrap_or_default()
 }
 
 /// Says what a run would do.
