@@ -1,8 +1,10 @@
-//! The model that ships inside the binary: a small SmolVLM trained on drawn scenes, see `models/demo/README.md`.
+//! The models that ship inside the binary, of drawn scenes: a small SmolVLM that answers, see `models/demo/README.md`, and a dual encoder
+//! of pictures and texts in SigLIP's layout, see `models/dual/README.md`.
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::weights::Aligned;
 
+static VECTOR_WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../dual/model/model.safetensors"));
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/model/model.safetensors"));
 
 /// Pictures of its kind, each with a question.
@@ -15,7 +17,7 @@ pub const EXAMPLES: [(&str, &[u8], &str); 6] = [
     ("06.png", include_bytes!("../demo/examples/06.png"), "Describe the picture."),
 ];
 
-/// Its files.
+/// Files of the model that answers.
 pub const FILES: ModelFiles = ModelFiles::Embedded {
     label: "demo",
     files: &[
@@ -26,5 +28,17 @@ pub const FILES: ModelFiles = ModelFiles::Embedded {
         ("tokenizer_config.json", include_bytes!("../demo/model/tokenizer_config.json")),
         ("chat_template.jinja", include_bytes!("../demo/model/chat_template.jinja")),
         ("model.safetensors", &WEIGHTS.0),
+    ],
+};
+
+/// Files of the dual encoder.
+pub const VECTORS: ModelFiles = ModelFiles::Embedded {
+    label: "demo vectors",
+    files: &[
+        ("config.json", include_bytes!("../dual/model/config.json")),
+        ("processor_config.json", include_bytes!("../dual/model/processor_config.json")),
+        ("tokenizer.json", include_bytes!("../dual/model/tokenizer.json")),
+        ("tokenizer_config.json", include_bytes!("../dual/model/tokenizer_config.json")),
+        ("model.safetensors", &VECTOR_WEIGHTS.0),
     ],
 };

@@ -98,11 +98,10 @@ fn towers_of_models_that_give_answers() {
     let temp = Temp::new();
     let (folder, idx) = (temp.path("drawn"), temp.path("idx"));
     drawn::folder(&folder, 60);
-    // The embedded demo model, without --model.
-    let made = ocelli(&args(&[&"index", &folder, &"--out", &idx, &"--json", &"--backend", &"cpu"])).json();
+    let made = index(&folder, &idx, &demo());
     assert_eq!(
-        (&made["kind"], &made["model"], &made["family"], &made["new"]),
-        (&"pooled_tower".into(), &"demo".into(), &"smolvlm".into(), &60.into())
+        (&made["kind"], &made["family"], &made["new"]),
+        (&"pooled_tower".into(), &"smolvlm".into(), &60.into())
     );
     let vectors = embed(&demo(), &[&folder]);
     for number in [3, 59] {

@@ -4,6 +4,7 @@
 
 mod changes;
 mod drawn;
+mod embedded;
 mod found;
 mod refused;
 

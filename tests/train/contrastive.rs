@@ -11,7 +11,7 @@ use ocelli_models::Leftovers;
 use ocelli_train::{AdamWOptions, Contrastive, Learner, Optimizer, Pair, Parameters, Schedule};
 
 use super::gradients::{distance, norm};
-use super::reference::{floats, folder, integers};
+use super::reference::{folder, integers, wide};
 
 /// A dual encoder, all of it trained, and what is known of its gradient.
 struct Dual {
@@ -73,11 +73,11 @@ impl Dual {
 fn gradients_agree(name: &'static str) {
     let mut dual = Dual::load(name);
     let pairs = dual.pairs();
-    let loss = floats(&dual.known, "loss")[0];
+    let loss = wide(&dual.known, "loss")[0];
     let known: Vec<(String, Vec<f64>)> = dual
         .known
         .names()
-        .filter_map(|name| Some((name.strip_prefix("grad.")?.to_owned(), floats(&dual.known, name))))
+        .filter_map(|name| Some((name.strip_prefix("grad.")?.to_owned(), wide(&dual.known, name))))
         .collect();
     assert_eq!(known.len(), dual.parameters.all().len(), "{name}");
     let whole = norm(&known.iter().flat_map(|(_, values)| values.clone()).collect::<Vec<_>>());
@@ -108,7 +108,7 @@ fn steps_agree(name: &'static str) {
     let mut dual = Dual::load(name);
     let pairs = dual.pairs();
     let mut optimizer = dual.optimizer(1e-3);
-    let (losses, norms) = (floats(&dual.known, "losses"), floats(&dual.known, "grad_norms"));
+    let (losses, norms) = (wide(&dual.known, "losses"), wide(&dual.known, "grad_norms"));
     let Dual { cx, pipeline, parameters, .. } = &mut dual;
     let mut trainer = Contrastive::new(&*pipeline.model, parameters, (4, 4)).expect("a trainer");
     let mut worst = 0f64;
@@ -178,9 +178,9 @@ fn one_side_alone() {
                 continue;
             }
             // Four gradients were added up.
-            let wide =
+            let times =
                 |values: Vec<f32>, by: f64| values.into_iter().map(|v| by * f64::from(v)).collect::<Vec<_>>();
-            let (found, known) = (wide(found, 0.25), wide(known, 1.0));
+            let (found, known) = (times(found, 0.25), times(known, 1.0));
             assert!(distance(&found, &known) <= 1e-5 * norm(&known).max(1e-3), "{}", parameter.name);
         }
     }

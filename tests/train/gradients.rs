@@ -7,12 +7,13 @@ use ocelli_train::{AdamWOptions, Learner, Optimizer, Schedule, Trainer};
 use super::reference::{Reference, folder};
 
 /// Distance of two lists of numbers.
-fn distance(found: &[f64], known: &[f64]) -> f64 {
+pub fn distance(found: &[f64], known: &[f64]) -> f64 {
     assert_eq!(found.len(), known.len());
     found.iter().zip(known).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt()
 }
 
-fn norm(values: &[f64]) -> f64 {
+/// The length of a list of numbers.
+pub fn norm(values: &[f64]) -> f64 {
     distance(values, &vec![0.0; values.len()])
 }
 

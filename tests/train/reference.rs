@@ -43,6 +43,14 @@ pub fn folder() -> PathBuf {
     std::env::var_os("OCELLI_TRAIN_GOLDENS").map_or(own, PathBuf::from)
 }
 
+/// The rows of a tensor of integers of a reference.
+pub fn integers(known: &TensorFile, name: &str) -> Vec<Vec<i64>> {
+    let width = known.info(name).expect("known").shape[1];
+    let bytes = known.bytes(name).expect("known");
+    let all: Vec<i64> = bytes.chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    all.chunks(width).map(<[i64]>::to_vec).collect()
+}
+
 impl Reference {
     /// Loads one, all of it trained.
     pub fn load(name: &str) -> Self {
@@ -87,10 +95,7 @@ impl Reference {
     }
 
     fn rows(&self, name: &str) -> Vec<Vec<i64>> {
-        let width = self.known.info(name).expect("known").shape[1];
-        let bytes = self.known.bytes(name).expect("known");
-        let all: Vec<i64> = bytes.chunks(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
-        all.chunks(width).map(<[i64]>::to_vec).collect()
+        integers(&self.known, name)
     }
 
     /// The batch of a model that answers.

@@ -35,8 +35,8 @@ pub use quantize::{
 pub use search::{IndexArgs, SearchArgs};
 pub use serve::ServeArgs;
 pub use train::{
-    AugmentArgs, DistillArgs, LearnArgs, LoraArg, MaskedArgs, MergeArgs, PartArg, PredictArg, PretrainArgs,
-    ScheduleArg, SftArgs, TrainArgs, TrainTask, WhatArg,
+    AugmentArgs, ContrastiveArgs, DistillArgs, LearnArgs, LoraArg, MaskedArgs, MergeArgs, PartArg,
+    PredictArg, PretrainArgs, ScheduleArg, SftArgs, TrainArgs, TrainTask, WhatArg,
 };
 
 /// Run vision language models: pictures and text in, answers out.
@@ -526,9 +526,10 @@ fn rate(text: &str) -> Result<f64, String> {
 /// Which model that gives vectors, and what it reads.
 #[derive(Debug, Args)]
 pub struct VectorArgs {
-    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub, of a model that gives vectors.
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub, of a model that gives vectors; without it the embedded dual
+    /// encoder of drawn scenes.
     #[arg(long, value_name = "MODEL")]
-    pub model: String,
+    pub model: Option<String>,
     /// Override a field of the image processor, such as max_num_patches=512; may be given several times.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
@@ -584,9 +585,10 @@ pub struct ClassifyArgs {
     /// The labels, with commas between; may be given several times.
     #[arg(long, value_name = "LABEL", value_delimiter = ',', required = true)]
     pub labels: Vec<String>,
-    /// The text that is made of a label, which takes the place of `{}`.
-    #[arg(long, value_name = "TEXT", default_value = "a photo of a {}.", value_parser = template)]
-    pub template: String,
+    /// The text that is made of a label, which takes the place of `{}`; without it "a photo of a {}.", or "a {}" for the embedded
+    /// model.
+    #[arg(long, value_name = "TEXT", value_parser = template)]
+    pub template: Option<String>,
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Print one JSON object in place of the table.

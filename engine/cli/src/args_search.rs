@@ -15,8 +15,8 @@ pub struct IndexArgs {
     /// File of the index. One that is there is made what the folder is: only what is new or has changed is computed.
     #[arg(long, value_name = "IDX")]
     pub out: PathBuf,
-    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub. Without it that of the index; of a new one, the embedded demo
-    /// model. One that gives no vectors finds pictures by pictures alone, by pooled features of its tower.
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub. Without it that of the index; of a new one, the embedded dual
+    /// encoder of drawn scenes. One that gives no vectors finds pictures by pictures alone, by pooled features of its tower.
     #[arg(long, value_name = "MODEL")]
     pub model: Option<String>,
     /// Override a field of the image processor, such as max_num_patches=512; may be given several times. The index keeps them.

@@ -29,6 +29,9 @@ pub enum TrainTask {
     Pretrain(Box<PretrainArgs>),
     /// What is hidden: tokens of texts about pictures, or patches of pictures.
     Masked(Box<MaskedArgs>),
+    /// Pairs of pictures and texts, by dual encoders such as CLIP and SigLIP. The loss is the model's own: softmax or sigmoid over all pairs
+    /// of a step.
+    Contrastive(Box<ContrastiveArgs>),
     /// Adds an adapter to the weights of its model, for engines that take none beside it. Nothing is trained.
     Merge(MergeArgs),
 }
@@ -143,6 +146,58 @@ pub struct SftArgs {
     /// Set a field of the image processor.
     #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
     pub processor: Vec<(String, String)>,
+}
+
+/// `ocelli train contrastive`.
+#[derive(Debug, Args)]
+pub struct ContrastiveArgs {
+    /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded dual encoder.
+    #[arg(value_name = "MODEL")]
+    pub bare: Option<String>,
+    /// The same as MODEL.
+    #[arg(long = "model", value_name = "MODEL", conflicts_with = "bare")]
+    pub named: Option<String>,
+    /// Begin with fresh weights for this config.json, which lies beside the files of tokenizer and processor.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["bare", "named"])]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub run: LearnArgs,
+    /// Parts that are trained, with commas between; all of them without it.
+    #[arg(long = "train", value_enum, value_delimiter = ',', value_name = "PART")]
+    pub parts: Vec<DualPartArg>,
+    /// Tensors whose names begin so are not trained; may be given several times, or with commas between.
+    #[arg(long, value_delimiter = ',', value_name = "PREFIX")]
+    pub freeze: Vec<String>,
+    /// Most pairs that go through the model at once: bounds the memory of activations, and changes no result but for rounding. A batch of
+    /// more goes through it twice.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
+    pub chunk: usize,
+    /// Set a field of the image processor.
+    #[arg(long = "processor", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub processor: Vec<(String, String)>,
+}
+
+/// Parts of a dual encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DualPartArg {
+    /// What makes vectors of pictures.
+    Pictures,
+    /// What makes vectors of texts.
+    Texts,
+    /// What products of vectors are multiplied with, and what is added.
+    Scale,
+}
+
+impl DualPartArg {
+    /// Whether a tensor is of this part.
+    pub fn has(self, name: &str) -> bool {
+        let starts: &[&str] = match self {
+            Self::Pictures => &["vision_model.", "visual_projection."],
+            Self::Texts => &["text_model.", "text_projection."],
+            Self::Scale => &["logit_"],
+        };
+        starts.iter().any(|start| name.starts_with(start))
+    }
 }
 
 /// `ocelli train merge`.

@@ -42,9 +42,14 @@ pub fn classify(args: &ClassifyArgs) -> Outcome {
     }
     let pictures = vectors::list(&args.pictures)?;
     let (device, precision) = open::device(&args.device)?;
+    if !args.json {
+        open::tell_vectors(args.vectors.model.as_deref());
+    }
     let spinner = Spinner::new("loading the model");
     let (pipeline, mut cx) = open::vectors(&args.vectors, &*device, precision)?;
-    let tokens = labels.iter().map(|label| pipeline.tokens(&args.template.replace("{}", label)));
+    let usual = if args.vectors.model.is_some() { "a photo of a {}." } else { "a {}" };
+    let template = args.template.as_deref().unwrap_or(usual);
+    let tokens = labels.iter().map(|label| pipeline.tokens(&template.replace("{}", label)));
     let tokens = tokens.collect::<Result<Vec<_>, _>>()?;
     spinner.say("reading labels");
     let texts = pipeline.texts(&mut cx, &tokens)?;
@@ -71,7 +76,7 @@ pub fn classify(args: &ClassifyArgs) -> Outcome {
         if result.error.is_none() { print(&table(&result)) } else { Ok(()) }
     })?;
     if args.json {
-        let model = &*args.vectors.model;
+        let model = args.vectors.model.as_deref().unwrap_or("demo");
         print_json(&Output { schema: "ocelli.classify.v1", model, pictures: results })?;
     }
     vectors::end(failed, pictures.len())?;

@@ -39,6 +39,7 @@ pub fn embed(args: &EmbedArgs) -> Outcome {
     }
     let pictures = vectors::list(&args.pictures)?;
     let (device, precision) = open::device(&args.device)?;
+    open::tell_vectors(args.vectors.model.as_deref());
     let spinner = Spinner::new("loading the model");
     let (pipeline, mut cx) = open::any_vectors(&args.vectors, &*device, precision)?;
     let tokens = args.texts.iter().map(|text| pipeline.tokens(text)).collect::<Result<Vec<_>, _>>()?;

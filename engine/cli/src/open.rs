@@ -20,7 +20,7 @@ use ocelli_models::Leftovers;
 
 use crate::args::{AdapterArg, BackendArg, DeviceArgs, ModelArgs, VectorArgs};
 use crate::chat::Chat;
-use crate::fail::Failure;
+use crate::fail::{Failure, note};
 use crate::progress::Download;
 
 /// The environment variable that names the variant to run wherever it can: `VARIANT` or `OP/VARIANT`.
@@ -90,6 +90,22 @@ pub fn picks() -> Result<Picks, Failure> {
 pub fn files(model: Option<&str>) -> Result<ModelFiles, Failure> {
     let dir = ModelRef::parse(model)?.resolve(HubConfig::from_env, &mut Download::default())?;
     Ok(dir.map_or(ocelli_models::demo::FILES, ModelFiles::Dir))
+}
+
+/// What is to be known of the dual encoder that is inside the binary.
+const DEMO_VECTORS: &str = "this is the demo dual encoder, which knows drawn shapes and numbers alone; \
+                            --model DIR or --model OWNER/NAME takes a real one";
+
+/// As [`files`], of a model that gives vectors: without a name the embedded dual encoder.
+pub fn vector_files(model: Option<&str>) -> Result<ModelFiles, Failure> {
+    if model.is_some() { files(model) } else { Ok(ocelli_models::demo::VECTORS) }
+}
+
+/// Tells that the embedded dual encoder is used, if that is so.
+pub fn tell_vectors(model: Option<&str>) {
+    if model.is_none() {
+        note(DEMO_VECTORS);
+    }
 }
 
 /// A model with its tokenizer, and a context to run it in.
@@ -209,7 +225,7 @@ pub fn vectors(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(EmbeddingPipeline, Ctx), Failure> {
-    let files = files(Some(&args.model))?;
+    let files = vector_files(args.model.as_deref())?;
     let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
     let setup = Setup::plain(&args.processor, leftovers);
     let (model, threads, cx) = loaded(&files, &setup, device, precision)?;
@@ -222,7 +238,7 @@ pub fn any_vectors(
     device: &dyn Device,
     precision: Precision,
 ) -> Result<(EmbeddingPipeline, Ctx), Failure> {
-    let files = files(Some(&args.model))?;
+    let files = vector_files(args.model.as_deref())?;
     let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
     let setup = Setup::plain(&args.processor, leftovers);
     let (model, threads, mut cx) = loaded(&files, &setup, device, precision)?;

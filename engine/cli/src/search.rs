@@ -60,7 +60,7 @@ impl Vectors {
         root: PathBuf,
     ) -> Result<Self, Failure> {
         let (device, precision) = open::device(device)?;
-        let files = open::files(model)?;
+        let files = open::vector_files(model)?;
         let (loaded, threads, mut cx) =
             open::loaded(&files, &Setup::plain(processor, leftovers), &*device, precision)?;
         let pipeline = EmbeddingPipeline::of_any(&files, loaded, threads, &mut cx)?;
@@ -121,6 +121,9 @@ pub fn index(args: &IndexArgs) -> Outcome {
         if processor.is_empty() {
             processor.clone_from(&old.about().processor);
         }
+    }
+    if !args.json {
+        open::tell_vectors(model.as_deref());
     }
     let spinner = Spinner::new("loading the model");
     let leftovers = if args.strict { Leftovers::Refuse } else { Leftovers::Warn };
@@ -198,10 +201,13 @@ pub fn search(args: &SearchArgs) -> Outcome {
         Ok::<_, Failure>((path, PictureSource::File(path.clone())))
     });
     let picture = picture.transpose()?;
-    let spinner = Spinner::new("loading the model");
     let model = args.model.clone().or_else(|| named(&about.model));
-    let loaded =
-        Vectors::load(model.as_deref(), &about.processor, Leftovers::Warn, &args.device, about.root.clone());
+    if !args.json {
+        open::tell_vectors(model.as_deref());
+    }
+    let spinner = Spinner::new("loading the model");
+    let root = about.root.clone();
+    let loaded = Vectors::load(model.as_deref(), &about.processor, Leftovers::Warn, &args.device, root);
     let Vectors { pipeline, mut cx, about: ours } = loaded?;
     index.is_of(&ours)?;
     let query = match (&args.text, &picture) {

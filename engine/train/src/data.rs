@@ -4,7 +4,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use ocelli_engine::image::PictureSource;
-use ocelli_engine::text::{Conversation, Message};
+use ocelli_engine::text::{Content, Conversation, Message, Part};
 use ocelli_engine::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -57,13 +57,42 @@ pub struct Rows {
     pub bad: Vec<(usize, String)>,
 }
 
+impl TrainRow {
+    /// The first text of its messages.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        let contents = self.messages.iter().map(|message| &message.content);
+        contents
+            .flat_map(|content| match content {
+                Content::Text(text) => vec![text.as_str()],
+                Content::Parts(parts) => parts.iter().filter_map(Part::text).collect(),
+            })
+            .next()
+    }
+}
+
 impl Rows {
+    /// Reads a file of pairs: rows with a picture and a text, which becomes the one message of each.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn pairs(path: &Path, columns: &Columns) -> Result<Self> {
+        Self::read_by(path, &|line, text, folder| pair(line, text, columns, folder))
+    }
+
     /// Reads a file. A row has `messages` in OpenAI's layout, pictures anywhere; or `image` (or `images`), `prompt` and `text`, the
     /// answer. Paths of pictures are relative to the file.
     ///
     /// # Errors
     /// If the file cannot be read.
     pub fn read(path: &Path, columns: &Columns) -> Result<Self> {
+        Self::read_by(path, &|line, text, folder| row(line, text, columns, folder))
+    }
+
+    fn read_by(
+        path: &Path,
+        row: &dyn Fn(usize, &str, &Path) -> std::result::Result<TrainRow, String>,
+    ) -> Result<Self> {
         let io = |error| Error::Store { path: path.display().to_string(), error };
         let file = std::io::BufReader::new(std::fs::File::open(path).map_err(io)?);
         let folder: PathBuf = path.parent().map(Path::to_owned).unwrap_or_default();
@@ -73,7 +102,7 @@ impl Rows {
             if line.trim().is_empty() {
                 continue;
             }
-            match row(number, &line, columns, &folder) {
+            match row(number, &line, &folder) {
                 Ok(row) => all.rows.push(row),
                 Err(why) => all.bad.push((number, why)),
             }
@@ -118,6 +147,17 @@ fn row(line: usize, text: &str, columns: &Columns, folder: &Path) -> Result<Trai
     let messages = vec![Message::user(images.len(), prompt), Message::text("assistant", answer)];
     let pictures = sources(images.into_iter(), folder)?;
     Ok(TrainRow { line, messages, pictures })
+}
+
+fn pair(line: usize, text: &str, columns: &Columns, folder: &Path) -> Result<TrainRow, String> {
+    let value: Value = serde_json::from_str(text).map_err(|error| format!("not JSON: {error}"))?;
+    let Value::Object(fields) = value else { return Err("expected an object".into()) };
+    let (image, text) = (text_of(&fields, &columns.image)?, text_of(&fields, &columns.answer)?);
+    if text.trim().is_empty() {
+        return Err(format!("{}: expected a text, found none", columns.answer));
+    }
+    let pictures = sources(std::iter::once(image), folder)?;
+    Ok(TrainRow { line, messages: vec![Message::text("user", text)], pictures })
 }
 
 fn text_of<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a str, String> {
@@ -167,6 +207,22 @@ mod tests {
             (r#"{"prompt": "What?", "text": " "}"#, "text: expected an answer"),
             (r#"{"prompt": 3, "text": "a"}"#, "prompt: expected a text, found 3"),
             (r#"{"image": 3, "prompt": "a", "text": "a"}"#, "image: expected a path, found 3"),
+        ] {
+            let found = of(text).expect_err(text);
+            assert!(found.starts_with(why), "{found}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_read() {
+        let columns = Columns { answer: "caption".into(), ..Columns::default() };
+        let of = |text: &str| pair(1, text, &columns, Path::new("/data"));
+        let one = of(r#"{"image": "a.png", "caption": "A cat."}"#).expect("a row");
+        assert_eq!((one.text(), one.pictures.len()), (Some("A cat."), 1));
+        for (text, why) in [
+            (r#"{"caption": "A cat."}"#, "no field `image`; the row has caption"),
+            (r#"{"image": "a.png", "caption": " "}"#, "caption: expected a text"),
+            (r#"{"image": ["a.png"], "caption": "a"}"#, "image: expected a text, found"),
         ] {
             let found = of(text).expect_err(text);
             assert!(found.starts_with(why), "{found}");

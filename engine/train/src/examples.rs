@@ -101,7 +101,8 @@ impl Batcher<'_> {
     }
 
     /// A conversation, whose messages of the assistant are learnt: what the chat template writes for each of them after the header
-    /// of an answer, the end of the turn included. Without a template it is their texts, and the end token.
+    /// of an answer, up to the token that ends it; what a template writes after that, nobody is ever asked for. Without a template it is
+    /// their texts, and the end token.
     ///
     /// # Errors
     /// If the conversation cannot be laid out, has no answer, or has more tokens than the model or `max_tokens` allow.
@@ -116,7 +117,7 @@ impl Batcher<'_> {
         }
         whole.check(pictures.len(), self.pipeline.model.info().embedded)?;
         let mut learnt = vec![false; whole.len()];
-        for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
+        for (at, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
             // What is before a picture has fewer of them: such beginnings are compared as texts alone.
             let (before, after) =
                 (self.render(&messages[..at], true)?, self.render(&messages[..=at], false)?);
@@ -129,8 +130,9 @@ impl Batcher<'_> {
                     "messages[{at}]: expected an answer, found no token of one"
                 )));
             }
-            learnt[from..to].fill(true);
-            let _ = message;
+            let ends = |token: &u32| whole.stop.contains(token);
+            let end = whole.tokens[from..to].iter().rposition(ends).map_or(to, |at| from + at + 1);
+            learnt[from..end].fill(true);
         }
         Example::new(whole, pictures, &learnt)
     }

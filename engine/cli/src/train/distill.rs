@@ -156,7 +156,7 @@ fn features(args: &DistillArgs) -> Outcome {
     if args.run.exact_match {
         return Err(Failure::usage("--exact-match: features are no answers"));
     }
-    let given = args.run.begin_with(Needs { prompt: false, text: false })?;
+    let given = args.run.begin_with(Needs::default())?;
     let files = open::files(args.which.model())?;
     let parts = if args.parts.is_empty() { &[PartArg::Tower, PartArg::Connector][..] } else { &args.parts };
     let begun = Begun::read(&args.run, files, parts, &args.processor, &Vec::new())?;

@@ -30,7 +30,7 @@ pub fn masked(args: &MaskedArgs) -> Outcome {
 }
 
 fn text(args: &MaskedArgs) -> Outcome {
-    let given = args.run.begin_with(Needs { prompt: false, text: true })?;
+    let given = args.run.begin_with(Needs { text: true, ..Needs::default() })?;
     let files = open::files(args.which.model())?;
     let begun = Begun::read(&args.run, files, &args.parts, &args.processor, &Vec::new())?;
     let (files, mut cx, parameters, pipeline) = begun.pipeline()?;
@@ -90,7 +90,7 @@ fn teacher(args: &MaskedArgs) -> Result<Option<(FeatureTeacher, Box<dyn Processo
 }
 
 fn patches(args: &MaskedArgs) -> Outcome {
-    let given = args.run.begin_with(Needs { prompt: false, text: false })?;
+    let given = args.run.begin_with(Needs::default())?;
     let files = open::files(args.which.model())?;
     let teacher = teacher(args)?;
     // Loaded once without a device: the head is as wide as the tower's rows.

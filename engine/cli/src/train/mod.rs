@@ -1,6 +1,7 @@
 //! `ocelli train`: trains a model.
 
 mod begun;
+mod contrastive;
 mod distill;
 mod masked;
 mod pretrain;
@@ -17,7 +18,7 @@ use ocelli_kernels::{Backend, Device, DeviceOptions};
 use ocelli_train::data::{Columns, order};
 use ocelli_train::run::{Best, Metrics};
 use ocelli_train::{
-    AdamWOptions, Augment, Job, Learner, Parameter, Parameters, Rows, RunOptions, Schedule, TrainRow,
+    AdamWOptions, Augment, Job, Learner, Parameter, Parameters, Recall, Rows, RunOptions, Schedule, TrainRow,
     Watcher, run,
 };
 use serde::Serialize;
@@ -36,6 +37,7 @@ pub fn train(args: &TrainArgs) -> Outcome {
         TrainTask::Distill(args) => distill::distill(args),
         TrainTask::Pretrain(args) => pretrain::pretrain(args),
         TrainTask::Masked(args) => masked::masked(args),
+        TrainTask::Contrastive(args) => contrastive::contrastive(args),
         TrainTask::Merge(args) => merge(args),
     }
 }
@@ -71,6 +73,8 @@ struct Output<'a> {
     /// The validation whose weights the model has, of runs with --patience.
     #[serde(skip_serializing_if = "Option::is_none")]
     best: Option<Best>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recall: Option<Recall>,
     bad_rows: usize,
     seconds: f64,
 }
@@ -91,7 +95,7 @@ impl Watcher for Told<'_> {
     fn step(&mut self, metrics: &Metrics, steps: u64) -> Result<(), Error> {
         self.bar.advance((metrics.step - self.shown) as usize);
         self.shown = metrics.step;
-        let validation = checked(metrics.validation, metrics.exact);
+        let validation = checked(metrics.validation, metrics.exact, metrics.recall);
         tracing::info!(
             "step {} of {steps}: loss {:.4}{validation}, rate {:.2e}, norm {:.3}, {:.0} tokens/s",
             metrics.step,
@@ -124,16 +128,18 @@ struct Given {
 }
 
 /// What rows are to have.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Needs {
     prompt: bool,
     text: bool,
+    /// Whether each is one picture with one text.
+    pairs: bool,
 }
 
 impl LearnArgs {
     /// Reads the rows, once it is sure that nothing else is written over.
     fn begin(&self) -> Result<Given, Failure> {
-        self.begin_with(Needs { prompt: true, text: true })
+        self.begin_with(Needs { prompt: true, text: true, pairs: false })
     }
 
     /// As [`begin`](Self::begin), of rows that are to have less.
@@ -176,7 +182,7 @@ impl LearnArgs {
             asked: needs.prompt,
             answered: needs.text,
         };
-        let rows = Rows::read(path, &columns)?;
+        let rows = if needs.pairs { Rows::pairs(path, &columns)? } else { Rows::read(path, &columns)? };
         for (line, why) in rows.bad.iter().take(MOST_TOLD) {
             note(&format!("{}: line {line}: left out: {why}", path.display()));
         }
@@ -283,6 +289,7 @@ impl LearnArgs {
                 validation: ran.validation,
                 exact: ran.exact,
                 best: ran.best,
+                recall: ran.recall,
                 bad_rows: ran.bad_rows,
                 seconds: start.elapsed().as_secs_f64(),
             })?;
@@ -292,7 +299,7 @@ impl LearnArgs {
                 self.out.display(),
                 ran.steps,
                 ran.loss,
-                checked(ran.validation, ran.exact),
+                checked(ran.validation, ran.exact, ran.recall),
                 start.elapsed().as_secs_f64(),
                 ran.best.map(of_best).unwrap_or_default()
             ))?;
@@ -307,10 +314,13 @@ fn of_best(best: Best) -> String {
 }
 
 /// What a validation came to, behind a loss.
-fn checked(loss: Option<f64>, exact: Option<f64>) -> String {
+fn checked(loss: Option<f64>, exact: Option<f64>, recall: Option<Recall>) -> String {
     let loss = loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();
     let exact = exact.map(|share| format!(" ({:.1}% exact)", 100.0 * share)).unwrap_or_default();
-    loss + &exact
+    let both = |of: Recall| {
+        format!(" (nearest text right for {:.1}%, picture for {:.1}%)", 100.0 * of.texts, 100.0 * of.pictures)
+    };
+    loss + &exact + &recall.map(both).unwrap_or_default()
 }
 
 /// Says what a run would do.

@@ -15,7 +15,7 @@ pub fn pretrain(args: &PretrainArgs) -> Outcome {
     if args.run.exact_match {
         return Err(Failure::usage("--exact-match: a text without a prompt is no answer"));
     }
-    let given = args.run.begin_with(Needs { prompt: false, text: true })?;
+    let given = args.run.begin_with(Needs { text: true, ..Needs::default() })?;
     let begun = match &args.config {
         Some(config) => Begun::fresh(&args.run, config, &args.parts, &args.processor)?,
         None => {
