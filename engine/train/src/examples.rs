@@ -130,7 +130,8 @@ impl Batcher<'_> {
                     "messages[{at}]: expected an answer, found no token of one"
                 )));
             }
-            let ends = |token: &u32| whole.stop.contains(token);
+            let eos = self.pipeline.tokenizer.eos_ids();
+            let ends = |token: &u32| eos.contains(token) || whole.stop.contains(token);
             let end = whole.tokens[from..to].iter().rposition(ends).map_or(to, |at| from + at + 1);
             learnt[from..end].fill(true);
         }
