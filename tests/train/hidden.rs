@@ -28,7 +28,7 @@ fn captions(temp: &Temp, count: usize) -> PathBuf {
 }
 
 fn run(task: &str, data: &Path, out: &Path, more: &[&str]) -> Value {
-    let args = ["train", task, "--data", text(data), "--out", text(out), "--batch", "4", "--json"];
+    let args = ["train", task, "--data", text(data), "--out", text(out), "--json"];
     ocelli(&[&args[..], more].concat()).json()
 }
 
@@ -71,7 +71,7 @@ fn long_texts_are_cut() {
             "pretrain",
             &data,
             &out,
-            &["--model", text(&tiny("smolvlm")), "--steps", "1", "--max-tokens", most],
+            &["--model", text(&tiny("smolvlm")), "--steps", "1", "--batch", "1", "--max-tokens", most],
         );
         let first = &metrics(&out)[0];
         (first["tokens"].as_u64().expect("a number"), first["learnt"].as_u64().expect("a number"))
@@ -151,10 +151,9 @@ fn what_is_drawn_is_drawn_again() {
     let model = tiny("smolvlm");
     let args = |out: &Path, steps: &str, more: &[&str]| -> Vec<String> {
         let all = ["train", "masked", "--model", text(&model), "--data", text(&data), "--out", text(out)];
-        let rest = ["--crop", "0.5", "--flip", "--colour", "0.3", "--batch", "4", "--schedule", "constant"];
-        let rest =
-            rest.iter().chain(&["--warmup", "0", "--mask-token", "<|endoftext|>", "-q", "--steps", steps]);
-        all.iter().chain(rest).chain(more).map(|arg| (*arg).to_owned()).collect()
+        let drawn = ["--crop", "0.5", "--flip", "--colour", "0.3", "--mask-token", "<|endoftext|>"];
+        let rest = ["--batch", "4", "--schedule", "constant", "--warmup", "0", "-q", "--steps", steps];
+        all.iter().chain(&drawn).chain(&rest).chain(more).map(|arg| (*arg).to_owned()).collect()
     };
     let (whole, again, plain) = (temp.path("whole"), temp.path("again"), temp.path("plain"));
     ocelli(&args(&whole, "6", &[])).well();
