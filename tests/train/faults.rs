@@ -100,7 +100,7 @@ fn rows_of_each_task_are_told() {
         ("masked", &["--mask-token", "<|endoftext|>"][..], 3, "prompt: expected at most"),
         ("masked", &["--what", "patches"][..], 1, "absent.png"),
     ] {
-        let out = temp.path(&format!("{task}{}", more.len()));
+        let out = temp.path(&[&[task], more].concat().join(" ").replace(['<', '|', '>'], ""));
         let args = ["train", task, "--model", text(&model), "--data", text(&data), "--out", text(&out)];
         let done = ocelli(&[&args[..], more, &["--steps", "1", "--batch", "4"]].concat());
         assert_eq!(done.code, Some(3), "{done:?}");

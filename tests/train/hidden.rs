@@ -1,9 +1,10 @@
 //! Texts that are learnt whole, what is hidden, and pictures that are changed before.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ocelli_engine::weights::TensorFile;
-use ocelli_tests::command::{Temp, demo, json, ocelli};
+use ocelli_tests::command::{Temp, command, demo, json, ocelli};
 use ocelli_tests::root;
 use serde_json::Value;
 
@@ -161,10 +162,21 @@ fn what_is_drawn_is_drawn_again() {
     assert_eq!(losses(&whole), losses(&again));
     let weights = |out: &Path| std::fs::read(out.join("model.safetensors")).expect("a model");
     assert!(weights(&whole) == weights(&again));
-    // A checkpoint of step 3 of another run of the same options.
-    let cut = temp.path("cut");
-    let done = ocelli(&args(&cut, "6", &["--save-every", "3"]));
-    done.well();
+    // Killed between two steps, and gone on with.
+    let (long, cut) = (temp.path("long"), temp.path("cut"));
+    ocelli(&args(&long, "60", &[])).well();
+    let mut child = command(&args(&cut, "60", &["--save-every", "1"])).spawn().expect("the command starts");
+    let start = Instant::now();
+    while metrics(&cut).len() < 5 && child.try_wait().expect("a child").is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no step is done");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(child.try_wait().expect("a child").is_none(), "it was over before it could be killed");
+    child.kill().expect("its end");
+    child.wait().expect("its end");
+    ocelli(&args(&cut, "60", &["--save-every", "1", "--resume"])).well();
+    assert_eq!(losses(&cut), losses(&long));
+    assert!(weights(&cut) == weights(&long));
     ocelli(&args(&plain, "6", &["--seed", "1"])).well();
     assert_ne!(losses(&whole), losses(&plain));
     let data = rows(&temp, "answers.jsonl", 4, |_| "two".to_owned());
