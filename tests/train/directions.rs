@@ -67,8 +67,8 @@ fn follows<E>(
         .collect();
     let square: f64 = all.iter().flat_map(|(_, grads)| grads).map(|&grad| f64::from(grad).powi(2)).sum();
     assert!(square > 0.0, "{what}");
-    // A hundredth of the loss: far above what f32 rounds, and little of the curve.
-    let step = 0.01 * loss / square;
+    // A five-hundredth of the loss: far above what f32 rounds, and little of the curve.
+    let step = 0.002 * loss / square;
     let mut at = |steps: f64| {
         for (name, (values, grads)) in names.iter().zip(&all) {
             let moved: Vec<f32> = values
@@ -83,10 +83,10 @@ fn follows<E>(
         learner.gradient(cx, examples).expect("a loss").mean()
     };
     let [near, far] = [1.0, 2.0].map(|steps| (at(steps) - at(-steps)) / (2.0 * steps * step));
-    // Both are off by a multiple of the square of their step.
+    // Both are off by a multiple of the square of their step. What f32 rounds of the loss, some 1e-6 of it, is a thousandth of a step.
     let slope = (4.0 * near - far) / 3.0;
     println!("{what}: loss {loss:.4}, slope {slope:.6e}, square of the gradient {square:.6e}");
-    assert!((slope - square).abs() < 5e-3 * square, "{what}: slope {slope}, square of the gradient {square}");
+    assert!((slope - square).abs() < 1e-3 * square, "{what}: slope {slope}, square of the gradient {square}");
 }
 
 #[test]
@@ -119,7 +119,8 @@ fn by_features() {
     // The student is the teacher with fresh weights.
     let files = files("smolvlm");
     let tensors = ocelli_models::tensors(&files).expect("tensors");
-    let fresh = Fresh { deviation: 0.3, ..Fresh::of(&files, 3).expect("a configuration") };
+    let mut fresh = Fresh::of(&files, 3).expect("a configuration");
+    fresh.deviation = 0.3;
     let (parameters, checkpoint) =
         Parameters::fresh(&mut cx, &files, &tensors.all, &fresh, &|_| true).expect("parameters");
     let loaded = ocelli_models::load_from(&files, &checkpoint, &mut cx, Leftovers::Ignore).expect("a model");
@@ -146,8 +147,8 @@ fn by_hidden_patches() {
     for (what, features) in [("pixels of hidden patches", None), ("features of hidden patches", Some(12))] {
         let mut cx = context();
         // Wide enough that the head's values matter.
-        let fresh =
-            Fresh { deviation: 0.3, ..Fresh::of(&files("smolvlm_tied"), 7).expect("a configuration") };
+        let mut fresh = Fresh::of(&files("smolvlm_tied"), 7).expect("a configuration");
+        fresh.deviation = 0.3;
         let n = features.unwrap_or(48);
         let head = |name: &str, shape: Vec<usize>| {
             let name = format!("{HEAD}{name}");

@@ -1,9 +1,10 @@
 //! Texts that are learnt whole, what is hidden, and pictures that are changed before.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ocelli_engine::weights::TensorFile;
-use ocelli_tests::command::{Temp, demo, json, ocelli};
+use ocelli_tests::command::{Temp, command, demo, json, ocelli};
 use ocelli_tests::root;
 use serde_json::Value;
 
@@ -28,7 +29,7 @@ fn captions(temp: &Temp, count: usize) -> PathBuf {
 }
 
 fn run(task: &str, data: &Path, out: &Path, more: &[&str]) -> Value {
-    let args = ["train", task, "--data", text(data), "--out", text(out), "--batch", "4", "--json"];
+    let args = ["train", task, "--data", text(data), "--out", text(out), "--json"];
     ocelli(&[&args[..], more].concat()).json()
 }
 
@@ -71,7 +72,7 @@ fn long_texts_are_cut() {
             "pretrain",
             &data,
             &out,
-            &["--model", text(&tiny("smolvlm")), "--steps", "1", "--max-tokens", most],
+            &["--model", text(&tiny("smolvlm")), "--steps", "1", "--batch", "1", "--max-tokens", most],
         );
         let first = &metrics(&out)[0];
         (first["tokens"].as_u64().expect("a number"), first["learnt"].as_u64().expect("a number"))
@@ -151,10 +152,9 @@ fn what_is_drawn_is_drawn_again() {
     let model = tiny("smolvlm");
     let args = |out: &Path, steps: &str, more: &[&str]| -> Vec<String> {
         let all = ["train", "masked", "--model", text(&model), "--data", text(&data), "--out", text(out)];
-        let rest = ["--crop", "0.5", "--flip", "--colour", "0.3", "--batch", "4", "--schedule", "constant"];
-        let rest =
-            rest.iter().chain(&["--warmup", "0", "--mask-token", "<|endoftext|>", "-q", "--steps", steps]);
-        all.iter().chain(rest).chain(more).map(|arg| (*arg).to_owned()).collect()
+        let drawn = ["--crop", "0.5", "--flip", "--colour", "0.3", "--mask-token", "<|endoftext|>"];
+        let rest = ["--batch", "4", "--schedule", "constant", "--warmup", "0", "-q", "--steps", steps];
+        all.iter().chain(&drawn).chain(&rest).chain(more).map(|arg| (*arg).to_owned()).collect()
     };
     let (whole, again, plain) = (temp.path("whole"), temp.path("again"), temp.path("plain"));
     ocelli(&args(&whole, "6", &[])).well();
@@ -162,10 +162,21 @@ fn what_is_drawn_is_drawn_again() {
     assert_eq!(losses(&whole), losses(&again));
     let weights = |out: &Path| std::fs::read(out.join("model.safetensors")).expect("a model");
     assert!(weights(&whole) == weights(&again));
-    // A checkpoint of step 3 of another run of the same options.
-    let cut = temp.path("cut");
-    let done = ocelli(&args(&cut, "6", &["--save-every", "3"]));
-    done.well();
+    // Killed between two steps, and gone on with.
+    let (long, cut) = (temp.path("long"), temp.path("cut"));
+    ocelli(&args(&long, "60", &[])).well();
+    let mut child = command(&args(&cut, "60", &["--save-every", "1"])).spawn().expect("the command starts");
+    let start = Instant::now();
+    while metrics(&cut).len() < 5 && child.try_wait().expect("a child").is_none() {
+        assert!(start.elapsed() < Duration::from_secs(60), "no step is done");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(child.try_wait().expect("a child").is_none(), "it was over before it could be killed");
+    child.kill().expect("its end");
+    child.wait().expect("its end");
+    ocelli(&args(&cut, "60", &["--save-every", "1", "--resume"])).well();
+    assert_eq!(losses(&cut), losses(&long));
+    assert!(weights(&cut) == weights(&long));
     ocelli(&args(&plain, "6", &["--seed", "1"])).well();
     assert_ne!(losses(&whole), losses(&plain));
     let data = rows(&temp, "answers.jsonl", 4, |_| "two".to_owned());

@@ -84,7 +84,7 @@ pub enum Command {
     Bench(BenchArgs),
     /// Write a copy of a model with weights rounded to 8 or 4 bits, which other engines load too.
     Quantize(QuantizeArgs),
-    /// Train a model on pictures and answers; on the CPU.
+    /// Train a model: answers, a teacher's knowledge, texts, what is hidden; on the CPU.
     Train(TrainArgs),
     /// List devices, usable or not.
     Devices(DevicesArgs),

@@ -9,16 +9,15 @@ use crate::args::{WhichArgs, at_least_one, key_value};
 
 /// How pictures are changed before they are learnt from; those for validation never are.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Augmentation")]
 pub struct AugmentArgs {
     /// See a part of each picture, of at least a share S of its area, resized to the picture's size.
-    #[arg(long, allow_negative_numbers = true, value_name = "S", value_parser = share)]
+    #[arg(long, help_heading = "Augmentation", allow_negative_numbers = true, value_name = "S", value_parser = share)]
     pub crop: Option<f64>,
     /// Mirror every other picture left to right.
-    #[arg(long)]
+    #[arg(long, help_heading = "Augmentation")]
     pub flip: bool,
     /// Change brightness, contrast and saturation by factors between 1 - S and 1 + S.
-    #[arg(long, visible_alias = "color", allow_negative_numbers = true, value_name = "S", value_parser = share)]
+    #[arg(long, help_heading = "Augmentation", visible_alias = "color", allow_negative_numbers = true, value_name = "S", value_parser = share)]
     pub colour: Option<f64>,
 }
 
