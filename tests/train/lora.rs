@@ -14,7 +14,7 @@ use ocelli_train::{Learner, Parameter, Parameters, Trainer};
 use serde_json::{Value, json};
 
 use super::reference::{Reference, folder, wide};
-use super::runs::{rows, text};
+use super::runs::{rows, text, yes_or_no};
 
 /// The gradient of each matrix of an adapter that PEFT wrote, beside a model whose weights are not trained.
 #[test]
@@ -91,31 +91,16 @@ fn beside_the_weights_or_in_them() {
     }
 }
 
-const FRENCH: [(&str, &str); 8] = [
-    ("red", "rouge"),
-    ("green", "vert"),
-    ("blue", "bleu"),
-    ("yellow", "jaune"),
-    ("purple", "violet"),
-    ("orange", "orange"),
-    ("yes", "oui"),
-    ("no", "non"),
-];
-
-fn french(row: &Value) -> String {
-    let answer = row["answer"].as_str().expect("an answer");
-    FRENCH.iter().find(|(word, _)| *word == answer).map_or(answer, |(_, other)| other).to_owned()
-}
-
 /// A small adapter teaches the demo model other words; it is used beside the weights, added to them as they are loaded, or written into them;
 /// two of them answer in one batch.
 #[test]
 fn adapters_learn_and_answer() {
     let temp = Temp::new();
-    let data = rows(&temp, "rows.jsonl", 64, french);
-    let out = temp.path("french");
-    let args = ["train", "sft", "--data", text(&data), "--out", text(&out), "--lora", "r=3,alpha=12"];
-    let done = ocelli(&[&args[..], &["--steps", "40", "--rate", "1e-2", "--json"]].concat()).json();
+    let data = yes_or_no(&temp, "rows.jsonl", 200, ["one", "zero"]);
+    let out = temp.path("numbers");
+    let args =
+        ["train", "sft", "--data", text(&data), "--out", text(&out), "--lora", "r=3,alpha=6", "--json"];
+    let done = ocelli(&[&args[..], &["--steps", "40", "--batch", "16", "--rate", "3e-3"]].concat()).json();
     let parameters = done["parameters"].as_u64().expect("a number");
     assert!(parameters < 34_500, "at most 2% of the demo's 1.7 million: {done}");
     let picture = root().join("models/demo/examples/01.png");
@@ -125,10 +110,10 @@ fn adapters_learn_and_answer() {
     let plain = ask(&[]);
     let adapted = ask(&["--adapter", text(&out)]);
     assert!(["yes\n", "no\n"].contains(&&*plain), "{plain}");
-    assert_eq!(adapted, if plain == "yes\n" { "oui\n" } else { "non\n" });
+    assert_eq!(adapted, if plain == "yes\n" { "one\n" } else { "zero\n" });
     assert_eq!(ask(&["--adapter", text(&out), "--merge-adapter"]), adapted);
     assert_eq!(ask(&["--adapter", text(&out), "--dtype", "bf16"]), adapted);
-    assert_eq!(ask(&["--adapter", &format!("fr={}", text(&out))]), adapted);
+    assert_eq!(ask(&["--adapter", &format!("numbers={}", text(&out))]), adapted);
     let merged = temp.path("merged");
     let told = ocelli(&["train", "merge", "--adapter", text(&out), "--out", text(&merged)]).well();
     assert!(told.contains("35 matrices"), "{told}");

@@ -13,8 +13,6 @@ use ocelli_train::{Example, Parameter, Parameters};
 
 /// A model, all of it trained, and what is known of its gradient.
 pub struct Reference {
-    /// What it is called.
-    pub name: String,
     /// Tensors of the reference.
     pub known: TensorFile,
     /// The context that it runs in.
@@ -86,7 +84,7 @@ impl Reference {
         let pipeline = Pipeline::new(&files, loaded, 1).expect("a pipeline");
         let known = TensorFile::open(&folder.join("train.safetensors")).expect("a reference");
         let config = files.require_json("config.json").expect("a configuration");
-        Self { name: name.to_owned(), known, cx, pipeline, parameters, config }
+        Self { known, cx, pipeline, parameters, config }
     }
 
     /// A tensor of floats of the reference.

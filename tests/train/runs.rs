@@ -9,15 +9,29 @@ use serde_json::Value;
 
 /// Questions of the demo's evaluation with another column for answers, their pictures by absolute paths.
 pub fn rows(temp: &Temp, name: &str, count: usize, answer: impl Fn(&Value) -> String) -> PathBuf {
+    let mut number = 0;
+    let seventh = |row: &Value| {
+        number += 1;
+        (number % 7 == 1).then(|| answer(row))
+    };
+    rows_of(temp, name, count, seventh)
+}
+
+/// As [`rows`], of those that `answer` gives one for.
+fn rows_of(
+    temp: &Temp,
+    name: &str,
+    count: usize,
+    mut answer: impl FnMut(&Value) -> Option<String>,
+) -> PathBuf {
     let eval = root().join("models/demo/eval");
     let all = std::fs::read_to_string(eval.join("eval.jsonl")).expect("the evaluation");
-    let lines = all.lines().step_by(7).take(count).map(|line| {
-        let row = json(line);
+    let lines = all.lines().map(json).filter_map(|row| {
         let image = eval.join(row["image"].as_str().expect("a picture"));
-        serde_json::json!({"image": image, "prompt": row["question"], "text": answer(&row)}).to_string()
-            + "\n"
+        let text = answer(&row)?;
+        Some(serde_json::json!({"image": image, "prompt": row["question"], "text": text}).to_string() + "\n")
     });
-    temp.write(name, lines.collect::<String>())
+    temp.write(name, lines.take(count).collect::<String>())
 }
 
 /// A path as an argument.
@@ -37,17 +51,23 @@ pub fn losses(out: &Path) -> Vec<f64> {
     metrics(out).iter().map(|line| line["loss"].as_f64().expect("a loss")).collect()
 }
 
+/// Questions of the demo's evaluation that are answered by yes or no, with other answers.
+pub fn yes_or_no(temp: &Temp, name: &str, count: usize, [yes, no]: [&str; 2]) -> PathBuf {
+    let other = |row: &Value| match row["answer"].as_str() {
+        Some("yes") => Some(yes.to_owned()),
+        Some("no") => Some(no.to_owned()),
+        _ => None,
+    };
+    rows_of(temp, name, count, other)
+}
+
 /// A few steps teach the demo model other words, and what comes out is a model that runs.
 #[test]
 fn the_demo_learns_other_words() {
     let temp = Temp::new();
-    let french = |row: &Value| match row["answer"].as_str().expect("an answer") {
-        "yes" => "oui".to_owned(),
-        "no" => "non".to_owned(),
-        other => other.to_owned(),
-    };
-    let data = rows(&temp, "rows.jsonl", 64, french);
-    let held = rows(&temp, "held.jsonl", 8, french);
+    let french = ["oui", "non"];
+    let data = yes_or_no(&temp, "rows.jsonl", 64, french);
+    let held = yes_or_no(&temp, "held.jsonl", 8, french);
     let out = temp.path("out");
     let args = ["train", "sft", "--data", text(&data), "--validation", text(&held), "--out", text(&out)];
     let more = ["--steps", "30", "--batch", "8", "--rate", "5e-4", "--train", "decoder,embedding", "--json"];
