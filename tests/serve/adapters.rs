@@ -57,7 +57,7 @@ fn requests_of_one_batch_have_their_own() {
     adapter(&temp.path("one"), 1, TEXT, "self_attn.q_proj", [128, 128]);
     adapter(&temp.path("two"), 2, TEXT, "mlp.down_proj", [128, 256]);
     let of = |name: &str| format!("{name}={}", temp.path(name).display());
-    let server = Server::start(&["--adapter", &of("one"), "--adapter", &of("two")]);
+    let server = Server::start(&["--batch-invariant", "--adapter", &of("one"), "--adapter", &of("two")]);
     let models = server.get("/v1/models").json(200);
     let names: Vec<&str> =
         models["data"].as_array().expect("models").iter().filter_map(|m| m["id"].as_str()).collect();

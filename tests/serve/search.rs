@@ -5,7 +5,7 @@ mod drawn;
 
 use std::path::Path;
 
-use ocelli_tests::command::{Temp, golden, ocelli};
+use ocelli_tests::command::{Temp, demo, golden, ocelli};
 use serde_json::{Value, json};
 
 use crate::clients::browse;
@@ -113,7 +113,7 @@ fn models_that_answer_find_pictures_by_pictures() {
     let temp = Temp::new();
     let (folder, idx) = (temp.path("drawn"), temp.path("idx"));
     drawn::folder(&folder, 12);
-    index(&folder, &idx, None);
+    index(&folder, &idx, Some(&demo()));
     let with = server(None, &idx);
     let got =
         with.post("/v1/search", &json!({"image_url": data(&folder.join("0004.png")), "k": 2})).json(200);
@@ -124,6 +124,11 @@ fn models_that_answer_find_pictures_by_pictures() {
         error["message"].as_str().unwrap().contains("pooled tower features of a smolvlm model"),
         "{error}"
     );
+    // The embedded dual encoder takes texts too.
+    let drawn = temp.path("drawn.idx");
+    run(&["index".as_ref(), folder.as_os_str(), "--out".as_ref(), drawn.as_os_str(), "-q".as_ref()]).well();
+    let texts = server(None, &drawn).post("/v1/search", &json!({"query": "a red circle", "k": 3})).json(200);
+    assert_eq!((&texts["kind"], texts["data"].as_array().map(Vec::len)), (&json!("dual_encoder"), Some(3)));
     // It answers beside.
     let body = json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2, "temperature": 0});
     with.chat(&body).json(200);

@@ -168,6 +168,9 @@ pub struct ContrastiveArgs {
     /// Tensors whose names begin so are not trained; may be given several times, or with commas between.
     #[arg(long, value_delimiter = ',', value_name = "PREFIX")]
     pub freeze: Vec<String>,
+    /// Neighbouring rows of the file that a step sees together: a picture and others that differ from it in one thing teach more than others.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub together: usize,
     /// Most pairs that go through the model at once: bounds the memory of activations, and changes no result but for rounding. A batch of
     /// more goes through it twice.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 64, value_parser = at_least_one)]

@@ -64,12 +64,19 @@ pub fn serve(args: &ServeArgs) -> Outcome {
             })?;
             let mut search = None;
             if let Some(index) = index {
-                // The same weights on a stream of their own, with a processor of their own.
                 let mut cx = Ctx::new(&*device, precision)?;
-                let mut processor = (ocelli_models::family(&files)?.processor)(&files)?;
-                open::set_processor(&mut *processor, &args.model.processor)?;
-                let tokenizer = pipeline.tokenizer.clone().into();
-                let loaded = Loaded { model: Model::Vlm(pipeline.model.clone()), processor, tokenizer };
+                // An index that the embedded dual encoder made is asked by that, beside the embedded model that answers.
+                let embedded = args.model.model.is_none() && index.about().kind == VectorKind::DualEncoder;
+                let files = if embedded { ocelli_models::demo::VECTORS } else { files };
+                let loaded = if embedded {
+                    ocelli_models::load(&files, &mut cx)?
+                } else {
+                    // The same weights on a stream of their own, with a processor of their own.
+                    let mut processor = (ocelli_models::family(&files)?.processor)(&files)?;
+                    open::set_processor(&mut *processor, &args.model.processor)?;
+                    let tokenizer = pipeline.tokenizer.clone().into();
+                    Loaded { model: Model::Vlm(pipeline.model.clone()), processor, tokenizer }
+                };
                 let tower = Arc::new(EmbeddingPipeline::of_any(&files, loaded, threads, &mut cx)?);
                 let (worker, client) = VectorWorker::spawn(tower.clone(), cx)?;
                 search = Some((searched(args, &files, index, tower, client)?, Some(worker)));

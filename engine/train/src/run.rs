@@ -27,6 +27,9 @@ pub struct RunOptions {
     pub task: String,
     /// Rows of a step.
     pub batch: usize,
+    /// Neighbouring rows that stay together when they are shuffled; what is left over at the end of the file is not seen.
+    #[serde(default = "alone")]
+    pub together: usize,
     /// Of the order of rows, and of what is drawn.
     pub seed: u64,
     /// Steps between checkpoints; 0: one at the end alone.
@@ -322,18 +325,25 @@ fn at_step(step: u64, lines: &[usize], error: Error) -> Error {
     }
 }
 
+fn alone() -> usize {
+    1
+}
+
 /// Epochs and rows of a step: a run over all epochs, each in its own order.
 fn rows_of(rows: usize, options: &RunOptions, step: u64) -> Vec<(u64, usize)> {
-    let first = (step - 1) * options.batch as u64;
+    // A file of fewer rows than are to be together is one group.
+    let together = options.together.clamp(1, rows.max(1));
+    let (groups, first) = (rows / together, (step - 1) * options.batch as u64);
+    let seen = (groups * together) as u64;
     let mut all = Vec::with_capacity(options.batch);
     let mut known: Option<(u64, Vec<usize>)> = None;
     for at in first..first + options.batch as u64 {
-        let epoch = at / rows as u64;
+        let (epoch, place) = (at / seen, (at % seen) as usize);
         let of_epoch = match known.take() {
             Some((number, order)) if number == epoch => order,
-            _ => order(rows, options.seed, epoch),
+            _ => order(groups, options.seed, epoch),
         };
-        all.push((epoch, of_epoch[(at % rows as u64) as usize]));
+        all.push((epoch, of_epoch[place / together] * together + place % together));
         known = Some((epoch, of_epoch));
     }
     all
@@ -522,4 +532,43 @@ pub fn write_model_of(
     let fresh = out.join("model.safetensors.new");
     parameters.save_those(cx, &fresh, chosen)?;
     std::fs::rename(&fresh, out.join("model.safetensors")).map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optimizer::Schedule;
+
+    #[test]
+    fn rows_stay_together() {
+        let optimizer = AdamWOptions {
+            rate: 1.0,
+            betas: [0.9, 0.999],
+            decay: 0.0,
+            clip: None,
+            schedule: Schedule::Constant,
+            warmup: 0,
+            steps: 9,
+        };
+        let task = "test".to_owned();
+        let mut options =
+            RunOptions { optimizer, task, batch: 6, together: 3, seed: 1, save_every: 0, check_every: 0 };
+        // Of ten rows the last is left over: an epoch is a step and a half.
+        let all: Vec<(u64, usize)> = (1..=3).flat_map(|step| rows_of(10, &options, step)).collect();
+        for epoch in 0..2 {
+            let rows: Vec<usize> = all.iter().filter(|row| row.0 == epoch).map(|row| row.1).collect();
+            assert!(rows.chunks(3).all(|group| group[0] % 3 == 0 && group[2] == group[0] + 2), "{rows:?}");
+            let mut sorted = rows;
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..9).collect::<Vec<_>>());
+        }
+        options.together = 1;
+        let mut rows: Vec<usize> =
+            (1..=5).flat_map(|step| rows_of(10, &options, step)).map(|row| row.1).collect();
+        rows.truncate(10);
+        rows.sort_unstable();
+        assert_eq!(rows, (0..10).collect::<Vec<_>>());
+        options.together = 64;
+        assert_eq!(rows_of(4, &options, 1).len(), 6);
+    }
 }

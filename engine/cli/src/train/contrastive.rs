@@ -10,7 +10,7 @@ use ocelli_engine::image::DecodeOptions;
 use ocelli_engine::weights::Checkpoint;
 use ocelli_models::Leftovers;
 use ocelli_train::run::write_model;
-use ocelli_train::{Contrastive, Draw, Fresh, Job, Pair, Parameters, TrainRow};
+use ocelli_train::{Contrastive, Draw, Fresh, Job, Pair, Parameters, RunOptions, TrainRow};
 use tracing::subscriber::NoSubscriber;
 
 use super::Needs;
@@ -107,7 +107,7 @@ pub fn contrastive(args: &ContrastiveArgs) -> Outcome {
         parameters: &parameters,
         rows: &given.rows,
         validation: &given.held,
-        options: &args.run.options(given.rows.len(), task),
+        options: &RunOptions { together: args.together, ..args.run.options(given.rows.len(), task) },
         read: &|row, draw| reader.pair(row, draw),
         threads: pipeline.threads,
         write: &|cx, out| write_model(cx, &files, &parameters, out),

@@ -219,6 +219,7 @@ impl LearnArgs {
                 steps,
             },
             batch: self.batch,
+            together: 1,
             seed: self.seed,
             save_every: self.save_every,
             check_every: self.check_every,
