@@ -75,6 +75,13 @@ fn golden_models_emulated() {
 }
 
 #[test]
+fn adapters_on_some_rows_emulated() {
+    if let Some(device) = emulated(Arch::Sm80) {
+        super::adapters::on_some_rows(&device);
+    }
+}
+
+#[test]
 fn demo_answers_emulated() {
     if let Some(device) = emulated(Arch::Sm80) {
         let report = answers(&device, 600);

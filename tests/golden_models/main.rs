@@ -1,5 +1,6 @@
 //! Golden parity of model families with transformers.
 
+mod adapters;
 mod batch;
 mod calibrated;
 mod cuda;

@@ -51,6 +51,13 @@ fn demo_answers() {
     }
 }
 
+#[test]
+fn adapters_on_some_rows() {
+    if let Some(device) = device(Profile::Full) {
+        super::adapters::on_some_rows(&device);
+    }
+}
+
 /// As on the CPU: the device works beside the host.
 #[test]
 fn a_crowd_with_too_few_pages() {
