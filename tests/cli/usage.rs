@@ -39,7 +39,6 @@ fn wrong_arguments() {
         (&["inspect", "a", "--model", "b"], "--model"),
         (&["quantize", "a", "--model", "b", "--out", "x", "--format", "int4"], "--model"),
         (&["quantize", "--out", "x", "--format", "int4", "--group", "-1"], "--group"),
-        (&["embed", "a.png"], "--model"),
         (&["embed", "--model", "x"], "PICTURE"),
         (&["embed", "--model", "x", "--batch", "0", "a.png"], "--batch"),
         (&["embed", "--model", "x", "--format", "csv", "a.png"], "csv"),

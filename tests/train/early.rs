@@ -74,6 +74,7 @@ fn scripted(out: &Path, losses: &[f64], done: usize, until: u64, resume: bool) -
         optimizer,
         task: "scripted".into(),
         batch: 1,
+        together: 1,
         seed: 0,
         save_every: 100,
         check_every: 1,

@@ -551,8 +551,16 @@ mod tests {
             steps: 9,
         };
         let task = "test".to_owned();
-        let mut options =
-            RunOptions { optimizer, task, batch: 6, together: 3, seed: 1, save_every: 0, check_every: 0 };
+        let mut options = RunOptions {
+            optimizer,
+            task,
+            batch: 6,
+            together: 3,
+            seed: 1,
+            save_every: 0,
+            check_every: 0,
+            patience: 0,
+        };
         // Of ten rows the last is left over: an epoch is a step and a half.
         let all: Vec<(u64, usize)> = (1..=3).flat_map(|step| rows_of(10, &options, step)).collect();
         for epoch in 0..2 {

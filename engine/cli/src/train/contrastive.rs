@@ -6,11 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ocelli_engine::EmbeddingPipeline;
 use ocelli_engine::Error;
 use ocelli_engine::files::ModelFiles;
-use ocelli_engine::image::DecodeOptions;
 use ocelli_engine::weights::Checkpoint;
 use ocelli_models::Leftovers;
 use ocelli_train::run::write_model;
-use ocelli_train::{Contrastive, Draw, Fresh, Job, Pair, Parameters, RunOptions, TrainRow};
+use ocelli_train::{Augment, Contrastive, Draw, Fresh, Job, Pair, Parameters, RunOptions, TrainRow};
 use tracing::subscriber::NoSubscriber;
 
 use super::Needs;
@@ -51,6 +50,7 @@ impl ContrastiveArgs {
 /// Makes pairs of rows.
 struct Reader<'a> {
     pipeline: &'a EmbeddingPipeline,
+    augment: Augment,
     /// Texts that were longer than the model takes.
     cut: AtomicUsize,
 }
@@ -58,11 +58,11 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// The pair of a row. A text that is cut is told the first time that it is seen.
     fn pair(&self, row: &TrainRow, draw: Option<Draw>) -> ocelli_engine::Result<Pair> {
-        let (Some(picture), Some(text)) = (row.pictures.first(), row.text()) else {
+        let pictures = self.augment.pictures(row, draw)?;
+        let (Some(image), Some(text)) = (pictures.first(), row.text()) else {
             return Err(Error::Train("expected a picture and a text".into()));
         };
-        let image = picture.decode(&DecodeOptions::default())?;
-        let picture = Arc::new(self.pipeline.processor.prepare(&image, 1)?);
+        let picture = Arc::new(self.pipeline.processor.prepare(image, 1)?);
         let silent = NoSubscriber::default();
         let tokens = tracing::subscriber::with_default(silent, || self.pipeline.tokens(text))?;
         let (most, first) =
@@ -102,7 +102,7 @@ pub fn contrastive(args: &ContrastiveArgs) -> Outcome {
     let pipeline = EmbeddingPipeline::new(&files, loaded, device.caps().units)?;
     drop(checkpoint);
     let task = format!("contrastive of {:?} but {:?}, {} at once", args.parts, args.freeze, args.chunk);
-    let reader = Reader { pipeline: &pipeline, cut: AtomicUsize::new(0) };
+    let reader = Reader { pipeline: &pipeline, augment: args.run.augment(), cut: AtomicUsize::new(0) };
     let job = Job {
         parameters: &parameters,
         rows: &given.rows,
