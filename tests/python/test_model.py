@@ -284,3 +284,13 @@ def test_types_are_shipped():
         there = {name for name in vars(getattr(_ocelli, kind.name)) if not name.startswith("_")}
         said = {node.name for node in kind.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")}
         assert there == said or kind.name == "OcelliError", kind.name
+
+
+def test_adapters_are_those_of_the_command(command):
+    folder, adapter = GOLDEN / "train" / "smolvlm", GOLDEN / "train" / "lora"
+    asked = ("run", "--model", folder, "--max-tokens", "12", "--ignore-eos", "--json", "Hello")
+    plain, expected = (json.loads(command(*asked, *more).stdout)["token_ids"] for more in ((), ("--adapter", adapter)))
+    found = ocelli.Model(folder, adapter=adapter).generate("Hello", max_tokens=12, ignore_eos=True)
+    assert found.token_ids == expected != plain
+    with pytest.raises(ocelli.OcelliError, match="adapter_config.json"):
+        ocelli.Model(folder, adapter=folder)

@@ -131,6 +131,15 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
+    /// What features of pictures follow from beside the files and the precision: the backend, and adapters that all requests use.
+    pub fn features(&self, backend: Backend) -> Result<String, Failure> {
+        let mut of = backend.to_string();
+        for adapter in self.adapters.iter().filter(|adapter| self.merge || adapter.name.is_none()) {
+            of += &format!(" {} {}", self.merge, Peft::open(&adapter.folder)?.identity()?);
+        }
+        Ok(of)
+    }
+
     /// Without adapters.
     pub fn plain(processor: &'a [(String, String)], leftovers: Leftovers) -> Self {
         Self { processor, leftovers, adapters: &[], merge: false }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ocelli_engine::adapter::Peft;
 use ocelli_engine::choices::cache_dir;
 use ocelli_engine::devices::{auto, tuned, usual_dtype, usual_kv};
 use ocelli_engine::files::ModelFiles;
@@ -109,6 +110,7 @@ struct Wanted {
     parallel: usize,
     kv_tokens: Option<usize>,
     cache_dir: Option<PathBuf>,
+    adapter: Option<PathBuf>,
 }
 
 impl Engine {
@@ -145,6 +147,13 @@ impl Engine {
         let leftovers = if wanted.strict { Leftovers::Refuse } else { Leftovers::Warn };
         let mut cx = Ctx::new(&*device, precision)?;
         let mut loaded = ocelli_models::load_with(&files, &mut cx, leftovers)?;
+        let mut features = caps.backend.to_string();
+        if let Some(folder) = &wanted.adapter {
+            let peft = Peft::open(folder)?;
+            let adapter = peft.place(&mut cx, &folder.display().to_string())?;
+            cx.adapt(Some(Arc::new(adapter)));
+            features += &format!(" {}", peft.identity()?);
+        }
         for (key, value) in &wanted.processor {
             loaded.processor.set(key, value)?;
         }
@@ -176,8 +185,7 @@ impl Engine {
         let (model, tokenizer) = (pipeline.model.clone(), pipeline.tokenizer.clone());
         let mut scheduler = Scheduler::new(&mut cx, model, tokenizer, limits)?;
         if let Some(dir) = &wanted.cache_dir {
-            let backend = device.caps().backend.to_string();
-            scheduler.set_store(FeatureStore::open(dir, &engine.files, precision, &backend)?);
+            scheduler.set_store(FeatureStore::open(dir, &engine.files, precision, &features)?);
         }
         let worker = Worker::spawn(move || Ok((cx, scheduler)))?;
         engine.answers = Some(Answers { pipeline, client: worker.client(), _worker: worker });
@@ -282,7 +290,7 @@ fn read(
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (path, backend, device, dtype, kv_dtype, threads, fast_int8, fast_fp8, processor, template, strict, max_pixels, parallel, kv_tokens, cache_dir))]
+    #[pyo3(signature = (path, backend, device, dtype, kv_dtype, threads, fast_int8, fast_fp8, processor, template, strict, max_pixels, parallel, kv_tokens, cache_dir, adapter))]
     fn new(
         py: Python<'_>,
         path: Option<String>,
@@ -300,6 +308,7 @@ impl Engine {
         parallel: usize,
         kv_tokens: Option<usize>,
         cache_dir: Option<PathBuf>,
+        adapter: Option<PathBuf>,
     ) -> PyResult<Self> {
         if parallel == 0 {
             return Err(value("parallel: expected 1 or more, found 0".into()));
@@ -320,6 +329,7 @@ impl Engine {
             parallel,
             kv_tokens,
             cache_dir,
+            adapter,
         };
         py.detach(|| Self::load(wanted)).map_err(|error| raised(&error))
     }

@@ -296,7 +296,8 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     };
     let mut scheduler = Scheduler::new(&mut cx, pipeline.model.clone(), pipeline.tokenizer.clone(), limits)?;
     if let Some(dir) = &args.cache_dir {
-        scheduler.set_store(FeatureStore::open(dir, &files, precision, &device.caps().backend.to_string())?);
+        let of = args.model.setup().features(device.caps().backend)?;
+        scheduler.set_store(FeatureStore::open(dir, &files, precision, &of)?);
     }
     drop(spinner);
     let worker = Worker::spawn(move || Ok((cx, scheduler)))?;

@@ -177,6 +177,7 @@ class Model:
         parallel: int = 32,
         kv_tokens: Optional[int] = None,
         cache_dir: Union[str, "os.PathLike[str]", None] = None,
+        adapter: Union[str, "os.PathLike[str]", None] = None,
     ) -> None:
         name = None if path is None else os.fspath(path)
         if name == "demo" and not os.path.isdir(name):
@@ -189,7 +190,7 @@ class Model:
         self.parallel = parallel
         self._engine = _Engine(
             name, backend, device, dtype, kv_dtype, threads, fast_int8, fast_fp8, fields(processor), fields(template), strict,
-            max_pixels, parallel, kv_tokens, None if cache_dir is None else os.fspath(cache_dir),
+            max_pixels, parallel, kv_tokens, None if cache_dir is None else os.fspath(cache_dir), None if adapter is None else os.fspath(adapter),
         )
 
     @property

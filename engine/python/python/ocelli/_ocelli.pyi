@@ -55,6 +55,7 @@ class Engine:
         parallel: int,
         kv_tokens: Optional[int],
         cache_dir: Optional[str],
+        adapter: Optional[str],
     ) -> None: ...
     @property
     def family(self) -> str: ...
