@@ -256,11 +256,11 @@ impl Ctx {
         Ok(Tensor::owned(View::dense(self.stream.alloc(bytes)?, shape, dtype)?))
     }
 
-    /// Runs `work`; the activations that it allocates end with it, unless a tape needs them.
+    /// Runs `work`; the activations that it allocates end with it, unless a tape has noted something that may need them.
     pub fn scope<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let mark = self.arena.mark();
+        let (mark, before) = (self.arena.mark(), self.tape.as_ref().map(Tape::noted));
         let result = work(self);
-        if self.tape.is_none() {
+        if self.tape.as_ref().map(Tape::noted) == before {
             self.arena.release(mark);
         }
         result

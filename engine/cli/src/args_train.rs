@@ -140,7 +140,7 @@ pub struct SftArgs {
     /// Most tokens that go through the model at once: bounds the memory of activations, and changes no result but for rounding.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 2048, value_parser = at_least_one)]
     pub pass_tokens: usize,
-    /// Compute the activations of layers again when their gradient is wanted, in place of keeping them: less memory, a third more time.
+    /// Compute the activations of layers again when their gradient is wanted, in place of keeping them: half the memory, half as much more time.
     #[arg(long)]
     pub recompute: bool,
     /// Set a field of the image processor.

@@ -48,6 +48,8 @@ pub struct Tape {
     again: bool,
     /// The part that runs now, of those.
     segment: Option<Segment>,
+    /// Copies of what was overwritten.
+    copied: usize,
 }
 
 /// Ranges of bytes of memory, by its identity.
@@ -252,6 +254,7 @@ impl Tape {
             mark,
             again,
             segment: None,
+            copied: 0,
         };
         for Trained { values, grads, ranges } in trained {
             tape.tracked.entry(values.id()).or_default().extend(ranges.iter().cloned());
@@ -332,6 +335,7 @@ impl Tape {
                 move_away(cx, &mut note.needed, &mut note.moved, &mut copies, view, owned)?;
             }
         }
+        self.copied += copies.len();
         if let Some(own) = own {
             own.needed.extend(own.op.needs().after);
         }
@@ -377,6 +381,11 @@ impl Tape {
             }
         }
         Ok(())
+    }
+
+    /// A number that grows with whatever may need activations later.
+    pub(crate) fn noted(&self) -> usize {
+        self.notes.len() + self.copied + self.segment.as_ref().map_or(0, Segment::len)
     }
 
     /// Ops noted so far.

@@ -77,6 +77,11 @@ impl Segment {
         }
     }
 
+    /// What it has done so far.
+    pub(super) fn len(&self) -> usize {
+        self.ran.len()
+    }
+
     fn has_written(&self, view: &View) -> bool {
         let bytes = view.byte_range();
         let inside = |range: &Range<usize>| range.start <= bytes.start && bytes.end <= range.end;
@@ -169,6 +174,7 @@ impl Tape {
             mark: segment.from,
             again: false,
             segment: None,
+            copied: 0,
         };
         // What others left where the activations of the part are going to be.
         let cleared =
