@@ -114,7 +114,7 @@ fn models_that_answer_find_pictures_by_pictures() {
     let (folder, idx) = (temp.path("drawn"), temp.path("idx"));
     drawn::folder(&folder, 12);
     index(&folder, &idx, Some(&demo()));
-    let with = server(None, &idx);
+    let with = server(Some(&demo()), &idx);
     let got =
         with.post("/v1/search", &json!({"image_url": data(&folder.join("0004.png")), "k": 2})).json(200);
     assert_eq!((&got["kind"], &got["data"][0]["path"]), (&json!("pooled_tower"), &json!("0004.png")));

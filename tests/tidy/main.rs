@@ -146,7 +146,7 @@ mod can_fail {
         assert_eq!(complaints(&[large("a.bin", 5)]), 1);
         assert_eq!(complaints(&[large("a.bin", 4)]), 0);
         let many = |path: &str, n: u64| (0..n).map(|i| large(&format!("{path}{i}"), 1)).collect::<Vec<_>>();
-        assert_eq!(complaints(&many("a", 61)), 1);
+        assert_eq!(complaints(&many("a", 73)), 1);
         assert_eq!(complaints(&many("tests/golden/", 48)), 1);
         assert_eq!(complaints(&many("models/demo/", 9)), 1);
     }
