@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn axes_have_room() {
-        let of = |values: &[f64]| ends(values.to_vec().into_iter());
+        let of = |values: &[f64]| ends(values.iter().copied());
         assert_eq!(of(&[0.0, 2.0]), (0.0, 2.1));
         let (low, high) = of(&[3.0, 3.0]);
         assert!(low < 3.0 && high > 3.0);

@@ -258,12 +258,18 @@ impl Ctx {
 
     /// Runs `work`; the activations that it allocates end with it, unless a tape has noted something that may need them.
     pub fn scope<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
-        let (mark, before) = (self.arena.mark(), self.tape.as_ref().map(Tape::noted));
+        let (mark, before) = (self.arena.mark(), self.needed_later());
         let result = work(self);
-        if self.tape.as_ref().map(Tape::noted) == before {
+        if self.needed_later() == before {
             self.arena.release(mark);
         }
         result
+    }
+
+    /// A number that grows with whatever may need activations once their scope has ended; `None` without a tape.
+    fn needed_later(&self) -> Option<usize> {
+        let kept = self.kept.as_ref().map_or(0, |(_, kept)| kept.len());
+        self.tape.as_ref().map(|tape| tape.noted() + kept)
     }
 
     /// As [`scope`](Self::scope), of a part that leaves nothing behind but what it wrote to memory from outside: a layer. A tape may

@@ -145,7 +145,7 @@ fn models_that_answer_find_pictures_by_pictures() {
         "--index".as_ref(),
         idx,
     ];
-    run(&line).fails(1, &["model: expected demo", "siglip"]);
+    run(&line).fails(1, &["model: expected ", "models/demo/model", "siglip"]);
     browse(
         "search.cjs",
         &[format!("http://{}/", with.address).as_ref(), folder.join("0004.png").as_os_str()],

@@ -138,6 +138,9 @@ fn bare(path: &str) -> String {
     kept.join(".")
 }
 
+/// The matrices of a module: its path in the checkpoint, n, k and r, the values of A times the scale, and those of B.
+pub(super) type Matrices = (String, [usize; 3], Vec<f32>, Vec<f32>);
+
 /// An adapter in a folder.
 pub struct Peft {
     path: PathBuf,
@@ -214,9 +217,9 @@ impl Peft {
         Ok(hash.finalize().to_hex().to_string())
     }
 
-    /// Its modules with the shape `[r, k]` of A and the values of both matrices, A times the scale. `known` are the paths of a
-    /// checkpoint: what versions of a model call otherwise is found by the rest of its path.
-    pub(super) fn matrices(&self, known: &[&str]) -> Result<Vec<(String, [usize; 3], Vec<f32>, Vec<f32>)>> {
+    /// The matrices of its modules. `known` are the paths of a checkpoint: what versions of a model call otherwise is found by the
+    /// rest of its path.
+    pub(super) fn matrices(&self, known: &[&str]) -> Result<Vec<Matrices>> {
         let refuse = |reason: String| Error::Adapter { name: self.path.display().to_string(), reason };
         let mut all = Vec::with_capacity(self.pairs.len());
         for (module, [a, b]) in &self.pairs {

@@ -46,7 +46,7 @@ fn adapters_go_in_before_what_is_fused() {
     let adapter = Arc::new(cx.place_adapter("one", std::slice::from_ref(&low)).expect("it fits"));
     assert_eq!(adapter.modules(), ["up"]);
     let (x, h) = (matrix(&mut cx, m, k, 5), matrix(&mut cx, m, n, 6));
-    let mut run = |cx: &mut Ctx| {
+    let run = |cx: &mut Ctx| {
         let out = cx.alloc_owned(&[m, n], DType::F32).expect("memory");
         let mut op = Matmul::new(x.clone(), w.clone(), out.view().clone());
         (op.act, op.gated, op.residual) = (Activation::Silu, true, Some(h.clone()));
@@ -54,17 +54,17 @@ fn adapters_go_in_before_what_is_fused() {
         values(cx, out.view())
     };
     let plain = run(&mut cx);
-    let ranged = cx.adapt_rows(vec![(1..3, adapter.clone())], &mut run);
+    let ranged = cx.adapt_rows(vec![(1..3, adapter.clone())], run);
     cx.adapt(Some(adapter));
     let all = run(&mut cx);
     cx.adapt(None);
     assert_eq!(run(&mut cx), plain);
     let [x, h, gate, up, a, b] = [&x, &h, &gate, &up, &a, &b].map(|view| values(&mut cx, view));
     let (gate, t) = (product(&x, &gate, k), product(&x, &a, k));
-    let (up, low) = (product(&x, &up, k), product(&t, &b, r));
+    let (up, added) = (product(&x, &up, k), product(&t, &b, r));
     for row in 0..m {
         for i in row * n..(row + 1) * n {
-            let of = |scale: f64| silu(gate[i]) * (up[i] + scale * low[i]) + h[i];
+            let of = |scale: f64| silu(gate[i]) * (up[i] + scale * added[i]) + h[i];
             for (found, scale) in
                 [(plain[i], 0.0), (all[i], 0.5), (ranged[i], if (1..3).contains(&row) { 0.5 } else { 0.0 })]
             {

@@ -157,7 +157,7 @@ mod tests {
             let seen = usize::from(*row.iter().max().expect("some") - *row.iter().min().expect("some"));
             least = least.min(seen);
             // A quarter of the area, and no more than a third narrower than it would be of the same shape.
-            assert!(seen >= 48 && seen < 200, "{seen}");
+            assert!((48..200).contains(&seen), "{seen}");
         }
         assert!(least < 140, "{least}");
     }

@@ -70,8 +70,11 @@ fn text(args: &MaskedArgs) -> Outcome {
     args.run.run(&mut cx, &job, &mut trainer, (args.which.model().unwrap_or("demo"), &activations))
 }
 
+/// A teacher of features, its processor, and how wide they are.
+type Taught = (FeatureTeacher, Box<dyn Processor>, usize);
+
 /// A teacher of features with its processor and the width of its features.
-fn teacher(args: &MaskedArgs) -> Result<Option<(FeatureTeacher, Box<dyn Processor>, usize)>, Failure> {
+fn teacher(args: &MaskedArgs) -> Result<Option<Taught>, Failure> {
     let name = match (args.predict, &args.teacher) {
         (PredictArg::Pixels, None) => return Ok(None),
         (PredictArg::Pixels, Some(_)) => {

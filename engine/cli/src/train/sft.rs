@@ -19,7 +19,7 @@ enum Trains {
     /// Weights.
     Weights(Parameters),
     /// An adapter beside them.
-    Adapter(Lora),
+    Adapter(Box<Lora>),
 }
 
 impl Trains {
@@ -56,7 +56,7 @@ impl SftArgs {
             false => chooses(&self.parts, &roles, path),
         };
         let base = self.which.model();
-        Ok((loaded, Trains::Adapter(Lora::new(cx, &options, &chosen, base)?)))
+        Ok((loaded, Trains::Adapter(Box::new(Lora::new(cx, &options, &chosen, base)?))))
     }
 }
 
