@@ -1,8 +1,9 @@
 //! Losses, the gradient of each parameter, and fifty steps of AdamW.
 
 use ocelli_engine::files::ModelFiles;
+use ocelli_engine::text::Message;
 use ocelli_engine::weights::Checkpoint;
-use ocelli_train::{AdamWOptions, Learner, Optimizer, Schedule, Trainer};
+use ocelli_train::{AdamWOptions, Batcher, Learner, Optimizer, Schedule, Trainer};
 
 use super::reference::{Reference, folder};
 
@@ -103,6 +104,31 @@ fn smolvlm_tied_gradients() {
     gradients_agree("smolvlm_tied");
 }
 
+#[test]
+fn blip_gradients() {
+    gradients_agree("blip_vqa");
+}
+
+/// Without a chat template nothing tells a second question from the first answer.
+#[test]
+fn one_answer_without_a_template() {
+    let reference = Reference::load("blip_vqa");
+    let batcher = Batcher { pipeline: &reference.pipeline, max_tokens: 64, asks: false };
+    let said = |role: &str| Message::text(role, "two");
+    for (roles, told) in [
+        (&["user", "assistant", "user", "assistant"][..], "one answer"),
+        (&["user"], "one answer"),
+        (&["assistant", "user"], "one answer"),
+    ] {
+        let messages: Vec<Message> = roles.iter().map(|role| said(role)).collect();
+        let error = batcher.example(&messages, reference.pictures()[..1].to_vec()).err().expect("an error");
+        assert!(error.to_string().contains(told), "{roles:?}: {error}");
+    }
+    let empty = [said("user"), Message::text("assistant", "")];
+    let error = batcher.example(&empty, reference.pictures()[..1].to_vec()).err().expect("an error");
+    assert!(error.to_string().contains("no token"), "{error}");
+}
+
 /// What a model of a configuration asks for is what a checkpoint of it has.
 #[test]
 fn tensors_of_a_configuration() {
@@ -120,7 +146,8 @@ fn tensors_of_a_configuration() {
 }
 
 #[test]
-fn smolvlm_steps() {
+fn fifty_steps() {
     steps_agree("smolvlm");
     steps_agree("smolvlm_tied");
+    steps_agree("blip_vqa");
 }

@@ -101,21 +101,20 @@ impl Batcher<'_> {
     }
 
     /// A conversation, whose messages of the assistant are learnt: what the chat template writes for each of them after the header
-    /// of an answer, up to the token that ends it; what a template writes after that, nobody is ever asked for. Without a template it is
-    /// their texts, and the end token.
+    /// of an answer, up to the token that ends it; what a template writes after that, nobody is ever asked for. Of a model without a
+    /// template it is one question, laid out as it is when the model answers, then the tokens of the answer and the one that ends it.
     ///
     /// # Errors
     /// If the conversation cannot be laid out, has no answer, or has more tokens than the model or `max_tokens` allow.
     pub fn example(&self, messages: &[Message], pictures: Vec<Arc<PreparedImage>>) -> Result<Example> {
+        if self.pipeline.template.is_none() {
+            return self.plain_example(messages, pictures);
+        }
         let shown: Vec<&PreparedImage> = pictures.iter().map(|picture| &**picture).collect();
         let tokens = |text: &str| self.pipeline.processor.lay_out(text, &shown, &self.pipeline.tokenizer);
         let whole_text = self.render(messages, false)?;
         let whole = tokens(&whole_text)?;
-        let limit = self.max_tokens.min(self.pipeline.model.info().max_positions);
-        if whole.len() > limit {
-            return Err(Error::PromptTooLong { limit, found: whole.len() });
-        }
-        whole.check(pictures.len(), self.pipeline.model.info().embedded)?;
+        self.check(&whole, pictures.len())?;
         let mut learnt = vec![false; whole.len()];
         for (at, _) in messages.iter().enumerate().filter(|(_, message)| message.role == "assistant") {
             // What is before a picture has fewer of them: such beginnings are compared as texts alone.
@@ -136,6 +135,39 @@ impl Batcher<'_> {
             learnt[from..end].fill(true);
         }
         Example::new(whole, pictures, &learnt)
+    }
+
+    /// As [`example`](Self::example), of a model without a template.
+    fn plain_example(&self, messages: &[Message], pictures: Vec<Arc<PreparedImage>>) -> Result<Example> {
+        let Some((last, asked)) = messages.split_last().filter(|(last, asked)| {
+            last.role == "assistant" && asked.iter().all(|message| message.role != "assistant")
+        }) else {
+            let what = "messages: expected one answer behind all else, as the model has no chat template";
+            return Err(Error::Train(what.into()));
+        };
+        let shown: Vec<&PreparedImage> = pictures.iter().map(|picture| &**picture).collect();
+        let tokenizer = &self.pipeline.tokenizer;
+        let mut prompt = self.pipeline.processor.lay_out(&self.render(asked, true)?, &shown, tokenizer)?;
+        let before = prompt.len();
+        prompt.append(tokenizer.encode_plain(&last.content.plain("", ""))?);
+        if prompt.len() == before {
+            return Err(Error::Train("expected an answer, found no token of one".into()));
+        }
+        let end = prompt.stop.first().or_else(|| tokenizer.eos_ids().first()).copied();
+        prompt.append(end);
+        self.check(&prompt, pictures.len())?;
+        let learnt: Vec<bool> = (0..prompt.len()).map(|token| token >= before).collect();
+        Example::new(prompt, pictures, &learnt)
+    }
+
+    /// Errors of a prompt that is too long, or whose places do not fit its pictures.
+    fn check(&self, prompt: &Prompt, pictures: usize) -> Result<()> {
+        let info = self.pipeline.model.info();
+        let limit = self.max_tokens.min(info.max_positions);
+        if prompt.len() > limit {
+            return Err(Error::PromptTooLong { limit, found: prompt.len() });
+        }
+        prompt.check(pictures, info.embedded)
     }
 
     fn render(&self, messages: &[Message], answer: bool) -> Result<String> {
