@@ -16,7 +16,7 @@ use crate::pipeline::Pipeline;
 use crate::prompt::{Features, Prompt};
 use crate::sample::SamplingParams;
 use crate::scheduler::{Media, Request, generate};
-use crate::weights::{Calibration, Checkpoint, Gatherer, Products, Seen};
+use crate::weights::{Calibration, Checkpoint, Gatherer, Products, Seen, free_memory};
 
 /// Rows that are answered together.
 const TOGETHER: usize = 16;
@@ -208,14 +208,16 @@ pub fn divergence(p: &[f32], q: &[f32]) -> f64 {
 /// What the probe gathers.
 struct Watch {
     products: Products,
-    /// Modules by the memory of their weights.
-    places: HashMap<(usize, usize), String>,
+    /// Modules by the memory of their weights; several where one product is of them all.
+    places: HashMap<(usize, usize), Vec<String>>,
     /// Modules and what is gathered for them.
     gathered: Vec<(Vec<String>, Gatherer)>,
     by_module: HashMap<String, usize>,
     left: HashSet<String>,
     used: u64,
     memory: u64,
+    /// Bytes that the host had left at first, where it says.
+    free: Option<u64>,
 }
 
 impl Watch {
@@ -223,13 +225,15 @@ impl Watch {
     fn see(&mut self, w: &Weights, read: &mut dyn FnMut() -> Result<Vec<f32>>) -> Result<()> {
         let place = |at: &ocelli_kernels::View| self.places.get(&(at.storage().id(), at.offset()));
         let parts = w.parts().iter().filter_map(|part| place(part.planes.first()?));
-        let names: Vec<String> = parts.cloned().collect();
+        let names: Vec<String> = parts.flatten().cloned().collect();
         let Some(first) = names.first() else { return Ok(()) };
         let number = match self.by_module.get(first) {
             Some(&number) => number,
             None => {
                 let bytes = Gatherer::bytes(w.k());
-                if self.left.contains(first) || self.used > 0 && self.used + bytes > self.memory {
+                let all = self.used + bytes;
+                let full = self.used > 0 && all > self.memory || self.free.is_some_and(|free| all > free);
+                if full || self.left.contains(first) {
                     self.left.extend(names);
                     return Ok(());
                 }
@@ -265,10 +269,21 @@ impl Calibration for CalibrationSet<'_> {
 
     fn inputs(&mut self, modules: &HashSet<&str>, memory: u64) -> Result<Seen> {
         self.answer()?;
-        let mut places = HashMap::with_capacity(modules.len());
-        for &module in modules {
+        let mut places: HashMap<(usize, usize), Vec<String>> = HashMap::with_capacity(modules.len());
+        let mut of_banks = HashSet::new();
+        for bank in self.checkpoint.banks() {
+            for expert in 0..bank.experts {
+                let names = bank.projections.iter().map(|(name, _)| bank.module(expert, name));
+                let names: Vec<String> = names.filter(|name| modules.contains(name.as_str())).collect();
+                of_banks.extend(names.iter().cloned());
+                if !names.is_empty() {
+                    places.entry(bank.place(expert)).or_default().extend(names);
+                }
+            }
+        }
+        for &module in modules.iter().filter(|module| !of_banks.contains(**module)) {
             let view = self.checkpoint.tensor(&format!("{module}.weight"))?;
-            places.insert((view.storage().id(), view.offset()), module.to_owned());
+            places.entry((view.storage().id(), view.offset())).or_default().push(module.to_owned());
         }
         let watch = Watch {
             products: Products::new()?,
@@ -278,6 +293,7 @@ impl Calibration for CalibrationSet<'_> {
             left: HashSet::new(),
             used: 0,
             memory,
+            free: free_memory(),
         };
         let watch = Arc::new(Mutex::new(watch));
         let sink = watch.clone();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::text::Tokenizer;
-use ocelli_engine::weights::{Checkpoint, Fold, Role, Scope};
+use ocelli_engine::weights::{Bank, Checkpoint, Fold, Role, Scope};
 use ocelli_engine::{Ctx, Error, Loaded, Model, Precision, Processor, Result};
 use serde::Deserialize;
 
@@ -218,6 +218,8 @@ pub struct Anatomy {
     pub roles: HashMap<String, Role>,
     /// Which matrices take what some norm or matrix gives and nothing else takes.
     pub folds: Vec<Fold>,
+    /// Tensors that hold matrices of all experts of a layer.
+    pub banks: Vec<Bank>,
 }
 
 /// What the matrices of a model are to it; found by loading the model without a device.
@@ -227,7 +229,7 @@ pub fn anatomy(files: &ModelFiles) -> Result<Anatomy> {
     load_model(files, &checkpoint, &mut cx, Leftovers::Ignore)?;
     let notes = checkpoint.notes().into_iter().filter(|note| note.matrix);
     let roles = notes.filter_map(|note| Some((note.module, note.role?))).collect();
-    Ok(Anatomy { roles, folds: checkpoint.folds() })
+    Ok(Anatomy { roles, folds: checkpoint.folds(), banks: checkpoint.banks() })
 }
 
 /// What each tensor or module that a model takes is to it, by its name; found by loading the model without a device.

@@ -90,6 +90,43 @@ fn everything_with_zero_points() {
     }
 }
 
+/// Experts in tensors of all of them: listed one by one before they are quantized and after, and the copy answers.
+#[test]
+fn experts_of_one_tensor() {
+    let (temp, model) = (Temp::new(), golden("qwen3_vl_moe"));
+    let (out, model) = (temp.path("out"), model.to_str().unwrap());
+    let out = out.to_str().unwrap();
+    let of_experts = |model: &str, format: &str| {
+        let report = ocelli(&["inspect", model, "--json"]).json();
+        let modules = report["modules"].as_array().unwrap().clone();
+        let is = |module: &&Value| module["name"].as_str().unwrap().contains(".mlp.experts.");
+        let found: Vec<String> =
+            modules.iter().filter(is).map(|of| of["format"].as_str().unwrap().to_owned()).collect();
+        assert!(found.iter().all(|found| found == format), "{found:?}");
+        found.len()
+    };
+    let before = of_experts(model, "bf16");
+    let text = ocelli(&["inspect", model, "--modules"]).well();
+    assert!(text.contains("layers.*.mlp.experts.*.up_proj"), "{text}");
+    let args = ["quantize", model, "--out", out, "--format", "int8", "--group", "0", "--json"];
+    let done = ocelli(&args).json();
+    let listed = done["modules"].as_array().unwrap();
+    let named = |of: &&Value| of["name"].as_str().unwrap().ends_with("experts.5.down_proj");
+    assert!(listed.iter().filter(named).count() > 0 && done["notes"] == Value::Array(Vec::new()), "{done}");
+    assert_eq!(before, of_experts(out, "int8row"));
+    assert!(before > 10 && before.is_multiple_of(3), "{before}");
+    let text = ocelli(&["inspect", out, "--modules"]).well();
+    assert!(text.contains("compressed-tensors pack-quantized integers"), "{text}");
+    ocelli(&["run", "--model", out, "--max-tokens", "4", "What is there to see in it?"]).well();
+    // Rows of 40 weights are no whole groups: the layer's experts stay, and that is told.
+    let again = temp.path("again");
+    let args = ["quantize", model, "--out", again.to_str().unwrap(), "--format", "mxfp4"];
+    let done = ocelli(&args);
+    let notes = done.notes.concat();
+    assert!(notes.contains("stay as they are: rows of 40 weights") && notes.contains("mxfp4"), "{notes}");
+    done.well();
+}
+
 #[test]
 fn the_model_may_come_with_its_flag() {
     let (temp, model) = (Temp::new(), golden("smolvlm"));

@@ -38,7 +38,7 @@ impl Random {
     }
 
     /// From 0 to 1.
-    fn unit(&mut self) -> f32 {
+    pub fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
 }
@@ -366,22 +366,23 @@ impl Way {
 }
 
 /// A model whose experts are replaced.
-struct Model {
+#[derive(Clone)]
+pub(super) struct Model {
     family: &'static str,
     /// Tensors of all but experts.
-    rest: Vec<Tensor>,
+    pub rest: Vec<Tensor>,
     /// The path of the experts of each layer that has some.
-    layers: Vec<String>,
-    experts: usize,
+    pub layers: Vec<String>,
+    pub experts: usize,
     d: usize,
-    inner: usize,
+    pub inner: usize,
 }
 
 /// Projections of an expert.
-const NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+pub(super) const NAMES: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
 impl Model {
-    fn open(family: &'static str) -> Self {
+    pub fn open(family: &'static str) -> Self {
         let file = TensorFile::open(&golden(family).join("model.safetensors")).expect(family);
         let (mut rest, mut layers, mut experts) = (Vec::new(), BTreeMap::new(), 0);
         for name in file.names() {
@@ -416,12 +417,12 @@ impl Model {
     }
 
     /// Rows and columns of a projection.
-    fn size(&self, name: &str) -> [usize; 2] {
+    pub fn size(&self, name: &str) -> [usize; 2] {
         if name == "down_proj" { [self.d, self.inner] } else { [self.inner, self.d] }
     }
 
     /// Writes a model of these experts; `config` is added to the family's.
-    fn write(&self, what: &str, experts: Vec<Tensor>, config: &Value) -> Folder {
+    pub fn write(&self, what: &str, experts: Vec<Tensor>, config: &Value) -> Folder {
         let name = format!("ocelli-experts-{}-{what}-{}", self.family, std::process::id());
         let folder = Folder(std::env::temp_dir().join(name));
         std::fs::create_dir_all(&folder.0).expect("a folder");
@@ -510,7 +511,7 @@ fn stages(folder: &Path, device: &dyn Device) -> Stages {
 }
 
 /// Fails where two models' stages differ by more than rounding.
-fn equal(what: &str, got: &Path, expected: &Path, device: &dyn Device) {
+pub(super) fn equal(what: &str, got: &Path, expected: &Path, device: &dyn Device) {
     equal_stages(what, &stages(got, device), &stages(expected, device));
 }
 

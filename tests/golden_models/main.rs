@@ -5,6 +5,7 @@ mod batch;
 mod calibrated;
 mod cuda;
 mod demo;
+mod expert_copies;
 mod experts;
 mod florence2;
 mod likely;

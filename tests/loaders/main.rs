@@ -2,6 +2,7 @@
 
 mod alloc;
 mod build;
+mod calibrated;
 mod checkpoints;
 mod corrupt;
 mod fuzz;

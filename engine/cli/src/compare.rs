@@ -205,7 +205,7 @@ fn formats(args: &CompareArgs, files: &ModelFiles, gentle: &Gentle) -> Result<Ve
         let mut options = QuantizeOptions::new(scheme);
         options.layout = usual_layout(scheme);
         options.force = true;
-        let parts = weights::Anatomy { role: &role, folds: &[] };
+        let parts = weights::Anatomy { role: &role, folds: &[], banks: &anatomy.banks };
         let spinner = Spinner::new(&format!("rounding to {}", format.name()));
         quantize_with(files, &folder.0, parts, &options, None, &mut |event| {
             if let Event::At(at) = event {

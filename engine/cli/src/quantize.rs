@@ -153,7 +153,7 @@ pub fn quantize(args: &QuantizeArgs) -> Outcome {
         // What is quantized already is told as such.
         Err(error) => match Checkpoint::open(&files) {
             Ok(checkpoint) if checkpoint.quantization().is_some() => {
-                Anatomy { roles: HashMap::new(), folds: Vec::new() }
+                Anatomy { roles: HashMap::new(), folds: Vec::new(), banks: Vec::new() }
             }
             _ => return Err(error.into()),
         },
@@ -189,7 +189,7 @@ fn written(
     gentle: &Gentle,
 ) -> Result<Quantized, QuantizeError> {
     let role = |module: &str| anatomy.roles.get(module).copied();
-    let anatomy = weights::Anatomy { role: &role, folds: &anatomy.folds };
+    let anatomy = weights::Anatomy { role: &role, folds: &anatomy.folds, banks: &anatomy.banks };
     let mut bar = Bytes::new();
     quantize_with(files, &args.out, anatomy, options, calibration, &mut |event| {
         match event {

@@ -11,7 +11,7 @@ use ocelli_kernels::{DType, View};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::imagined::Imagined;
-use super::{Copied, Fold, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
+use super::{Bank, Copied, Fold, Note, Quantization, Scope, TensorFile, TensorInfo, WeightError, near};
 use crate::adapter::{Deltas, Peft};
 use crate::files::ModelFiles;
 
@@ -38,6 +38,8 @@ pub struct Checkpoint {
     pub(super) notes: Mutex<Vec<Note>>,
     /// What was declared of who takes what.
     pub(super) folds: Mutex<Vec<Fold>>,
+    /// What was declared of tensors of all experts.
+    pub(super) banks: Mutex<Vec<Bank>>,
     /// Whether what is made of tensors has sizes alone.
     planned: bool,
     /// What is added to its matrices.
@@ -94,7 +96,7 @@ impl Checkpoint {
     fn single(path: String, file: TensorFile) -> Self {
         let names = (0..file.names().count()).map(|tensor| (0, tensor)).collect();
         let (chosen, quantization, config) = (None, None, String::new());
-        let (notes, folds, made, along_n, unnamed) = Default::default();
+        let (notes, folds, banks, made, along_n, unnamed) = Default::default();
         Self {
             path,
             files: vec![file],
@@ -104,6 +106,7 @@ impl Checkpoint {
             config,
             notes,
             folds,
+            banks,
             planned: false,
             deltas: Deltas::default(),
             imagined: None,
@@ -157,7 +160,7 @@ impl Checkpoint {
         let mut names: Vec<_> = chosen.values().copied().collect();
         names.sort_unstable();
         let (chosen, quantization, config) = (Some(chosen), None, String::new());
-        let (notes, folds, made, along_n, unnamed) = Default::default();
+        let (notes, folds, banks, made, along_n, unnamed) = Default::default();
         Ok(Self {
             path,
             files: opened,
@@ -167,6 +170,7 @@ impl Checkpoint {
             config,
             notes,
             folds,
+            banks,
             planned: false,
             deltas: Deltas::default(),
             imagined: None,

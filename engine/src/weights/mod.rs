@@ -4,6 +4,7 @@
 //! parts take their tensors. Tensors that are not aligned to their type are copied, each alone, and counted. How a
 //! linear layer is stored is found from its tensors and told to nobody but the kernels.
 
+mod bank;
 mod checkpoint;
 mod compressed;
 mod error;
@@ -18,6 +19,7 @@ mod quantize;
 mod scope;
 mod stack;
 
+pub use bank::Bank;
 pub use checkpoint::Checkpoint;
 pub use compressed::{Quantization, Scheme};
 pub use error::WeightError;
@@ -25,6 +27,7 @@ pub use file::{Aligned, Copied, TensorFile, TensorInfo};
 pub use header::{MAX_AXES, MAX_HEADER};
 pub use notes::Note;
 pub use published::sources;
+pub use quantize::free_memory;
 pub use quantize::{
     Anatomy, Calibration, Event, Fold, Inputs, Layout, MAX_SHARD, ModuleReport, Producer, Progress,
     QuantizeError, QuantizeOptions, QuantizeScheme, Quantized, Role, Rounding, Scaling, Seen, quantize,

@@ -1,6 +1,6 @@
 //! Experts: MLPs of which each row takes a few, chosen by a router, and one that every row takes.
 
-use ocelli_engine::weights::{self, Scope};
+use ocelli_engine::weights::{self, Bank, Scope};
 use ocelli_engine::{Ctx, Error, Result, Tensor};
 use ocelli_kernels::ops::{Activation, ExpertMatmul, GatherRows, Matmul, MixRows, Pointwise, Route, Scores};
 use ocelli_kernels::{DType, Storage, View, Weights};
@@ -39,6 +39,8 @@ pub struct ExpertsPlan {
     pub factors: Option<&'static str>,
     /// Names of gate, up and down projections of experts that are stored one by one.
     pub names: [&'static str; 3],
+    /// Where MLX has the projections of all experts.
+    pub stack: &'static str,
     /// The expert that every row takes, if there is one.
     pub shared: Option<SharedPlan>,
 }
@@ -62,6 +64,7 @@ impl ExpertsPlan {
             bias: None,
             factors: None,
             names: ["gate_proj", "up_proj", "down_proj"],
+            stack: "switch_mlp",
             shared: None,
         }
     }
@@ -353,16 +356,29 @@ struct Matrices {
 
 /// Gate and up of all experts, and down, in whichever of the layouts they are stored.
 fn matrices(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Matrices> {
-    let &ExpertsPlan { experts, d, inner, transposed, .. } = plan;
+    let &ExpertsPlan { experts, d, inner, .. } = plan;
     let all = scope.at_any(&["experts", "moe.experts"]);
+    let [gate, up, down] = plan.names;
+    let paths = || [all.prefix().to_owned(), scope.path(plan.stack)];
     if all.has("gate_up_proj") {
-        let gate_up = parameter(cx, &all, "gate_up_proj", [experts, 2 * inner, d], transposed)?;
-        let down = parameter(cx, &all, "down_proj", [experts, d, inner], transposed)?;
+        let mut of = |name: &str, k: usize, projections: &[(&str, usize)]| {
+            parameter(cx, &all, name, plan, k, projections, paths())
+        };
+        let gate_up = of("gate_up_proj", d, &[(gate, inner), (up, inner)])?;
+        let down = of("down_proj", inner, &[(down, d)])?;
         return Ok(Matrices { gate_up, down, orders: Default::default() });
     }
-    let [gate, up, down] = plan.names;
     let modules = [scope.at("switch_mlp"), all.at("switch_glu"), all.clone()];
     let stack = modules.into_iter().find(|stack| stack.at(gate).exists());
+    for (name, n, k) in [(gate, inner, d), (up, inner, d), (down, d, inner)] {
+        let Some(here) = stack.as_ref().map(|stack| stack.at(name)).filter(|here| !here.is_quantized())
+        else {
+            continue;
+        };
+        let view = here.any("weight")?;
+        let projections = vec![(name.to_owned(), n)];
+        here.bank(Bank::new(here.path("weight"), [experts, k], false, projections, paths(), &view));
+    }
     let one = |expert: usize, name: &str| match &stack {
         Some(stack) => stack.at(name).part(expert, experts),
         None => all.at(expert).at(name),
@@ -391,15 +407,24 @@ fn matrices(cx: &mut Ctx, scope: &Scope<'_>, plan: &ExpertsPlan) -> Result<Matri
 }
 
 /// The matrices of all experts as one parameter: `[experts, n, k]` or `[experts, k, n]`. The latter are turned once, in their own type.
+/// `projections` are the names and rows of what they are made of, `paths` those of experts one by one and of MLX's stacks.
 fn parameter(
     cx: &mut Ctx,
     scope: &Scope<'_>,
     name: &str,
-    [experts, n, k]: [usize; 3],
-    transposed: Option<bool>,
+    &ExpertsPlan { experts, transposed, .. }: &ExpertsPlan,
+    k: usize,
+    projections: &[(&str, usize)],
+    paths: [String; 2],
 ) -> Result<Weights> {
+    let n = projections.iter().map(|(_, rows)| rows).sum();
     if !scope.parameter(name, 0, experts, false).is_quantized() {
-        return stacked(cx, scope, name, [experts, n, k], transposed);
+        let (w, turned) = stacked(cx, scope, name, [experts, n, k], transposed)?;
+        if let Some(view) = w.parts().first().and_then(|part| part.planes.first()) {
+            let projections = projections.iter().map(|&(name, rows)| (name.to_owned(), rows)).collect();
+            scope.bank(Bank::new(scope.path(name), [experts, k], turned, projections, paths, view));
+        }
+        return Ok(w);
     }
     // Packed codes are fewer than columns: the outputs tell.
     let found = scope.info(name).map_or(&[][..], |info| info.shape);
@@ -408,26 +433,27 @@ fn parameter(
     Ok(cx.stream().place(&weights::stacked(&all, k)?)?)
 }
 
-/// The matrices of all experts, stored as `[experts, n, k]` or `[experts, k, n]`; the latter are turned once, in their own type.
+/// The matrices of all experts, stored as `[experts, n, k]` or `[experts, k, n]`; the latter are turned once, in their own type, and
+/// told.
 fn stacked(
     cx: &mut Ctx,
     scope: &Scope<'_>,
     name: &str,
     [experts, n, k]: [usize; 3],
     transposed: Option<bool>,
-) -> Result<Weights> {
+) -> Result<(Weights, bool)> {
     let found = scope.info(name).map(|info| info.shape.to_vec());
     let turned = transposed.unwrap_or_else(|| n != k && found.as_deref() == Some(&[experts, k, n]));
     if !turned {
         let view = scope.take(name, &[experts, n, k])?.reshape(&[experts * n, k])?;
-        return Ok(cx.stream().place(&Weights::dense(view, None)?)?);
+        return Ok((cx.stream().place(&Weights::dense(view, None)?)?, false));
     }
     let stored = scope.take(name, &[experts, k, n])?;
     let (size, bytes) = (stored.dtype().size(), scope.checkpoint().raw(&scope.path(name))?);
     let w = cx.alloc_owned(&[experts * n, k], stored.dtype())?;
     // A dry run writes nothing.
     if matches!(w.view().storage(), Storage::Meta(_)) {
-        return Ok(Weights::dense(w.view().clone(), None)?);
+        return Ok((Weights::dense(w.view().clone(), None)?, true));
     }
     let mut one = vec![0u8; n * k * size];
     for (expert, from) in bytes.chunks_exact(one.len().max(1)).take(experts).enumerate() {
@@ -444,7 +470,7 @@ fn stacked(
         }
         cx.stream().write(&w.view().narrow(0, expert * n, n)?, &one)?;
     }
-    Ok(Weights::dense(w.view().clone(), None)?)
+    Ok((Weights::dense(w.view().clone(), None)?, true))
 }
 
 /// A table of floats `[len]` as f32.

@@ -81,6 +81,7 @@ impl TextPlan {
             top: text.need("top_k_experts")?,
             act: Activation::GeluTanh,
             router: "router.proj",
+            stack: "experts.switch_glu",
             factors: Some("router.per_expert_scale"),
             transposed: Some(false),
             ..ExpertsPlan::softmax(experts, self.d, inner)

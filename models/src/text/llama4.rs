@@ -90,6 +90,7 @@ impl TextPlan {
             scale_input: true,
             transposed: Some(true),
             router: "router",
+            stack: "experts",
             shared: Some(SharedPlan { name: "shared_expert", inner, gate: None }),
             ..ExpertsPlan::softmax(text.size("num_local_experts", 16)?, self.d, inner)
         });

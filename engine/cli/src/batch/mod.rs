@@ -22,6 +22,7 @@ use ocelli_engine::scheduler::{
 };
 use ocelli_engine::store::FeatureStore;
 use ocelli_engine::text::Message;
+use ocelli_engine::weights::free_memory;
 use ocelli_engine::{Error, Phase, Pipeline};
 use ocelli_kernels::Backend;
 use serde_json::Value;
@@ -33,7 +34,6 @@ use report::Report;
 
 use crate::fail::{Failure, Outcome, SOME_FAILED, note, print_json};
 use crate::form;
-use crate::inspect::available;
 use crate::interrupt::{self, Gentle};
 use crate::open;
 use crate::progress::{Spinner, Steps};
@@ -285,7 +285,7 @@ pub fn batch(args: &BatchArgs) -> Outcome {
     let per_token = info.kv.bytes_per_token(cx.kv_dtype()).max(1);
     let memory = match args.kv_memory {
         Some(megabytes) => megabytes as u64 * 1_000_000,
-        None => available().map_or(u64::MAX, |free| free / 4),
+        None => free_memory().map_or(u64::MAX, |free| free / 4),
     };
     let default = Limits::default();
     let most = args.parallel.saturating_mul(info.max_positions);

@@ -1,5 +1,6 @@
 //! Whether a model fits the memory of this machine.
 
+use ocelli_engine::weights::free_memory;
 use ocelli_kernels::Backend;
 use serde::Serialize;
 
@@ -22,7 +23,7 @@ impl Fits {
     /// For a backend: the host's memory with the CPU; other devices do not tell theirs.
     pub fn of(needed: u64, backend: Backend) -> Self {
         match backend {
-            Backend::Cpu => Self::within(needed, available()),
+            Backend::Cpu => Self::within(needed, free_memory()),
             _ => Self::within(needed, None),
         }
     }
@@ -44,13 +45,6 @@ impl Fits {
         };
         Self { needed, available, fits: Some(fits), why }
     }
-}
-
-/// Bytes of memory that programs can take without pushing out others.
-pub fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kb| kb << 10)
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::fits::Fits;
-pub use self::fits::available;
 use self::modules::Module;
 use crate::args::InspectArgs;
 use crate::fail::{Failure, Outcome, print, print_json};
@@ -239,7 +238,7 @@ impl Report {
         self.parts = loaded.model.parts().into_iter().map(Part::from).collect();
         self.shared_prompts =
             matches!(loaded.model.gives(), Gives::Answers).then(|| loaded.model.info().kv.shares());
-        self.modules = modules::of(checkpoint.notes(), caps, precision.dtype);
+        self.modules = modules::of(checkpoint.notes(), &checkpoint.banks(), caps, precision.dtype);
         self.reorder = modules::Reorder::of(&self.modules, caps, precision.dtype);
         self.parameters = self.parts.iter().map(|part| part.parameters).sum();
         self.unused = checkpoint.unused().map(str::to_owned).collect();

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use ocelli_engine::weights::Note;
+use ocelli_engine::weights::{Bank, Note};
 use ocelli_kernels::ops::{Math, Matmul, MatmulSpec};
 use ocelli_kernels::{BackendOp, Caps, DType, Format, Grouped};
 use serde::Serialize;
@@ -97,8 +97,8 @@ fn kernels([n, k]: [usize; 2], w: Format, caps: &Caps, dtype: DType, math: Math)
     })
 }
 
-/// Those of what a model took.
-pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
+/// Those of what a model took, and those of experts that lie in tensors of all of them.
+pub fn of(notes: Vec<Note>, banks: &[Bank], caps: &Caps, dtype: DType) -> Vec<Module> {
     let module = |note: Note| {
         let (shape, format) = (note.size?, note.format?);
         let parsed: Format = format.parse().ok()?;
@@ -120,7 +120,32 @@ pub fn of(notes: Vec<Note>, caps: &Caps, dtype: DType) -> Vec<Module> {
             kernels,
         })
     };
-    notes.into_iter().filter(|note| note.matrix).filter_map(module).collect()
+    let modules = notes.into_iter().filter(|note| note.matrix).filter_map(module);
+    modules.chain(banks.iter().flat_map(|bank| of_bank(bank, caps, dtype))).collect()
+}
+
+/// Those of a parameter of all experts; modules of all have notes of their own.
+fn of_bank(bank: &Bank, caps: &Caps, dtype: DType) -> Vec<Module> {
+    if bank.tensor.ends_with(".weight") {
+        return Vec::new();
+    }
+    let format = Format::Dense(bank.dtype);
+    let mut modules = Vec::new();
+    for (name, n) in &bank.projections {
+        let shape = [*n, bank.k];
+        let kernels = kernels(shape, format, caps, dtype, Math::Exact);
+        modules.extend((0..bank.experts).map(|expert| Module {
+            name: bank.module(expert, name),
+            shape,
+            source: None,
+            format: format.to_string(),
+            bits: 8 * bank.dtype.size(),
+            group: None,
+            bytes: (n * bank.k * bank.dtype.size()) as u64,
+            kernels: kernels.clone(),
+        }));
+    }
+    modules
 }
 
 /// A line for each, neighbours that differ by numbers alone as one.

@@ -38,6 +38,11 @@ impl Layout {
         }
     }
 
+    /// Whether experts lie in tensors of all of them.
+    pub(super) const fn stacks_experts(self) -> bool {
+        matches!(self, Self::Mlx)
+    }
+
     /// Whether scales that lie in 8 bits are multiplied with one of the matrix.
     pub(super) const fn has_factor(self) -> bool {
         matches!(self, Self::CompressedTensors)

@@ -14,10 +14,12 @@
 //! Weights are streamed into files that are complete one by one; a run that ended early goes on after those of the run before.
 
 mod config;
+mod factor;
 mod gptq;
 mod inputs;
 mod known;
 mod layout;
+mod memory;
 mod options;
 mod output;
 mod plan;
@@ -34,13 +36,14 @@ use std::sync::Arc;
 
 use ocelli_kernels::{Format, KernelError, ShapeError};
 
-use super::{Checkpoint, WeightError};
+use super::{Bank, Checkpoint, WeightError};
 use crate::files::{BESIDE_WEIGHTS, FileError, ModelFiles};
 use gptq::Corrections;
 pub(crate) use inputs::Gatherer;
 pub use inputs::{Calibration, Inputs, Seen};
 use known::Known;
 pub use layout::Layout;
+pub use memory::free as free_memory;
 pub use options::{QuantizeOptions, QuantizeScheme, Role, Rounding, Scaling};
 use output::{Output, Start};
 use plan::{Module, Unit, plan, split};
@@ -85,6 +88,8 @@ pub struct Anatomy<'a> {
     pub role: &'a dyn Fn(&str) -> Option<Role>,
     /// Which matrices take what some norm or matrix gives and nothing else takes.
     pub folds: &'a [Fold],
+    /// Tensors that hold matrices of all experts of a layer; those of others are kept.
+    pub banks: &'a [Bank],
 }
 
 /// What was written.
@@ -215,7 +220,7 @@ pub fn quantize(
     options: &QuantizeOptions,
     progress: &mut dyn FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<Quantized, QuantizeError> {
-    let anatomy = Anatomy { role, folds: &[] };
+    let anatomy = Anatomy { role, folds: &[], banks: &[] };
     quantize_with(files, out, anatomy, options, None, &mut |event| match event {
         Event::At(at) => progress(at),
         Event::Note(note) => {
@@ -245,7 +250,7 @@ pub fn quantize_with(
     }
     output::check(files, out, options.force)?;
     let checkpoint = Checkpoint::open(files)?;
-    let mut units = plan(&checkpoint, anatomy.role, options)?;
+    let (mut units, planned) = plan(&checkpoint, anatomy, options)?;
     let identity = calibration.as_ref().map(|data| data.identity()).unwrap_or_default();
     let key = output::key(files, &checkpoint, &units, options, anatomy.folds, &identity)?;
     let (mut output, start) = Output::begin(out, key)?;
@@ -264,7 +269,8 @@ pub fn quantize_with(
         written => written?,
     };
     output.commit()?;
-    Ok(Quantized { resumed, ..written })
+    let notes = planned.into_iter().chain(written.notes).collect();
+    Ok(Quantized { resumed, notes, ..written })
 }
 
 /// What is to be said of how the work begins.
@@ -290,11 +296,11 @@ fn work(
     units: &mut [Unit<'_>],
     output: &mut Output,
 ) -> Result<Quantized, QuantizeError> {
-    let names = units.iter().filter_map(Unit::module).map(|module| module.name.to_owned()).collect();
+    let names = units.iter().flat_map(Unit::modules).map(|module| module.name.clone()).collect();
     let mut known = Known::new(calibration, names, options.memory);
     let scaled = {
         let modules: HashMap<&str, &Module<'_>> =
-            units.iter().filter_map(Unit::module).map(|module| (module.name, module)).collect();
+            units.iter().flat_map(Unit::modules).map(|module| (module.name.as_str(), module)).collect();
         if options.scaling == Scaling::Awq && output.done.scales.is_none() {
             let mut search = Search::new(checkpoint, anatomy.folds, &modules, options.layout)?;
             let wanted = search.wanted().into_iter().map(str::to_owned).collect();
@@ -321,7 +327,7 @@ fn work(
         if let Unit::Module(module) = unit
             && module.has_factor(options.layout)
         {
-            let factors = scaled.factors.get(module.name).unwrap_or(&none);
+            let factors = scaled.factors.get(&module.name).unwrap_or(&none);
             let factor = Rows::of(checkpoint, module)?.factor(factors);
             module.set_factor(factor, options.layout);
         }
@@ -366,8 +372,9 @@ fn work(
         let value = serde_json::json!({"metadata": {"total_size": bytes_after}, "weight_map": index});
         output.json(super::checkpoint::INDEX, &value)?;
     }
-    let modules: Vec<(&str, Format)> =
-        units.iter().filter_map(Unit::module).map(|module| (module.name, module.format)).collect();
+    let modules: Vec<(&str, Format)> = units.iter().filter_map(Unit::stored).collect();
+    let by_name: HashMap<&str, Format> =
+        units.iter().flat_map(Unit::modules).map(|module| (module.name.as_str(), module.format)).collect();
     let kept: Vec<&str> = units.iter().filter_map(|unit| unit.kept_matrix(checkpoint)).collect();
     let mut config: serde_json::Value = files.require_json("config.json")?;
     if let Some(fields) = config.as_object_mut() {
@@ -384,7 +391,7 @@ fn work(
         }
     }
     let mut formats: Vec<(Format, usize)> = Vec::new();
-    for (_, format) in &modules {
+    for format in units.iter().flat_map(Unit::modules).map(|module| &module.format) {
         match formats.iter_mut().find(|(known, _)| known == format) {
             Some((_, count)) => *count += 1,
             None => formats.push((*format, 1)),
@@ -392,7 +399,6 @@ fn work(
     }
     formats.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
     let kept = units.len() - modules.len() - scaled.kept.len();
-    let by_name: HashMap<&str, Format> = modules.iter().copied().collect();
     let measured =
         names.iter().filter_map(|name| output.done.files.get(name)).flat_map(|(_, all)| all.clone());
     let reports: Vec<ModuleReport> = measured
@@ -426,11 +432,12 @@ fn left_out(reports: &[ModuleReport], options: &QuantizeOptions) -> Vec<String> 
     let unscaled = |report: &&ModuleReport| report.output_error.is_some() && report.scaling.is_none();
     let mut notes = Vec::new();
     if options.needs_inputs() {
-        notes.extend(named("are rounded to nearest, as no inputs of them were seen", unseen));
+        let what = "are rounded to nearest, as no inputs of them were seen, or kept for want of memory";
+        notes.extend(named(what, unseen));
     }
     if options.rounding == Rounding::Gptq {
         notes.extend(named(
-            "are rounded to nearest (token table and head, or inputs that are not finite)",
+            "are rounded to nearest (token table and head, inputs that are not finite, or want of memory)",
             reports.iter().filter(plain).collect(),
         ));
     }
@@ -440,6 +447,19 @@ fn left_out(reports: &[ModuleReport], options: &QuantizeOptions) -> Vec<String> 
         notes.extend(named(what, reports.iter().filter(unscaled).collect()));
     }
     notes
+}
+
+/// Tells where the work is.
+fn at(
+    watch: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    name: &str,
+    done: u64,
+    total: u64,
+) -> Result<(), QuantizeError> {
+    match watch(Event::At(Progress { name, done, total })) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(QuantizeError::Cancelled { done: 0, all: 0 }),
+    }
 }
 
 /// Corrections with the inputs and the factors of columns that they are of.
@@ -461,10 +481,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn report(&mut self, name: &str, bytes: usize) -> Result<(), QuantizeError> {
         self.done += bytes as u64;
-        match (self.watch)(Event::At(Progress { name, done: self.done, total: self.total })) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(QuantizeError::Cancelled { done: 0, all: 0 }),
-        }
+        at(self.watch, name, self.done, self.total)
     }
 
     /// Writes all units of a file.
@@ -486,9 +503,11 @@ impl Job<'_> {
                     }
                     self.report(name, stored.len())?;
                 }
-                Unit::Module(module) => {
-                    modules.insert(module.name, module);
-                    order.push(module.name);
+                Unit::Module(_) | Unit::Stack { .. } => {
+                    for module in unit.modules() {
+                        modules.insert(&module.name, module);
+                        order.push(module.name.as_str());
+                    }
                 }
             }
         }
@@ -496,13 +515,10 @@ impl Job<'_> {
         known.in_turns(wanted, &mut |inputs, names| {
             // Those of one input one after the other, else in the order of the file.
             let mut turn: Vec<(usize, &str)> = Vec::new();
+            let mut firsts: HashMap<*const Inputs, usize> = HashMap::new();
             for (place, &name) in order.iter().enumerate().filter(|(_, name)| names.contains(**name)) {
-                let same = |other: &&(usize, &str)| match (inputs.get(name), inputs.get(other.1)) {
-                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
-                    _ => false,
-                };
-                let first = turn.iter().find(same).map_or(place, |(first, _)| *first);
-                turn.push((first, name));
+                let first = inputs.get(name).map(|of| *firsts.entry(Arc::as_ptr(of)).or_insert(place));
+                turn.push((first.unwrap_or(place), name));
             }
             turn.sort_by_key(|(first, _)| *first);
             for (_, name) in turn {
@@ -514,20 +530,45 @@ impl Job<'_> {
         })?;
         self.corrections = None;
         // In the order of the file, whatever came first.
-        let place = |name: &str| order.iter().position(|other| *other == name);
-        self.measured.sort_by_key(|of| place(&of.module));
+        let places: HashMap<&str, usize> = order.iter().copied().zip(0..).collect();
+        self.measured.sort_by_key(|of| places.get(of.module.as_str()).copied());
         Ok(())
     }
 
     /// How the columns of a matrix make up for each other.
-    fn correct(&mut self, inputs: &Arc<Inputs>, cols: Option<&Vec<f32>>) {
+    fn correct(
+        &mut self,
+        name: &str,
+        inputs: &Arc<Inputs>,
+        cols: Option<&Vec<f32>>,
+    ) -> Result<(), QuantizeError> {
         let known = |(of, with, _): &Last| Arc::ptr_eq(of, inputs) && with.as_ref() == cols;
-        if !self.corrections.as_ref().is_some_and(known) {
-            // The memory of the one is free for the other.
-            self.corrections = None;
-            let found = Corrections::new(&inputs.gram.0, inputs.mean.len(), cols.map(Vec::as_slice));
-            self.corrections = Some((inputs.clone(), cols.cloned(), found));
+        if self.corrections.as_ref().is_some_and(known) {
+            return Ok(());
         }
+        // The memory of the one is free for the other.
+        self.corrections = None;
+        let k = inputs.mean.len();
+        let found = match memory::lacks(Corrections::bytes(k), memory::free()) {
+            Some(lacks) => {
+                let note =
+                    format!("{name}: rounded to nearest: corrections of rows of {k} weights take {lacks}");
+                if (self.watch)(Event::Note(&note)).is_break() {
+                    return Err(QuantizeError::Cancelled { done: 0, all: 0 });
+                }
+                None
+            }
+            None => {
+                let (watch, done, total) = (&mut *self.watch, self.done, self.total);
+                let mut step = |block: usize, blocks: usize| {
+                    at(watch, &format!("{name}: inputs, {block} of {blocks}"), done, total)
+                };
+                let cols = cols.map(Vec::as_slice);
+                Corrections::new(&mut self.products, &inputs.gram.0, k, cols, &mut step)?
+            }
+        };
+        self.corrections = Some((inputs.clone(), cols.cloned(), found));
+        Ok(())
     }
 
     fn module(
@@ -537,14 +578,14 @@ impl Job<'_> {
         shard: &mut Shard,
     ) -> Result<(), QuantizeError> {
         let none = Factors::default();
-        let factors = self.scaled.factors.get(module.name).unwrap_or(&none);
+        let factors = self.scaled.factors.get(&module.name).unwrap_or(&none);
         let inputs = inputs.filter(|inputs| inputs.mean.len() == module.k && inputs.rows > 0);
         // Rows of a table are looked up too, and a head has a code of 8 bits.
         let treated = inputs.filter(|_| !matches!(module.role, Role::Head | Role::Embedding));
         if self.options.rounding == Rounding::Gptq
             && let Some(inputs) = treated
         {
-            self.correct(inputs, factors.cols.as_ref());
+            self.correct(&module.name, inputs, factors.cols.as_ref())?;
         }
         let last = self.corrections.take();
         let corrections = match &last {
@@ -564,30 +605,37 @@ impl Job<'_> {
         };
         let tensors = &module.tensors;
         let planes = tensors.items.len() - tensors.constants.len();
-        let mut offsets = vec![0u64; planes];
+        let items = &tensors.items[..planes];
+        let mut offsets: Vec<u64> = items.iter().map(|item| module.number as u64 * item.bytes).collect();
         let (mut weights, mut outputs) = ([0.0; 2], [0.0; 2]);
-        Rows::of(self.checkpoint, module)?.round(&rule, |rows, mut rounded| {
-            for (at, plane) in rounded.planes.iter_mut().enumerate() {
-                self.options.layout.arrange(at, plane);
-            }
-            for ((item, plane), offset) in tensors.items.iter().zip(&rounded.planes).zip(&mut offsets) {
-                shard.write(&item.name, *offset, plane)?;
-                *offset += plane.len() as u64;
-            }
-            (0..2).for_each(|at| weights[at] += rounded.squares[at]);
-            if let Some(inputs) = inputs {
-                outputs[0] += self.products.squares(rounded.weights, &inputs.gram)?;
-                outputs[1] += self.products.squares(rounded.off, &inputs.gram)?;
-            }
-            self.report(module.name, rows.len() * module.row_bytes())
-        })?;
+        let (watch, done, total) = (&mut *self.watch, &mut self.done, self.total);
+        Rows::of(self.checkpoint, module)?.round(
+            &rule,
+            &mut self.products,
+            |products, rows, mut rounded| {
+                for (at, plane) in rounded.planes.iter_mut().enumerate() {
+                    self.options.layout.arrange(at, plane);
+                }
+                for ((item, plane), offset) in items.iter().zip(&rounded.planes).zip(&mut offsets) {
+                    shard.write(&item.name, *offset, plane)?;
+                    *offset += plane.len() as u64;
+                }
+                (0..2).for_each(|at| weights[at] += rounded.squares[at]);
+                if let Some(inputs) = inputs {
+                    outputs[0] += products.squares(rounded.weights, &inputs.gram)?;
+                    outputs[1] += products.squares(rounded.off, &inputs.gram)?;
+                }
+                *done += (rows.len() * module.row_bytes()) as u64;
+                at(watch, &module.name, *done, total)
+            },
+        )?;
         for (item, bytes) in tensors.items[planes..].iter().zip(&tensors.constants) {
             shard.write(&item.name, 0, bytes)?;
         }
         let rounding = if corrections.is_some() { Rounding::Gptq } else { Rounding::Nearest };
-        let scaling = self.scaled.powers.get(module.name).copied();
+        let scaling = self.scaled.powers.get(&module.name).copied();
         let output_error = inputs.map(|_| relative(outputs));
-        self.measured.push(Measured::new(module.name, rounding, scaling, relative(weights), output_error));
+        self.measured.push(Measured::new(&module.name, rounding, scaling, relative(weights), output_error));
         self.corrections = last;
         Ok(())
     }

@@ -87,7 +87,7 @@ pub(super) fn key(
     for (name, info) in checkpoint.infos() {
         add(&format!("{name} {} {:?}", info.dtype, info.shape));
     }
-    for module in units.iter().filter_map(Unit::module) {
+    for module in units.iter().flat_map(Unit::modules) {
         add(&format!("{} {:?} {}", module.name, module.role, module.format));
     }
     let config = files.read("config.json")?.unwrap_or_default();

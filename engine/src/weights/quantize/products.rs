@@ -10,6 +10,9 @@ use ocelli_kernels::{
 /// Values that products are made of at a time.
 const CHUNK: usize = 1 << 22;
 
+/// Rows of a sum of products that are made at a time: what is right of them is what is below.
+const STRIPE: usize = 1024;
+
 /// Numbers that ops read where they lie.
 #[derive(Debug)]
 pub struct Floats(pub Vec<f32>);
@@ -26,7 +29,7 @@ impl Floats {
     }
 }
 
-/// A sum of products `x^T x`, `[k, k]`, in work.
+/// A sum of products `x^T x`, `[k, k]`, in work: what is right of the stripe on the diagonal is not made.
 pub(crate) struct Gram(View);
 
 /// A queue of the CPU.
@@ -50,18 +53,52 @@ impl Products {
             let rows = x.len() / k;
             let turned = (0..k).flat_map(|col| x.iter().skip(col).step_by(k).copied()).collect();
             let turned = Arc::new(Floats(turned)).view(&[k, rows])?;
-            let mut op = Matmul::new(turned.clone(), Weights::dense(turned, None)?, gram.0.clone());
-            op.residual = Some(gram.0.clone());
-            Exec::<Matmul>::exec(&mut *self.0, &op)?;
+            for first in (0..k).step_by(STRIPE) {
+                let count = STRIPE.min(k - first);
+                let (own, upto) = (turned.narrow(0, first, count)?, turned.narrow(0, 0, first + count)?);
+                let out = gram.0.narrow(0, first, count)?.narrow(1, 0, first + count)?;
+                self.multiply(&own, &upto, &out, true)?;
+            }
         }
         Ok(())
     }
 
     /// The sum.
     pub fn take(&mut self, gram: &Gram) -> Result<Floats, KernelError> {
-        let mut values = vec![0.0f32; gram.0.len()];
-        self.0.read(&gram.0, bytemuck::cast_slice_mut(&mut values))?;
+        let (k, mut values) = (gram.0.size(0), self.read(&gram.0)?);
+        for first in (0..k).step_by(STRIPE) {
+            let (above, below) = values.split_at_mut(k.min(first + STRIPE) * k);
+            for (below, col) in below.chunks_exact(k).zip(first + STRIPE..) {
+                let rows = above.chunks_exact_mut(k).skip(first);
+                rows.zip(&below[first..]).for_each(|(row, value)| row[col] = *value);
+            }
+        }
         Ok(Floats(values))
+    }
+
+    /// A matrix of numbers without a meaning.
+    pub fn alloc(&mut self, shape: &[usize]) -> Result<View, KernelError> {
+        let bytes = shape.iter().try_fold(4usize, |bytes, size| bytes.checked_mul(*size));
+        Ok(View::dense(self.0.alloc(bytes.unwrap_or(usize::MAX))?, shape, DType::F32)?)
+    }
+
+    /// The numbers of a matrix or a part of one.
+    pub fn read(&mut self, view: &View) -> Result<Vec<f32>, KernelError> {
+        let mut values = vec![0.0f32; view.len()];
+        self.0.read(view, bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
+    }
+
+    /// Sets them.
+    pub fn write(&mut self, view: &View, values: &[f32]) -> Result<(), KernelError> {
+        self.0.write(view, bytemuck::cast_slice(values))
+    }
+
+    /// `out = x w^T`, or `out += x w^T`.
+    pub fn multiply(&mut self, x: &View, w: &View, out: &View, add: bool) -> Result<(), KernelError> {
+        let mut op = Matmul::new(x.clone(), Weights::dense(w.clone(), None)?, out.clone());
+        op.residual = add.then(|| out.clone());
+        Exec::<Matmul>::exec(&mut *self.0, &op)
     }
 
     /// The sum of `e gram e^T` over the rows of `e: [rows, k]`: the squares of all `e x`.
@@ -84,6 +121,21 @@ impl Products {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// More columns than a stripe has: what is right of the diagonal is what is below it.
+    #[test]
+    fn sums_of_many_columns_are_whole() {
+        let mut products = Products::new().unwrap();
+        let (rows, k) = (2, STRIPE + 40);
+        let x: Vec<f32> = (0..rows * k).map(|i| ((i * 7919) % 9) as f32 - 4.0).collect();
+        let gram = products.gram(k).unwrap();
+        products.add(&gram, &x).unwrap();
+        products.add(&gram, &x).unwrap();
+        let found = products.take(&gram).unwrap().0;
+        // Sums of whole numbers are exact.
+        let expected = |at: usize| 2.0 * (x[at / k] * x[at % k] + x[k + at / k] * x[k + at % k]);
+        assert!((0..k * k).all(|at| found[at] == expected(at)));
+    }
 
     #[test]
     fn squares_are_those_of_the_products() {

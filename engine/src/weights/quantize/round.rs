@@ -7,9 +7,13 @@ use ocelli_kernels::{Format, ShapeError};
 
 use super::gptq::{Corrections, best_group};
 use super::plan::Module;
+use super::products::Products;
 use super::{CHUNK, QuantizeError};
 use crate::weights::Checkpoint;
 use crate::weights::file::widen;
+
+/// Values that are corrected at a time: a product's worth of rows.
+const CORRECTED: usize = 1 << 24;
 
 /// Factors of rows and columns of a matrix: what is stored is `rows[i] * cols[j] * w[i, j]`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -53,25 +57,54 @@ pub(super) struct Rounded {
 }
 
 impl Rule<'_> {
-    /// Rounds rows, the first of which is number `first` of the matrix.
-    pub fn round(&self, k: usize, first: usize, values: Vec<f32>) -> Result<Rounded, ShapeError> {
+    /// Rounds rows to nearest, the first of which is number `first` of the matrix.
+    fn round(&self, k: usize, first: usize, values: Vec<f32>) -> Result<Rounded, ShapeError> {
         let rounder = Rounder::new(self.format, k, self.factor)?;
         let n = values.len().checked_div(k).unwrap_or(0);
         let mut encoder = Encoder::new(rounder, n);
-        let mut w = values.clone();
+        let mut w = self.scaled(k, first, &values);
+        self.nearest(rounder, first, &mut w, &mut encoder)?;
+        Ok(self.rounded(k, first, values, w, encoder.finish()))
+    }
+
+    /// Rounds rows whose columns make up for each other.
+    fn correct(
+        &self,
+        corrections: &Corrections,
+        products: &mut Products,
+        [k, first]: [usize; 2],
+        values: Vec<f32>,
+    ) -> Result<Result<Rounded, ShapeError>, QuantizeError> {
+        let rounder = match Rounder::new(self.format, k, self.factor) {
+            Ok(rounder) => rounder,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut w = self.scaled(k, first, &values);
+        let refused = |(row, group): (usize, usize)| rounder.refused(first + row, group);
+        let planes = corrections.round(products, rounder, self.clip.is_some(), &mut w, &refused)?;
+        Ok(planes.map(|planes| self.rounded(k, first, values, w, planes)))
+    }
+
+    /// Rows with their factors.
+    fn scaled(&self, k: usize, first: usize, values: &[f32]) -> Vec<f32> {
+        let mut w = values.to_vec();
         if !self.factors.are_none() {
             for (at, w) in w.iter_mut().enumerate() {
                 *w *= self.factors.at(first + at / k, at % k);
             }
         }
-        // What they become: what their codes stand for.
-        match self.corrections {
-            Some(corrections) => {
-                let refused = |(row, group)| rounder.refused(first + row, group);
-                corrections.round(rounder, self.clip.is_some(), &mut w, &mut encoder).map_err(refused)?;
-            }
-            None => self.nearest(rounder, first, &mut w, &mut encoder)?,
-        }
+        w
+    }
+
+    /// What is told of rows that have become `w`: what their codes stand for.
+    fn rounded(
+        &self,
+        k: usize,
+        first: usize,
+        values: Vec<f32>,
+        mut w: Vec<f32>,
+        planes: Vec<Vec<u8>>,
+    ) -> Rounded {
         let mut squares = [0.0; 2];
         for (at, (w, value)) in w.iter_mut().zip(&values).enumerate() {
             let factor = if self.factors.are_none() { 1.0 } else { self.factors.at(first + at / k, at % k) };
@@ -80,7 +113,7 @@ impl Rule<'_> {
             squares[1] += f64::from(*w).powi(2);
         }
         let (off, weights) = if self.keep { (w, values) } else { Default::default() };
-        Ok(Rounded { planes: encoder.finish(), squares, off, weights })
+        Rounded { planes, squares, off, weights }
     }
 
     fn nearest(
@@ -116,23 +149,52 @@ pub(super) struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     pub fn of(checkpoint: &'a Checkpoint, module: &'a Module<'a>) -> Result<Self, QuantizeError> {
-        let bytes = checkpoint.raw(&format!("{}.weight", module.name))?;
-        Ok(Self { checkpoint, module, bytes })
+        let bytes = checkpoint.raw(module.source.tensor)?;
+        let first = module.source.first * module.dtype.bitsize() / 8;
+        Ok(Self { checkpoint, module, bytes: bytes.get(first..).unwrap_or_default() })
     }
 
     fn values(&self, rows: Range<usize>) -> Vec<f32> {
-        let size = self.module.row_bytes();
-        widen(&self.bytes[rows.start * size..rows.end * size], self.module.dtype).unwrap_or_default()
+        let (k, row) = (self.module.k, self.module.row_bytes());
+        let Some(pitch) = self.module.source.turned else {
+            return widen(&self.bytes[rows.start * row..rows.end * row], self.module.dtype)
+                .unwrap_or_default();
+        };
+        let size = self.module.dtype.bitsize() / 8;
+        let mut turned = vec![0u8; rows.len() * row];
+        for col in 0..k {
+            let from = &self.bytes[(col * pitch + rows.start) * size..(col * pitch + rows.end) * size];
+            for (value, row) in from.chunks_exact(size).zip(turned.chunks_exact_mut(row)) {
+                row[col * size..(col + 1) * size].copy_from_slice(value);
+            }
+        }
+        widen(&turned, self.module.dtype).unwrap_or_default()
     }
 
-    /// Rounds all rows, several blocks at a time, and gives them to `take` in order with the number of the first. Blocks hold whole
-    /// words of zero points.
+    /// Rounds all rows, several blocks at a time, and gives them to `take` in order with their numbers. Blocks hold whole words of zero
+    /// points.
     pub fn round(
         &self,
         rule: &Rule<'_>,
-        mut take: impl FnMut(Range<usize>, Rounded) -> Result<(), QuantizeError>,
+        products: &mut Products,
+        mut take: impl FnMut(&mut Products, Range<usize>, Rounded) -> Result<(), QuantizeError>,
     ) -> Result<(), QuantizeError> {
         let (n, k) = (self.module.n, self.module.k);
+        let named = |source: ShapeError| QuantizeError::Module {
+            path: self.checkpoint.path().to_owned(),
+            module: self.module.name.clone(),
+            source,
+        };
+        if let Some(corrections) = rule.corrections {
+            let rows = (CORRECTED / k.max(1)).next_multiple_of(8).max(8);
+            for start in (0..n).step_by(rows) {
+                let here = start..n.min(start + rows);
+                let values = self.values(here.clone());
+                let rounded = rule.correct(corrections, products, [k, start], values)?.map_err(named)?;
+                take(products, here, rounded)?;
+            }
+            return Ok(());
+        }
         let most = (CHUNK / k.max(1)).next_multiple_of(8).max(8);
         let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(8));
         // Small matrices are shared out too.
@@ -152,12 +214,7 @@ impl<'a> Rows<'a> {
                     .collect()
             });
             for (start, rounded) in batch.into_iter().zip(all) {
-                let rounded = rounded.map_err(|source| QuantizeError::Module {
-                    path: self.checkpoint.path().to_owned(),
-                    module: self.module.name.to_owned(),
-                    source,
-                })?;
-                take(start..n.min(start + rows), rounded)?;
+                take(products, start..n.min(start + rows), rounded.map_err(named)?)?;
             }
         }
     }

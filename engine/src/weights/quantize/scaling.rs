@@ -207,8 +207,8 @@ impl<'a> Search<'a> {
             keep: true,
         };
         let mut sum = 0.0;
-        rows.round(&rule, |_, rounded| {
-            sum += self.products.squares(rounded.off, &inputs.gram)?;
+        rows.round(&rule, &mut self.products, |products, _, rounded| {
+            sum += products.squares(rounded.off, &inputs.gram)?;
             Ok(())
         })?;
         Ok(sum)
