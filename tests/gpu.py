@@ -7,7 +7,12 @@ hold, and the launches are one graph, as the kernels' are.
 
 Variables: OCELLI_GPU_ONLY has words with commas between; of the tests only those run whose name contains one of them, and of the steps
 `model` and `wgpu` those that are named. OCELLI_GPU_SHAPES names a file of shapes that is measured in place of the embedded ones.
-OCELLI_GPU_TIME_SCALE is what every time limit is multiplied by.
+OCELLI_GPU_TIME_SCALE is what every time limit is multiplied by. OCELLI_GPU_TINY is set where what runs is the harness more than the
+kernels. OCELLI_CUBINS names the folder of kernels that came with the programs.
+
+The record: `complete` is true once every step was tried; `limited` has every variable that makes less run or gives less time than a whole run
+has, so `{}` is a whole run; `left_out` has what could not run here, with the reason; `cubins` counts the kernels that came with the programs,
+those of them that were used, and those that had to be compiled here.
 """
 import concurrent.futures
 import glob
@@ -31,6 +36,11 @@ BIN, OUT = sys.argv[1], sys.argv[2]
 ROOT = os.environ["OCELLI_ROOT"]
 ONLY = [word for word in os.environ.get("OCELLI_GPU_ONLY", "").split(",") if word]
 SHAPES = os.environ.get("OCELLI_GPU_SHAPES")
+TINY = bool(os.environ.get("OCELLI_GPU_TINY"))
+CUBINS = os.environ.get("OCELLI_CUBINS")
+# What makes a run less than a whole one, or other than its programs are.
+LIMITS = ("OCELLI_GPU_TINY", "OCELLI_GPU_ONLY", "OCELLI_GPU_SHAPES", "OCELLI_GPU_TIME_SCALE", "OCELLI_CASE", "OCELLI_FAMILIES",
+          "OCELLI_EVERY", "OCELLI_KERNEL_FORCE", "OCELLI_CUDA_DEPENDENT")
 KERNELS = os.path.join(OUT, "kernels.log")
 # Has a program end with this one, however that is, where the system knows how.
 WITH_US = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
@@ -47,7 +57,8 @@ BARS = [
     ("int8, fp8 and bf16 GEMV 8192^2, of read bandwidth", lambda op, s: op == "matmul" and s["m"] == 1 and s["k"] == 8192 and s["w"] in ("int8g128", "fp8row", "bf16"), "fraction", 0.85),
 ]
 
-record = {"schema": "ocelli.gpu.v1", "machine": {}, "conformance": {"passed": 0, "failed": 0, "skipped": 0, "look": 0}, "kernels": {}, "rows": [], "steps": []}
+record = {"schema": "ocelli.gpu.v1", "complete": False, "limited": {name: os.environ[name] for name in LIMITS if os.environ.get(name)},
+          "machine": {}, "conformance": {"passed": 0, "failed": 0, "skipped": 0, "look": 0}, "cubins": {}, "rows": [], "left_out": {}, "steps": []}
 lines = []
 LOCK = threading.RLock()
 
@@ -67,6 +78,13 @@ def say(text):
         print(text, flush=True)
         lines.append(text)
         write()
+
+
+def leave_out(what, why):
+    """Notes what cannot run here."""
+    with LOCK:
+        record["left_out"][what] = why
+        say(f"skipped: {what}: {why}")
 
 
 def left():
@@ -123,11 +141,20 @@ def run(name, command, seconds, env=None):
 
 
 def machine():
-    fields = "name,driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit,temperature.gpu"
-    _, output = run("machine", ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], 20)
+    code, output = run("machine", [os.path.join(BIN, "ocelli"), "devices", "--json"], 20)
+    try:
+        gpu = [one for one in first_object(output)["devices"] if one["backend"] == "cuda" and not one["unavailable"]]
+    except (ValueError, KeyError):
+        gpu = []
+    record["machine"] = {"gpu": gpu[0]["name"]} if gpu else {}
+    say(f"{gpu[0]['name'] if gpu else f'no GPU: exit {code}: {output.strip()[-300:]}'}")
+    if not shutil.which("nvidia-smi"):
+        return leave_out("clocks and power", "there is no nvidia-smi here")
+    fields = "driver_version,memory.total,clocks.max.sm,clocks.sm,power.limit,temperature.gpu"
+    _, output = run("nvidia-smi", ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"], 20)
     values = [value.strip() for value in output.strip().split("\n")[0].split(",")]
-    record["machine"] = dict(zip(["gpu", "driver", "memory", "max_clock", "clock", "power_limit", "temperature"], values))
-    say(f"{values[0]}, driver {values[1] if len(values) > 1 else '?'}")
+    record["machine"].update(zip(["driver", "memory", "max_clock", "clock", "power_limit", "temperature"], values))
+    say(f"driver {values[0]}")
 
 
 def nvrtc():
@@ -150,7 +177,7 @@ def listed(program, choose):
     return [name for name in names if not ONLY or any(word in name for word in ONLY)]
 
 
-def test(program, name, seconds):
+def test(program, name, seconds, env=None):
     """Runs one test in a process of its own, which is ended with all that it started when its time is over.
 
     Its cases are kept as they come: one that hangs or ends the device takes none of those before it along.
@@ -161,7 +188,7 @@ def test(program, name, seconds):
     start, lines_of = time.time(), []
     command = [os.path.join(BIN, program), "--exact", name, "--nocapture", "--test-threads", "1"]
     try:
-        child = begin(command, {"OCELLI_REQUIRE": "cuda", "OCELLI_EACH_CASE": "1"}, stderr=subprocess.STDOUT)
+        child = begin(command, {"OCELLI_REQUIRE": "cuda", "OCELLI_EACH_CASE": "1", **(env or {})}, stderr=subprocess.STDOUT)
     except OSError as error:
         return {"name": name, "code": 127, "ok": 0, "failed": [str(error)], "skipped": [], "look": [], "seconds": 0}
     late = threading.Timer(limit, end, [child])
@@ -211,28 +238,37 @@ def note(result):
 
 
 def sources():
-    """Counts where kernels came from: the pack (ahead), or the compiler of this machine."""
-    if not os.path.exists(KERNELS):
-        return
-    with open(KERNELS, errors="replace") as file:
-        words = [line.rstrip("\n").partition(" ") for line in file if line.endswith("\n")]
-    ahead = {key for origin, _, key in words if origin == "ahead"}
-    compiled = {key for origin, _, key in words if origin != "ahead"} - ahead
-    record["kernels"] = {"ahead": len(ahead), "compiled": len(compiled), "compiled_names": sorted(compiled)[:100]}
+    """Counts where kernels came from: the pack, or the compiler of this machine."""
+    shipped = len(glob.glob(os.path.join(CUBINS, "*.cubin"))) if CUBINS else 0
+    words = []
+    if os.path.exists(KERNELS):
+        with open(KERNELS, errors="replace") as file:
+            words = [line.rstrip("\n").partition(" ") for line in file if line.endswith("\n")]
+    used = {key for origin, _, key in words if origin == "ahead"}
+    compiled = {key for origin, _, key in words if origin != "ahead"} - used
+    record["cubins"] = {"shipped": shipped, "used": len(used), "compiled": len(compiled), "compiled_names": sorted(compiled)[:100]}
 
 
 def tell_sources():
     sources()
-    counts = record["kernels"]
-    if counts:
-        say(f"kernels: {counts['ahead']} from the pack, {counts['compiled']} compiled here")
-        for name in counts["compiled_names"][:5]:
-            say("  compiled here: " + name[:300])
+    counts = record["cubins"]
+    say(f"kernels: {counts['shipped']} in the pack, {counts['used']} of them used, {counts['compiled']} compiled here")
+    for name in counts["compiled_names"][:5]:
+        say("  compiled here: " + name[:300])
 
 
 # Small kernels first: what fails there would fail the others in ways that are harder to read.
 LARGE = ("attention", "expert_matmul", "matmul")
 WORKERS = max(1, min(8, (os.cpu_count() or 2) // 2))
+
+
+def chains():
+    """Chains of kernels, as they are launched, and, should that fail, with none beginning before the one before it has ended."""
+    if note(test("cuda", "canaries::chains_on_a_gpu", 20)):
+        return True
+    apart = test("cuda", "canaries::chains_on_a_gpu", 20, {"OCELLI_CUDA_DEPENDENT": "0"})
+    say(f"chains of kernels with OCELLI_CUDA_DEPENDENT=0: exit {apart['code']}, {len(apart['failed'])} failed")
+    return False
 
 
 def conformance(program, choose, seconds):
@@ -346,7 +382,7 @@ def yardsticks(rows):
     record["steps"].append({"name": "yardsticks", "code": code, "seconds": round(time.time() - start, 1)})
     if "RESULT" in text:
         return json.loads(text.split("RESULT")[1].splitlines()[0])
-    say("yardsticks: the time is over" if code == 124 else "yardsticks: none: " + text.strip()[-200:])
+    leave_out("yardsticks", "the time is over" if code == 124 else text.strip()[-200:])
     return [None] * len(rows)
 
 
@@ -386,39 +422,59 @@ def kernels():
 
 
 def model():
-    """SmolVLM-256M's shape with random weights: encode, prefill, decode."""
+    """SmolVLM-256M's shape with random weights, or the demo model where that cannot be made: encode, prefill, decode."""
     place = os.path.join(os.environ["OCELLI_CACHE"], "256m")
-    code, _ = run("make 256M", [sys.executable, "bench/make_real_size.py", "--model", "smolvlm-256m", "--out", place], 60)
-    if code != 0:
-        return say("model: the checkpoint could not be made (needs torch, transformers)")
-    code, output = run("bench model", [os.path.join(BIN, "ocelli"), "bench", "model", "--backend", "cuda", "--dtype", "bf16", "--json", "--model", place], 60)
+    command = [os.path.join(BIN, "ocelli"), "bench", "model", "--backend", "cuda", "--dtype", "bf16", "--json"]
+    code, output = run("make 256M", [sys.executable, "bench/make_real_size.py", "--model", "smolvlm-256m", "--out", place], 60)
+    if code == 0:
+        command += ["--model", place]
+    else:
+        leave_out("model 256M", "its checkpoint could not be made, so the demo model is measured: " + (output.strip().splitlines() or [""])[-1][-200:])
+    code, output = run("bench model", command + (["--runs", "1", "--max-tokens", "4"] if TINY else []), 60)
     try:
         record["model"] = first_object(output)
         say("model: " + json.dumps(record["model"].get("rates", record["model"]))[:400])
     except ValueError:
         say(f"model: exit {code}: {output.strip()[-300:]}")
+        return code is None
+    return True
+
+
+def sanitizer():
+    """A few cases under the tool that watches memory."""
+    if not shutil.which("compute-sanitizer"):
+        leave_out("compute-sanitizer", "it is not here")
+        return True
+    green = True
+    for op in ("norm", "matmul", "attention"):
+        if ONLY and op not in ONLY:
+            continue
+        command = ["compute-sanitizer", "--error-exitcode", "9", os.path.join(BIN, "cuda"), f"gpu::{op}::"]
+        code, _ = run(f"compute-sanitizer {op}", command, 30, {} if TINY else {"OCELLI_CASE": "random"})
+        say(f"compute-sanitizer {op}: exit {code}")
+        green &= code in (0, 124, None)
+    return green
 
 
 def main():
     os.makedirs(OUT, exist_ok=True)
     os.environ["OCELLI_KERNEL_LOG"] = KERNELS
     write()
+    if record["limited"]:
+        say("NOT A WHOLE RUN: " + ", ".join(f"{name}={value}" for name, value in record["limited"].items()))
     machine()
     if "OCELLI_NVRTC" not in os.environ and nvrtc():
         os.environ["OCELLI_NVRTC"] = nvrtc()
-    green = conformance("cuda", "gpu::", 110)
+    green = True
+    if CUBINS:
+        green &= note(test("cuda", "every_kernel_loads_on_a_gpu", 60))
+    green &= chains()
+    green &= conformance("cuda", "gpu::", 110)
     green &= conformance("golden", "on_a_gpu", 90)
     kernels()
-    if shutil.which("compute-sanitizer"):
-        program = os.path.join(BIN, "cuda")
-        for op in ("norm", "matmul", "attention"):
-            if ONLY and op not in ONLY:
-                continue
-            code, output = run(f"compute-sanitizer {op}", ["compute-sanitizer", "--error-exitcode", "9", program, f"gpu::{op}::"], 30, {"OCELLI_CASE": "random"})
-            say(f"compute-sanitizer {op}: exit {code}")
-            green &= code in (0, 124, None)
+    green &= sanitizer()
     if not ONLY or "model" in ONLY:
-        model()
+        green &= model()
     wgpu = bench("wgpu", ["--only", "square"], 40) if not ONLY or "wgpu" in ONLY else None
     if wgpu:
         record["wgpu"] = wgpu
@@ -426,6 +482,7 @@ def main():
     tell_sources()
     counts = record["conformance"]
     look = f", {counts['look']} to look at" if counts["look"] else ""
+    record["complete"] = True
     say(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped{look}")
     return 0 if green and counts["failed"] == 0 else 1
 

@@ -46,6 +46,9 @@ pub struct Difference {
     pub expected: String,
     /// What this model answered.
     pub got: String,
+    /// The smallest distance between the best logit and the second of transformers' f32 run, over the tokens of its answer; 0 where its
+    /// answers do not tell.
+    pub gap: f64,
 }
 
 #[derive(Deserialize)]
@@ -66,6 +69,8 @@ struct Known {
 struct Answered {
     text: String,
     tokens: Vec<u32>,
+    #[serde(default)]
+    gap: f64,
 }
 
 fn lines<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Vec<T>> {
@@ -116,7 +121,7 @@ pub fn evaluate(pipeline: &Pipeline, cx: &mut Ctx, dir: &Path, every: usize) -> 
                 && (answer.token_ids != known.tokens || text != known.text)
             {
                 let (expected, got) = (known.text.clone(), text.to_owned());
-                differing.push(Difference { row: number, expected, got });
+                differing.push(Difference { row: number, expected, got, gap: known.gap });
             }
         }
     }

@@ -9,28 +9,31 @@ use std::process::Command;
 use std::sync::Mutex;
 
 use ocelli_kernels::conformance::{CaseCx, cuda_kernels};
-use ocelli_kernels::cuda::cubin::Cubins;
 use ocelli_kernels::cuda::nvrtc::Nvrtc;
 use ocelli_kernels::cuda::{KernelKey, source};
 use ocelli_kernels::{Arch, BackendOp, Caps, OpVisitor, for_each_op};
 
-use super::{SEED, required};
+use super::ahead::Order;
+use super::{SEED, cases_of, required};
 
 /// Kernels of a row that are compiled for architectures other than the two that are compiled whole.
 const SAMPLE: usize = 2;
 
 /// Kernels by op and row.
-type Rows = BTreeMap<String, BTreeSet<KernelKey>>;
+pub type Rows = BTreeMap<String, BTreeSet<KernelKey>>;
 
 struct Add {
     arch: Arch,
     cases: fn(u64) -> CaseCx,
+    /// The text of the cases of an op; an error where there are none.
+    chosen: fn(&str) -> Result<Option<String>, String>,
     all: Rows,
 }
 
 impl OpVisitor for Add {
     fn visit<O: BackendOp>(&mut self) {
-        match cuda_kernels::<O>(&Caps::of_arch(self.arch), (self.cases)(SEED), None) {
+        let Ok(only) = (self.chosen)(O::NAME) else { return };
+        match cuda_kernels::<O>(&Caps::of_arch(self.arch), (self.cases)(SEED), only.as_deref()) {
             Ok(rows) => {
                 self.all.extend(rows.into_iter().map(|(row, keys)| (format!("{} {row}", O::NAME), keys)));
             }
@@ -41,12 +44,12 @@ impl OpVisitor for Add {
 
 /// The rows of all ops on one architecture, with the kernels that cases of these shapes ask for.
 fn rows(arch: Arch) -> Rows {
-    rows_of(arch, CaseCx::shapes)
+    rows_of(arch, CaseCx::shapes, |_| Ok(None))
 }
 
-/// The same for these cases.
-fn rows_of(arch: Arch, cases: fn(u64) -> CaseCx) -> Rows {
-    let mut add = Add { arch, cases, all: Rows::new() };
+/// The same for these cases of the ops that are chosen.
+fn rows_of(arch: Arch, cases: fn(u64) -> CaseCx, chosen: fn(&str) -> Result<Option<String>, String>) -> Rows {
+    let mut add = Add { arch, cases, chosen, all: Rows::new() };
     for_each_op(&mut add);
     let mut all = add.all;
     for (path, _) in source::FILES.iter().filter(|(path, _)| path.starts_with("cuda/roof/")) {
@@ -295,16 +298,19 @@ fn a_newer_compiler_makes_code() {
     }
 }
 
-/// Compiles the kernels of the tests on a GPU for `OCELLI_CUDA_ARCH` into the folder that `OCELLI_COMPILE_TO` names, for use as
-/// `OCELLI_CUBINS`; without that it does nothing.
+/// The rows with the kernels that the tests on a GPU ask for.
+pub fn asked(arch: Arch) -> Rows {
+    let mut rows = rows_of(arch, CaseCx::new, cases_of);
+    rows.insert("chains of kernels".to_owned(), super::canaries::keys(arch));
+    rows
+}
+
+/// Makes the kernels that the tests on a GPU of this program ask for, where an [`Order`] is given.
 #[test]
 fn kernels_for_a_gpu() {
-    let Some(folder) = std::env::var_os("OCELLI_COMPILE_TO").map(PathBuf::from) else { return };
-    let arch = std::env::var("OCELLI_CUDA_ARCH").expect("OCELLI_CUDA_ARCH").parse().expect("an architecture");
-    let cache = std::env::var_os("OCELLI_CACHE").map(PathBuf::from);
-    let keys = rows_of(arch, CaseCx::new).into_values().flatten().collect();
-    let bytes = Cubins::new(None, cache.as_deref()).compile_all(&keys, arch, &folder).expect("kernels");
-    println!("{} kernels of cases for {arch}, {} KiB", keys.len(), bytes >> 10);
+    let Some(order) = Order::given() else { return };
+    let keys = asked(order.arch).into_values().flatten().collect();
+    order.make("cases", &keys, super::emulator::library);
 }
 
 /// Each row runs on some architecture, and each `.cu` file belongs to some row.

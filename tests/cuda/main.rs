@@ -1,10 +1,16 @@
 //! Every CUDA kernel of every op against its f64 reference: on a GPU where there is one, and on the host emulator.
 //!
-//! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_CUDA_ARCH=sm_90a` runs one architecture alone.
+//! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_CASE='OP text|OP text'` the cases of these ops alone, each by
+//! its text. `OCELLI_CUDA_ARCH=sm_90a` runs one architecture alone.
 
+mod ahead;
+mod canaries;
 mod compile;
 mod emulator;
+mod gpu_run;
 mod harness;
+#[path = "standin/host.rs"]
+mod host;
 mod standin;
 
 use std::sync::Arc;
@@ -50,9 +56,38 @@ fn gpu() -> Option<CudaDevice> {
     }
 }
 
+/// The text of the cases of an op that are `asked` for. The error is that the op is none of those that are.
+fn chosen(op: &str, asked: Option<&str>) -> Result<Option<String>, String> {
+    match asked {
+        Some(asked) if asked.contains('|') => {
+            let mut texts = asked.split('|').filter_map(|one| one.strip_prefix(op)?.strip_prefix(' '));
+            texts.next().map(|text| Some(text.to_owned())).ok_or_else(|| format!("{op} is not asked for"))
+        }
+        text => Ok(text.map(str::to_owned)),
+    }
+}
+
+/// The same of `OCELLI_CASE`.
+fn cases_of(op: &str) -> Result<Option<String>, String> {
+    chosen(op, std::env::var("OCELLI_CASE").ok().as_deref())
+}
+
+#[test]
+fn cases_are_chosen_by_text_or_by_op() {
+    assert_eq!(chosen("norm", None), Ok(None));
+    assert_eq!(chosen("norm", Some("5x64")), Ok(Some("5x64".into())));
+    let some = Some("matmul aligned 64|norm Rms 5x64|expert_matmul few");
+    assert_eq!(chosen("norm", some), Ok(Some("Rms 5x64".into())));
+    assert_eq!(chosen("matmul", some), Ok(Some("aligned 64".into())));
+    assert!(chosen("rope", some).is_err() && chosen("mat", some).is_err());
+}
+
 /// Holds every row of an op against its reference, except what a device of capabilities `elsewhere` runs too.
 fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, part: Part, elsewhere: Option<&Caps>) {
-    let only = std::env::var("OCELLI_CASE").ok();
+    let only = match cases_of(O::NAME) {
+        Ok(only) => only,
+        Err(why) => return println!("{why}"),
+    };
     let plan = Plan { place, seed: SEED, part, only: only.as_deref(), elsewhere };
     // Not every op has rows that others do not run: `compile` asks that each row runs on some architecture.
     run_cuda::<O>(device, plan).settle(O::NAME, only.is_some() || elsewhere.is_some());
@@ -95,6 +130,20 @@ mod gpu {
     }
 
     for_each_op!(part_tests = run);
+}
+
+/// A GPU takes every kernel of the cases; none is launched, so what its driver refuses is known before anything can go wrong.
+#[test]
+fn every_kernel_loads_on_a_gpu() {
+    let Some(device) = gpu() else { return };
+    let mut failed = Vec::new();
+    for (row, keys) in compile::asked(device.caps().cuda.arch) {
+        let loaded = keys.iter().try_for_each(|key| device.driver().kernel(key).map(drop));
+        let word = loaded.as_ref().map_or_else(|why| format!("FAILED: {why}"), |()| "ok".to_owned());
+        println!("case: {} kernels of {row}: {}", keys.len(), word.replace('\n', " "));
+        failed.extend(loaded.err().map(|why| format!("{row}: {why}")));
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 /// Rows of Hopper's own instructions, on the host: those that older architectures do not run.

@@ -4,9 +4,6 @@
 //!
 //! The driver is looked for when a process starts, so each of these tests runs tests of this program in a process of its own.
 
-#[path = "standin/host.rs"]
-mod host;
-
 use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::path::PathBuf;
@@ -19,7 +16,7 @@ use ocelli_kernels::cuda::{CudaOp, CudaStream, KernelKey, PlanDriver};
 use ocelli_kernels::ops::{GatherRows, Matmul, Rope};
 use ocelli_kernels::{Arch, Caps, DType, Queue, View, Weights};
 
-use self::host::{Ended, is_on};
+use super::host::{self, Ended, is_on};
 use super::{SEED, gpu, required};
 
 const ARCH: Arch = Arch::Sm90a;

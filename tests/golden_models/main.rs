@@ -8,6 +8,7 @@ mod demo;
 mod expert_copies;
 mod experts;
 mod florence2;
+mod gpu;
 mod likely;
 mod mlx;
 mod published;

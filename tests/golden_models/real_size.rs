@@ -18,7 +18,7 @@ use ocelli_kernels::{Backend, Device, DeviceOptions};
 use serde_json::{Value, json};
 
 /// Largest difference of a logit in f32 on a GPU (design, section 6).
-const TOLERANCE: f32 = 1e-3;
+pub(super) const TOLERANCE: f32 = 1e-3;
 
 const D_VISION: usize = 768;
 const D_TEXT: usize = 576;
@@ -82,7 +82,7 @@ fn values() -> Vec<bf16> {
 }
 
 /// A folder that goes when the test ends.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Drop for Folder {
     fn drop(&mut self) {
@@ -90,7 +90,7 @@ impl Drop for Folder {
     }
 }
 
-fn checkpoint() -> Folder {
+pub(super) fn checkpoint() -> Folder {
     let folder = Folder(std::env::temp_dir().join(format!("ocelli-real-size-{}", std::process::id())));
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo/model");
     std::fs::create_dir_all(&folder.0).expect("a folder");

@@ -8,9 +8,15 @@ mod target;
 mod tower;
 
 use std::cell::RefCell;
+#[cfg(feature = "cuda")]
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "cuda")]
+use ocelli_kernels::Arch;
+#[cfg(feature = "cuda")]
+use ocelli_kernels::cuda::{KernelKey, PlanDriver};
 use ocelli_kernels::spec::text;
 use ocelli_kernels::{
     Backend, BackendOp, Cost, DeviceOptions, Expected, KernelError, Op, OpVisitor, Oracle, View, for_each_op,
@@ -160,6 +166,20 @@ pub fn run(
     Ok(Outcome { record, notes })
 }
 
+/// The kernels that a run of these shapes asks a typical CUDA device of an architecture for, those of its roofs left out.
+#[cfg(feature = "cuda")]
+pub fn cuda_kernels(arch: Arch, shapes: &[Shape]) -> Result<BTreeSet<KernelKey>, BenchError> {
+    let driver = Arc::new(PlanDriver::of_arch(arch));
+    let target = Target::noting(driver.clone());
+    let mut cx = Cx { target, operands: Operands::new(), roofs: None, lenient: false, computes: false };
+    for shape in shapes {
+        for mut kernel in cx.prepare(shape, false)?.0 {
+            (kernel.run)(&mut cx.target, 0)?;
+        }
+    }
+    Ok(driver.keys().into_iter().collect())
+}
+
 /// What kernels run on.
 pub struct Cx {
     target: Target,
@@ -168,6 +188,8 @@ pub struct Cx {
     roofs: Option<Roofs>,
     /// Whether a variant that fails or is wrong is noted and left out.
     lenient: bool,
+    /// Whether the device computes, so that there are results to check.
+    computes: bool,
 }
 
 /// A kernel at a shape, checked and ready to be timed.
@@ -235,7 +257,7 @@ impl Cx {
     /// The same with given memory.
     pub fn on(operands: Operands, backend: Backend, options: &DeviceOptions) -> Result<Cx, BenchError> {
         let target = Target::open(backend, options, &operands)?;
-        Ok(Cx { target, operands, roofs: None, lenient: false })
+        Ok(Cx { target, operands, roofs: None, lenient: false, computes: true })
     }
 
     /// The device.
@@ -266,10 +288,10 @@ impl Cx {
                     vec![format!("{} {}: too much for a software device", shape.op, shape.spec)],
                 ));
             }
-            let device = self.target.device();
+            let (device, checked) = (self.target.device(), self.computes);
             let ready = match &*shape.op {
-                Tower::OP => Tower::new(device)?.ready(),
-                _ => Step::new(device, &shape.spec)?.ready(),
+                Tower::OP => Tower::new(device, checked)?.ready(),
+                _ => Step::new(device, &shape.spec, checked)?.ready(),
             };
             return Ok((vec![ready], vec![]));
         }
@@ -300,6 +322,13 @@ impl Cx {
         };
         if op.spec().map_err(|e| failed(e.into()))? != spec {
             return Err(BenchError::Shapes(format!("{what}: the op that was made has another spec")));
+        }
+        if !self.computes {
+            let op = self.target.moved(op, &self.operands).map_err(failed)?;
+            for (index, _) in rows.iter().enumerate().filter(|(_, row)| row.picked) {
+                self.target.launch(&op, index).map_err(failed)?;
+            }
+            return Ok((vec![], vec![]));
         }
         let cost = op.cost();
         if let Some(note) = self.too_slow(&cost) {

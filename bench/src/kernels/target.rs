@@ -7,7 +7,7 @@ use ocelli_kernels::cpu::isa::Isa;
 use ocelli_kernels::cpu::pool::Pool;
 use ocelli_kernels::cpu::{CpuCx, CpuDevice};
 #[cfg(feature = "cuda")]
-use ocelli_kernels::cuda::{CudaDevice, CudaStream};
+use ocelli_kernels::cuda::{CudaDevice, CudaStream, PlanDriver};
 #[cfg(feature = "wgpu")]
 use ocelli_kernels::wgpu::{Profile, WgpuDevice, WgpuStream};
 use ocelli_kernels::{
@@ -103,6 +103,14 @@ impl Target {
             Backend::Cuda => return Err(failed("this binary was built without the `cuda` feature".into())),
         };
         Ok(Target { kind, picks: options.picks.clone() })
+    }
+
+    /// A device that computes nothing and notes the kernels that it is asked for.
+    #[cfg(feature = "cuda")]
+    pub(super) fn noting(driver: Arc<PlanDriver>) -> Target {
+        let device = CudaDevice::on(driver, Arc::default());
+        let stream = Box::new(device.queue());
+        Target { kind: Kind::Cuda { device, stream, submit_us: 0.0 }, picks: Picks::default() }
     }
 
     /// Sets the choices that come before estimates.

@@ -14,14 +14,20 @@ pub fn folder() -> PathBuf {
 /// The library, compiled once; why there is none. Tests of one process share it.
 pub fn library() -> Result<PathBuf, String> {
     static MADE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    MADE.get_or_init(compiled).clone()
+    MADE.get_or_init(|| compiled("cuda.c", "libcuda.so")).clone()
+}
+
+/// A kernel that does nothing; the error is as above.
+#[allow(dead_code, reason = "not every program makes kernels ahead of a run")]
+pub fn idle_kernel() -> Result<PathBuf, String> {
+    compiled("idle.c", "idle.so")
 }
 
 /// A compiler that is not there is the only reason for no library.
-fn compiled() -> Result<PathBuf, String> {
+fn compiled(source: &str, name: &str) -> Result<PathBuf, String> {
     std::fs::create_dir_all(folder()).expect("a folder");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cuda/standin/cuda.c");
-    let (path, part) = (folder().join("libcuda.so"), folder().join(format!("{}.part", std::process::id())));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cuda/standin").join(source);
+    let (path, part) = (folder().join(name), folder().join(format!("{name}.{}.part", std::process::id())));
     let made = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".into()))
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o"])
         .arg(&part)
