@@ -85,3 +85,47 @@ fn products_of_published_formats() {
         &table,
     );
 }
+
+/// The record of copies of the demo model, by `the_demo_model_drifts_less` of the golden tests.
+const CALIBRATED: &str = "xeon-amx-2-threads/2026-12-01-calibrated.jsonl";
+
+/// Copies of the demo model: what they are off by, and what they get right.
+#[test]
+fn calibrated_copies() {
+    let path = root().join("bench/record").join(CALIBRATED);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{CALIBRATED}: {error}"));
+    let mut table = String::from(
+        "| | outputs off by | nats | likeliest alike | right of 1756 |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for (number, line) in text.lines().enumerate() {
+        let row: serde_json::Value = serde_json::from_str(line)
+            .unwrap_or_else(|error| panic!("{CALIBRATED}: line {}: {error}", number + 1));
+        let figure = |field: &str| {
+            row[field].as_f64().unwrap_or_else(|| panic!("{CALIBRATED}: line {}: {field}", number + 1))
+        };
+        assert_eq!(
+            (&row["schema"], figure("rows")),
+            (&"ocelli.calibrated.v1".into(), 1756.0),
+            "{CALIBRATED}"
+        );
+        let nats = match figure("kl") {
+            few if few < 5e-6 => "below 0.00001".to_owned(),
+            nats => format!("{nats:.5}"),
+        };
+        let _ = writeln!(
+            table,
+            "| `{}` | {:.2}% | {nats} | {:.2}% | {:.2}% |",
+            row["options"].as_str().unwrap_or_default(),
+            100.0 * figure("output_error"),
+            100.0 * figure("top1"),
+            100.0 * figure("right") / figure("rows"),
+        );
+    }
+    assert!(table.lines().count() > 20, "{table}");
+    holds_table(
+        "README.md",
+        "<!-- calibrated copies, made by the tests -->",
+        "<!-- end of copies -->",
+        &table,
+    );
+}
