@@ -114,6 +114,8 @@ pub struct Ctx {
     pub(crate) adapters: Adapters,
     /// What runs, while it is noted.
     pub(crate) tape: Option<Tape>,
+    /// Memory that tapes before it had for gradients.
+    pub(crate) spare: crate::tape::Spare,
     /// What the ops given now are for.
     phase: Phase,
 }
@@ -177,6 +179,7 @@ impl Ctx {
             trace: None,
             adapters: Adapters::default(),
             tape: None,
+            spare: crate::tape::Spare::default(),
             phase: Phase::Prefill,
         }
     }

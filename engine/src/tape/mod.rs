@@ -7,19 +7,21 @@
 
 mod rules;
 mod segment;
+mod shadows;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 use ocelli_kernels::ops::Pointwise;
 use ocelli_kernels::{Access, DType, Exec, Op, Stream, View};
-use ocelli_kernels::{KernelError, Layout, ShapeError, Storage};
+use ocelli_kernels::{Layout, ShapeError, Storage};
 use smallvec::SmallVec;
 
 use self::segment::Segment;
+pub(crate) use self::shadows::Spare;
+use self::shadows::{Shadows, clear};
 use crate::ctx::Ctx;
 use crate::error::{Error, Result};
 use crate::tensor::{Mark, Tensor};
@@ -40,8 +42,7 @@ pub struct Tape {
     notes: Vec<Noted>,
     /// Memory that holds trained values or what was computed from such.
     tracked: Tracked,
-    /// Gradients of memory, by its identity; with the memory, so that the identity stays its own.
-    shadows: HashMap<usize, (Storage, Storage)>,
+    shadows: Shadows,
     /// Height of the arena when recording began.
     mark: Mark,
     /// Whether activations of parts are computed again in place of being kept.
@@ -140,7 +141,7 @@ trait Taped: Send {
 struct Backward<'a> {
     cx: &'a mut Ctx,
     tracked: &'a HashMap<usize, Vec<Range<usize>>>,
-    shadows: &'a mut HashMap<usize, (Storage, Storage)>,
+    shadows: &'a mut Shadows,
     path: &'a str,
     moved: &'a [Moved],
 }
@@ -151,7 +152,7 @@ impl Backward<'_> {
         if !is_tracked(self.tracked, view) {
             return Ok(None);
         }
-        shadow(self.cx, self.shadows, view).map(Some)
+        self.shadows.of(self.cx, view).map(Some)
     }
 
     /// As [`grad`](Self::grad), of what may be absent.
@@ -161,7 +162,7 @@ impl Backward<'_> {
 
     /// The gradient of a result, which something trained is behind.
     fn grad_out(&mut self, view: &View) -> Result<View> {
-        shadow(self.cx, self.shadows, view)
+        self.shadows.of(self.cx, view)
     }
 
     /// A view as the op met or left it.
@@ -225,40 +226,19 @@ fn is_tracked(tracked: &HashMap<usize, Vec<Range<usize>>>, view: &View) -> bool 
     tracked.get(&view.storage().id()).is_some_and(|ranges| overlaps(ranges, &view.byte_range()))
 }
 
-/// Makes a view zeros.
-fn clear(cx: &mut Ctx, view: &View) -> Result<()> {
-    Ok(cx.stream().write(view, &vec![0; view.bytes() as usize])?)
-}
-
-/// The gradient's place for a view.
-fn shadow(cx: &mut Ctx, shadows: &mut HashMap<usize, (Storage, Storage)>, view: &View) -> Result<View> {
-    if view.dtype() != DType::F32 {
-        return Err(KernelError::WrongDType { expected: DType::F32, found: view.dtype() }.into());
-    }
-    let (_, grads) = match shadows.entry(view.storage().id()) {
-        Entry::Occupied(entry) => entry.into_mut(),
-        Entry::Vacant(entry) => {
-            let grads = cx.stream().alloc(view.storage().len())?;
-            entry.insert((view.storage().clone(), grads))
-        }
-    };
-    Ok(view.with_storage(grads.clone())?)
-}
-
 impl Tape {
     fn new(trained: &[Trained], mark: Mark, again: bool) -> Self {
         let mut tape = Self {
             notes: Vec::new(),
             tracked: HashMap::new(),
-            shadows: HashMap::new(),
+            shadows: Shadows::new(trained),
             mark,
             again,
             segment: None,
             copied: 0,
         };
-        for Trained { values, grads, ranges } in trained {
+        for Trained { values, ranges, .. } in trained {
             tape.tracked.entry(values.id()).or_default().extend(ranges.iter().cloned());
-            tape.shadows.insert(values.id(), (values.clone(), grads.clone()));
         }
         tape
     }
@@ -351,7 +331,7 @@ impl Tape {
         if !is_tracked(&self.tracked, &view) {
             return Err(Error::Train("nothing that is trained has a part in the loss".into()));
         }
-        let to = shadow(cx, &mut self.shadows, &view)?;
+        let to = self.shadows.of(cx, &view)?;
         cx.exec("loss", &Pointwise { add: Some(to.clone()), ..Pointwise::new(d_result.clone(), to) })?;
         self.back(cx)
     }
@@ -376,7 +356,7 @@ impl Tape {
                 note.op.backward(&mut back)
             })?;
             for view in &note.ends {
-                let view = shadow(cx, &mut self.shadows, view)?;
+                let view = self.shadows.of(cx, view)?;
                 clear(cx, &view)?;
             }
         }
@@ -465,6 +445,7 @@ impl Ctx {
     /// Ends the activations of a tape, and the tape.
     pub fn forget(&mut self, tape: Tape) {
         self.release(tape.mark);
+        tape.shadows.retire(self);
     }
 
     /// Runs an op through the tape.

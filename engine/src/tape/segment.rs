@@ -12,7 +12,8 @@ use ocelli_kernels::ops::{Pointwise, Rope};
 use ocelli_kernels::{Access, Exec, Op, Stream, View};
 use smallvec::SmallVec;
 
-use super::{Moved, Tape, Tracked, add_range, clear, is_tracked, move_away};
+use super::shadows::clear;
+use super::{Moved, Tape, Tracked, add_range, is_tracked, move_away};
 use crate::ctx::Ctx;
 use crate::error::Result;
 use crate::tensor::Mark;
@@ -177,13 +178,10 @@ impl Tape {
             copied: 0,
         };
         // What others left where the activations of the part are going to be.
-        let cleared =
-            cx.memory_between(segment.from, segment.to).into_iter().try_for_each(|view| {
-                match inner.shadows.get(&view.storage().id()) {
-                    Some((_, grads)) => clear(cx, &view.with_storage(grads.clone())?),
-                    None => Ok(()),
-                }
-            });
+        let cleared = cx
+            .memory_between(segment.from, segment.to)
+            .into_iter()
+            .try_for_each(|view| inner.shadows.known(&view)?.map_or(Ok(()), |grads| clear(cx, &grads)));
         let done = cleared
             .and_then(|()| segment.ran.iter().try_for_each(|ran| ran.again(&mut inner, cx)))
             .and_then(|()| inner.back(cx));
