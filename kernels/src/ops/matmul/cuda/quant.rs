@@ -103,7 +103,7 @@ impl Operands {
             Zero::Codes => true,
             Zero::Float | Zero::Offset => return Err("for zero points that are codes".into()),
         };
-        if let Some(why) = spec.reject_norm() {
+        if let Some(why) = spec.reject_fused() {
             return Err(why);
         }
         if spec.k == 0 {
