@@ -409,8 +409,8 @@ impl Ctx {
     where
         dyn Stream: Exec<O>,
     {
-        let product = product(op).filter(|product| product.norm.is_some());
-        // Probes, gradients and adapters want the rows that are multiplied.
+        let product = product(op).filter(|product| product.norm.is_some() || product.heads.is_some());
+        // Probes, gradients and adapters want the rows that are multiplied, and products as they are.
         let seen = |product| self.probe.is_some() || self.tape.is_some() || self.is_adapted(product);
         !product.is_some_and(seen) && Exec::<O>::accepts(&*self.stream, op)
     }

@@ -54,7 +54,7 @@ pub use group_norm::{GroupNorm, GroupNormSpec};
 pub use kept::{SCALE_BYTES, kept_elements};
 pub use list::{BackendOp, OP_NAMES, OpVisitor, Stream, for_each_op};
 pub use matmul::grad::{MatmulGrad, MatmulGradSpec, PartGrad};
-pub use matmul::{Activation, FP8_SPAN, Math, Matmul, MatmulSpec, RowNorm};
+pub use matmul::{Activation, FP8_SPAN, Heads, HeadsSpec, Math, Matmul, MatmulSpec, RowNorm};
 pub use merge_patches::{MergeOrder, MergePatches, MergePatchesGrad, MergePatchesGradSpec, MergePatchesSpec};
 pub use mix_rows::{MixRows, MixRowsSpec};
 pub use norm::{Norm, NormGrad, NormGradSpec, NormKind, NormSpec};

@@ -4,7 +4,8 @@
 //   value(word, index)        the value of the code of that number in its word; of integers the stored field
 //   quad<Fractions>(w, word, half, zero)   codes 4 half .. 4 half + 3 of a word less `zero`, divided by UNIT, and times what
 //   unplaced(x, k)            divides the x of column k by; Fractions: zero points need not be integers
-//   pairs<T, Zero>(to, words, zero)        eight codes as operands of tensor cores, less `pair_zero`, where 16-bit floats hold them
+//   pairs<T, Zero>(to, words, zero, i)     summand i of eight codes, divided by `pair_unit<T>`, as operands of tensor cores of type T, less
+//                             `pair_zero`: there is one summand where such floats hold the values of codes, see `Code::halves`
 #pragma once
 #include "quant/bnb_fp4/decode.cuh"
 #include "quant/e2m1/decode.cuh"

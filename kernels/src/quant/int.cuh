@@ -59,8 +59,9 @@ template <int Bits> struct int_code {
 
     static DEVICE f32 value(u32 word, i32 index) { return static_cast<f32>(code_field<Bits>(word, index)); }
 
+    template <typename T> static DEVICE constexpr f32 pair_unit() { return 1.0f; }
     template <typename T> static DEVICE PairZero pair_zero(u32 z) { return int_pair_zero<T, Bits>(z); }
-    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero& zero) {
+    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero& zero, i32 = 0) {
         int_pairs<T, Bits, Zero>(to, words, zero);
     }
 };

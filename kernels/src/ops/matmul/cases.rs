@@ -65,26 +65,26 @@ const GROUPED: [&str; 42] = [
 
 /// How an operation differs from a plain dense product.
 #[derive(Clone, Copy)]
-struct Shape {
-    m: usize,
-    n: usize,
-    k: usize,
-    x: DType,
-    out: DType,
-    fill: Fill,
+pub(super) struct Shape {
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+    pub(super) x: DType,
+    pub(super) out: DType,
+    pub(super) fill: Fill,
     /// Elements between rows of x, out and residual.
-    gaps: [usize; 3],
-    bias: bool,
-    act: Activation,
-    gated: bool,
-    residual: Option<DType>,
-    math: Math,
+    pub(super) gaps: [usize; 3],
+    pub(super) bias: bool,
+    pub(super) act: Activation,
+    pub(super) gated: bool,
+    pub(super) residual: Option<DType>,
+    pub(super) math: Math,
     /// Whether rows of x are normalized.
-    norm: bool,
+    pub(super) norm: bool,
 }
 
 impl Shape {
-    fn plain(m: usize, n: usize, k: usize) -> Self {
+    pub(super) fn plain(m: usize, n: usize, k: usize) -> Self {
         Self {
             m,
             n,
@@ -103,7 +103,7 @@ impl Shape {
     }
 
     /// The op, with weights stacked from parts of these shares of `n`.
-    fn op(self, cx: &mut CaseCx, format: Format, shares: &[usize]) -> Matmul {
+    pub(super) fn op(self, cx: &mut CaseCx, format: Format, shares: &[usize]) -> Matmul {
         let all: usize = shares.iter().sum();
         let mut rows: Vec<usize> = shares.iter().map(|share| self.n * share / all).collect();
         rows[0] += self.n - rows.iter().sum::<usize>();
@@ -130,13 +130,14 @@ impl Shape {
             act: self.act,
             gated: self.gated,
             residual,
+            heads: None,
             out: cx.output_gapped(&[self.m, n_out], self.out, self.gaps[1]),
             math: self.math,
         }
     }
 }
 
-fn format(text: &str) -> Format {
+pub(super) fn format(text: &str) -> Format {
     text.parse().expect("a format of this table")
 }
 
@@ -147,12 +148,14 @@ pub(super) fn cases(cx: &mut CaseCx) -> Vec<Case<Matmul>> {
     formats(cx, &mut add);
     epilogues(cx, &mut add);
     halves(cx, &mut add);
+    summands(cx, &mut add);
     aligned(cx, &mut add);
     large(cx, &mut add);
     rounded_to_fp8(cx, &mut add);
     normalized(cx, &mut add);
     rounds(cx, &mut add);
     along_n(cx, &mut add);
+    super::head_cases::heads(cx, &mut add);
     models(cx, &mut add);
     all
 }
@@ -303,6 +306,40 @@ fn halves(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
                 ..Shape::plain(m, 90, [264, 129, 640][(i + j) % 3])
             };
             add(format!("half m {m} {text}"), shape.op(cx, format(text), &[1]));
+        }
+    }
+}
+
+/// Codes whose values are sums of 16-bit floats, zero points that are floats or offsets, and groups of 16, with x of each type.
+fn summands(cx: &mut CaseCx, add: &mut dyn FnMut(String, Matmul)) {
+    const FORMATS: [&str; 12] = [
+        "nf4g64.f32",
+        "nf4g16.f16",
+        "bnb4g64.f32",
+        "bnb4row.f16",
+        "int4g64zo",
+        "int4rowzf.f16",
+        "int8g32zf.f32",
+        "int8g128zo",
+        "int4g16z",
+        "int8g16",
+        "fp4g16.e4m3",
+        "fp8g16.f16",
+    ];
+    for (i, text) in FORMATS.into_iter().enumerate() {
+        for (j, (m, k)) in [(9, 640), (40, 331), (70, 176)].into_iter().enumerate() {
+            let shape = Shape {
+                x: FLOATS[(i + j) % 3],
+                out: FLOATS[i % 3],
+                math: if (i + j) % 4 < 2 { Math::Exact } else { Math::Bf16 },
+                fill: if j == 1 { Fill::Spiky } else { Fill::Normal(1.0) },
+                gated: i % 3 == j,
+                act: ACTS[(i + j) % ACTS.len()],
+                bias: j == 2,
+                gaps: [8 * j, 0, 0],
+                ..Shape::plain(m, 90, k)
+            };
+            add(format!("summands m {m} {text}"), shape.op(cx, format(text), &[1]));
         }
     }
 }

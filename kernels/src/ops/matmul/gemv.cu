@@ -23,9 +23,20 @@
 // in one group. ZEROS: whether there are zero
 // points; FRACTIONS: they are floats, or offsets.
 //
+// Products are of f32, never of pairs of 16-bit floats, S being the sum of |x w|: a sum may be off by 6 sqrt(k + 4) 2^-24 S, and where x
+// may be rounded to bf16 by 2 2^-8 S more (`spec/tolerance.rs`). A product in f16 alone is off by up to 2^-11 of itself, hundreds of
+// times the first for k of 64. Of the second, a chain of L multiply-adds in bf16 takes up to L 2^-8 S: two of them where x is bf16, nothing
+// beyond the rounding of x and one where it is f32, and each pair then has to be opened and added, which is what the pair had saved:
+// of int4, 2.5 instructions a weight against 3, for an answer 2^16 times as far off. Chains in f16 could have L = 16, but f16 does not hold
+// the range of x: what lies 2^18 below the largest, brought to 2^4 so that no chain overflows, is off by 2^-25 whatever its size, for
+// which S is no bound where the weight of the largest is 0.
+//
+// HEADS: the columns are heads, and what ends them is `heads.cuh`. The two columns of a group of lanes are those that are turned together.
+//
 // SASS: LDG*.128 LDS.128 FFMA
 // SASS sm_90a: LDG*.128<ACQBULK
 #include "ops/matmul/epilogue.cuh"
+#include "ops/matmul/heads.cuh"
 #include "ops/matmul/weights.cuh"
 #include "quant/codes.cuh"
 
@@ -46,6 +57,9 @@ struct Params {
     u32 x_type;
     u32 x_aligned; // whether each row of x begins at a multiple of 16 bytes
     u32 reserved;
+#if HEADS
+    Heads heads;
+#endif
 };
 
 constexpr i32 THREADS = 128;
@@ -205,10 +219,32 @@ DEVICE void stage(f32* to, f32* parts, bool sums, const Params& p, i32 first) {
 
 DEVICE const WeightRows& weights_of(const Params& p, i32 c) { return GATED && c == 1 ? p.up : p.w; }
 
+// The row of weights that makes column `c` of the group of lanes whose first column is `col`.
+DEVICE i32 row_in(const Params& p, i32 col, i32 c) {
+#if HEADS
+    // Beyond the last column is beyond the last row.
+    return col < p.e.cols ? Duo(p.heads, col).column(p.heads, c) : col;
+#else
+    return GATED ? col : col + c;
+#endif
+}
+
 DEVICE void find_rows(Row (&rows)[COLUMNS], const Params& p, i32 col) {
 #pragma unroll
-    for (i32 c = 0; c < COLUMNS; ++c) rows[c] = row_of(weights_of(p, c), GATED ? col : col + c, p.e.cols, p.k);
+    for (i32 c = 0; c < COLUMNS; ++c) rows[c] = row_of(weights_of(p, c), row_in(p, col, c), p.e.cols, p.k);
 }
+
+#if HEADS
+DEVICE void end_duo(const Params& p, const Duo& duo, const Ending& ending, i32 row, const f32 (&sums)[2]) {
+    f32 v[2];
+#pragma unroll
+    for (i32 c = 0; c < 2; ++c) {
+        const i32 col = duo.column(p.heads, c);
+        v[c] = sums[c] + (p.e.bias_type == VALUE_NONE ? 0.0f : load_value(p.e.bias, p.e.bias_type, col));
+    }
+    emit_duo(p.heads, duo, ending, p.e.out, p.e.out_type, p.e.out_stride, row, v[0], v[1]);
+}
+#endif
 
 // Blocks that share the registers of a multiprocessor; those of two rows with a table of codes need a few more than a quarter of them.
 constexpr bool TABLE = same_type<CODE, code_nf4>::value || same_type<CODE, code_bnb_fp4>::value;
@@ -237,8 +273,16 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
     for (i32 block_col = first_col; block_col < p.e.cols; block_col += all_cols) {
         const i32 col = block_col + own;
         const bool begins = block_col == first_col;
+        i32 made[COLUMNS]; // their rows of weights
+#pragma unroll
+        for (i32 c = 0; c < COLUMNS; ++c) made[c] = row_in(p, col, c);
         f32 sum[COLUMNS][M] = {};
         i32 place = 0; // of the stretch in the span
+#if HEADS
+        // Each row of x is ended by a lane of its own.
+        const Duo duo(p.heads, col);
+        const Ending ending(p.heads, duo, lane, lane < p.e.rows && col < p.e.cols);
+#endif
 #pragma unroll 1
         for (i32 first = 0; first < p.k; first += STRETCH, place += STRETCH) {
             if (place == p.span) place = 0;
@@ -267,7 +311,7 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
                     f32 part[COLUMNS][M] = {};
 #pragma unroll
                     for (i32 c = 0; c < COLUMNS; ++c)
-                        notes[c] = notes_of(now[c], sub, weights_of(p, c), GATED ? col : col + c, p);
+                        notes[c] = notes_of(now[c], sub, weights_of(p, c), made[c], p);
 #pragma unroll
                     for (i32 quad = sub * SUB; quad < (sub + 1) * SUB; ++quad) {
                         f32 w[COLUMNS][4];
@@ -295,6 +339,9 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
             }
         }
 
+#if HEADS
+        f32 ends[2] = {};
+#endif
 #pragma unroll
         for (i32 m = 0; m < M; ++m) {
             f32 factor = 1.0f;
@@ -307,6 +354,9 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
 #pragma unroll
             for (i32 c = 0; c < COLUMNS; ++c) sum[c][m] = warp_sum<LANES>(sum[c][m]) * factor;
             // One lane ends each product.
+#if HEADS
+            if (lane == m) ends[0] = sum[0][m], ends[1] = sum[1][m];
+#else
             if constexpr (GATED) {
                 const f32 gate[1] = {sum[0][m]}, up[1] = {sum[1][m]};
                 if (lane == m % LANES) emit<1, true>(p.e, m, col, gate, up);
@@ -317,6 +367,10 @@ KERNEL(THREADS, BLOCKS)(const __grid_constant__ Params p) {
                     if (lane == (m * COLUMNS + c) % LANES) emit<1>(p.e, m, col + c, product);
                 }
             }
+#endif
         }
+#if HEADS
+        if (lane < p.e.rows && col < p.e.cols) end_duo(p, duo, ending, lane, ends);
+#endif
     }
 }

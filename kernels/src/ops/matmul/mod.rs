@@ -7,6 +7,7 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(in crate::ops) mod grad;
+mod heads;
 mod of_spec;
 mod reference;
 #[cfg(feature = "wgpu")]
@@ -15,7 +16,10 @@ mod wgpu;
 #[cfg(feature = "conformance")]
 mod cases;
 pub(in crate::ops) mod cpu;
+#[cfg(feature = "conformance")]
+mod head_cases;
 
+pub use heads::{Heads, HeadsSpec};
 use serde::{Deserialize, Serialize};
 
 use super::check;
@@ -83,7 +87,7 @@ pub struct RowNorm {
     pub eps: f32,
 }
 
-/// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated.
+/// `x: [m, k]  w: [n, k] any format  ->  out: [m, n]`, or `[m, n / 2]` if gated, or the query heads' columns where there are heads.
 #[derive(Clone, Debug)]
 pub struct Matmul {
     /// Activations `[m, k]`: f32, bf16 or f16; rows may be strided.
@@ -98,6 +102,8 @@ pub struct Matmul {
     pub gated: bool,
     /// Added last, `[m, n_out]`. May be the very elements of `out`.
     pub residual: Option<View>,
+    /// What becomes of the columns as heads, of which the queries are the result. Not every backend has kernels for it, either.
+    pub heads: Option<Box<Heads>>,
     /// Result `[m, n_out]`; rows may be strided.
     pub out: View,
     /// What may be rounded.
@@ -134,11 +140,17 @@ pub struct MatmulSpec {
     pub residual: bool,
     /// What may be rounded.
     pub math: Math,
+    /// The heads, if its columns are such.
+    #[serde(flatten)]
+    pub heads: HeadsSpec,
 }
 
 impl MatmulSpec {
-    /// Why a row that multiplies x as it is cannot run this, if so.
-    pub(crate) fn reject_norm(&self) -> Option<Reject> {
+    /// Why a row that multiplies x as it is, and gives its products as they are, cannot run this, if so.
+    pub(crate) fn reject_fused(&self) -> Option<Reject> {
+        if self.heads.is_some() {
+            return Some("turns no heads".into());
+        }
         self.norm.then(|| "normalizes no rows of x".into())
     }
 }
@@ -147,12 +159,30 @@ impl Matmul {
     /// `out = x w^T + bias` and nothing else.
     #[must_use]
     pub fn new(x: View, w: Weights, out: View) -> Self {
-        Self { x, norm: None, w, act: Activation::None, gated: false, residual: None, out, math: Math::Exact }
+        Self {
+            x,
+            norm: None,
+            w,
+            act: Activation::None,
+            gated: false,
+            residual: None,
+            heads: None,
+            out,
+            math: Math::Exact,
+        }
     }
 
     /// Columns of the result.
     #[must_use]
     pub fn n_out(&self) -> usize {
+        match &self.heads {
+            Some(heads) => self.w.n() / heads.all().max(1) * heads.heads_q,
+            None => self.columns(),
+        }
+    }
+
+    /// Columns of products, two of which make one if gated.
+    fn columns(&self) -> usize {
         if self.gated { self.w.n() / 2 } else { self.w.n() }
     }
 }
@@ -190,6 +220,7 @@ impl Op for Matmul {
                 check::output("out", out, [("residual", residual)])?;
             }
         }
+        let heads = self.heads.as_ref().map_or(Ok(HeadsSpec::default()), |heads| heads.spec(self))?;
         Ok(MatmulSpec {
             m: bucket(m),
             n: w.n() as u32,
@@ -204,12 +235,13 @@ impl Op for Matmul {
             gated: self.gated,
             residual: residual.is_some(),
             math: self.math,
+            heads,
         })
     }
 
     fn is_optional(&self) -> bool {
         // What lies along n is reordered where it is uploaded.
-        self.norm.is_some() || matches!(self.w.format(), Format::KMajor(..))
+        self.norm.is_some() || self.heads.is_some() || matches!(self.w.format(), Format::KMajor(..))
     }
 
     fn extremes(spec: &Self::Spec) -> [Self::Spec; 2] {
@@ -224,7 +256,8 @@ impl Op for Matmul {
                 + self.norm.as_ref().map_or(0, |norm| norm.weight.bytes())
                 + self.w.bytes()
                 + self.residual.as_ref().map_or(0, View::bytes),
-            written: self.out.bytes(),
+            written: self.out.bytes()
+                + self.heads.as_ref().map_or(0, |heads| heads.kept_bytes(self.x.size(0))),
         }
     }
 
@@ -236,6 +269,9 @@ impl Op for Matmul {
         self.w.for_each_view(&mut |view| visit(Access::In, view));
         if let Some(residual) = &mut self.residual {
             visit(Access::In, residual);
+        }
+        if let Some(heads) = &mut self.heads {
+            heads.visit(visit);
         }
         visit(Access::Out, &mut self.out);
     }

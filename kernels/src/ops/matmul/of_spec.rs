@@ -12,12 +12,20 @@ pub(super) fn product(spec: &MatmulSpec, operands: &mut dyn Operands) -> Result<
     let (m, n, k) = (spec.m as usize, spec.n as usize, spec.k as usize);
     let w = operands.weights(spec.w, n, k, spec.parts as usize, spec.bias)?;
     let x = operands.activations(&[m, k], spec.x)?;
-    let out = operands.output(&[m, if spec.gated { n / 2 } else { n }], spec.out)?;
+    let columns = match spec.heads.is_some() {
+        true => (spec.heads.heads_q * spec.heads.head_dim) as usize,
+        false if spec.gated => n / 2,
+        false => n,
+    };
+    let out = operands.output(&[m, columns], spec.out)?;
     let mut op = Matmul::new(x, w, out);
     (op.act, op.gated, op.math) = (spec.act, spec.gated, spec.math);
     if spec.norm {
         let weight = operands.activations(&[k], DType::BF16)?;
         op.norm = Some(RowNorm { weight, weight_offset: 0.0, eps: 1e-5 });
+    }
+    if spec.heads.is_some() {
+        op.heads = Some(Box::new(spec.heads.operands(m, operands)?));
     }
     op.residual = spec.residual.then(|| op.out.clone());
     Ok(op)
@@ -26,7 +34,7 @@ pub(super) fn product(spec: &MatmulSpec, operands: &mut dyn Operands) -> Result<
 /// Blocks of rows and columns at both ends and in the middle, where the whole is too large.
 pub(super) fn parts(op: &Matmul) -> Result<Vec<Matmul>, KernelError> {
     let (m, n, k) = (op.x.size(0), op.w.n(), op.w.k());
-    if n * k <= WHOLE || op.gated || op.w.parts().len() != 1 || n < 32 {
+    if n * k <= WHOLE || op.gated || op.heads.is_some() || op.w.parts().len() != 1 || n < 32 {
         return Ok(vec![op.clone()]);
     }
     // Whole words of what lies along n.

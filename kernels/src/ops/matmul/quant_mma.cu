@@ -15,6 +15,10 @@
 // they are multiplied by their scale. Scales and zero points of a step come to registers one step ahead. What was
 // launched before is waited for after the first weights and scales have been asked for: nobody writes weights.
 //
+// Groups of 16 (SIXTEENS) are halves of what the four lanes of a row read at once: products are made for each half, with zeros for the
+// weights of the other. Zero points that are floats, and offsets (FRACTIONS), multiply the sums of x of a group, which come of
+// products with ones. Values of codes that one 16-bit float does not hold are sums of SUMMANDS of them.
+//
 // SASS: HMMA LDGSTS LDS.128
 // SASS sm_90a: LDGSTS<ACQBULK
 #include "ops/matmul/epilogue.cuh"
@@ -46,19 +50,29 @@ DEVICE Row row_of(const Params& p, i32 col, i32 r) {
     return row_at(w, min_of(col + (up ? r - 8 : r), p.e.cols - 1));
 }
 
-// Scales and zero points of a step of one row.
+constexpr i32 NOTES = GROUPS * SIXTEENS;
+
+// Scales and zero points of a step of one row, and what multiplies the sums of x.
 struct Notes {
-    f32 scale[GROUPS];
-    u32 zero[GROUPS];
+    f32 scale[NOTES];
+    u32 zero[NOTES];
+    f32 beside[FRACTIONS ? NOTES : 1];
 };
 
-DEVICE void load_notes(Notes& to, const Row& row, const Params& p, i32 step) {
+// Those of row `which` of the two of a lane: of a gated tile the second is what the first scales.
+DEVICE void load_notes(Notes& to, const Row& row, i32 which, const Params& p, i32 step) {
 #pragma unroll
-    for (i32 i = 0; i < GROUPS; ++i) {
+    for (i32 i = 0; i < NOTES; ++i) {
         const i32 group = group_of<SPAN>(p.w, p.groups, step, i);
-        to.scale[i] = scale_value(scale_bits(row.scales, p.w.type, group), p.w.type);
-        to.zero[i] = static_cast<u32>(CODE::CENTRE);
-        if constexpr (ZERO) to.zero[i] = static_cast<u32>(code_field<BITS>(row.zeros[group], row.field));
+        to.scale[i] = scale_value(scale_bits(row.scales, p.w.type, group), p.w.type) * CODE::pair_unit<T>();
+        to.zero[i] = static_cast<u32>(FRACTIONS ? 0 : CODE::CENTRE);
+        if constexpr (ZERO) to.zero[i] = static_cast<u32>(code_field<BITS>(static_cast<const u32*>(row.zeros)[group], row.field));
+        if constexpr (FRACTIONS) {
+            const f32 zero = scale_value(scale_bits(row.zeros, p.w.type, group), p.w.type);
+            // Sums are multiplied by the factor of scales at last.
+            const f32 factor = p.gated != 0 && which == 1 ? p.up.factor : p.w.factor;
+            to.beside[i] = p.w.zero == ZERO_OFFSET ? zero / factor : -zero * to.scale[i];
+        }
     }
 }
 
@@ -85,10 +99,26 @@ DEVICE void bring_weights(u8* to, const u8* const (&from)[2], i32 step, i32 row_
     }
 }
 
+// Adds products of eights of two rows of weights, as pairs, with x, of which a lane's first summand is at `x`.
+DEVICE void multiply(f32 (&part)[NT][4], const u32 (&a)[4], const u32 (&b)[4], const u8* x) {
+    const u32 first[4] = {a[0], b[0], a[1], b[1]}, second[4] = {a[2], b[2], a[3], b[3]};
+#pragma unroll
+    for (i32 summand = 0; summand < PARTS; ++summand) {
+#pragma unroll
+        for (i32 nt = 0; nt < NT; ++nt) {
+            const uint4 v = *reinterpret_cast<const uint4*>(x + (summand * STEP_EIGHTS * NT + nt) * 512);
+            mma_16816<T>(part[nt], first, v.x, v.y);
+            mma_16816<T>(part[nt], second, v.z, v.w);
+        }
+    }
+}
+
 template <i32 Bytes> DEVICE void read_words(u32 (&to)[Bytes / 4], const u8* from) { load_words(to, from); }
 
+constexpr bool MORE = ZERO || FRACTIONS || SUMMANDS > 1;
+
 // Scales, and zero points, of several groups want more registers than half a multiprocessor has.
-KERNEL(256, NT * PARTS > 4 || ((ZERO || GROUPS > 2) && NT == 4) ? 1 : 2)(const __grid_constant__ Params p) {
+KERNEL(256, NT * PARTS > 4 || ((MORE || NOTES > 2) && NT == 4) || NOTES > 4 || (FRACTIONS && NOTES > 2) ? 1 : 2)(const __grid_constant__ Params p) {
     SHARED_MEMORY(smem);
     const i32 warp = static_cast<i32>(warp_id()), lane = static_cast<i32>(lane_id());
     const i32 across = warp % ACROSS, deep = warp / ACROSS;
@@ -120,7 +150,7 @@ KERNEL(256, NT * PARTS > 4 || ((ZERO || GROUPS > 2) && NT == 4) ? 1 : 2)(const _
 
     Notes next[2];
 #pragma unroll
-    for (i32 i = 0; i < 2; ++i) load_notes(next[i], rows[i], p, min_of(deep, p.steps - 1));
+    for (i32 i = 0; i < 2; ++i) load_notes(next[i], rows[i], i, p, min_of(deep, p.steps - 1));
 #pragma unroll
     for (i32 turn = 0; turn < STAGES - 1; ++turn) weights_of(turn);
     grid_wait();
@@ -142,8 +172,8 @@ KERNEL(256, NT * PARTS > 4 || ((ZERO || GROUPS > 2) && NT == 4) ? 1 : 2)(const _
 
         Notes now[2] = {next[0], next[1]};
         const i32 after = min_of(step + DEEP, p.steps - 1);
-        load_notes(next[0], rows[0], p, after);
-        load_notes(next[1], rows[1], p, after);
+        load_notes(next[0], rows[0], 0, p, after);
+        load_notes(next[1], rows[1], 1, p, after);
 
         const u8* const stage = smem + turn % STAGES * STAGE_BYTES;
         const u8* const w = stage + warp * W_BYTES;
@@ -154,30 +184,43 @@ KERNEL(256, NT * PARTS > 4 || ((ZERO || GROUPS > 2) && NT == 4) ? 1 : 2)(const _
             u32 low[READ / 4], high[READ / 4];
             read_words<READ>(low, w + swizzled(lane / 4, offset / 16) + offset % 16);
             read_words<READ>(high, w + swizzled(lane / 4 + 8, offset / 16) + offset % 16);
-            const PairZero low_zero = CODE::pair_zero<T>(now[0].zero[group]);
-            const PairZero high_zero = CODE::pair_zero<T>(now[1].zero[group]);
-            f32 part[NT][4] = {};
 #pragma unroll
-            for (i32 i = 0; i < EIGHTS; ++i) {
-                u32 a[4], b[4];
-                CODE::pairs<T, ZERO>(a, low + i * BITS / 4, low_zero);
-                CODE::pairs<T, ZERO>(b, high + i * BITS / 4, high_zero);
-                const u32 first[4] = {a[0], b[0], a[1], b[1]}, second[4] = {a[2], b[2], a[3], b[3]};
-                const i32 q = group * EIGHTS + i;
+            for (i32 half = 0; half < SIXTEENS; ++half) {
+                const i32 note = group * SIXTEENS + half;
+                // Lanes of the other half multiply zeros.
+                const u32 mask = SIXTEENS == 1 || lane % 4 / 2 == half ? 0xffffffffu : 0u;
+                const PairZero low_zero = CODE::pair_zero<T>(now[0].zero[note]);
+                const PairZero high_zero = CODE::pair_zero<T>(now[1].zero[note]);
+                f32 part[NT][4] = {}, all[NT][4] = {};
 #pragma unroll
-                for (i32 summand = 0; summand < PARTS; ++summand) {
+                for (i32 i = 0; i < EIGHTS; ++i) {
+                    const i32 q = group * EIGHTS + i;
+                    const u8* const eight = xs + q * NT * 512;
 #pragma unroll
-                    for (i32 nt = 0; nt < NT; ++nt) {
-                        const uint4 v = *reinterpret_cast<const uint4*>(xs + ((summand * STEP_EIGHTS + q) * NT + nt) * 512);
-                        mma_16816<T>(part[nt], first, v.x, v.y);
-                        mma_16816<T>(part[nt], second, v.z, v.w);
+                    for (i32 summand = 0; summand < SUMMANDS; ++summand) {
+                        u32 a[4], b[4];
+                        CODE::pairs<T, ZERO || FRACTIONS>(a, low + i * BITS / 4, low_zero, summand);
+                        CODE::pairs<T, ZERO || FRACTIONS>(b, high + i * BITS / 4, high_zero, summand);
+                        if constexpr (SIXTEENS > 1) {
+#pragma unroll
+                            for (i32 j = 0; j < 4; ++j) a[j] &= mask, b[j] &= mask;
+                        }
+                        multiply(part, a, b, eight);
+                    }
+                    if constexpr (FRACTIONS) {
+                        const u32 one = pack2<T>(1.0f, 1.0f) & mask;
+                        const u32 ones[4] = {one, one, one, one};
+                        multiply(all, ones, ones, eight);
                     }
                 }
+#pragma unroll
+                for (i32 nt = 0; nt < NT; ++nt)
+#pragma unroll
+                    for (i32 i = 0; i < 4; ++i) {
+                        sum[nt][i] = fmaf(now[i / 2].scale[note], part[nt][i], sum[nt][i]);
+                        if constexpr (FRACTIONS) sum[nt][i] = fmaf(now[i / 2].beside[note], all[nt][i], sum[nt][i]);
+                    }
             }
-#pragma unroll
-            for (i32 nt = 0; nt < NT; ++nt)
-#pragma unroll
-                for (i32 i = 0; i < 4; ++i) sum[nt][i] = fmaf(now[i / 2].scale[group], part[nt][i], sum[nt][i]);
         }
     }
 

@@ -149,7 +149,7 @@ DEVICE void load_notes(Notes& to, const Row& row, const WeightRows& w, i32 group
     for (i32 i = 0; i < GROUPS; ++i) {
         const i32 group = group_of<STEP>(w, groups, step, i);
         to.scale[i] = static_cast<const SCALE*>(row.scales)[group];
-        to.zero[i] = ZERO ? row.zeros[group] : 0;
+        to.zero[i] = ZERO ? static_cast<const u32*>(row.zeros)[group] : 0;
     }
 }
 DEVICE PairZero zero_of(u32 word, i32 field) {

@@ -1,6 +1,7 @@
 //! The product in f64.
 
-use super::{Activation, FP8_SPAN, Math, Matmul};
+use super::{Activation, FP8_SPAN, Heads, Math, Matmul};
+use crate::ops::rope::reference::{Turning, Turns, expect_kept};
 use crate::oracle::Oracle;
 use crate::quant::e4m3;
 use crate::spec::{DType, KernelError, tolerance};
@@ -57,7 +58,7 @@ fn fp8_row(row: &[f64]) -> Vec<(f64, f64)> {
 }
 
 pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError> {
-    let (m, k, n_out) = (op.x.size(0), op.w.k(), op.n_out());
+    let (m, k, n_out) = (op.x.size(0), op.w.k(), op.columns());
     let (mut x, bias) = (io.read(&op.x)?, io.biases(&op.w)?);
     if let Some(norm) = &op.norm {
         let weight = io.read(&norm.weight)?;
@@ -115,6 +116,10 @@ pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError>
         (sum + bias[col], error)
     };
 
+    if let Some(heads) = &op.heads {
+        let all: Vec<(f64, f64)> = (0..m * n_out).map(|at| product(at / n_out, at % n_out)).collect();
+        return of_heads(op, heads, io, all);
+    }
     let picked = io.pick(m * n_out, if op.gated { 2 * k } else { k });
     let (mut values, mut errors) = (Vec::with_capacity(picked.len()), Vec::with_capacity(picked.len()));
     for &index in &picked {
@@ -137,4 +142,36 @@ pub(super) fn reference(op: &Matmul, io: &mut Oracle) -> Result<(), KernelError>
     let indices = (picked.len() < m * n_out).then_some(picked);
     io.expect_some(&op.out, indices, values, errors);
     Ok(())
+}
+
+/// States what becomes of products `[m, n]`, each with its error, as heads.
+fn of_heads(op: &Matmul, heads: &Heads, io: &mut Oracle, rows: Vec<(f64, f64)>) -> Result<(), KernelError> {
+    let turns = Turns::new(
+        io,
+        &Turning {
+            positions: &heads.positions,
+            inv_freq: &heads.inv_freq,
+            pair_axis: heads.pair_axis.as_ref(),
+            style: heads.style,
+            scaling: heads.attention_scaling,
+        },
+    )?;
+    let (count, head_dim) = (heads.all(), op.w.n() / heads.all().max(1));
+    let turned = heads.heads_q + heads.heads_kv;
+    // Queries, keys and values with their errors.
+    let mut all: [(Vec<f64>, Vec<f64>); 3] = Default::default();
+    for (number, elements) in rows.chunks_exact(head_dim.max(1)).enumerate() {
+        let (mut head, mut errors): (Vec<f64>, Vec<f64>) = elements.iter().copied().unzip();
+        let of_row = number % count;
+        if of_row < turned {
+            turns.turn(number / count, &mut head, &mut errors);
+        }
+        let kind = usize::from(of_row >= heads.heads_q) + usize::from(of_row >= turned);
+        all[kind].0.extend(head);
+        all[kind].1.extend(errors);
+    }
+    let [(q, q_errors), (k, k_errors), (v, v_errors)] = all;
+    io.expect(&op.out, q, q_errors);
+    expect_kept(io, &heads.slots, &heads.k_pages, (&k, &k_errors))?;
+    expect_kept(io, &heads.slots, &heads.v_pages, (&v, &v_errors))
 }

@@ -8,7 +8,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod grad;
-mod reference;
+pub(in crate::ops) mod reference;
 #[cfg(feature = "wgpu")]
 mod wgpu;
 

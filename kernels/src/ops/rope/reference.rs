@@ -14,26 +14,78 @@ struct Turn {
     error: f64,
 }
 
-pub(super) fn reference(op: &Rope, io: &mut Oracle) -> Result<(), KernelError> {
-    let (tokens, head_dim) = (op.q.size(0), op.q.size(2));
-    let positions = io.ints(&op.positions)?;
-    let inv_freq = io.read(&op.inv_freq)?;
-    let axes = op.positions.size(0);
-    let axis = op.pair_axis.as_ref().map_or(Ok(vec![0; inv_freq.len()]), |view| io.ints(view))?;
-    if let Some(&index) = axis.iter().find(|&&a| a < 0 || a as usize >= axes) {
-        return Err(KernelError::Index { op: Rope::NAME, what: "pair_axis", index, limit: axes });
-    }
-    let turns = |token: usize| -> Vec<Turn> {
-        inv_freq
-            .iter()
-            .zip(&axis)
-            .map(|(&freq, &axis)| {
-                let angle = f64::from(positions[axis as usize * tokens + token] as f32 * freq as f32);
-                Turn { sin: angle.sin(), cos: angle.cos(), error: 4.0 * DType::F32.roundoff() }
-            })
-            .collect()
-    };
+/// How heads are turned: positions, frequencies and what follows them.
+pub(in crate::ops) struct Turning<'a> {
+    pub positions: &'a View,
+    pub inv_freq: &'a View,
+    pub pair_axis: Option<&'a View>,
+    pub style: RopeStyle,
+    pub scaling: f32,
+}
 
+/// The turns of each pair of each token.
+pub(in crate::ops) struct Turns {
+    of_tokens: Vec<Vec<Turn>>,
+    style: RopeStyle,
+    scaling: f64,
+}
+
+impl Turns {
+    pub(in crate::ops) fn new(io: &Oracle, of: &Turning<'_>) -> Result<Self, KernelError> {
+        let (axes, tokens) = (of.positions.size(0), of.positions.size(1));
+        let positions = io.ints(of.positions)?;
+        let inv_freq = io.read(of.inv_freq)?;
+        let axis = of.pair_axis.map_or(Ok(vec![0; inv_freq.len()]), |view| io.ints(view))?;
+        if let Some(&index) = axis.iter().find(|&&a| a < 0 || a as usize >= axes) {
+            return Err(KernelError::Index { op: Rope::NAME, what: "pair_axis", index, limit: axes });
+        }
+        let turns = |token: usize| -> Vec<Turn> {
+            inv_freq
+                .iter()
+                .zip(&axis)
+                .map(|(&freq, &axis)| {
+                    let angle = f64::from(positions[axis as usize * tokens + token] as f32 * freq as f32);
+                    Turn { sin: angle.sin(), cos: angle.cos(), error: 4.0 * DType::F32.roundoff() }
+                })
+                .collect()
+        };
+        Ok(Self {
+            of_tokens: (0..tokens).map(turns).collect(),
+            style: of.style,
+            scaling: f64::from(of.scaling),
+        })
+    }
+
+    /// Turns a head of a token, whose elements are known to within `errors`.
+    pub(in crate::ops) fn turn(&self, token: usize, head: &mut [f64], errors: &mut [f64]) {
+        let (pairs, u) = (self.of_tokens[token].len(), DType::F32.roundoff());
+        for (pair, turn) in self.of_tokens[token].iter().enumerate() {
+            let (i, j) = match self.style {
+                RopeStyle::Half => (pair, pair + pairs),
+                RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
+            };
+            let scale = self.scaling;
+            let (a, b, inner) = (head[i], head[j], errors[i] + errors[j]);
+            head[i] = (a * turn.cos - b * turn.sin) * scale;
+            head[j] = (b * turn.cos + a * turn.sin) * scale;
+            let error = (inner + (a.abs() + b.abs()) * (turn.error + 4.0 * u)) * scale.abs();
+            errors[i] = error;
+            errors[j] = error;
+        }
+    }
+}
+
+pub(super) fn reference(op: &Rope, io: &mut Oracle) -> Result<(), KernelError> {
+    let turns = Turns::new(
+        io,
+        &Turning {
+            positions: &op.positions,
+            inv_freq: &op.inv_freq,
+            pair_axis: op.pair_axis.as_ref(),
+            style: op.style,
+            scaling: op.attention_scaling,
+        },
+    )?;
     let (q, q_errors) = turned(op, io, &op.q, op.norm.as_ref().map(|n| &n.q), &turns)?;
     let (k, k_errors) = turned(op, io, &op.k, op.norm.as_ref().map(|n| &n.k), &turns)?;
     io.expect(&op.q, q, q_errors);
@@ -41,12 +93,24 @@ pub(super) fn reference(op: &Rope, io: &mut Oracle) -> Result<(), KernelError> {
         io.expect(&op.k, k, k_errors);
         return Ok(());
     };
-    let (v, slots) = (io.read(&kv.v)?, io.ints(&kv.slots)?);
-    let row = op.k.size(1) * head_dim;
-    let limit = kv.k_pages.size(0) * kv.k_pages.size(1);
-    let (mut indices, mut keys, mut errors, mut values) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let v = io.read(&kv.v)?;
+    let exact = vec![0.0; v.len()];
+    expect_kept(io, &kv.slots, &kv.k_pages, (&k, &k_errors))?;
+    expect_kept(io, &kv.slots, &kv.v_pages, (&v, &exact))
+}
+
+/// States heads of tokens in pages: those with a slot, each known to within its error.
+pub(in crate::ops) fn expect_kept(
+    io: &mut Oracle,
+    slots: &View,
+    pages: &View,
+    (heads, errors): (&[f64], &[f64]),
+) -> Result<(), KernelError> {
+    let codes = pages.dtype() == DType::I8;
+    let head_dim = pages.size(3) - if codes { kept::SCALE_BYTES } else { 0 };
+    let (row, limit) = (pages.size(2) * head_dim, pages.size(0) * pages.size(1));
     let mut order: Vec<(usize, usize)> = Vec::new();
-    for (token, &slot) in slots.iter().enumerate() {
+    for (token, slot) in io.ints(slots)?.into_iter().enumerate() {
         if slot >= limit as i64 {
             return Err(KernelError::Index { op: Rope::NAME, what: "slot", index: slot, limit });
         }
@@ -55,19 +119,16 @@ pub(super) fn reference(op: &Rope, io: &mut Oracle) -> Result<(), KernelError> {
         }
     }
     order.sort_unstable();
+    let (mut indices, mut values, mut off) = (Vec::new(), Vec::new(), Vec::new());
     for (slot, token) in order {
         indices.extend(slot * row..(slot + 1) * row);
-        keys.extend_from_slice(&k[token * row..][..row]);
-        errors.extend_from_slice(&k_errors[token * row..][..row]);
-        values.extend_from_slice(&v[token * row..][..row]);
+        values.extend_from_slice(&heads[token * row..][..row]);
+        off.extend_from_slice(&errors[token * row..][..row]);
     }
-    let exact = vec![0.0; values.len()];
-    if kv.k_pages.dtype() == DType::I8 {
-        expect_codes(io, &kv.k_pages, &indices, &keys, &errors, head_dim)?;
-        return expect_codes(io, &kv.v_pages, &indices, &values, &exact, head_dim);
+    if codes {
+        return expect_codes(io, pages, &indices, &values, &off, head_dim);
     }
-    io.expect_some(&kv.k_pages, Some(indices.clone()), keys, errors);
-    io.expect_some(&kv.v_pages, Some(indices), values, exact);
+    io.expect_some(pages, Some(indices), values, off);
     Ok(())
 }
 
@@ -112,7 +173,7 @@ fn turned(
     io: &Oracle,
     x: &View,
     weight: Option<&View>,
-    turns: &dyn Fn(usize) -> Vec<Turn>,
+    turns: &Turns,
 ) -> Result<(Vec<f64>, Vec<f64>), KernelError> {
     let (heads, head_dim) = (x.size(1), x.size(2));
     let mut all = io.read(x)?;
@@ -130,19 +191,7 @@ fn turned(
                 *error = v.abs() * (tolerance::dot(head_dim, 1.0) + 6.0 * u);
             }
         }
-        for (pair, turn) in turns(row / heads).iter().enumerate() {
-            let (i, j) = match op.style {
-                RopeStyle::Half => (pair, pair + op.inv_freq.len()),
-                RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
-            };
-            let scale = f64::from(op.attention_scaling);
-            let (a, b, inner) = (head[i], head[j], errors[i] + errors[j]);
-            head[i] = (a * turn.cos - b * turn.sin) * scale;
-            head[j] = (b * turn.cos + a * turn.sin) * scale;
-            let error = (inner + (a.abs() + b.abs()) * (turn.error + 4.0 * u)) * scale.abs();
-            errors[i] = error;
-            errors[j] = error;
-        }
+        turns.turn(row / heads, head, errors);
     }
     Ok((all, errors))
 }

@@ -20,8 +20,8 @@
 // above LEAST are zeros; the scale of one with a value that is no number, or infinite, is no number.
 //
 // The kernel is a dependent launch. Tokens with a negative slot, and heads beyond the last, only help with the angles.
-#include "cuda/include/math.cuh"
 #include "cuda/include/vec.cuh"
+#include "ops/rope/angle.cuh"
 
 struct Heads {
     u64 token;
@@ -100,11 +100,10 @@ DEVICE Head head_of(const Params& p, u32 token, u32 item) {
     return {from, to, k, true, real, kept};
 }
 
-// Sine and cosine of a pair's angle, scaled.
+// That of a pair of a token.
 DEVICE float2 turn_of(const Params& p, u32 token, u32 pair, f32 freq) {
     const u32 axis = p.pair_axis ? min_of(static_cast<u32>(p.pair_axis[pair]), p.axes - 1) : 0;
-    const float2 turn = sin_cos(static_cast<f32>(p.positions[axis * p.axis + token]) * freq);
-    return make_float2(turn.x * p.scaling, turn.y * p.scaling);
+    return turn_of(p.positions[axis * p.axis + token], freq, p.scaling);
 }
 
 // A unit's first elements of its two vectors, and whether it is turned.
@@ -126,12 +125,6 @@ template <typename W> DEVICE void scale_by(f32 (&x)[VEC], f32 scale, const W* we
     load_vec(w, weight);
 #pragma unroll
     for (int i = 0; i < VEC; ++i) x[i] *= scale * (w[i] + offset);
-}
-
-DEVICE void turn(f32& a, f32& b, float2 by) {
-    const f32 x = a;
-    a = x * by.y - b * by.x;
-    b = b * by.y + x * by.x;
 }
 
 DEVICE void turn_unit(f32 (&a)[VEC], f32 (&b)[VEC], const float2* turns, bool interleaved) {

@@ -22,8 +22,9 @@ struct code_e2m1 {
         }
     }
 
+    template <typename T> static DEVICE constexpr f32 pair_unit() { return 1.0f; }
     template <typename T> static DEVICE PairZero pair_zero(u32) { return PairZero{0, 0}; }
-    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero&) {
+    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero&, i32 = 0) {
 #pragma unroll
         for (i32 i = 0; i < 4; ++i) {
             const u32 word = words[0] >> (4 * i);

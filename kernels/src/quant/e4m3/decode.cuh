@@ -31,8 +31,9 @@ struct code_e4m3 {
         w[0] = a.x, w[1] = b.x, w[2] = a.y, w[3] = b.y;
     }
 
+    template <typename T> static DEVICE constexpr f32 pair_unit() { return 1.0f; }
     template <typename T> static DEVICE PairZero pair_zero(u32) { return PairZero{0, 0}; }
-    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero&) {
+    template <typename T, bool Zero> static DEVICE void pairs(u32 (&to)[4], const u32* words, const PairZero&, i32 = 0) {
         e4m3_pairs<T>(to, words);
     }
 };

@@ -10,7 +10,7 @@ use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 
 /// Exact products run under every kind of math: it says what may be rounded, not what must be.
 pub(super) fn reject_f32(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    spec.reject_norm()
+    spec.reject_fused()
 }
 
 /// Multiplying at `rate` products per microsecond, and decoding the weights once.
@@ -38,7 +38,7 @@ pub(super) fn reject_bf16(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.w != Format::Dense(DType::BF16) {
         return Some("for bf16 weights".into());
     }
-    spec.reject_norm().or_else(|| (!caps.bf16_dot).then(|| "the CPU has no AVX512_BF16".into()))
+    spec.reject_fused().or_else(|| (!caps.bf16_dot).then(|| "the CPU has no AVX512_BF16".into()))
 }
 
 pub(super) fn est_bf16(spec: &MatmulSpec, caps: &Caps) -> f32 {
@@ -62,7 +62,7 @@ pub(super) fn reject_int8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
-    if let Some(why) = spec.reject_norm() {
+    if let Some(why) = spec.reject_fused() {
         return Some(why);
     }
     match spec.w {

@@ -21,7 +21,7 @@ use crate::spec::{Caps, DType, Format, Grouped, KernelError};
 const MAX_M: u32 = 32;
 
 fn reject_m(spec: &MatmulSpec) -> Option<Reject> {
-    spec.reject_norm().or_else(|| (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into()))
+    spec.reject_fused().or_else(|| (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into()))
 }
 
 pub(super) fn reject_dense(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {

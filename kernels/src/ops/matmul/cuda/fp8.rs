@@ -22,7 +22,7 @@ pub(super) fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.math != Math::Fp8 {
         return Some("rounds x to 8-bit floats, which math=fp8 allows".into());
     }
-    if let Some(why) = spec.reject_norm() {
+    if let Some(why) = spec.reject_fused() {
         return Some(why);
     }
     match spec.w {

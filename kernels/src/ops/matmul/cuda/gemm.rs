@@ -20,7 +20,7 @@ fn side(m: usize, n: usize, caps: &Caps) -> usize {
 }
 
 fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    spec.reject_norm().or_else(|| spec.w.reject_k_major())
+    spec.reject_fused().or_else(|| spec.w.reject_k_major())
 }
 
 fn tiles(m: usize, n: usize, side: usize) -> usize {

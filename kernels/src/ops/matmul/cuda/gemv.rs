@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::{Matmul, MatmulSpec};
+use super::super::{HeadsSpec, Matmul, MatmulSpec};
+use super::heads::{self, HeadsParams};
 use super::params::{Epilogue, Row, Segment, WeightRows, rows_aligned, segments};
 use super::{gemm, quant};
 use crate::cuda::{CudaCx, value_type};
@@ -45,6 +46,14 @@ struct Params {
     reserved: u32,
 }
 
+/// `Params` of `gemv.cu` with HEADS.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ParamsOfHeads {
+    all: Params,
+    heads: HeadsParams,
+}
+
 /// Weights in 16 bytes.
 fn in_load(format: Format) -> usize {
     match format {
@@ -53,21 +62,26 @@ fn in_load(format: Format) -> usize {
     }
 }
 
-/// Microseconds that a launch of its own for the norm would take.
+/// Microseconds that a launch of its own, for the norm or for the rotation, would take.
 const LAUNCH_US: f32 = 3.0;
 
 fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if let Some(why) = spec.w.reject_k_major() {
         return Some(why);
     }
-    if spec.norm {
+    if let Some(why) = heads::reject(spec) {
+        return Some(why);
+    }
+    // Launches that it saves.
+    let saved = u8::from(spec.norm) + u8::from(spec.heads.is_some());
+    if saved > 0 {
         if spec.k == 0 {
             return Some("for k of 1 or more".into());
         }
-        let plain = MatmulSpec { norm: false, ..*spec };
+        let plain = MatmulSpec { norm: false, heads: HeadsSpec::default(), ..*spec };
         let other = (quant::MMA.reject)(&plain, caps).is_none().then(|| (quant::MMA.est_us)(&plain, caps));
-        if other.is_some_and(|us| us + LAUNCH_US < est_us(spec, caps)) {
-            return Some("a norm and a product on tensor cores take less time".into());
+        if other.is_some_and(|us| us + f32::from(saved) * LAUNCH_US < est_us(spec, caps)) {
+            return Some("what it saves and a product on tensor cores take less time".into());
         }
     }
     if spec.m > MOST_ROWS {
@@ -104,7 +118,7 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
     let kernel = cx.kernel("ops/matmul/gemv.cu");
     for part in op.w.parts() {
         if !rows_aligned(kernel.address(&part.planes[0])?, &part.planes[0]) {
-            return (gemm::F32.launch)(&*normalized(op, cx)?, cx);
+            return heads::apart(&*normalized(op, cx)?, cx, gemm::F32.launch);
         }
     }
     segments(op).iter().try_for_each(|segment| launch_segment(segment, cx))
@@ -140,7 +154,7 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
     let lanes = if k <= 8 * load { 8 } else { 32 };
     let columns_of = |columns: usize| segment.cols.div_ceil(THREADS / lanes * columns);
     // Two columns a group of lanes, unless that leaves multiprocessors idle.
-    let columns = if op.gated || columns_of(2) >= cx.caps().units { 2 } else { 1 };
+    let columns = if op.gated || op.heads.is_some() || columns_of(2) >= cx.caps().units { 2 } else { 1 };
     // Loads under way: as many as a row has, and as x and registers have room for.
     let room = STAGE / (4 * rows * lanes * load);
     let zeros = format.grouped().is_some_and(|grouped| grouped.zero != Zero::None);
@@ -169,7 +183,8 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
         .define("W", w)
         .define("GATED", op.gated);
     kernel.define("M", rows).define("LANES", lanes).define("COLUMNS", columns).define("DEPTH", depth);
-    kernel.define("NORM", op.norm.is_some()).shared(4 * rows * span + aside).dependent();
+    kernel.define("NORM", op.norm.is_some()).define("HEADS", op.heads.is_some());
+    kernel.shared(4 * rows * span + aside).dependent();
     let [w, up] = segment.weights(&kernel)?;
     let address = kernel.address(x)?;
     let norm_weight = op.norm.as_ref().map(|norm| &norm.weight);
@@ -192,7 +207,14 @@ fn launch_segment(segment: &Segment<'_>, cx: &mut CudaCx<'_>) -> Result<(), Kern
         x_aligned: u32::from(rows_aligned(address, x)),
         reserved: 0,
     };
-    kernel.launch([grid as u32, 1, 1], THREADS as u32, &params)
+    let grid = [grid as u32, 1, 1];
+    match &op.heads {
+        None => kernel.launch(grid, THREADS as u32, &params),
+        Some(heads) => {
+            let heads = HeadsParams::new(op, heads, &kernel)?;
+            kernel.launch(grid, THREADS as u32, &ParamsOfHeads { all: params, heads })
+        }
+    }
 }
 
 /// Elements of a row of x in shared memory at a time, a multiple of `stretch`: all `k` where `blocks` blocks of a multiprocessor have room

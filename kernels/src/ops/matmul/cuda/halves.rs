@@ -14,7 +14,7 @@ use crate::spec::{Caps, DType, Format, KernelError};
 /// Why a spec has no such operands, if so. Types as stored are exact. bf16 reaches as far as f32, so that any x may become
 /// bf16 where activations may be rounded to it, or more coarsely; weights are never rounded.
 pub(super) fn reject(spec: &MatmulSpec) -> Option<Reject> {
-    if let Some(why) = spec.reject_norm() {
+    if let Some(why) = spec.reject_fused() {
         return Some(why);
     }
     match (spec.x, spec.w) {

@@ -2,7 +2,7 @@
 //!
 //! | row | source | for |
 //! | --- | --- | --- |
-//! | `gemv` | `gemv.cu` | up to 8 rows, floats and codes in groups, in exact f32 |
+//! | `gemv` | `gemv.cu` | up to 8 rows, floats and codes in groups, in exact f32; with what is done to rows of x first and to heads after |
 //! | `gemm-f32` | `gemm_f32.cu` | everything, in exact f32 |
 //! | `quant-mma` | `quant_x.cu`, `quant_mma.cu` | codes in groups, decoded in registers, on tensor cores |
 //! | `quant-wgmma` | `quant_wgmma_x.cu`, `quant_wgmma.cu` | the same on Hopper: many rows of x |
@@ -22,6 +22,7 @@ mod fp8;
 mod gemm;
 mod gemv;
 mod halves;
+mod heads;
 mod mma;
 mod params;
 mod quant;

@@ -77,7 +77,7 @@ pub(super) struct Segment<'a> {
 /// The columns of the result, cut where weights, gates or what they scale begin in another stored tensor. Nothing if the
 /// result is empty.
 pub(super) fn segments(op: &Matmul) -> Vec<Segment<'_>> {
-    let (n_out, mut all, mut col) = (op.n_out(), Vec::new(), 0);
+    let (n_out, mut all, mut col) = (op.columns(), Vec::new(), 0);
     while col < n_out && op.x.size(0) > 0 {
         let Some((w, mut cols)) = rows_from(op, col) else { break };
         cols = cols.min(n_out - col);

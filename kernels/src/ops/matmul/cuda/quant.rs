@@ -73,12 +73,16 @@ struct Params {
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     pub code: Code,
+    /// Whether there are zero points that are codes, and such that are floats, or offsets.
     pub zero: bool,
-    /// Groups in a step.
+    pub fractions: bool,
+    /// Groups in a step, of which those of 16 count in twos.
     pub groups: usize,
-    /// The type that is multiplied, and how many of it x is the sum of.
+    pub sixteens: usize,
+    /// The type that is multiplied, and how many of it x, and weights, are sums of.
     pub dtype: DType,
     pub parts: usize,
+    pub summands: usize,
 }
 
 impl Operands {
@@ -95,15 +99,7 @@ impl Operands {
         let Format::Grouped(Grouped { code, group, zero, .. }) = spec.w else {
             return Err("for weights that are codes in groups".into());
         };
-        if !code.halves() {
-            return Err("for codes whose values 16-bit floats hold".into());
-        }
-        let zero = match zero {
-            Zero::None => false,
-            Zero::Codes => true,
-            Zero::Float | Zero::Offset => return Err("for zero points that are codes".into()),
-        };
-        if let Some(why) = spec.reject_norm() {
+        if let Some(why) = spec.reject_fused() {
             return Err(why);
         }
         if spec.k == 0 {
@@ -113,14 +109,44 @@ impl Operands {
             0 => 1,
             group if group >= spec.k || group.is_multiple_of(span) => 1,
             32 | 64 => span / group,
-            _ => return Err(format!("for groups of 32, 64 and multiples of {span}").into()),
+            16 => span / 32,
+            _ => return Err(format!("for groups of 16, 32, 64 and multiples of {span}").into()),
         };
+        let sixteens = if group == 16 && spec.k > 16 { 2 } else { 1 };
+        let fractions = matches!(zero, Zero::Float | Zero::Offset);
+        if fractions && sixteens > 1 {
+            return Err("for groups of 32 or more with zero points that are floats, or offsets".into());
+        }
         let (dtype, parts) = match (spec.x, spec.math) {
             (DType::F16, _) => (DType::F16, 1),
             (DType::F32, math) if !math.takes_bf16() => (DType::BF16, 3),
             _ => (DType::BF16, 1),
         };
-        Ok(Self { code, zero, groups: groups as usize, dtype, parts })
+        let summands = match (code.halves(), dtype, spec.math.takes_bf16()) {
+            (true, ..) => 1,
+            (false, DType::F16, _) | (false, _, true) => 2,
+            (false, _, false) => 3,
+        };
+        Ok(Self {
+            code,
+            zero: zero == Zero::Codes,
+            fractions,
+            groups: groups as usize,
+            sixteens,
+            dtype,
+            parts,
+            summands,
+        })
+    }
+
+    /// Whether weights are decoded to operands of their own, and the sums of their products with x are all that there is.
+    pub fn are_plain(self) -> bool {
+        !self.fractions && self.sixteens == 1 && self.summands == 1
+    }
+
+    /// Products that tensor cores make for each weight and each row of x.
+    fn products(self) -> usize {
+        self.parts * self.sixteens * (self.summands + usize::from(self.fractions))
     }
 
     /// Columns of k in a step.
@@ -146,7 +172,12 @@ struct Plan {
 /// The widest blocks of rows of weights that occupy the device, with the deepest ring that fits. `cols` columns of the result,
 /// `rows` of them for each tile of 16 rows of weights.
 fn plan(operands: Operands, m: usize, cols: usize, rows: usize, caps: &Caps) -> Plan {
-    let most = if operands.parts > 1 { 4 } else { 8 };
+    // As many as registers have room for.
+    let most = match (operands.are_plain(), operands.sixteens, operands.parts) {
+        (true, _, 1) => 8,
+        (true, ..) | (false, 1, 1) => 4,
+        _ => 2,
+    };
     let judged = caps.rows(m);
     let nt = judged.div_ceil(8).next_power_of_two().clamp(2, most);
     let shared_memory = caps.cuda.shared_memory as usize;
@@ -183,7 +214,7 @@ fn est_us(spec: &MatmulSpec, caps: &Caps) -> f32 {
     // On Hopper these instructions reach little more than half of the rate that those of warpgroups do.
     let rate = caps.cuda.tensor_tflops * if caps.cuda.arch == Arch::Sm90a { 0.45 } else { 0.65 };
     // Decoding a row of weights costs as much as some rows of x.
-    let rows = (plan.grid[1] * (8 * plan.nt * operands.parts + 16)) as f64;
+    let rows = (plan.grid[1] * (8 * plan.nt * operands.products() + 16 * operands.summands)) as f64;
     let blocks = plan.grid[0] * plan.grid[1];
     let idle = blocks.next_multiple_of(units) as f64 / blocks.max(1) as f64;
     let flops = 2.0 * rows * n as f64 * k as f64 * idle.min(2.0);
@@ -207,6 +238,9 @@ pub(super) fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError
         kernel
             .define("NT", plan.nt)
             .define("ZERO", operands.zero)
+            .define("FRACTIONS", operands.fractions)
+            .define("SIXTEENS", operands.sixteens)
+            .define("SUMMANDS", operands.summands)
             .define("ACROSS", plan.across)
             .define("STAGES", plan.stages);
         kernel.shared(plan.shared).dependent();

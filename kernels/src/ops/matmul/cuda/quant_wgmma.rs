@@ -29,7 +29,11 @@ const MOST_STAGES: usize = 6;
 const LEAST_STEPS: usize = 4;
 
 fn operands(spec: &MatmulSpec) -> Result<Operands, Reject> {
-    Operands::in_steps(spec, STEP as u32)
+    let operands = Operands::in_steps(spec, STEP as u32)?;
+    match operands.are_plain() {
+        true => Ok(operands),
+        false => Err("for groups of 32 or more of codes that 16-bit floats hold, with zero points that are codes or none".into()),
+    }
 }
 
 fn reject(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
@@ -181,6 +185,8 @@ fn launch(op: &Matmul, cx: &mut CudaCx<'_>) -> Result<(), KernelError> {
         kernel
             .define("SCALE", scales)
             .define("ZERO", operands.zero)
+            .define("FRACTIONS", false)
+            .define("SIXTEENS", 1)
             .define("TILE_N", plan.tile_n)
             .define("STAGES", plan.stages);
         kernel.define("CLUSTER", plan.cluster).cluster(plan.cluster as u32);

@@ -29,7 +29,7 @@ fn reject(spec: &MatmulSpec) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());
     }
-    if let Some(why) = spec.reject_norm() {
+    if let Some(why) = spec.reject_fused() {
         return Some(why);
     }
     match spec.w {

@@ -57,7 +57,7 @@ fn est_tiles(spec: &MatmulSpec, slices: usize, rate: f32) -> f32 {
 }
 
 pub(super) fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    spec.reject_norm().or_else(|| spec.w.reject_k_major())
+    spec.reject_fused().or_else(|| spec.w.reject_k_major())
 }
 
 pub(super) fn est(spec: &MatmulSpec, _: &Caps) -> f32 {

@@ -10,7 +10,7 @@ use crate::wgpu::{Kernel, WgpuCx};
 const MAX_M: u32 = 8;
 
 pub(super) fn reject(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
-    let why = spec.reject_norm().or_else(|| spec.w.reject_k_major());
+    let why = spec.reject_fused().or_else(|| spec.w.reject_k_major());
     why.or_else(|| (spec.m > MAX_M).then(|| format!("for at most {MAX_M} rows of x").into()))
 }
 
