@@ -382,6 +382,11 @@ impl View {
         let size = self.check_bytes(bytes.len())?;
         // Every bit pattern is a value of each type, so a byte-wise copy is type-correct.
         let base = self.write_bytes_ptr(by)?;
+        if self.layout.is_dense() {
+            // SAFETY: a dense view has these bytes in a row from its first on, and `bytes` as many, which `check_bytes` checked.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), base, bytes.len()) }
+            return Ok(());
+        }
         let mut from = bytes.chunks_exact(size);
         self.layout.for_each_offset(|offset| {
             if let Some(chunk) = from.next() {
@@ -396,6 +401,11 @@ impl View {
     pub(crate) fn copy_to(&self, bytes: &mut [u8], by: StreamId) -> Result<(), KernelError> {
         let size = self.check_bytes(bytes.len())?;
         let base = self.read_bytes_ptr(by)?;
+        if self.layout.is_dense() {
+            // SAFETY: as in `fill_from`.
+            unsafe { std::ptr::copy_nonoverlapping(base, bytes.as_mut_ptr(), bytes.len()) }
+            return Ok(());
+        }
         let mut to = bytes.chunks_exact_mut(size);
         self.layout.for_each_offset(|offset| {
             if let Some(chunk) = to.next() {
