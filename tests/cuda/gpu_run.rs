@@ -128,7 +128,7 @@ fn whole(pack: &Pack) {
         "canaries::chains_on_a_gpu",
         "list cuda",
         "gpu::gather_rows::whole",
-        "gpu::matmul::part_1",
+        "gpu::matmul::part_12",
         "gpu::sample::whole",
         "list golden",
         "gpu::golden_models_on_a_gpu",
@@ -148,9 +148,17 @@ fn whole(pack: &Pack) {
     let read = |name: &str| fs::read_to_string(out.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     let cases = read("cases.log");
     assert!(cases.lines().all(|line| line.starts_with("case: ") && line.ends_with(": ok")), "{cases}");
-    assert!(cases.contains("case: model smolvlm: ok") && cases.contains("demo answers: ok"), "{cases}");
+    for case in [
+        "gather_rows `1 of 1x1 f32",
+        "matmul `aligned 64x128x64",
+        "attention `decode 1",
+        "model smolvlm: ok",
+        "2 demo answers: ok",
+    ] {
+        assert!(cases.contains(&format!("case: {case}")), "no case {case}: {cases}");
+    }
     assert!(read("summary.txt").starts_with("NOT A WHOLE RUN: OCELLI_GPU_TINY=1"), "{}", read("summary.txt"));
-    assert_eq!(read("rows.jsonl").lines().count(), 5, "all, and those of bf16 once more");
+    assert_eq!(read("rows.jsonl").lines().count(), 6, "each of them twice");
     assert!(read("kernels.log").lines().all(|line| line.starts_with("ahead sm_90a ")));
     assert!(!read("steps.log").contains("stand-in: fault"), "{}", read("steps.log"));
 }

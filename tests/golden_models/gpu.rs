@@ -117,7 +117,8 @@ fn benchmark(files: &ModelFiles, device: &CudaDevice) {
 #[test]
 fn files_of_a_gpus_run() {
     let of_families = families().into_iter().map(|family| format!("tests/golden/{family}"));
-    for path in of_families.chain(["models/demo/eval".to_owned()]) {
+    let shared = ["tests/golden/images", "models/demo/eval"].map(str::to_owned);
+    for path in of_families.chain(shared) {
         assert!(ocelli_tests::root().join(&path).is_dir(), "{path}");
         println!("\nreads: {path}");
     }
