@@ -1,9 +1,11 @@
-//! The models that ship inside the binary, of drawn scenes: a small SmolVLM that answers, see `models/demo/README.md`, and a dual encoder
-//! of pictures and texts in SigLIP's layout, see `models/dual/README.md`.
+//! The models that ship inside the binary, of drawn scenes: a small SmolVLM that answers, see `models/demo/README.md`, a dual encoder
+//! of pictures and texts in SigLIP's layout, see `models/dual/README.md`, and a model in Janus's layout that draws, see
+//! `models/painter/README.md`.
 
 use ocelli_engine::files::ModelFiles;
 use ocelli_engine::weights::Aligned;
 
+static PAINTER_WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../painter/model/model.safetensors"));
 static VECTOR_WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../dual/model/model.safetensors"));
 static WEIGHTS: &Aligned<[u8]> = &Aligned(*include_bytes!("../demo/model/model.safetensors"));
 
@@ -40,5 +42,19 @@ pub const VECTORS: ModelFiles = ModelFiles::Embedded {
         ("tokenizer.json", include_bytes!("../dual/model/tokenizer.json")),
         ("tokenizer_config.json", include_bytes!("../dual/model/tokenizer_config.json")),
         ("model.safetensors", &VECTOR_WEIGHTS.0),
+    ],
+};
+
+/// Files of the model that draws.
+pub const PAINTER: ModelFiles = ModelFiles::Embedded {
+    label: "demo painter",
+    files: &[
+        ("config.json", include_bytes!("../painter/model/config.json")),
+        ("generation_config.json", include_bytes!("../painter/model/generation_config.json")),
+        ("processor_config.json", include_bytes!("../painter/model/processor_config.json")),
+        ("tokenizer.json", include_bytes!("../painter/model/tokenizer.json")),
+        ("tokenizer_config.json", include_bytes!("../painter/model/tokenizer_config.json")),
+        ("chat_template.jinja", include_bytes!("../painter/model/chat_template.jinja")),
+        ("model.safetensors", &PAINTER_WEIGHTS.0),
     ],
 };

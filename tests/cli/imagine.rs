@@ -79,6 +79,39 @@ fn pictures_depend_on_their_seed_alone() {
     assert!(three["pictures"][2]["file"].as_str().unwrap().ends_with("three-2.png"));
 }
 
+/// Without a model the embedded one draws, and the embedded one that answers sees what was asked for.
+#[test]
+fn the_embedded_model_draws_what_it_is_asked_for() {
+    let folder = Temp::new();
+    let asked = [("red", "circle"), ("blue", "star"), ("green", "triangle")];
+    let mut seen = 0;
+    for (number, (colour, shape)) in asked.into_iter().enumerate() {
+        let out = folder.path(&format!("{number}.png"));
+        let out = out.to_str().unwrap();
+        let prompt = format!("a large {colour} {shape}");
+        let drawn = ocelli(&["imagine", &prompt, "--out", out]);
+        assert!(drawn.notes.iter().any(|note| note.contains("demo painter")), "{drawn:?}");
+        drawn.well();
+        let answer = ocelli(&["run", "--image", out, &format!("Is there a {colour} {shape}?")]).well();
+        seen += usize::from(answer.trim().trim_end_matches('.').eq_ignore_ascii_case("yes"));
+    }
+    // Of a hundred prompts nine of ten and more are right, see models/painter/record.
+    assert!(seen >= 2, "{seen} of {}", asked.len());
+}
+
+#[test]
+fn a_name_that_nobody_gave_takes_no_file() {
+    let folder = Temp::new();
+    let draw = || {
+        let mut command = crate::command(&["imagine", "a red circle", "--temperature", "0"]);
+        crate::ended(command.current_dir(&folder.0).spawn().unwrap())
+    };
+    assert_eq!(draw().well().trim_end(), "picture.png");
+    let before = std::fs::read(folder.path("picture.png")).unwrap();
+    draw().fails(1, &["picture.png", "there is one already"]);
+    assert_eq!(std::fs::read(folder.path("picture.png")).unwrap(), before);
+}
+
 #[test]
 fn names_of_files_are_printed() {
     let (folder, model) = (Temp::new(), janus());
@@ -100,8 +133,6 @@ fn what_cannot_be_drawn_is_refused() {
     };
     let demo = demo();
     fails(&["--model", demo.to_str().unwrap(), "--out", out], 1, &["smolvlm", "that draws (janus)"]);
-    fails(&["--out", out], 1, &["that draws (janus)"]);
-    fails(&["--model", &model], 2, &["--out"]);
     fails(&["--model", &model, "--out", "a.jpg"], 2, &[".png", "a.jpg"]);
     fails(&["--model", &model, "--out", "no-such-folder/a.png"], 1, &["no-such-folder", "no such folder"]);
     fails(&["--model", &model, "--out", out, "--guidance", "0.5"], 2, &["guidance", "0.5"]);

@@ -475,9 +475,10 @@ pub struct ImagineArgs {
     /// What to draw.
     #[arg(value_name = "PROMPT")]
     pub prompt: String,
-    /// The picture, a PNG file, which appears when it is whole; of several, NAME-0.png, NAME-1.png and so on.
+    /// The picture, a PNG file, which appears when it is whole; of several, NAME-0.png, NAME-1.png and so on. Without it picture.png, which
+    /// is refused where one is there already.
     #[arg(long, value_name = "NAME.png")]
-    pub out: PathBuf,
+    pub out: Option<PathBuf>,
     /// Pictures, drawn together.
     #[arg(long = "n", allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     pub pictures: usize,

@@ -18,6 +18,9 @@ use crate::open;
 use crate::progress::{Spinner, Steps};
 use crate::run::peak_memory;
 
+/// The picture where no name is given.
+const UNNAMED: &str = "picture.png";
+
 #[derive(Serialize)]
 struct Output<'a> {
     schema: &'static str,
@@ -79,8 +82,11 @@ pub fn imagine(args: &ImagineArgs) -> Outcome {
         Failure::usage(error.to_string())
             .hint("`ocelli imagine --help` lists the parameters with their ranges")
     })?;
-    let names = names(&args.out, args.pictures)?;
-    let files = open::files(args.model.model.as_deref())?;
+    let names = match &args.out {
+        Some(out) => names(out, args.pictures)?,
+        None => free(names(Path::new(UNNAMED), args.pictures)?)?,
+    };
+    let files = open::painter_files(args.model.model.as_deref())?;
     draws(&files)?;
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
@@ -133,7 +139,7 @@ pub fn imagine(args: &ImagineArgs) -> Outcome {
     });
     print_json(&Output {
         schema: "ocelli.imagine.v1",
-        model: args.model.model.as_deref().unwrap_or("demo"),
+        model: args.model.model.as_deref().unwrap_or("demo painter"),
         prompt: &args.prompt,
         prompt_tokens: guide.with.len(),
         guidance: params.guidance,
@@ -192,6 +198,15 @@ fn names(out: &Path, count: usize) -> Result<Vec<PathBuf>, Failure> {
         out.with_file_name(name)
     };
     Ok((0..count).map(numbered).collect())
+}
+
+/// Names that nobody gave, if there are no such files.
+fn free(names: Vec<PathBuf>) -> Result<Vec<PathBuf>, Failure> {
+    match names.iter().find(|name| name.exists()) {
+        Some(taken) => Err(Failure::new(format!("{}: there is one already", taken.display()))
+            .hint("--out NAME.png names the picture")),
+        None => Ok(names),
+    }
 }
 
 /// Writes a picture; its file appears when all is written.

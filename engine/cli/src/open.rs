@@ -108,6 +108,19 @@ pub fn tell_vectors(model: Option<&str>) {
     }
 }
 
+/// What is to be known of the model that draws and is inside the binary.
+const DEMO_PAINTER: &str = "this is the demo painter, which draws coloured shapes and nothing else; \
+                            --model DIR or --model OWNER/NAME takes a real one";
+
+/// As [`files`], of a model that draws: without a name the embedded one, and that it is used is told.
+pub fn painter_files(model: Option<&str>) -> Result<ModelFiles, Failure> {
+    if model.is_some() {
+        return files(model);
+    }
+    note(DEMO_PAINTER);
+    Ok(ocelli_models::demo::PAINTER)
+}
+
 /// A model with its tokenizer, and a context to run it in.
 pub fn pipeline(
     args: &ModelArgs,
