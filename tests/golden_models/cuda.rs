@@ -21,7 +21,7 @@ use ocelli_engine::text::Message;
 use ocelli_engine::{Ctx, Pipeline, Precision};
 use ocelli_kernels::cuda::cubin::Cubins;
 use ocelli_kernels::cuda::{CudaDevice, KernelKey, PlanDriver};
-use ocelli_kernels::{Arch, Device};
+use ocelli_kernels::{Arch, DType, Device};
 
 use super::{SAMPLE, explain, golden, run};
 
@@ -103,8 +103,9 @@ fn wanted(arch: Arch, work: impl Fn(&Pipeline, &mut Ctx)) -> Vec<KernelKey> {
     driver.keys()
 }
 
-/// A step of text has six launches a layer (query, key and value; rope with the write to the pages; attention; output; gate and up;
-/// down), and four around them: embedding, head, and sampling in two, what each block of tokens has and what is chosen.
+/// A step of text has five launches a layer (query, key and value, with their rotation and the write to the pages; attention; output; gate and
+/// up; down), and four around them: embedding, head, and sampling in two, what each block of tokens has and what is chosen. With pages of 8-bit
+/// codes, whose scales are those of whole heads, the rotation is a launch of its own.
 #[test]
 fn a_step_has_few_launches() {
     let config = std::fs::read_to_string(
@@ -114,10 +115,10 @@ fn a_step_has_few_launches() {
     let layers = config["text_config"]["num_hidden_layers"].as_u64().expect("a number") as usize;
     let messages = [Message::user(1, "How many objects are there?")];
     let picture = [Rgb8Image::from_raw(300, 200, vec![90; 300 * 200 * 3]).expect("a picture")];
-    let launches = |max_tokens| {
+    let launches = |max_tokens, kv| {
         let driver = Arc::new(PlanDriver::of_arch(Arch::Sm90a));
         let device = CudaDevice::on(driver.clone(), Arc::default());
-        let mut cx = Ctx::new(&device, Precision::default()).expect("a stream");
+        let mut cx = Ctx::new(&device, Precision { kv, ..Precision::default() }).expect("a stream");
         let files = &ocelli_models::demo::FILES;
         let model = ocelli_models::load(files, &mut cx).expect("the demo model");
         let pipeline = Pipeline::new(files, model, 2).expect("its tokenizer");
@@ -127,7 +128,9 @@ fn a_step_has_few_launches() {
         generate(&mut cx, &pipeline.model, &pipeline.tokenizer, vec![request], step).expect("an answer");
         driver.launches()
     };
-    assert_eq!(launches(2) - launches(1), 6 * layers + 4);
+    for (kv, of_layer) in [(None, 5), (Some(DType::BF16), 5), (Some(DType::I8), 6)] {
+        assert_eq!(launches(2, kv) - launches(1, kv), of_layer * layers + 4, "pages of {kv:?}");
+    }
 }
 
 #[test]
@@ -150,13 +153,14 @@ fn a_rehearsal_asks_for_the_kernels_of_the_answer() {
         let missing: Vec<String> =
             answered.iter().filter(|key| !rehearsed.contains(key)).map(ToString::to_string).collect();
         assert!(missing.is_empty(), "{arch}: {missing:#?}");
-        // Products of a step normalize their input: of query, key and value, and of gate and up.
-        for gated in ["false", "true"] {
+        // Products of a step normalize their input: of query, key and value, which are turned at once, and of gate and up.
+        for (heads, gated) in [("true", "false"), ("false", "true")] {
             let step = |key: &KernelKey| {
                 let is = |name, value: &str| key.defines.get(name).is_some_and(|given| given == value);
-                key.path == "ops/matmul/gemv.cu" && is("NORM", "true") && is("GATED", gated)
+                let of_step = is("NORM", "true") && is("HEADS", heads) && is("GATED", gated);
+                key.path == "ops/matmul/gemv.cu" && of_step
             };
-            assert!(answered.iter().any(step), "{arch}: gated {gated}: {answered:#?}");
+            assert!(answered.iter().any(step), "{arch}: heads {heads}, gated {gated}: {answered:#?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use ocelli_engine::weights::{self, Scope};
 use ocelli_engine::{Ctx, Result, Tensor};
-use ocelli_kernels::ops::{Activation, GatherColumns, Matmul};
+use ocelli_kernels::ops::{Activation, GatherColumns, Heads, Matmul};
 use ocelli_kernels::{DType, Weights};
 
 use super::Norm;
@@ -182,16 +182,56 @@ impl Stacked {
 
     /// `norm(x): [m, k]  ->  [m, n]`, the layers' results side by side.
     pub fn forward(&self, cx: &mut Ctx, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        let out = cx.alloc(&[x.size(0), self.n], cx.dtype())?;
-        self.normalized(cx, norm, x, &out, |_| {})?;
-        Ok(out)
+        self.project(cx, Some(norm), x)
     }
 
     /// `x: [m, k]  ->  [m, n]`, the layers' results side by side.
     pub fn forward_plain(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
-        let out = cx.alloc(&[x.size(0), self.n], cx.dtype())?;
-        self.products(cx, x, &out, |_| {})?.iter().try_for_each(|op| cx.exec(&self.path, op))?;
+        self.project(cx, None, x)
+    }
+
+    /// `x: [m, k]  ->  [m, n]`, the layers' results side by side; `x` normalized first, if there is a norm.
+    pub fn project(&self, cx: &mut Ctx, norm: Option<&Norm>, x: &Tensor) -> Result<Tensor> {
+        let out = self.room(cx, x)?;
+        self.write_to(cx, norm, x, &out)?;
         Ok(out)
+    }
+
+    /// Room for the result of [`project`](Self::project).
+    pub fn room(&self, cx: &mut Ctx, x: &Tensor) -> Result<Tensor> {
+        cx.alloc(&[x.size(0), self.n], cx.dtype())
+    }
+
+    /// As [`project`](Self::project) into `out: [m, n]`.
+    pub fn write_to(&self, cx: &mut Ctx, norm: Option<&Norm>, x: &Tensor, out: &Tensor) -> Result<()> {
+        match norm {
+            Some(norm) => self.normalized(cx, norm, x, out, |_| {}),
+            None => self.products(cx, x, out, |_| {})?.iter().try_for_each(|op| cx.exec(&self.path, op)),
+        }
+    }
+
+    /// As [`project`](Self::project), with what becomes of the columns as heads, of which the queries go to `q: [m, heads_q head_dim]`:
+    /// by one kernel that does it all. Where the device has none, nothing happens and the answer is `false`.
+    pub fn write_heads(
+        &self,
+        cx: &mut Ctx,
+        norm: Option<&Norm>,
+        x: &Tensor,
+        heads: Heads,
+        q: &Tensor,
+    ) -> Result<bool> {
+        let [(w, None)] = &self.groups[..] else { return Ok(false) };
+        let mut op = Matmul::new(cx.view(x)?, w.clone(), cx.view(q)?);
+        (op.heads, op.math) = (Some(Box::new(heads)), cx.math(w));
+        if let Some(norm) = norm {
+            let Some(rows) = norm.of_rows() else { return Ok(false) };
+            op.norm = Some(rows);
+        }
+        let accepts = cx.accepts(&op);
+        if accepts {
+            cx.exec(&self.path, &op)?;
+        }
+        Ok(accepts)
     }
 
     /// `act(x gate^T) * (x up^T)` of two layers of one format, `x` normalized first: `[m, k]  ->  [m, n / 2]`.

@@ -94,6 +94,12 @@ struct Layer {
     cross: Option<Box<(Cross, Linear, Norm)>>,
 }
 
+/// Rows, and how they are normalized on their way into projections.
+struct Rows<'a> {
+    norm: Option<&'a Norm>,
+    x: &'a Tensor,
+}
+
 /// What goes through a layer.
 struct Io<'a> {
     /// Its input and result.
@@ -422,9 +428,9 @@ impl Decoder {
     ) -> Result<()> {
         let Some(norm2) = &layer.norm2 else { return self.shared_layer(cx, layer, h, batch, kv) };
         let input = match around {
-            _ if self.plan.norms == Norms::After => layer.mixer.input().forward_plain(cx, h)?,
-            Some((x, _)) => layer.mixer.input().forward_plain(cx, x)?,
-            None => layer.mixer.input().forward(cx, &layer.norm1, h)?,
+            _ if self.plan.norms == Norms::After => Rows { norm: None, x: h },
+            Some((x, _)) => Rows { norm: None, x },
+            None => Rows { norm: Some(&layer.norm1), x: h },
         };
         let mixed = self.mix(cx, layer, &input, batch, kv)?;
         if self.plan.norms == Norms::After {
@@ -509,39 +515,49 @@ impl Decoder {
         kv: &KvCache,
     ) -> Result<()> {
         let x = layer.norm1.forward(cx, h)?;
-        let input = layer.mixer.input().forward_plain(cx, &x)?;
-        let mixed = self.mix(cx, layer, &input, batch, kv)?;
+        let mixed = self.mix(cx, layer, &Rows { norm: None, x: &x }, batch, kv)?;
         layer.out.add_to(cx, &mixed, h)?;
         layer.mlp.add_to(cx, &x, h, batch.repeats())
     }
 
-    /// What the tokens of a layer make of each other, from the projections of its input.
+    /// What the tokens of a layer make of each other, from its input.
     fn mix(
         &self,
         cx: &mut Ctx,
         layer: &Layer,
-        input: &Tensor,
+        input: &Rows<'_>,
         batch: &Packed,
         kv: &KvCache,
     ) -> Result<Tensor> {
+        let projected = |cx: &mut Ctx| layer.mixer.input().project(cx, input.norm, input.x);
         match &layer.mixer {
             Mixer::Attention(heads) => self.attention(cx, layer, heads, input, batch, kv),
-            Mixer::Cross(cross, _) => cross.attend(cx, &self.plan, input, batch, kv),
-            Mixer::ShortConv(conv) => conv.forward(cx, input, layer.plan.kv, batch, kv),
-            Mixer::Delta(rule, state) => rule.forward(cx, input, layer.plan, *state, batch, kv),
+            Mixer::Cross(cross, _) => {
+                let q = projected(cx)?;
+                cross.attend(cx, &self.plan, &q, batch, kv)
+            }
+            Mixer::ShortConv(conv) => {
+                let input = projected(cx)?;
+                conv.forward(cx, &input, layer.plan.kv, batch, kv)
+            }
+            Mixer::Delta(rule, state) => {
+                let input = projected(cx)?;
+                rule.forward(cx, &input, layer.plan, *state, batch, kv)
+            }
         }
     }
 
-    /// `qkv: [tokens, (heads_q + 2 heads_kv) head_dim]  ->  [tokens, heads_q head_dim]`.
+    /// `input: [tokens, d]  ->  [tokens, heads_q head_dim]`.
     fn attention(
         &self,
         cx: &mut Ctx,
         layer: &Layer,
         heads: &Heads,
-        qkv: &Tensor,
+        input: &Rows<'_>,
         batch: &Packed,
         kv: &KvCache,
     ) -> Result<Tensor> {
+        let qkv = heads.qkv.room(cx, input.x)?;
         let LayerPlan { heads_kv, head_dim, keys, .. } = layer.plan;
         let (heads_q, tokens) = (self.plan.heads_q, batch.tokens);
         // Queries may have gates beside them, head by head.
@@ -563,6 +579,12 @@ impl Decoder {
         let Some(table) = self.ropes.get(layer.plan.rope) else {
             return Err(Error::Request(format!("{}: rotation {} is missing", layer.path, layer.plan.rope)));
         };
+        let tempered = self.tempered.as_ref().filter(|_| !self.plan.turns(&layer.plan));
+        // Whether the projections are turned as they are.
+        let plain = keys == Keys::Own && gate.is_none() && heads.v.is_none() && tempered.is_none();
+        if !plain {
+            heads.qkv.write_to(cx, input.norm, input.x, &qkv)?;
+        }
         let v = match keys {
             Keys::Own => Some(part(wide + heads_kv, heads_kv)?),
             Keys::AlsoValues => {
@@ -577,7 +599,7 @@ impl Decoder {
         if let (Some(norm), Some(v)) = (&heads.v, &v) {
             norm.heads(cx, v, &v.narrow(1, 0, 0)?, norm, &batch.positions)?;
         }
-        if let Some(tempered) = self.tempered.as_ref().filter(|_| !self.plan.turns(&layer.plan)) {
+        if let Some(tempered) = tempered {
             tempered.apply(cx, &qkv.narrow(1, 0, heads_q * head_dim)?, &batch.positions)?;
         }
         let norm = heads.qk.as_ref().map(|(q, k)| {
@@ -603,7 +625,19 @@ impl Decoder {
                 None => None,
             },
         };
-        cx.exec(&layer.path, &rope)?;
+        let turned = match ops::Heads::of(&rope).filter(|_| plain) {
+            Some(all) => {
+                let q = qkv.narrow(1, 0, heads_q * head_dim)?;
+                heads.qkv.write_heads(cx, input.norm, input.x, all, &q)?
+            }
+            None => false,
+        };
+        if plain && !turned {
+            heads.qkv.write_to(cx, input.norm, input.x, &qkv)?;
+        }
+        if !turned {
+            cx.exec(&layer.path, &rope)?;
+        }
         let scores = (self.plan.scale, self.plan.softcap);
         let out = paged(cx, &layer.path, &q, layer.plan.kv, batch, kv, scores)?;
         if let Some(gate) = gate {
