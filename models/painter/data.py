@@ -4,9 +4,10 @@
     image = draw(scene)                 # uint8 (96, 96, 3)
     text = prompt(scene, rng)           # a plain sentence that is true of the scene
 
-A scene is one to three of the demo model's shapes in its eight colours and two sizes (../demo/scenes.py), upright and on white. Places are of a lattice, so
-that a small shape fills one patch of 16x16 pixels or a quarter of each of four, and a large one a quarter of each of four: 433 patches differ,
-a small codebook has all of them, and what is left to learn is which shape goes where.
+A scene is one to three of the demo model's shapes in its eight colours and two sizes (../demo/scenes.py), upright and on white. Places are of a
+lattice, so that a small shape fills one patch of 16x16 pixels or a quarter of each of four, and a large one a quarter of each of four: 433
+patches differ, a small codebook has all of them, and what is left to learn is which shape goes where. Shapes begin, row by row, in the
+order in which a prompt tells of them from left to right or from above.
 
     judged(seed)                        # 100 prompts with what they ask for
 

@@ -1,12 +1,12 @@
 """Draws 100 prompts and asks the demo model what is in the pictures.
 
-    judge.py OCELLI [--model model] [--out record/judged.jsonl] [--guidance 3] [--temperature 1] [--seed 0]
+    judge.py OCELLI [--model model] [--out record/judged.jsonl] [--guidance 1.5] [--temperature 0.3] [--seed 0]
 
-OCELLI is the program, without `--model` of which the demo model answers. Prompts are those of `data.judged`: 20 of one object, 50 of two with a relation, 30 of
-three, each with size, colour and shape; no training drew colours and shapes of two or three objects together as one of them names. A
-picture shows an object if the demo model's caption of it names its colour and shape, and the model answers yes to
-"Is there a red circle?". A picture is right that shows all objects that were asked for. Besides it is counted in how many of these the caption has every size,
-no further object, and the relation is answered with yes; but for size, which no question tells of two objects, from the caption alone.
+OCELLI is the program, without `--model` of which the demo model answers. Prompts are those of `data.judged`: 20 of one object, 50 of two with a
+relation, 30 of three, each with size, colour and shape; no training drew colours and shapes of two or three objects together as one of
+them names. A picture shows an object if the demo model's caption of it names its colour and shape, and the model answers yes to "Is there a
+red circle?". A picture is right that shows all objects that were asked for. Besides it is counted in how many of these the caption has
+every size, the caption has no further object, and the question of the relation is answered with yes.
 Each row of the record has the prompt, the answers and the verdicts; the last one has the sums and the settings.
 """
 
@@ -73,8 +73,8 @@ def main():
     ap.add_argument("--model", type=Path, default=HERE / "model")
     ap.add_argument("--out", type=Path, default=HERE / "record" / "judged.jsonl")
     ap.add_argument("--pictures", type=Path, help="keep the pictures in this folder")
-    ap.add_argument("--guidance", type=float, default=3.0)
-    ap.add_argument("--temperature", type=float, default=1.0)
+    ap.add_argument("--guidance", type=float, default=1.5)
+    ap.add_argument("--temperature", type=float, default=0.3)
     ap.add_argument("--top-k", type=int, default=0)
     ap.add_argument("--top-p", type=float, default=1.0)
     ap.add_argument("--seed", type=int, default=0, help="of the first prompt; each next one has the next")

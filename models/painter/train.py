@@ -1,18 +1,21 @@
-"""Trains the painter from nothing, in four commands.
+"""Trains the painter from nothing, in five commands.
 
-    python train.py codes --out run                    # a codebook of patches, in seconds
-    python train.py pixels --out run --minutes 15      # what draws pixels of codes
-    python train.py words --out run --minutes 60       # the decoder that writes codes for a prompt; beside the stage before, if there are two cores
-    python train.py export --out run --model model     # a folder in the layout of Janus, in bf16
+    python train.py codes --out run                        # a codebook of patches, in seconds
+    python train.py pixels --out run --minutes 8 --crops 0.25 --threads 1
+    python train.py pixels --out run --minutes 17 --crops 0 --rate 0.6 --threads 1 --resume     # what draws pixels of codes
+    python train.py words --out run --minutes 40 --few 2 --first 0.3       # the decoder that writes codes for a prompt
+    python train.py export --out run --model model         # a folder in the layout of Janus, in bf16
 
 The stages:
-  1. codes: k-means over all patches of 16x16 pixels that differ gives CODES of them, and the code of a patch is that of the nearest one;
+  1. codes: k-means over all patches of 16x16 pixels that differ gives a codebook, and the code of a patch is that of the nearest one. The background
+     has a code for each place, so that the decoder knows from the code before where it is;
   2. pixels: Janus's convolutions learn to draw the picture of 36 codes, first quarters of pictures around an object, then whole ones;
-  3. words: a Llama decoder learns the codes of freshly drawn scenes, each with a prompt in the words of data.py. The loss is on codes only. One prompt in
-     ten is blanked as Janus's guidance blanks it, so that the decoder also knows what is drawn where nothing is asked for. Matrices
-     are trained with Muon (that of ../demo/train.py), the rest with AdamW. A batch has prompts of one length, so nothing is padded;
-  4. export: weights in bf16 with tokenizer and processor. What reads pictures (tower and aligner) is as small as the layout allows, and untrained.
-The base of the rotary positions makes its second frequency turn once in two rows, so that columns of the grid are easy to tell.
+  3. words: a Llama decoder learns the codes of freshly drawn scenes, each with a prompt in the words of data.py. The loss is on codes only.
+     One prompt in ten is blanked as Janus's guidance blanks it, so that the decoder also knows what is drawn where nothing is asked
+     for. A batch has prompts of one length, so nothing is padded;
+  4. export: weights in bf16 with tokenizer and processor. What reads pictures is as small as the layout allows, and untrained.
+Matrices are trained with Muon (that of ../demo/train.py), the rest with AdamW. The base of the rotary positions makes its second frequency
+turn once in two rows.
 """
 
 import argparse
@@ -219,7 +222,8 @@ def train_pixels(args, model, log):
     # Muon wants matrices: rows are channels that come out.
     flat = [nn.Parameter(p.data.view(len(p), -1)) for p in kernels]
     muon = demo().Muon(flat, lr=0.02 * args.rate)
-    adam = torch.optim.AdamW([p for p in net.parameters() if p.ndim != 4 or p.shape[0] == 3], lr=3e-3 * args.rate, betas=(0.9, 0.98), weight_decay=1e-4)
+    rest = [p for p in net.parameters() if p.ndim != 4 or p.shape[0] == 3]
+    adam = torch.optim.AdamW(rest, lr=3e-3 * args.rate, betas=(0.9, 0.98), weight_decay=1e-4)
     for g in (*muon.param_groups, *adam.param_groups):
         g["base"] = g["lr"]
     rng = np.random.default_rng([24, args.seed])
@@ -435,7 +439,7 @@ def main():
     ap.add_argument("--out", default="run", help="checkpoints and metrics")
     ap.add_argument("--model", default="model", help="the folder that is exported")
     ap.add_argument("--minutes", type=float, default=12, help="time budget; the schedule follows the clock")
-    ap.add_argument("--batch", type=int, default=32)
+    ap.add_argument("--batch", type=int, default=32, help="scenes of a step; of whole pictures for pixels a quarter")
     ap.add_argument("--rate", type=float, default=1.0, help="pixels: times the learning rates")
     ap.add_argument("--decay", type=float, default=0.6, help="last part of the stage with falling learning rate")
     ap.add_argument("--few", type=int, default=1, help="words: half of the scenes of the first part of the stage have this many objects")
