@@ -236,7 +236,16 @@ stream() {
             done ;;
         cuda)
             nvrtc_env || skip nvrtc "$(cat "$logs/nvrtc.why")"
-            counted cuda with_nvrtc tests --test cuda
+            # Those of a pack for a GPU, for a run on the stand-in for the driver.
+            local programs=$PWD/${CARGO_TARGET_DIR:-target}/gpu/programs
+            case ${CARGO_TARGET_DIR:-} in /*) programs=$CARGO_TARGET_DIR/gpu/programs ;; esac
+            if tests/gpu.sh programs "$programs" >"$logs/cuda-build.log" 2>&1; then
+                OCELLI_PROGRAMS=$programs OCELLI_REQUIRE="${OCELLI_REQUIRE:+$OCELLI_REQUIRE,}programs" counted cuda with_nvrtc tests --test cuda
+            else
+                tail -n 40 "$logs/cuda-build.log"
+                failed=$((failed + 1)) broken+=(cuda)
+                counted cuda with_nvrtc tests --test cuda
+            fi
             # What ran where: rows emulated, kernels compiled, rows refused.
             grep -hoE '^ *(compiled for|refused on) .*' "$logs/cuda.log" | sed -E 's/^ +//' | sort -u
             not_run "$logs/cuda.log"
