@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use ocelli_kernels::ops::{MixRows, NO_TOKEN, Sample, params as column};
 use ocelli_kernels::{DType, Fetch};
+use serde::Deserialize;
 
 use crate::batch::{Batch, Chunk, Packed};
 use crate::ctx::{Ctx, Stage};
 use crate::error::{Error, Result};
+use crate::files::{FileError, ModelFiles};
 use crate::image::Rgb8Image;
 use crate::kv::{Extent, KvCache, SeqId};
 use crate::prompt::Prompt;
@@ -96,6 +98,37 @@ impl Default for DrawingParams {
 }
 
 impl DrawingParams {
+    /// What a model is best drawn with, as `guidance_scale`, `temperature`, `top_k` and `top_p` of its generation_config.json say; what that
+    /// does not say is as [`default`](Self::default).
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number of it is none or outside its range.
+    pub fn of(files: &ModelFiles) -> Result<Self> {
+        #[derive(Default, Deserialize)]
+        struct Stored {
+            guidance_scale: Option<f32>,
+            temperature: Option<f32>,
+            top_k: Option<u32>,
+            top_p: Option<f32>,
+        }
+        const FILE: &str = "generation_config.json";
+        let stored: Stored = files.json(FILE)?.unwrap_or_default();
+        let default = Self::default();
+        let params = Self {
+            guidance: stored.guidance_scale.unwrap_or(default.guidance),
+            temperature: stored.temperature.unwrap_or(default.temperature),
+            top_k: stored.top_k.unwrap_or(default.top_k),
+            top_p: stored.top_p.unwrap_or(default.top_p),
+            ..default
+        };
+        params.validate().map_err(|error| FileError::Field {
+            path: files.describe(FILE),
+            field: if error.name == "guidance" { "guidance_scale" } else { error.name }.into(),
+            reason: format!("expected {}, found {}", error.expected, error.found),
+        })?;
+        Ok(params)
+    }
+
     /// Checks every range.
     ///
     /// # Errors
@@ -322,7 +355,7 @@ pub fn pixels(cx: &mut Ctx, painter: &dyn Painter, codes: &[u32]) -> Result<Vec<
 
 #[cfg(test)]
 mod tests {
-    use super::DrawingParams;
+    use super::{DrawingParams, ModelFiles};
 
     #[test]
     fn ranges_of_parameters() {
@@ -337,5 +370,28 @@ mod tests {
         assert_eq!(of(|params| params.temperature = -1.0), Some("temperature"));
         assert_eq!(of(|params| params.top_p = 0.0), Some("top_p"));
         assert_eq!(of(|params| params.count = 0), Some("count"));
+    }
+
+    #[test]
+    fn what_a_model_says_of_itself() {
+        const SAYS: ModelFiles = ModelFiles::Embedded {
+            label: "says",
+            files: &[(
+                "generation_config.json",
+                br#"{"guidance_scale": 1.5, "top_k": 8, "temperature": null}"#,
+            )],
+        };
+        const NOTHING: ModelFiles = ModelFiles::Embedded { label: "nothing", files: &[] };
+        const WRONG: ModelFiles = ModelFiles::Embedded {
+            label: "wrong",
+            files: &[("generation_config.json", br#"{"guidance_scale": 0.5}"#)],
+        };
+        let says = DrawingParams { guidance: 1.5, top_k: 8, ..DrawingParams::default() };
+        assert_eq!(DrawingParams::of(&SAYS).unwrap(), says);
+        assert_eq!(DrawingParams::of(&NOTHING).unwrap(), DrawingParams::default());
+        let error = DrawingParams::of(&WRONG).unwrap_err().to_string();
+        for part in ["generation_config.json", "guidance_scale", "1 or above", "0.5"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
 use crate::ctx::Ctx;
-use crate::drawing::Guide;
+use crate::drawing::{DrawingParams, Guide};
 use crate::error::{Error, Result};
 use crate::files::ModelFiles;
 use crate::image::{PreparedImage, Rgb8Image};
@@ -31,6 +31,8 @@ pub struct Pipeline {
     pub threads: usize,
     /// How the chat template is rendered.
     pub options: RenderOptions,
+    /// How it draws, where it does and a request does not say.
+    pub drawing: DrawingParams,
     /// What compiles forms of answers, once one is asked for.
     grammars: OnceLock<Result<Grammars, String>>,
 }
@@ -52,6 +54,10 @@ impl Pipeline {
         }
         let template = ChatTemplate::load(files, &tokenizer)?;
         let options = RenderOptions::default();
+        let drawing = match model.painter() {
+            Some(_) => DrawingParams::of(files)?,
+            None => DrawingParams::default(),
+        };
         Ok(Self {
             model,
             processor: loaded.processor,
@@ -59,6 +65,7 @@ impl Pipeline {
             template,
             threads,
             options,
+            drawing,
             grammars: OnceLock::new(),
         })
     }

@@ -105,7 +105,8 @@ def build_model(tok):
                        num_res_blocks=1, num_patches=D.GRID, projection_dim=WIDTH, num_hidden_layers=2, image_token_embed_dim=WIDTH),
         image_token_id=tok.convert_tokens_to_ids(IMAGE), tie_word_embeddings=True)
     model = T.JanusForConditionalGeneration(cfg)
-    model.generation_config = T.GenerationConfig(**ids, generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)})
+    model.generation_config = T.GenerationConfig(**ids, guidance_scale=1.5, temperature=0.3,
+                                                   generation_kwargs={"boi_token_id": tok.convert_tokens_to_ids(BOI)})
     return model
 
 

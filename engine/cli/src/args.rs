@@ -482,18 +482,19 @@ pub struct ImagineArgs {
     /// Pictures, drawn together.
     #[arg(long = "n", allow_negative_numbers = true, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
     pub pictures: usize,
-    /// How much the prompt counts: 1 not more than the model has it, more with each step above.
-    #[arg(long, allow_negative_numbers = true, value_name = "X", default_value_t = 5.0)]
-    pub guidance: f32,
-    /// Randomness: 0 always takes the most likely token.
-    #[arg(long, allow_negative_numbers = true, value_name = "T", default_value_t = 1.0)]
-    pub temperature: f32,
-    /// Sample among this many most likely tokens; 0 is all.
-    #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = top_k)]
-    pub top_k: u32,
-    /// Sample among the most likely tokens that reach this probability together.
-    #[arg(long, allow_negative_numbers = true, value_name = "P", default_value_t = 1.0)]
-    pub top_p: f32,
+    /// How much the prompt counts: 1 not more than the model has it, more with each step above. Without it as the model's
+    /// generation_config.json says, else 5.
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
+    pub guidance: Option<f32>,
+    /// Randomness: 0 always takes the most likely token. Without it as the model says, else 1.
+    #[arg(long, allow_negative_numbers = true, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Sample among this many most likely tokens; 0 is all. Without it as the model says, else 0.
+    #[arg(long, allow_negative_numbers = true, value_name = "N", value_parser = top_k)]
+    pub top_k: Option<u32>,
+    /// Sample among the most likely tokens that reach this probability together. Without it as the model says, else 1.
+    #[arg(long, allow_negative_numbers = true, value_name = "P")]
+    pub top_p: Option<f32>,
     /// Seed of the random numbers.
     #[arg(long, allow_negative_numbers = true, value_name = "N", default_value_t = 0, value_parser = whole::<u64>)]
     pub seed: u64,

@@ -62,12 +62,13 @@ struct Times {
 }
 
 impl ImagineArgs {
-    fn params(&self) -> DrawingParams {
+    /// What is asked for, and what a model has it be where nothing is.
+    fn params(&self, model: &DrawingParams) -> DrawingParams {
         DrawingParams {
-            guidance: self.guidance,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
+            guidance: self.guidance.unwrap_or(model.guidance),
+            temperature: self.temperature.unwrap_or(model.temperature),
+            top_k: self.top_k.unwrap_or(model.top_k),
+            top_p: self.top_p.unwrap_or(model.top_p),
             seed: self.seed,
             count: self.pictures,
         }
@@ -77,8 +78,7 @@ impl ImagineArgs {
 /// Runs the command.
 pub fn imagine(args: &ImagineArgs) -> Outcome {
     let start = Instant::now();
-    let params = args.params();
-    params.validate().map_err(|error| {
+    args.params(&DrawingParams::default()).validate().map_err(|error| {
         Failure::usage(error.to_string())
             .hint("`ocelli imagine --help` lists the parameters with their ranges")
     })?;
@@ -88,6 +88,7 @@ pub fn imagine(args: &ImagineArgs) -> Outcome {
     };
     let files = open::painter_files(args.model.model.as_deref())?;
     draws(&files)?;
+    let params = args.params(&DrawingParams::of(&files)?);
     let (device, precision) = open::device(&args.device)?;
     let spinner = Spinner::new("loading the model");
     let (pipeline, mut cx) = open::pipeline_of(&files, &args.model.setup(), &*device, precision)?;

@@ -62,7 +62,7 @@ pub(crate) async fn generations(
         fields.refuse(name, is(&["auto", "standard"]), "there is no choice here")?;
     }
     fields.refuse("stream", is_nothing, "pictures are given once they are done")?;
-    let default = DrawingParams::default();
+    let default = &pipeline.drawing;
     let top_k = fields.whole("top_k")?.map_or(Ok(default.top_k), u32::try_from);
     let params = DrawingParams {
         guidance: fields.number("guidance")?.unwrap_or(default.guidance),
