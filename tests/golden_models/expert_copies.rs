@@ -254,13 +254,17 @@ fn stack_of(
     (shape, bytes)
 }
 
+/// Format and layout of a copy, and whether it is calibrated.
+type Way = (QuantizeScheme, Layout, bool);
+
 #[test]
 fn each_expert_becomes_what_it_becomes_alone() {
     use Layout::{Bitsandbytes, CompressedTensors, Mlx};
     use QuantizeScheme::{Fp8, Int4, Int8, Mxfp4, Nf4, Nvfp4};
     let device = cpu();
     let asked = ["What is there to see in it?", "How many?"].map(|text| (None, text.to_owned()));
-    let families: [(&'static str, Option<usize>, bool, &[(QuantizeScheme, Layout, bool)]); 4] = [
+    // A family with rows of this size, rows and columns exchanged or not, and its copies.
+    let families: [(&'static str, Option<usize>, bool, &[Way]); 4] = [
         (
             "qwen3_vl_moe",
             Some(64),
