@@ -127,6 +127,10 @@ impl Operands {
             (false, DType::F16, _) | (false, _, true) => 2,
             (false, _, false) => 3,
         };
+        // Sums of four groups and of two terms are more than there are registers for.
+        if summands > 1 && groups > 2 {
+            return Err("for groups of 64 or more with codes whose values 16-bit floats do not hold".into());
+        }
         Ok(Self {
             code,
             zero: zero == Zero::Codes,
