@@ -57,8 +57,11 @@ impl Sums {
     }
 }
 
+/// A chain, the sum that it should give, and the least and largest that are there.
+type Found = (&'static str, usize, (f32, f32));
+
 /// Each chain with the sum that it should give, and the least and largest that are there.
-fn chains(device: &CudaDevice) -> Result<Vec<(&'static str, usize, (f32, f32))>, KernelError> {
+fn chains(device: &CudaDevice) -> Result<Vec<Found>, KernelError> {
     let mut sums = Sums::on(device)?;
     let mut all = Vec::new();
 
