@@ -134,7 +134,7 @@ impl Reference {
         let texts = self.texts.as_array().expect("texts").iter();
         let examples = texts.zip(self.pictures()).enumerate().map(|(row, (text, picture))| {
             let said = |of: &str| text[of].as_str().expect("a text").to_owned();
-            let messages = [Message::user(1, &said("question")), Message::text("assistant", &said("answer"))];
+            let messages = [Message::user(1, said("question")), Message::text("assistant", said("answer"))];
             let example = batcher.example(&messages, vec![picture]).expect("an example");
             assert_eq!(example.prompt.source.tokens, of(&ids[row], &mask[row]), "the question");
             assert_eq!(example.prompt.tokens, of(&decoder_ids[row], &decoder_mask[row]), "the answer");
