@@ -220,12 +220,11 @@ stream() {
         wgpu)
             for driver in $drivers; do
                 if driver_env "$driver"; then
-                    # Plain WebGPU is the same everywhere: the last driver runs it, and what needs more, once.
+                    # What plain WebGPU runs is the same everywhere: the last driver runs it, once, and each what needs more.
                     plain=(-E 'not test(/^baseline::/)')
                     [ "$driver" = "${drivers##* }" ] && plain=()
                     [ $nextest = yes ] || plain=()
-                    OCELLI_WGPU_ONCE=$([ "$driver" = "${drivers##* }" ] && echo 1) \
-                        counted "wgpu on $driver" on_driver "$driver" tests --test wgpu "${plain[@]}"
+                    OCELLI_WGPU_ONCE=1 counted "wgpu on $driver" on_driver "$driver" tests --test wgpu "${plain[@]}"
                     # What no case could run on this driver, with the reason and the number of kernels.
                     not_run "$logs/wgpu-on-$driver.log" |
                         sed -E 's/^not run: .* (at [a-z]+): /\1: /' | sort | uniq -c |

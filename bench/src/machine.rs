@@ -272,7 +272,7 @@ fn cpu_model() -> String {
 }
 
 fn features(isa: Isa) -> Vec<String> {
-    let known = [("vnni", isa.vnni()), ("bf16", isa.bf16())];
+    let known = [("vnni", isa.vnni()), ("bf16", isa.bf16()), ("amx", isa.amx())];
     known.iter().filter(|(_, has)| *has).map(|(name, _)| (*name).to_owned()).collect()
 }
 

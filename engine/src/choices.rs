@@ -73,7 +73,7 @@ fn identity(caps: &Caps) -> Value {
     match caps.backend {
         Backend::Cpu => json!({
             "backend": caps.backend, "name": caps.device, "isa": caps.isa.name(), "int8_dot": caps.int8_dot,
-            "bf16_dot": caps.bf16_dot, "threads": caps.units,
+            "bf16_dot": caps.bf16_dot, "amx": caps.amx, "threads": caps.units,
         }),
         _ => json!({
             "backend": caps.backend, "name": caps.device, "api": caps.api, "driver": caps.driver,

@@ -6,6 +6,7 @@
 mod ahead;
 mod canaries;
 mod compile;
+mod compiled;
 mod emulator;
 mod gpu_run;
 mod harness;

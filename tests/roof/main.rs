@@ -111,6 +111,9 @@ fn flags(isa: Isa) -> Vec<&'static str> {
     if isa.bf16() {
         flags.push("-mavx512bf16");
     }
+    if isa.amx() {
+        flags.extend(["-mamx-tile", "-mamx-bf16"]);
+    }
     flags
 }
 
@@ -120,7 +123,7 @@ fn build(isa: Isa, kind: &[&str]) -> Option<PathBuf> {
     let name = format!("roof-{isa}{}", if kind.is_empty() { "" } else { ".so" });
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let mut flags = flags(isa);
-    let base = flags.len() - usize::from(isa.vnni()) - usize::from(isa.bf16());
+    let base = flags.len() - usize::from(isa.vnni()) - usize::from(isa.bf16()) - 2 * usize::from(isa.amx());
     loop {
         let mut command = Command::new("cc");
         command

@@ -15,6 +15,10 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
@@ -134,7 +138,27 @@ static double loop_int8(long turns) {
 }
 #endif
 
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+#define HAS_BF16 1
+static double loop_bf16(long turns) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
+    syscall(SYS_arch_prctl, 0x1023, 18); /* tiles have to be asked for */
+    _tile_loadconfig(&config);
+    for (long t = 0; t < turns; t++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_release();
+    return (double)turns * 4 * 16 * 16 * 32 * 2;
+}
+#elif defined(__AVX512BF16__)
 #define HAS_BF16 1
 static double loop_bf16(long turns) {
     __m512 acc[CHAINS];

@@ -2,6 +2,7 @@
 
 mod families;
 mod figures;
+mod peers;
 mod rules;
 mod source;
 mod tree;

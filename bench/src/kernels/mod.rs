@@ -441,7 +441,8 @@ impl Cx {
         for mut kernel in ready {
             let plan = plan(&kernel.cost, &roofs, self.target.caps().wgpu.software);
             let math = roof_of(&kernel.variant);
-            let (roof, least_us) = bound(&roofs, one_thread, math, kernel.cost.flops, kernel.cost.bytes());
+            let flops = kernel.cost.flops * products(&kernel.variant, &kernel.spec);
+            let (roof, least_us) = bound(&roofs, one_thread, math, flops, kernel.cost.bytes());
             let timed = if roof == Roof::ReadGbps {
                 self.time_beside_reads(&mut kernel, plan)
             } else {
@@ -556,12 +557,22 @@ fn roof_of(variant: &str) -> Roof {
         Roof::Int8Gops
     } else if variant.contains("coop") {
         Roof::MatrixF16Gflops
-    } else if variant.contains("bf16") {
+    } else if variant.contains("bf16") || variant.contains("amx") {
         Roof::Bf16Gflops
     } else if variant.contains("f16") {
         Roof::F16Gflops
     } else {
         Roof::FmaF32Gflops
+    }
+}
+
+/// Products that a variant makes for each that is wanted: on tiles of bf16 an f32 is three numbers, an f16 two.
+fn products(variant: &str, spec: &Map<String, Value>) -> u64 {
+    match spec.get("x").and_then(Value::as_str) {
+        _ if variant != "gemm-amx-f32" => 1,
+        Some("bf16") => 1,
+        Some("f16") => 2,
+        _ => 3,
     }
 }
 

@@ -41,6 +41,10 @@ pub(super) fn avx512(isa: Isa) -> Loops {
         // SAFETY: as above for AVX512_BF16.
         bf16.push(Loop { ops: (2 * 32 * 24) as f64, run: |n| unsafe { dpbf16_avx512(n) } });
     }
+    if isa.amx() {
+        // SAFETY: there are tiles, which this process may use.
+        bf16.push(Loop { ops: (2 * 16 * 16 * 32 * 4) as f64, run: |n| unsafe { dpbf16_amx(n) } });
+    }
     Loops { fma_f32, int8, bf16 }
 }
 
@@ -197,6 +201,37 @@ fn dpbf16_avx512(iterations: u64) -> f32 {
         }
     }
     sum_512(acc.into_iter().fold(_mm512_setzero_ps(), |s, v| _mm512_add_ps(s, v)))
+}
+
+/// Four tiles of sums, of zeros.
+///
+/// # Safety
+/// The machine has tiles of bf16, and the process may use them.
+unsafe fn dpbf16_amx(iterations: u64) -> f32 {
+    // Palette 1; eight tiles of 16 rows of 64 bytes.
+    let mut config = [0u8; 64];
+    config[0] = 1;
+    for tile in 0..8 {
+        (config[16 + 2 * tile], config[48 + tile]) = (64, 16);
+    }
+    // SAFETY: the configuration is valid, and code of the compiler does not use the tiles.
+    unsafe {
+        std::arch::asm!(
+            "ldtilecfg [{config}]",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {n}",
+            "jnz 2b",
+            "tilerelease",
+            config = in(reg) config.as_ptr(),
+            n = inout(reg) iterations.max(1) => _,
+            options(nostack, readonly),
+        );
+    }
+    black_box(0.0)
 }
 
 #[target_feature(enable = "avx512f")]

@@ -196,5 +196,8 @@ fn isa_text(caps: &Caps) -> String {
     if caps.bf16_dot {
         text.push_str(" bf16");
     }
+    if caps.amx {
+        text.push_str(" amx");
+    }
     text
 }

@@ -107,6 +107,7 @@ pub struct Isa {
     level: Level,
     vnni: bool,
     bf16: bool,
+    amx: bool,
 }
 
 impl Isa {
@@ -135,7 +136,7 @@ impl Isa {
             return Err(IsaError::Missing { level });
         }
         let (vnni, bf16) = extensions(level);
-        Ok(Isa { level, vnni, bf16 })
+        Ok(Isa { level, vnni, bf16, amx: bf16 && tiles_granted() })
     }
 
     /// The machine's best level, whatever `OCELLI_ISA` says.
@@ -149,7 +150,7 @@ impl Isa {
     }
 
     /// Portable code, which every machine has.
-    pub const SCALAR: Isa = Isa { level: Level::Scalar, vnni: false, bf16: false };
+    pub const SCALAR: Isa = Isa { level: Level::Scalar, vnni: false, bf16: false, amx: false };
 
     /// The level.
     pub const fn level(self) -> Level {
@@ -166,6 +167,17 @@ impl Isa {
         self.bf16
     }
 
+    /// Whether matrix tiles (AMX) multiply bf16 and the system lets this process use them; only ever true where [`bf16`](Self::bf16) is.
+    pub const fn amx(self) -> bool {
+        self.amx
+    }
+
+    /// Whether lines that are read once are best asked for past the second-level cache. Intel's cores take less than half the bandwidth of
+    /// memory that way.
+    pub fn reads_once(self) -> bool {
+        !is_intel()
+    }
+
     /// Whether `vdpbf16ps` has a higher rate than f32 FMA. Intel's cores start one every other cycle, which halves the FMA
     /// rate; AMD's double it.
     pub fn bf16_gains(self) -> bool {
@@ -174,7 +186,7 @@ impl Isa {
 
     /// The same level with the optional extensions switched off, for tests of the code that does without them.
     pub const fn without_extensions(self) -> Isa {
-        Isa { vnni: false, bf16: false, ..self }
+        Isa { vnni: false, bf16: false, amx: false, ..self }
     }
 }
 
@@ -186,6 +198,9 @@ impl fmt::Display for Isa {
         }
         if self.bf16 {
             f.write_str("+bf16")?;
+        }
+        if self.amx {
+            f.write_str("+amx")?;
         }
         Ok(())
     }
@@ -203,6 +218,28 @@ fn is_intel() -> bool {
         })
     }
     #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether there are matrix tiles that multiply bf16, and the system lets this process use them, which it has to be asked for: their
+/// registers make each thread's state larger.
+fn tiles_granted() -> bool {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    {
+        use std::arch::x86_64::{__cpuid, __cpuid_count};
+        /// AMX-BF16 and AMX-TILE in `edx` of leaf 7.
+        const TILES: u32 = 1 << 22 | 1 << 24;
+        const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+        const XTILEDATA: libc::c_long = 18;
+        static GRANTED: OnceLock<bool> = OnceLock::new();
+        *GRANTED.get_or_init(|| {
+            __cpuid(0).eax >= 7
+                && __cpuid_count(7, 0).edx & TILES == TILES
+                // SAFETY: the call asks for a permission and touches no memory.
+                && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0 }
+        })
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
     false
 }
 

@@ -43,6 +43,7 @@ pub fn caps(isa: Isa, threads: usize) -> Caps {
         isa: isa.level(),
         int8_dot: isa.vnni(),
         bf16_dot: isa.bf16(),
+        amx: isa.amx(),
         units: threads,
         ..Caps::default()
     }

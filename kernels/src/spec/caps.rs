@@ -70,6 +70,8 @@ pub struct Caps {
     pub int8_dot: bool,
     /// Dot products of bf16 pairs in one instruction.
     pub bf16_dot: bool,
+    /// Tiles of matrices that multiply bf16 (AMX).
+    pub amx: bool,
     /// Threads of a CPU, multiprocessors of a GPU; 0 if unknown.
     pub units: usize,
     /// What a device of the wgpu backend can do.

@@ -14,6 +14,8 @@
 //! - Tiles are accumulated over blocks of `k` in a buffer in L2, and finished (bias, activation, gate, residual, rounding)
 //!   by [`epilogue`] while they are still in L1.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod bf16;
 pub mod epilogue;
 mod int8;
@@ -22,6 +24,8 @@ pub mod pack;
 #[cfg(test)]
 mod tests;
 
+#[cfg(target_arch = "x86_64")]
+pub use self::amx::gemm_amx;
 pub(crate) use self::bf16::Bf16;
 pub use self::bf16::gemm_bf16;
 use std::ops::Range;

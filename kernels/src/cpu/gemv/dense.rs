@@ -11,6 +11,8 @@ pub struct DenseDots<T> {
     pub ptr: *const T,
     /// Elements from row to row.
     pub stride: usize,
+    /// Whether lines are asked for past the second-level cache, see [`Isa::reads_once`](crate::cpu::isa::Isa::reads_once).
+    pub once: bool,
 }
 
 // SAFETY: the matrix is only read.
@@ -51,6 +53,7 @@ impl<T: Elem> Dots for DenseDots<T> {
         }
         let k = x.k;
         let (row_bytes, pitch) = (k * size_of::<T>(), rows[0].of.stride * size_of::<T>());
+        let once = rows[0].of.once;
         let mut at = 0;
         // SAFETY: rows of `w` and `x` hold `k` values.
         unsafe {
@@ -58,7 +61,12 @@ impl<T: Elem> Dots for DenseDots<T> {
                 let ahead = distance(at * size_of::<T>(), AHEAD, row_bytes, pitch);
                 for w in w {
                     for line in (0..STEP * S::LANES * size_of::<T>()).step_by(64) {
-                        s.prefetch_once(w.wrapping_add(at).cast::<u8>().wrapping_add(ahead + line));
+                        let line = w.wrapping_add(at).cast::<u8>().wrapping_add(ahead + line);
+                        if once {
+                            s.prefetch_once(line);
+                        } else {
+                            s.prefetch(line);
+                        }
                     }
                 }
                 for u in 0..STEP {

@@ -58,6 +58,52 @@ pub(super) fn bf16(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     })
 }
 
+pub(super) fn reject_amx(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if spec.math != Math::Bf16 {
+        return Some("rounds x to bf16, which math=bf16 allows".into());
+    }
+    reject_amx_f32(spec, caps)
+}
+
+/// Exact products, whatever the type of `x`.
+pub(super) fn reject_amx_f32(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
+    if spec.w != Format::Dense(DType::BF16) {
+        return Some("for bf16 weights".into());
+    }
+    spec.reject_fused().or_else(|| (!caps.amx).then(|| "the CPU has no AMX, or not for this process".into()))
+}
+
+pub(super) fn est_amx(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    est(spec, caps, 600_000.0)
+}
+
+pub(super) fn est_amx_f32(spec: &MatmulSpec, caps: &Caps) -> f32 {
+    est(spec, caps, if spec.x == DType::BF16 { 590_000.0 } else { 250_000.0 })
+}
+
+/// On tiles, or as [`f32`] where there are none.
+fn on_tiles(op: &Matmul, cx: &CpuCx, round: bool) -> Result<(), KernelError> {
+    with_args(op, cx, |args, _| {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `with_args` gives operands that satisfy the contract.
+        if unsafe { crate::cpu::gemm::gemm_amx(cx.isa, &cx.pool, args, round) } {
+            return Ok(());
+        }
+        let _ = round;
+        // SAFETY: as above.
+        unsafe { crate::cpu::gemm::gemm(cx.isa, &cx.pool, args) }
+        Ok(())
+    })
+}
+
+pub(super) fn amx(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    on_tiles(op, cx, true)
+}
+
+pub(super) fn amx_f32(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
+    on_tiles(op, cx, false)
+}
+
 pub(super) fn reject_int8(spec: &MatmulSpec, _: &Caps) -> Option<Reject> {
     if spec.math != Math::Int8 {
         return Some("rounds x to 8 bits, which math=int8 allows".into());

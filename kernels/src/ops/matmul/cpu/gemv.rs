@@ -81,16 +81,17 @@ fn run<D: Dots>(op: &Matmul, cx: &CpuCx, of: impl Fn(&Rows) -> Option<D>) -> Res
 }
 
 pub(super) fn dense(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
-    fn of<T>(rows: &Rows) -> Option<DenseDots<T>> {
+    fn of<T>(rows: &Rows, once: bool) -> Option<DenseDots<T>> {
         match rows {
-            Rows::Dense(_, matrix) => Some(DenseDots { ptr: matrix.ptr.cast(), stride: matrix.stride }),
+            Rows::Dense(_, matrix) => Some(DenseDots { ptr: matrix.ptr.cast(), stride: matrix.stride, once }),
             Rows::Grouped(_) | Rows::KMajor(_) => None,
         }
     }
+    let once = cx.isa.reads_once();
     match op.w.format().dense() {
-        Some(DType::BF16) => run(op, cx, of::<bf16>),
-        Some(DType::F16) => run(op, cx, of::<f16>),
-        _ => run(op, cx, of::<f32>),
+        Some(DType::BF16) => run(op, cx, |rows| of::<bf16>(rows, once)),
+        Some(DType::F16) => run(op, cx, |rows| of::<f16>(rows, once)),
+        _ => run(op, cx, |rows| of::<f32>(rows, once)),
     }
 }
 

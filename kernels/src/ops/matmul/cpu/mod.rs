@@ -48,6 +48,13 @@ impl CpuOp for Matmul {
                 est_us: gemm::est_int8,
                 launch: gemm::int8,
             },
+            Variant { name: "gemm-amx", reject: gemm::reject_amx, est_us: gemm::est_amx, launch: gemm::amx },
+            Variant {
+                name: "gemm-amx-f32",
+                reject: gemm::reject_amx_f32,
+                est_us: gemm::est_amx_f32,
+                launch: gemm::amx_f32,
+            },
             Variant { name: "gemm-f32", reject: gemm::reject_f32, est_us: gemm::est_f32, launch: gemm::f32 },
         ]
     }

@@ -1,0 +1,420 @@
+//! Products of bf16 on Intel's matrix tiles (AMX): an instruction adds the products of 16 rows of 32 values with 32 values of 16
+//! columns to 16 x 16 sums.
+//!
+//! A panel of words of two is what the instruction wants as its second operand, 16 words of 16 columns at a time, and packed rows of
+//! `x` are what it wants as its first. Both are filled up with zeros to whole tiles along `k`.
+//!
+//! Values of `x` that bf16 does not hold are split: the leading 8 bits, the next 8, the last 8, each a bf16 number, and their sum is
+//! the value. Three instructions then make the exact products with weights of bf16, which f32 multiply-adds take eight times as long
+//! for. Values below 2^-126 count as zero.
+
+use std::arch::asm;
+
+use half::{bf16, f16};
+
+use super::super::isa::Isa;
+use super::super::pool::Pool;
+use super::super::simd::{Elem, Kernel, Simd, StoreElem};
+use super::{Arithmetic, Bf16, GemmArgs, Level, NV, Part, X_STRIDE, XBlock, drive};
+use crate::spec::DType;
+
+/// Words of `k` in a tile, and rows or columns of one.
+const SIDE: usize = 16;
+/// Rows of a micro-tile: two tiles of `x` and two of the panel make four of sums.
+const ROWS: usize = 2 * SIDE;
+/// Bytes from one packed row of `x` to the next.
+const X_BYTES: usize = 4 * X_STRIDE;
+/// Bytes from one word of a panel, or one row of sums, to the next.
+const PANEL_BYTES: usize = 4 * NV * SIDE;
+
+/// As [`gemm`](super::gemm); `round` allows that `x` is rounded to bf16. False, and nothing done, unless there are tiles, all weights
+/// are stored as bf16, and `x` is stored.
+///
+/// # Safety
+/// As [`gemm`](super::gemm).
+pub unsafe fn gemm_amx(isa: Isa, pool: &Pool, args: &GemmArgs, round: bool) -> bool {
+    let can =
+        isa.amx() && args.rows.is_none() && args.parts.iter().all(|part| part.source.as_bf16().is_some());
+    if can {
+        let pieces = if round { 1 } else { pieces(args.x.dtype) };
+        drive(isa, pool, args, Amx { pieces });
+    }
+    can
+}
+
+/// Numbers of bf16 that a value of a type is the sum of.
+const fn pieces(dtype: DType) -> usize {
+    match dtype {
+        DType::BF16 => 1,
+        DType::F16 => 2,
+        _ => 3,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Amx {
+    /// Numbers of bf16 that stand for a value of `x`: a block of rows has those of all its values one after the other.
+    pieces: usize,
+}
+
+impl Arithmetic for Amx {
+    const PACK: usize = 2;
+
+    fn run<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
+        let _tiles = Tiles::begin();
+        isa.run_bf16(kernel)
+    }
+
+    fn packs_ahead(self, _: &GemmArgs) -> bool {
+        true
+    }
+
+    fn mr(self, _: Level) -> usize {
+        ROWS
+    }
+
+    fn panel_len(self, kc: usize, nr: usize) -> usize {
+        kc.next_multiple_of(SIDE) * nr
+    }
+
+    fn x_len(self, rows: usize) -> usize {
+        self.pieces * rows * X_STRIDE
+    }
+
+    #[inline(always)]
+    unsafe fn pack_x<S: Simd>(
+        self,
+        s: S,
+        args: &GemmArgs,
+        row: usize,
+        rows: usize,
+        w0: usize,
+        words: usize,
+        to: XBlock,
+        i: usize,
+    ) {
+        let Self { pieces } = self;
+        let n = (2 * words).min(args.k - 2 * w0);
+        // SAFETY: as the caller vouches; rows of a block have room for whole tiles.
+        unsafe {
+            if pieces == 1 {
+                Bf16::<true>.pack_x(s, args, row, rows, w0, words, to, i);
+            } else {
+                let (x, at) = (&args.x, row * args.x.stride + 2 * w0);
+                match x.dtype {
+                    DType::F16 => split(s, pieces, x.ptr.cast::<f16>().add(at), x.stride, rows, n, to, i),
+                    _ => split(s, pieces, x.ptr.cast::<f32>().add(at), x.stride, rows, n, to, i),
+                }
+            }
+            let rest = words.next_multiple_of(SIDE) - words;
+            for piece in 0..pieces {
+                for r in i..i + rows {
+                    std::ptr::write_bytes(to.row(piece * to.rows + r).add(words), 0, rest);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pack_w(
+        self,
+        isa: Isa,
+        part: &Part,
+        k: usize,
+        row: usize,
+        rows: usize,
+        w0: usize,
+        words: usize,
+        to: *mut u32,
+        lane: usize,
+        nr: usize,
+    ) {
+        // SAFETY: as the caller vouches; a panel has room for whole tiles.
+        unsafe {
+            Bf16::<true>.pack_w(isa, part, k, row, rows, w0, words, to, lane, nr);
+            for word in words..words.next_multiple_of(SIDE) {
+                std::ptr::write_bytes(to.add(word * nr + lane), 0, rows);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd>(
+        self,
+        _: S,
+        x: XBlock,
+        i: usize,
+        rows: usize,
+        words: usize,
+        w: *const u32,
+        c: *mut f32,
+        first: bool,
+    ) {
+        let product = Product {
+            x: x.ptr.wrapping_add(i * X_STRIDE),
+            w,
+            c,
+            steps: words.div_ceil(SIDE),
+            pieces: self.pieces,
+            piece: x.rows * X_BYTES,
+            first,
+        };
+        let whole = rows == ROWS || rows == SIDE;
+        // SAFETY: as the caller vouches; `run` has begun the use of tiles, and a configuration for fewer rows is taken back.
+        unsafe {
+            if !whole {
+                Tiles::of(rows).load();
+            }
+            if rows > SIDE {
+                product.two();
+            } else {
+                product.one();
+            }
+            if !whole {
+                WHOLE.load();
+            }
+        }
+    }
+}
+
+/// Splits rows of `x` into numbers of bf16, the leading bits first: `pieces` blocks of rows.
+///
+/// # Safety
+/// `rows` rows of `n` values exist; `to` has room for them from row `i` on.
+#[inline(always)]
+unsafe fn split<S: Simd, T: Elem>(
+    s: S,
+    pieces: usize,
+    from: *const T,
+    stride: usize,
+    rows: usize,
+    n: usize,
+    to: XBlock,
+    i: usize,
+) {
+    let (high, most) = (s.splat_i(-65_536), s.splat(f32::MAX));
+    for r in 0..rows {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let from = from.add(r * stride);
+            for j in (0..n).step_by(S::LANES) {
+                let lanes = S::LANES.min(n - j);
+                let mut rest = if lanes == S::LANES {
+                    T::load(s, from.add(j))
+                } else {
+                    T::load_n(s, from.add(j), lanes)
+                };
+                // Infinities and what is no number stay whole in the first piece.
+                let finite = s.le(s.abs(rest), most);
+                for piece in 0..pieces {
+                    let leading = s.select(finite, s.of_bits(s.and_i(s.to_bits(rest), high)), rest);
+                    let to = to.row(piece * to.rows + i + r).cast::<bf16>().add(j);
+                    if lanes == S::LANES {
+                        s.store_bf16(to, leading);
+                    } else {
+                        bf16::store_n(s, to, leading, lanes);
+                    }
+                    rest = s.select(finite, s.sub(rest, leading), s.zero());
+                }
+            }
+            if n % 2 == 1 {
+                for piece in 0..pieces {
+                    to.row(piece * to.rows + i + r).cast::<bf16>().add(n).write(bf16::ZERO);
+                }
+            }
+        }
+    }
+}
+
+/// The configuration of the eight tiles: 0 to 3 are sums, 4 and 5 rows of `x`, 6 and 7 columns of a panel.
+#[repr(C, align(64))]
+struct Tiles([u8; 64]);
+
+/// For 32 rows of `x`, or 16.
+static WHOLE: Tiles = Tiles::of(ROWS);
+
+impl Tiles {
+    /// For so many rows of `x`: the first 16 in one tile, the others in the second.
+    const fn of(rows: usize) -> Self {
+        let mut bytes = [0; 64];
+        bytes[0] = 1;
+        let mut tile = 0;
+        while tile < 8 {
+            let lower = tile == 2 || tile == 3 || tile == 5;
+            let upper = tile < 2 || tile == 4;
+            bytes[16 + 2 * tile] = 4 * SIDE as u8;
+            bytes[48 + tile] = match (lower, upper) {
+                (true, _) if rows > SIDE => (rows - SIDE) as u8,
+                (_, true) if rows < SIDE => rows as u8,
+                _ => SIDE as u8,
+            };
+            tile += 1;
+        }
+        Self(bytes)
+    }
+
+    /// Makes it that of this thread; all tiles become zero.
+    ///
+    /// # Safety
+    /// The machine has tiles, and the process may use them.
+    #[inline(always)]
+    unsafe fn load(&self) {
+        // SAFETY: the instruction reads 64 bytes; code of the compiler does not use the tiles.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) self.0.as_ptr(), options(nostack, readonly)) }
+    }
+
+    /// For whole tiles, until the value is dropped: a thread that has none in use is switched faster.
+    #[inline(always)]
+    fn begin() -> InUse {
+        // SAFETY: `gemm_amx` has seen that the machine has tiles.
+        unsafe { WHOLE.load() }
+        InUse
+    }
+}
+
+struct InUse;
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        // SAFETY: as where it was made.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) }
+    }
+}
+
+/// One micro-tile of sums.
+struct Product {
+    x: *const u32,
+    w: *const u32,
+    c: *mut f32,
+    /// Tiles along `k`.
+    steps: usize,
+    /// Numbers that stand for a value of `x`, and bytes from one to the next.
+    pieces: usize,
+    piece: usize,
+    first: bool,
+}
+
+impl Product {
+    /// Sums of more than 16 rows.
+    ///
+    /// # Safety
+    /// The configuration is that of these rows; the operands have the sizes of it.
+    #[inline(always)]
+    unsafe fn two(self) {
+        // SAFETY: as the caller vouches; code of the compiler does not use the tiles.
+        unsafe {
+            asm!(
+                "test {first:e}, {first:e}",
+                "jz 2f",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "jmp 3f",
+                "2:",
+                "tileloadd tmm0, [{c} + {wide}]",
+                "tileloadd tmm1, [{c} + {wide} + 64]",
+                "tileloadd tmm2, [{c} + {wide} + {c_lower}]",
+                "tileloadd tmm3, [{c} + {wide} + {c_lower} + 64]",
+                "3:",
+                "test {steps}, {steps}",
+                "jz 6f",
+                "4:",
+                "tileloadd tmm6, [{w} + {wide}]",
+                "tileloadd tmm7, [{w} + {wide} + 64]",
+                "mov {at}, {x}",
+                "mov {left}, {pieces}",
+                "5:",
+                "tileloadd tmm4, [{at} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{at} + {row} + {x_lower}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {at}, {piece}",
+                "dec {left}",
+                "jnz 5b",
+                "add {x}, 64",
+                "add {w}, {w_step}",
+                "dec {steps}",
+                "jnz 4b",
+                "6:",
+                "tilestored [{c} + {wide}], tmm0",
+                "tilestored [{c} + {wide} + 64], tmm1",
+                "tilestored [{c} + {wide} + {c_lower}], tmm2",
+                "tilestored [{c} + {wide} + {c_lower} + 64], tmm3",
+                first = in(reg) u32::from(self.first),
+                c = in(reg) self.c,
+                wide = in(reg) PANEL_BYTES,
+                row = in(reg) X_BYTES,
+                pieces = in(reg) self.pieces,
+                piece = in(reg) self.piece,
+                x = inout(reg) self.x => _,
+                w = inout(reg) self.w => _,
+                steps = inout(reg) self.steps => _,
+                at = out(reg) _,
+                left = out(reg) _,
+                c_lower = const SIDE * PANEL_BYTES,
+                x_lower = const SIDE * X_BYTES,
+                w_step = const SIDE * PANEL_BYTES,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Sums of at most 16 rows.
+    ///
+    /// # Safety
+    /// As [`two`](Self::two).
+    #[inline(always)]
+    unsafe fn one(self) {
+        // SAFETY: as there.
+        unsafe {
+            asm!(
+                "test {first:e}, {first:e}",
+                "jz 2f",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "jmp 3f",
+                "2:",
+                "tileloadd tmm0, [{c} + {wide}]",
+                "tileloadd tmm1, [{c} + {wide} + 64]",
+                "3:",
+                "test {steps}, {steps}",
+                "jz 6f",
+                "4:",
+                "tileloadd tmm6, [{w} + {wide}]",
+                "tileloadd tmm7, [{w} + {wide} + 64]",
+                "mov {at}, {x}",
+                "mov {left}, {pieces}",
+                "5:",
+                "tileloadd tmm4, [{at} + {row}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "add {at}, {piece}",
+                "dec {left}",
+                "jnz 5b",
+                "add {x}, 64",
+                "add {w}, {w_step}",
+                "dec {steps}",
+                "jnz 4b",
+                "6:",
+                "tilestored [{c} + {wide}], tmm0",
+                "tilestored [{c} + {wide} + 64], tmm1",
+                first = in(reg) u32::from(self.first),
+                c = in(reg) self.c,
+                wide = in(reg) PANEL_BYTES,
+                row = in(reg) X_BYTES,
+                pieces = in(reg) self.pieces,
+                piece = in(reg) self.piece,
+                x = inout(reg) self.x => _,
+                w = inout(reg) self.w => _,
+                steps = inout(reg) self.steps => _,
+                at = out(reg) _,
+                left = out(reg) _,
+                w_step = const SIDE * PANEL_BYTES,
+                options(nostack),
+            );
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Tables of the README beside other programs, made from the records in `bench/record`.
+
+use ocelli_tests::{holds_table, root};
+use serde_json::Value;
+
+/// The lines of a record.
+fn lines(name: &str) -> Vec<Value> {
+    let path = root().join("bench/record").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let line = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{name}: line {}: {error}", i + 1))
+    };
+    text.lines().enumerate().map(line).collect()
+}
+
+fn number(value: &Value, path: &[&str]) -> f64 {
+    let found = path.iter().fold(value, |value, name| &value[*name]);
+    found.as_f64().unwrap_or_else(|| panic!("{}: expected a number, found {found}", path.join(": ")))
+}
+
+/// A table of these columns, with a row of cells for each of `rows`.
+fn table<const N: usize>(head: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(&head.map(str::to_owned)) + &line(&["---"; N].map(str::to_owned));
+    rows.into_iter().for_each(|row| text += &line(&row));
+    text
+}
+
+/// One `ocelli batch` of many pictures beside one picture at a time and llama.cpp's server; the records have a line for each run.
+#[test]
+fn batches() {
+    let runs = [
+        ("Xeon with AMX", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 0, "one tile"),
+        ("Xeon with AMX", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 1, "5 tiles"),
+        ("Xeon", "xeon-avx512-2-threads/2026-11-29-batch.jsonl", 0, "one tile"),
+    ];
+    let rows = runs.map(|(machine, name, line, tiles)| {
+        let run = &lines(name)[line];
+        let rounds = run["rounds"].as_array().expect("rounds");
+        let speed = |of: &str| {
+            let mut all: Vec<f64> =
+                rounds.iter().filter_map(|round| round[of]["pictures_per_s"].as_f64()).collect();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() / 2).map_or_else(|| "-".to_owned(), |speed| format!("{speed:.2}"))
+        };
+        let times = |of: &str| run["ratios"][of].as_f64().map(|ratio| format!("{ratio:.2}"));
+        let alone = times("alone").unwrap_or_else(|| format!("{:.2}", number(run, &["ratio"])));
+        let dtype = run["options"].as_str().filter(|options| !options.is_empty());
+        [
+            format!(
+                "{machine}, {}",
+                dtype.map_or_else(|| "f32".to_owned(), |options| format!("`{options}`"))
+            ),
+            tiles.to_owned(),
+            speed("together"),
+            speed("alone"),
+            speed("llama-server"),
+            alone,
+            times("llama-server").unwrap_or_else(|| "-".to_owned()),
+            rounds.len().to_string(),
+        ]
+    });
+    let head = [
+        "machine, arithmetic",
+        "a picture",
+        "at once",
+        "one at a time",
+        "llama.cpp's server",
+        "times one at a time",
+        "times the server",
+        "rounds",
+    ];
+    let table = table(head, rows);
+    holds_table("README.md", "<!-- batches, made by the tests -->", "<!-- end of batches -->", &table);
+}
+
+/// Prompts and answers beside llama.cpp.
+#[test]
+fn prompts_and_answers() {
+    let record = &lines("epyc-zen4-2-threads/2026-11-28-peers.jsonl")[0];
+    let classes = [
+        ("bf16", ["ocelli f32", "ocelli bf16"], "bf16, f32 arithmetic / `--dtype bf16`, against BF16"),
+        (
+            "int8",
+            ["ocelli exact", "ocelli int8"],
+            "int8 in groups of 32, exact / `--fast-int8`, against Q8_0",
+        ),
+        (
+            "int4",
+            ["ocelli exact", "ocelli int8"],
+            "int4 in groups of 32, exact / `--fast-int8`, against Q4_0",
+        ),
+    ];
+    let stages = ["prefill 512", "decode, depth 128", "decode, depth 1024"];
+    let rows = classes.map(|(class, ours, title)| {
+        let cell = |stage: &str| {
+            let of = |kind: &str, who: &str| number(record, &["classes", class, stage, kind, who]);
+            let [ratio, speed] = [("ratio", 2), ("median", 0)]
+                .map(|(kind, digits)| ours.map(|who| format!("{:.digits$}", of(kind, who))).join(" / "));
+            format!("{ratio} ({speed} against {:.0})", of("median", "llama.cpp"))
+        };
+        let [a, b, c] = stages.map(cell);
+        [title.to_owned(), a, b, c]
+    });
+    let head = ["weights", "prompt of 512", "answer at depth 128", "answer at depth 1024"];
+    let table = table(head, rows);
+    holds_table(
+        "README.md",
+        "<!-- prompts and answers, made by the tests -->",
+        "<!-- end of answers -->",
+        &table,
+    );
+}
+
+/// The tower beside OpenVINO and transformers.
+#[test]
+fn towers() {
+    let record = &lines("epyc-zen4-2-threads/2026-11-29-tower.jsonl")[0];
+    let rows = [
+        ("bf16", "f32", "f32", "f32"),
+        ("bf16", "bf16", "bf16", "bf16"),
+        (
+            "int8",
+            "int8 (`--fast-int8 --dtype bf16` on groups of 32; OpenVINO with NNCF)",
+            "int8 bf16",
+            "int8",
+        ),
+    ]
+    .map(|(class, title, ours, theirs)| {
+        let medians = &record["classes"][class]["tower, one tile"]["median"];
+        let speed =
+            |who: String| medians[&who].as_f64().map_or_else(String::new, |speed| format!("{speed:.2}"));
+        let others = ["OpenVINO", "transformers"].map(|who| speed(format!("{who} {theirs}")));
+        let [a, b] = others;
+        [title.to_owned(), speed(format!("ocelli {ours}")), a, b]
+    });
+    let table = table(["arithmetic", "Ocelli", "OpenVINO", "transformers"], rows);
+    holds_table("README.md", "<!-- towers, made by the tests -->", "<!-- end of towers -->", &table);
+}
+
+/// Pictures decoded beside Pillow.
+#[test]
+fn pictures() {
+    let record = &lines("xeon-avx512-2-threads/2026-11-29-pictures.jsonl")[0];
+    let names = [
+        ("jpeg", "JPEG, quality 90, chroma halved"),
+        ("progressive jpeg", "the same, progressive"),
+        ("jpeg, whole chroma", "JPEG, quality 90, whole chroma"),
+        ("webp", "WebP, quality 90"),
+        ("png", "PNG"),
+    ];
+    let all = record["rows"].as_array().expect("rows");
+    assert_eq!(all.len(), names.len(), "the record has other pictures");
+    let rows = names.map(|(name, title)| {
+        let row =
+            all.iter().find(|row| row["picture"] == name).unwrap_or_else(|| panic!("no picture {name}"));
+        let ms = |of: &str| format!("{:.0} ms", number(row, &[of]));
+        [title.to_owned(), ms("ocelli_ms"), ms("pillow_ms"), format!("{:.2}", number(row, &["time_ratio"]))]
+    });
+    let table = table(["file", "Ocelli", "Pillow", "time ratio"], rows);
+    holds_table("README.md", "<!-- pictures, made by the tests -->", "<!-- end of pictures -->", &table);
+}
