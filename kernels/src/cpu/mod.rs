@@ -10,6 +10,8 @@ pub mod scratch;
 pub mod simd;
 mod stream;
 pub(crate) mod table;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiles;
 
 pub use op::{CpuLaunch, CpuOp, CpuRows};
 pub use stream::{CpuCx, CpuDevice, CpuStream, caps};

@@ -15,11 +15,10 @@ use half::{bf16, f16};
 use super::super::isa::Isa;
 use super::super::pool::Pool;
 use super::super::simd::{Elem, Kernel, Simd, StoreElem};
+use super::super::tiles::{InUse, SIDE, Tiles};
 use super::{Arithmetic, Bf16, GemmArgs, Level, NV, Part, X_STRIDE, XBlock, drive};
 use crate::spec::DType;
 
-/// Words of `k` in a tile, and rows or columns of one.
-const SIDE: usize = 16;
 /// Rows of a micro-tile: two tiles of `x` and two of the panel make four of sums.
 const ROWS: usize = 2 * SIDE;
 /// Bytes from one packed row of `x` to the next.
@@ -61,7 +60,8 @@ impl Arithmetic for Amx {
     const PACK: usize = 2;
 
     fn run<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
-        let _tiles = Tiles::begin();
+        // SAFETY: `gemm_amx` has seen that there are tiles.
+        let _tiles = unsafe { InUse::begin(isa) };
         isa.run_bf16(kernel)
     }
 
@@ -163,7 +163,7 @@ impl Arithmetic for Amx {
         // SAFETY: as the caller vouches; `run` has begun the use of tiles, and a configuration for fewer rows is taken back.
         unsafe {
             if !whole {
-                Tiles::of(rows).load();
+                of_rows(rows).load();
             }
             if rows > SIDE {
                 product.two();
@@ -171,7 +171,7 @@ impl Arithmetic for Amx {
                 product.one();
             }
             if !whole {
-                WHOLE.load();
+                of_rows(ROWS).load();
             }
         }
     }
@@ -226,59 +226,11 @@ unsafe fn split<S: Simd, T: Elem>(
     }
 }
 
-/// The configuration of the eight tiles: 0 to 3 are sums, 4 and 5 rows of `x`, 6 and 7 columns of a panel.
-#[repr(C, align(64))]
-struct Tiles([u8; 64]);
-
-/// For 32 rows of `x`, or 16.
-static WHOLE: Tiles = Tiles::of(ROWS);
-
-impl Tiles {
-    /// For so many rows of `x`: the first 16 in one tile, the others in the second.
-    const fn of(rows: usize) -> Self {
-        let mut bytes = [0; 64];
-        bytes[0] = 1;
-        let mut tile = 0;
-        while tile < 8 {
-            let lower = tile == 2 || tile == 3 || tile == 5;
-            let upper = tile < 2 || tile == 4;
-            bytes[16 + 2 * tile] = 4 * SIDE as u8;
-            bytes[48 + tile] = match (lower, upper) {
-                (true, _) if rows > SIDE => (rows - SIDE) as u8,
-                (_, true) if rows < SIDE => rows as u8,
-                _ => SIDE as u8,
-            };
-            tile += 1;
-        }
-        Self(bytes)
-    }
-
-    /// Makes it that of this thread; all tiles become zero.
-    ///
-    /// # Safety
-    /// The machine has tiles, and the process may use them.
-    #[inline(always)]
-    unsafe fn load(&self) {
-        // SAFETY: the instruction reads 64 bytes; code of the compiler does not use the tiles.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) self.0.as_ptr(), options(nostack, readonly)) }
-    }
-
-    /// For whole tiles, until the value is dropped: a thread that has none in use is switched faster.
-    #[inline(always)]
-    fn begin() -> InUse {
-        // SAFETY: `gemm_amx` has seen that the machine has tiles.
-        unsafe { WHOLE.load() }
-        InUse
-    }
-}
-
-struct InUse;
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        // SAFETY: as where it was made.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) }
-    }
+/// Configuration for so many rows of `x`: 0 to 3 are sums, 4 and 5 rows of `x`, 6 and 7 columns of a panel.
+const fn of_rows(rows: usize) -> Tiles {
+    let side = SIDE as u8;
+    let (upper, lower) = if rows > SIDE { (side, (rows - SIDE) as u8) } else { (rows as u8, side) };
+    Tiles::of([upper, upper, lower, lower, upper, lower, side, side])
 }
 
 /// One micro-tile of sums.

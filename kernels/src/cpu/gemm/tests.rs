@@ -298,6 +298,74 @@ fn bf16_products() {
     });
 }
 
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn products_on_tiles() {
+    let isa = Isa::best();
+    let pool = Pool::new(2);
+    for (m, n, k) in
+        [(1, 1, 1), (5, 17, 7), (16, 33, 64), (17, 70, 513), (32, 40, 1030), (200, 96, 768), (47, 33, 2100)]
+    {
+        for x in [DType::F32, DType::BF16, DType::F16] {
+            let case = Case { x, w: DType::BF16, parts: vec![n, 3], bias: true, ..Case::plain(m, n, k) };
+            for (round, error) in [(true, 1.0 / 256.0), (false, 0.0)] {
+                // SAFETY: `check` makes matrices of the right sizes.
+                check(&case, error, &format!("{isa} rounded {round}"), &|args| unsafe {
+                    if !gemm_amx(isa, &pool, args, round) {
+                        assert!(!isa.amx());
+                        gemm(isa, &pool, args);
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Infinite and largest values stay what they are where values are split, and an f32 keeps all its bits.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn split_values_on_tiles() {
+    let (isa, pool) = (Isa::best(), Pool::new(1));
+    if !isa.amx() {
+        return println!("no tiles here");
+    }
+    let values = [
+        f32::MAX,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        1.0 + f32::EPSILON,
+        -0.1,
+        3.0e-30,
+        16_777_215.0,
+    ];
+    let mut next = values.into_iter();
+    let x = Matrix::new(values.len(), 1, 0, DType::F32, || next.next().unwrap());
+    let w = Matrix::new(1, 1, 0, DType::BF16, || 1.0);
+    let mut out = Matrix::new(values.len(), 1, 0, DType::F32, || 0.5);
+    // SAFETY: the matrices outlive the call.
+    let dense = unsafe { Dense::new(w.operand()) };
+    let parts = [Part { rows: 1, source: &dense, bias: None }];
+    let args = GemmArgs {
+        m: values.len(),
+        k: 1,
+        x: x.operand(),
+        rows: None,
+        parts: &parts,
+        act: Activation::None,
+        gated: false,
+        residual: None,
+        residual_row: ResidualRow::Same,
+        out: out.operand_mut(),
+    };
+    // SAFETY: as above.
+    assert!(unsafe { gemm_amx(isa, &pool, &args, false) });
+    for (i, value) in values.into_iter().enumerate() {
+        let got = out.at(i, 0) as f32;
+        assert!(got == value || got.is_nan() && value.is_nan(), "{value}: {got}");
+    }
+}
+
 /// `[n, k]` grouped integers with their exact values.
 struct Ints {
     packed: Vec<i32>,

@@ -13,11 +13,11 @@
 //! softmax needs no operation across lanes. A row's result depends on its own keys only, not on its neighbours.
 //!
 //! Where the CPU multiplies bf16 in pairs, operands of bf16 are multiplied as they are, two elements of a head or two keys per
-//! word, and P is rounded to bf16, as it is on GPUs.
+//! word, and P is rounded to bf16, as it is on GPUs. Matrix tiles take K and V^T by rows.
 
 use std::ops::Range;
 
-use super::pack::Io;
+use super::pack::{Io, tile_words};
 use super::softmax::exp2;
 use super::tasks::{Call, Rows, Task, panel, tile};
 use crate::cpu::CpuCx;
@@ -25,11 +25,15 @@ use crate::cpu::gemm::Bf16;
 use crate::cpu::gemm::micro::{Dot, DotF32};
 use crate::cpu::scratch::Scratch;
 use crate::cpu::simd::{Kernel, Simd, math};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::tiles::{self, SIDE};
 use crate::ops::attention::Attention;
 use crate::spec::KernelError;
 
 /// Keys of one block: its scores stay in the first-level cache.
-const BLOCK: usize = 144;
+pub(super) const BLOCK: usize = 144;
+/// The same on matrix tiles, which take 32 keys at a time.
+const TILES_BLOCK: usize = 160;
 /// Most f32 values of the tiles of one task: their queries and results stay in the second-level cache.
 const TILES: usize = 96 << 10;
 /// Tasks that each thread should get at least, where there are enough tiles.
@@ -40,13 +44,27 @@ const UNROLL: usize = 4;
 const STATE: usize = 5;
 
 pub(super) fn launch(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
-    run(&Call::new(op, cx)?, cx, |call, block| call.isa.run(WithDot::<_, 1>(DotF32, block)))
+    run(&Call::new(op, cx)?, cx, |call, block| call.isa.run(With(Micro::<_, 1>(DotF32), block)))
 }
 
 /// For queries, keys and values of bf16.
 pub(super) fn launch_bf16(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
     let call = Call { io: Io::words(), ..Call::new(op, cx)? };
-    run(&call, cx, |call, block| call.isa.run_bf16(WithDot::<_, 2>(Bf16::<true>, block)))
+    run(&call, cx, |call, block| call.isa.run_bf16(With(Micro::<_, 2>(Bf16::<true>), block)))
+}
+
+/// The same on matrix tiles, where there are such.
+pub(super) fn launch_amx(op: &Attention, cx: &CpuCx) -> Result<(), KernelError> {
+    #[cfg(target_arch = "x86_64")]
+    if cx.isa.amx() {
+        let call = Call { io: Io::tiles(), block: TILES_BLOCK, ..Call::new(op, cx)? };
+        return run(&call, cx, |call, block| {
+            // SAFETY: the instruction set has tiles.
+            let _tiles = unsafe { tiles::InUse::begin(call.isa) };
+            call.isa.run_bf16(With(OnTiles, block));
+        });
+    }
+    launch(op, cx)
 }
 
 /// Computes a tile's share of a block of keys.
@@ -116,9 +134,9 @@ impl Parts {
         let (geometry, hd) = (&call.geometry, call.operands.head_dim);
         let results = hd * geometry.tile;
         let state = results + geometry.padded * geometry.tile;
-        let keys = BLOCK.next_multiple_of(geometry.panel) * hd.next_multiple_of(16);
-        let values = BLOCK * geometry.padded;
-        let scores = BLOCK.next_multiple_of(geometry.panel) * geometry.tile;
+        let keys = call.block.next_multiple_of(geometry.panel) * hd.next_multiple_of(16);
+        let values = call.block * geometry.padded;
+        let scores = call.block.next_multiple_of(geometry.panel) * geometry.tile;
         Self {
             tile: (state + STATE * geometry.tile).next_multiple_of(16),
             results,
@@ -164,8 +182,9 @@ fn attend(call: &Call, rows: &Rows, compute: Compute, scratch: &mut Scratch) {
     let Range { start, end } = rows.hull(operands);
     let mut packed = false;
     // Blocks lie at the same places for all rows.
-    for first in (start / BLOCK * BLOCK..end).step_by(BLOCK) {
-        let count = (end - first).min(BLOCK);
+    let size = call.block;
+    for first in (start / size * size..end).step_by(size) {
+        let count = (end - first).min(size);
         // SAFETY: the keys are keys of the sequence, and the buffers hold a block of them.
         unsafe {
             (call.io.keys)(call, rows, first, count, keys.as_mut_ptr());
@@ -180,9 +199,9 @@ fn attend(call: &Call, rows: &Rows, compute: Compute, scratch: &mut Scratch) {
             }
             // What is needed next travels through the caches while this tile is computed: this tile's share of the
             // next block, its place in the result, the next tile's queries.
-            let share = BLOCK.div_ceil(tiles);
-            let next = (first + BLOCK + index * share).min(end);
-            (call.io.ahead)(call, &rows, next, (end - next).min(share), first + BLOCK >= end);
+            let share = size.div_ceil(tiles);
+            let next = (first + size + index * share).min(end);
+            (call.io.ahead)(call, &rows, next, (end - next).min(share), first + size >= end);
             if !packed && index + 1 < tiles {
                 (call.io.ahead_queries)(call, &part(index + 1));
             }
@@ -240,23 +259,152 @@ struct Block<'a> {
     masked: Option<usize>,
 }
 
-/// A block whose operands are packed in words of `PACK` values.
-struct WithDot<'a, D, const PACK: usize>(D, Block<'a>);
+/// The two products of a block.
+trait Products: Copy {
+    /// Values in a word of the packed operands.
+    const PACK: usize;
 
-impl<D: Dot, const PACK: usize> Kernel for WithDot<'_, D, PACK> {
+    /// Scores of the block's keys.
+    ///
+    /// # Safety
+    /// The pointers of the block are valid for the parts of a task's scratch; the micro-tile is the level's.
+    unsafe fn scores<S: Simd, const MR: usize, const NV: usize>(self, s: S, block: &Block);
+
+    /// Adds values times weights, which stand in the place of the scores, to the results, times a vector of factors.
+    ///
+    /// # Safety
+    /// As [`scores`](Self::scores).
+    unsafe fn results<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        block: &Block,
+        rescale: *const f32,
+    );
+}
+
+/// By a micro-kernel on words of `PACK` values.
+#[derive(Clone, Copy)]
+struct Micro<D, const PACK: usize>(D);
+
+impl<D: Dot, const PACK: usize> Products for Micro<D, PACK> {
+    const PACK: usize = PACK;
+
+    #[inline(always)]
+    unsafe fn scores<S: Simd, const MR: usize, const NV: usize>(self, s: S, block: &Block) {
+        let words = block.call.operands.head_dim.div_ceil(PACK);
+        let (tile, panel) = (tile::<S>(), panel::<S>());
+        for j in (0..block.count).step_by(MR) {
+            // SAFETY: as the caller vouches; each offset is within its part.
+            unsafe {
+                let keys = block.keys.add(j / panel * (words * panel) + j % panel);
+                let to = block.scores.add(j * tile);
+                let onto = Onto::Nothing { factor: (PACK > 1).then_some(block.call.factor) };
+                product::<S, D, MR, NV>(s, self.0, words, keys, panel, block.queries, to, onto);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn results<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        block: &Block,
+        rescale: *const f32,
+    ) {
+        let (hd, padded) = (block.call.operands.head_dim, block.call.geometry.padded);
+        for d in (0..hd).step_by(MR) {
+            // SAFETY: as the caller vouches; each offset is within its part.
+            unsafe {
+                let (to, values) = (block.results.add(d * tile::<S>()), block.values.add(d));
+                let (keys, onto) = (block.count.div_ceil(PACK), Onto::Scaled(rescale));
+                product::<S, D, MR, NV>(s, self.0, keys, values, padded, block.scores, to, onto);
+            }
+        }
+    }
+}
+
+/// On matrix tiles, words of two bf16.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct OnTiles;
+
+#[cfg(target_arch = "x86_64")]
+impl Products for OnTiles {
+    const PACK: usize = 2;
+
+    #[inline(always)]
+    unsafe fn scores<S: Simd, const MR: usize, const NV: usize>(self, s: S, block: &Block) {
+        let words = tile_words(block.call.operands.head_dim);
+        let (tile, factor) = (tile::<S>(), s.splat(block.call.factor));
+        // SAFETY: as the caller vouches: the level has 16 lanes, and keys are packed up to whole tiles.
+        unsafe {
+            for j in (0..block.count).step_by(SIDE) {
+                let (keys, to) = (block.keys.add(j * words).cast(), block.scores.add(j * tile));
+                let steps = words / SIDE;
+                tiles::product::<NV>(keys, 4 * words, block.queries.cast(), to, 4 * tile, steps, false);
+            }
+            for j in 0..block.count {
+                for v in 0..NV {
+                    let at = block.scores.add(j * tile + v * S::LANES);
+                    s.store(at, s.mul(s.load(at), factor));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn results<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        block: &Block,
+        rescale: *const f32,
+    ) {
+        let (tile, across) = (tile::<S>(), tile_words(block.call.block));
+        let pairs = block.count.div_ceil(2);
+        let steps = pairs.div_ceil(SIDE);
+        // SAFETY: as the caller vouches: the level has 16 lanes, and heads are padded to whole vectors.
+        unsafe {
+            for j in pairs..steps * SIDE {
+                for v in 0..NV {
+                    s.store(block.scores.add(j * tile + v * S::LANES), s.zero());
+                }
+            }
+            let mut factors = [s.zero(); NV];
+            for (v, factor) in factors.iter_mut().enumerate() {
+                *factor = s.load(rescale.add(v * S::LANES));
+            }
+            for d in (0..block.call.operands.head_dim).step_by(SIDE) {
+                let to = block.results.add(d * tile);
+                for i in 0..SIDE {
+                    for (v, factor) in factors.iter().enumerate() {
+                        let at = to.add(i * tile + v * S::LANES);
+                        s.store(at, s.mul(s.load(at), *factor));
+                    }
+                }
+                let values = block.values.add(d * across).cast();
+                tiles::product::<NV>(values, 4 * across, block.scores.cast(), to, 4 * tile, steps, true);
+            }
+        }
+    }
+}
+
+/// A block, and how its products are made.
+struct With<'a, P>(P, Block<'a>);
+
+impl<P: Products> Kernel for With<'_, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self(dot, block) = self;
+        let Self(products, block) = self;
         // SAFETY: the pointers are those of a task's scratch, laid out by `Parts` for this level.
         unsafe {
             match (S::REGISTERS >= 32, block.rows.div_ceil(S::LANES)) {
-                (true, 1) => block.vectors::<S, D, PACK, 8, 1>(s, dot),
-                (true, 2) => block.vectors::<S, D, PACK, 8, 2>(s, dot),
-                (true, _) => block.vectors::<S, D, PACK, 8, 3>(s, dot),
-                (false, 1) => block.vectors::<S, D, PACK, 6, 1>(s, dot),
-                (false, _) => block.vectors::<S, D, PACK, 6, 2>(s, dot),
+                (true, 1) => block.vectors::<S, P, 8, 1>(s, products),
+                (true, 2) => block.vectors::<S, P, 8, 2>(s, products),
+                (true, _) => block.vectors::<S, P, 8, 3>(s, products),
+                (false, 1) => block.vectors::<S, P, 6, 1>(s, products),
+                (false, _) => block.vectors::<S, P, 6, 2>(s, products),
             }
         }
     }
@@ -266,23 +414,12 @@ impl Block<'_> {
     /// # Safety
     /// The pointers are valid for the parts of a task's scratch; the micro-tile is the level's.
     #[inline(always)]
-    unsafe fn vectors<S: Simd, D: Dot, const PACK: usize, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        dot: D,
-    ) {
-        let (hd, geometry) = (self.call.operands.head_dim, &self.call.geometry);
-        let words = hd.div_ceil(PACK);
-        let (tile, panel) = (tile::<S>(), panel::<S>());
+    unsafe fn vectors<S: Simd, P: Products, const MR: usize, const NV: usize>(self, s: S, products: P) {
+        let tile = tile::<S>();
         let vector = |row: usize, v: usize| row * tile + v * S::LANES;
         // SAFETY: as the caller vouches; each offset is within its part.
         unsafe {
-            for j in (0..self.count).step_by(MR) {
-                let keys = self.keys.add(j / panel * (words * panel) + j % panel);
-                let to = self.scores.add(j * tile);
-                let onto = Onto::Nothing { factor: (PACK > 1).then_some(self.call.factor) };
-                product::<S, D, MR, NV>(s, dot, words, keys, panel, self.queries, to, onto);
-            }
+            products.scores::<S, MR, NV>(s, &self);
             if self.call.cap > 0.0 {
                 let cap = s.splat(self.call.cap);
                 for j in 0..self.count {
@@ -318,11 +455,11 @@ impl Block<'_> {
                 s.store(rescale.add(vector(0, v)), factor);
                 sums[v] = s.mul(s.load(sum.add(vector(0, v))), factor);
             }
-            for j in (0..self.count).step_by(PACK) {
+            for j in (0..self.count).step_by(P::PACK) {
                 for v in 0..NV {
                     let at = self.scores.add(vector(j, v));
                     let p = exp2(s, s.sub(s.load(at), peak[v]));
-                    if PACK == 1 {
+                    if P::PACK == 1 {
                         sums[v] = s.add(sums[v], p);
                         s.store(at, p);
                         continue;
@@ -336,18 +473,13 @@ impl Block<'_> {
                     sums[v] = s.add(sums[v], s.add(low, high));
                     let word = s.or_i(s.shr_i::<16>(s.to_bits(low)), s.to_bits(high));
                     // Words take the place of scores that have been read.
-                    s.store(self.scores.add(vector(j / PACK, v)), s.of_bits(word));
+                    s.store(self.scores.add(vector(j / P::PACK, v)), s.of_bits(word));
                 }
             }
             for (v, total) in sums.iter().enumerate() {
                 s.store(sum.add(vector(0, v)), *total);
             }
-            for d in (0..hd).step_by(MR) {
-                let to = self.results.add(d * tile);
-                let values = self.values.add(d);
-                let (keys, onto) = (self.count.div_ceil(PACK), Onto::Scaled(rescale));
-                product::<S, D, MR, NV>(s, dot, keys, values, geometry.padded, self.scores, to, onto);
-            }
+            products.results::<S, MR, NV>(s, &self, rescale);
         }
     }
 

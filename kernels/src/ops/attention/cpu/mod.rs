@@ -21,6 +21,7 @@ impl CpuOp for Attention {
         const ROWS: CpuRows<Attention> = &[
             Variant { name: "flash", reject: |_, _| None, est_us: flash_us, launch: flash::launch },
             Variant { name: "flash-bf16", reject: bf16_reject, est_us: bf16_us, launch: flash::launch_bf16 },
+            Variant { name: "flash-amx", reject: amx_reject, est_us: amx_us, launch: flash::launch_amx },
             Variant { name: "split", reject: split_reject, est_us: split_us, launch: split::launch },
         ];
         ROWS
@@ -69,6 +70,21 @@ fn bf16_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
     // Half as many operations; where each takes twice as long, rounding the weights is lost.
     let gains = Isa::at(caps.isa).is_ok_and(Isa::bf16_gains);
     blocks_us(spec, caps, spec.head_dim as f32 * if gains { 1.0 } else { 2.2 })
+}
+
+fn amx_reject(spec: &AttentionSpec, caps: &Caps) -> Option<Reject> {
+    if (spec.x, spec.kv_dtype) != (DType::BF16, DType::BF16) {
+        return Some("for queries, keys and values of bf16".into());
+    }
+    if spec.head_dim < 32 {
+        return Some(format!("for heads of at least 32, found {}", spec.head_dim).into());
+    }
+    (!caps.amx).then(|| "the CPU has no AMX, or not for this process".into())
+}
+
+fn amx_us(spec: &AttentionSpec, caps: &Caps) -> f32 {
+    // Two tiles of 16 x 16 sums of 32 elements, one for each product, take about as long as 50 vector operations.
+    blocks_us(spec, caps, 0.2 * spec.head_dim as f32)
 }
 
 fn split_reject(spec: &AttentionSpec, _: &Caps) -> Option<Reject> {

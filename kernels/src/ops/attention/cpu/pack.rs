@@ -62,6 +62,17 @@ impl Io {
         let (queries, keys) = (queries::<Two>, keys::<Two>);
         Self { queries, keys, values: value_pairs, ..Self::on::<bf16, bf16>() }
     }
+
+    /// Such words for matrix tiles: queries as above, up to whole tiles; keys as `[keys, words]` and values as `[padded, keys / 2]`, rows
+    /// filled up to whole tiles with zeros.
+    pub(super) fn tiles() -> Self {
+        Self { queries: tile_queries, keys: tile_keys, values: tile_values, ..Self::on::<bf16, bf16>() }
+    }
+}
+
+/// Words of two that so many values make, up to whole matrix tiles.
+pub(super) const fn tile_words(values: usize) -> usize {
+    values.div_ceil(2).next_multiple_of(MAX_LANES)
 }
 
 /// How the elements of a head fill the lanes of a panel.
@@ -337,25 +348,97 @@ impl Kernel for ValuePairs<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self(Keys { call, rows, first, count, from, to }, zeros) = self;
-        let (hd, padded) = (call.operands.head_dim, call.geometry.padded);
-        let value = |j: usize| {
-            // SAFETY: a value of the op.
-            (zeros..count)
-                .contains(&j)
-                .then(|| unsafe { from.add(call.operands.v_at(&rows.seq, rows.head, first + j)) })
-        };
+        let (count, to, padded) = (self.0.count, self.0.to, self.0.call.geometry.padded);
         for j in (0..count).step_by(2) {
-            let (low, high) = (value(j), value(j + 1));
             for d in (0..padded).step_by(S::LANES) {
-                // SAFETY: the elements before `hd` exist; the buffer has a row of `padded` words for each two keys.
+                // SAFETY: the buffer has a row of `padded` words for each two keys.
+                unsafe { s.store(to.add(j / 2 * padded + d), self.words(s, j, d)) };
+            }
+        }
+    }
+}
+
+impl ValuePairs<'_> {
+    /// Elements from `d` on of keys `j` and `j + 1`, a word for each; zeros where there is none.
+    #[inline(always)]
+    fn words<S: Simd>(&self, s: S, j: usize, d: usize) -> S::V {
+        let Self(Keys { call, rows, first, count, from, .. }, zeros) = self;
+        let hd = call.operands.head_dim;
+        let bits = |j: usize| {
+            if !(*zeros..*count).contains(&j) || d >= hd {
+                return s.splat_i(0);
+            }
+            // SAFETY: a value of the op, whose elements before `hd` exist.
+            let x = unsafe {
+                let from = from.add(call.operands.v_at(&rows.seq, rows.head, first + j));
+                load_up_to(s, from.add(d), hd - d)
+            };
+            s.to_bits(x)
+        };
+        s.of_bits(s.or_i(s.shr_i::<16>(bits(j)), bits(j + 1)))
+    }
+}
+
+/// # Safety
+/// As [`Io`] says.
+unsafe fn tile_queries(call: &Call, rows: &Rows, to: *mut f32) {
+    let (hd, tile) = (call.operands.head_dim, call.geometry.tile);
+    let words = hd.div_ceil(2);
+    // SAFETY: as the caller vouches; heads have at least 32 elements, so whole tiles are no more rows than those.
+    unsafe {
+        queries::<Two>(call, rows, to);
+        std::ptr::write_bytes(to.add(words * tile), 0, (tile_words(hd) - words) * tile);
+    }
+}
+
+/// # Safety
+/// As [`Io`] says.
+unsafe fn tile_keys(call: &Call, rows: &Rows, first: usize, count: usize, to: *mut f32) {
+    let (hd, from) = (call.operands.head_dim, call.k.cast::<bf16>());
+    let words = tile_words(hd);
+    let to = to.cast::<bf16>();
+    for j in 0..count {
+        // SAFETY: a key of the op; the buffer has a row for each.
+        unsafe {
+            let (from, to) =
+                (from.add(call.operands.k_at(&rows.seq, rows.head, first + j)), to.add(2 * j * words));
+            std::ptr::copy_nonoverlapping(from, to, hd);
+            std::ptr::write_bytes(to.add(hd), 0, 2 * words - hd);
+        }
+    }
+    let whole = count.next_multiple_of(MAX_LANES);
+    // SAFETY: the buffer has whole tiles of rows.
+    unsafe { std::ptr::write_bytes(to.add(2 * count * words), 0, 2 * (whole - count) * words) };
+}
+
+struct TileValues<'a>(ValuePairs<'a>);
+
+/// # Safety
+/// As [`Io`] says.
+unsafe fn tile_values(call: &Call, rows: &Rows, first: usize, zeros: usize, count: usize, to: *mut f32) {
+    let keys = Keys { call, rows, first, count, from: call.v.cast(), to };
+    call.isa.run(TileValues(ValuePairs(keys, zeros)));
+}
+
+impl Kernel for TileValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Keys { call, count, to, .. } = self.0.0;
+        let across = tile_words(call.block);
+        for pair in (0..tile_words(count)).step_by(S::LANES) {
+            for d in (0..call.geometry.padded).step_by(S::LANES) {
+                let mut block = [s.zero(); MAX_LANES];
+                for (lane, v) in block.iter_mut().enumerate().take(S::LANES) {
+                    *v = self.0.words(s, 2 * (pair + lane), d);
+                }
+                // SAFETY: `block` holds a vector for each lane; the buffer has `padded` rows of words of a block.
                 unsafe {
-                    let bits = |from: Option<*const bf16>| match from {
-                        Some(from) if d < hd => s.to_bits(load_up_to(s, from.add(d), hd - d)),
-                        _ => s.splat_i(0),
-                    };
-                    let word = s.or_i(s.shr_i::<16>(bits(low)), bits(high));
-                    s.store(to.add(j / 2 * padded + d), s.of_bits(word));
+                    s.transpose(block.as_mut_ptr());
+                    for (i, v) in block.iter().enumerate().take(S::LANES) {
+                        s.store(to.add((d + i) * across + pair), *v);
+                    }
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::flash::BLOCK;
 use super::operands::{Operands, Seq};
 use super::pack::Io;
 use crate::cpu::CpuCx;
@@ -25,6 +26,8 @@ pub(super) struct Call<'a> {
     pub(super) factor: f32,
     /// Factor of that tanh, in powers of two; 0 without a softcap.
     pub(super) cap: f32,
+    /// Keys of one block, see [`flash`](super::flash).
+    pub(super) block: usize,
 }
 
 // SAFETY: tasks write disjoint heads of the result and only read the rest.
@@ -55,6 +58,7 @@ impl<'a> Call<'a> {
             out,
             factor,
             cap,
+            block: BLOCK,
         })
     }
 }
