@@ -28,7 +28,7 @@ archs=${OCELLI_GPU_ARCHS-sm_90a}
 limit=$((44 << 20))
 
 if [ -n "${OCELLI_GPU_TINY:-}" ]; then
-    export OCELLI_GPU_TINY=1 OCELLI_GPU_ONLY=${OCELLI_GPU_ONLY-gather_rows,norm,rope,matmul::part_12,attention::part_4,sample,on_a_gpu,model}
+    export OCELLI_GPU_TINY=1 OCELLI_GPU_ONLY=${OCELLI_GPU_ONLY-gather_rows,norm,rope,gpu::matmul,gpu::attention,sample,on_a_gpu,model}
     export OCELLI_FAMILIES=smolvlm OCELLI_EVERY=1000 OCELLI_GPU_SHAPES=tests/cuda/tiny.toml
     export OCELLI_CASE='gather_rows 1 of 1x1|norm Rms 5x|rope 1 tokens|matmul aligned 64x128x64|attention decode 1|sample greedy 1x'
 fi

@@ -2,7 +2,7 @@
 //! its text, its headers, its constants or the compiler changed.
 //!
 //! `tests/cuda/compiled/` has a digest of each, a file for each part of an architecture. One in [`SAMPLE`] is compiled all the same, so
-//! that a file that says too much is found. `OCELLI_COMPILED=none` compiles every kernel, `OCELLI_COMPILED=update` does so too and writes
+//! that a file that says too much is found. `OCELLI_KNOWN=none` compiles every kernel, `OCELLI_KNOWN=update` does so too and writes
 //! the file of each part without a fault.
 
 use std::collections::BTreeSet;
@@ -61,11 +61,11 @@ impl Compiled {
     pub fn of(arch: Arch, part: usize) -> Result<Self, String> {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/cuda/compiled");
         let file = folder.join(format!("{arch}-{part}.txt"));
-        let how = match std::env::var("OCELLI_COMPILED").unwrap_or_default().as_str() {
+        let how = match std::env::var("OCELLI_KNOWN").unwrap_or_default().as_str() {
             "" => Use::Known,
             "none" => Use::None,
             "update" => Use::Update,
-            other => return Err(format!("OCELLI_COMPILED: expected none or update, found {other}")),
+            other => return Err(format!("OCELLI_KNOWN: expected none or update, found {other}")),
         };
         let text = if how == Use::Known {
             std::fs::read_to_string(&file).unwrap_or_default()

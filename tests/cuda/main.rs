@@ -1,5 +1,6 @@
 //! Every CUDA kernel of every op against its f64 reference: on a GPU where there is one, and on the host emulator.
 //!
+//! The emulator runs a share of the cases of ops that are as they were, see [`known`].
 //! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_CASE='OP text|OP text'` the cases of these ops alone, each by
 //! its text. `OCELLI_CUDA_ARCH=sm_90a` runs one architecture alone.
 
@@ -12,6 +13,8 @@ mod gpu_run;
 mod harness;
 #[path = "standin/host.rs"]
 mod host;
+#[path = "../known.rs"]
+mod known;
 mod standin;
 
 use std::sync::Arc;
@@ -22,6 +25,12 @@ use ocelli_kernels::{Arch, Caps, CudaOp, Device, Picks, for_each_op};
 
 /// Seed of the cases; each failure repeats it.
 const SEED: u64 = 20;
+const BACKEND: known::Backend = known::Backend("cuda");
+
+#[test]
+fn sources_are_written_down() {
+    BACKEND.write();
+}
 
 /// Whether an environment switch asks that nothing of this is skipped.
 fn required(what: &str) -> bool {
@@ -84,14 +93,14 @@ fn cases_are_chosen_by_text_or_by_op() {
 }
 
 /// Holds every row of an op against its reference, except what a device of capabilities `elsewhere` runs too.
-fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, part: Part, elsewhere: Option<&Caps>) {
+fn conforms<O: CudaOp>(device: &CudaDevice, place: &str, part: Part, every: usize, elsewhere: Option<&Caps>) {
     let only = match cases_of(O::NAME) {
         Ok(only) => only,
         Err(why) => return println!("{why}"),
     };
-    let plan = Plan { place, seed: SEED, part, only: only.as_deref(), elsewhere };
+    let plan = Plan { place, seed: SEED, part: part.share(every), only: only.as_deref(), elsewhere };
     // Not every op has rows that others do not run: `compile` asks that each row runs on some architecture.
-    run_cuda::<O>(device, plan).settle(O::NAME, only.is_some() || elsewhere.is_some());
+    run_cuda::<O>(device, plan).settle(O::NAME, only.is_some() || every > 1 || elsewhere.is_some());
 }
 
 /// Batch-invariant choices, on the host.
@@ -109,11 +118,11 @@ fn a_row_is_the_same_alone_and_among_others() {
 
 /// Rows of plain tensor cores, on the host.
 mod emulated {
-    use super::{Arch, CudaOp, Part, conforms, for_each_op};
+    use super::{Arch, BACKEND, CudaOp, Part, conforms, for_each_op};
 
     fn run<O: CudaOp>(part: &str, parts: &[&str]) {
         if let Some(device) = super::emulated(Arch::Sm80) {
-            conforms::<O>(&device, "emulated sm_80", Part::named(part, parts), None);
+            conforms::<O>(&device, "emulated sm_80", Part::named(part, parts), BACKEND.every(O::NAME), None);
         }
     }
 
@@ -126,7 +135,7 @@ mod gpu {
 
     fn run<O: CudaOp>(part: &str, parts: &[&str]) {
         if let Some(device) = super::gpu() {
-            conforms::<O>(&device, "the GPU", Part::named(part, parts), None);
+            conforms::<O>(&device, "the GPU", Part::named(part, parts), 1, None);
         }
     }
 
@@ -149,12 +158,13 @@ fn every_kernel_loads_on_a_gpu() {
 
 /// Rows of Hopper's own instructions, on the host: those that older architectures do not run.
 mod emulated_hopper {
-    use super::{Arch, Caps, CudaOp, Part, conforms, for_each_op};
+    use super::{Arch, BACKEND, Caps, CudaOp, Part, conforms, for_each_op};
 
     fn run<O: CudaOp>(part: &str, parts: &[&str]) {
         if let Some(device) = super::emulated(Arch::Sm90a) {
             let older = Caps::of_arch(Arch::Sm80);
-            conforms::<O>(&device, "emulated sm_90a", Part::named(part, parts), Some(&older));
+            let every = BACKEND.every(O::NAME);
+            conforms::<O>(&device, "emulated sm_90a", Part::named(part, parts), every, Some(&older));
         }
     }
 

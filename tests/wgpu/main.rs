@@ -1,8 +1,11 @@
 //! Every WGSL kernel of every op against its f64 reference, at the device's own limits and at those of plain WebGPU.
 //!
+//! A software driver runs a share of the cases of ops that are as they were, see [`known`].
 //! `OCELLI_CASE=text` runs the cases whose name contains the text; `OCELLI_WGPU_DEVICE=n` chooses the adapter;
 //! `OCELLI_WGPU_ONCE=1` leaves out at the device's own limits what also runs at those of plain WebGPU.
 
+#[path = "../known.rs"]
+mod known;
 mod sources;
 mod sources_attention;
 mod streams;
@@ -15,6 +18,12 @@ use ocelli_kernels::{Device, Picks, WgpuOp, for_each_op};
 
 /// Seed of the cases; each failure repeats it.
 const SEED: u64 = 20;
+const BACKEND: known::Backend = known::Backend("wgpu");
+
+#[test]
+fn sources_are_written_down() {
+    BACKEND.write();
+}
 
 /// The device, or `None` with the reason printed and counted where a machine has none.
 fn device(profile: Profile) -> Option<WgpuDevice> {
@@ -37,8 +46,9 @@ fn conforms<O: WgpuOp>(profile: Profile, part: Part) {
     let once = profile == Profile::Full && std::env::var("OCELLI_WGPU_ONCE").is_ok_and(|text| text == "1");
     let plain = if once { self::device(Profile::Baseline) } else { None };
     let elsewhere = plain.as_ref().map(|device| device.caps());
-    let plan = Plan { place: &place, seed: SEED, part, only: only.as_deref(), elsewhere };
-    run_wgpu::<O>(&device, plan).settle(O::NAME, only.is_some() || once);
+    let every = if device.caps().wgpu.software { BACKEND.every(O::NAME) } else { 1 };
+    let plan = Plan { place: &place, seed: SEED, part: part.share(every), only: only.as_deref(), elsewhere };
+    run_wgpu::<O>(&device, plan).settle(O::NAME, only.is_some() || once || every > 1);
 }
 
 /// Batch-invariant choices, at either profile.

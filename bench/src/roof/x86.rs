@@ -203,7 +203,7 @@ fn dpbf16_avx512(iterations: u64) -> f32 {
     sum_512(acc.into_iter().fold(_mm512_setzero_ps(), |s, v| _mm512_add_ps(s, v)))
 }
 
-/// Four tiles of sums, of zeros.
+/// Four tiles of sums.
 ///
 /// # Safety
 /// The machine has tiles of bf16, and the process may use them.
@@ -214,10 +214,15 @@ unsafe fn dpbf16_amx(iterations: u64) -> f32 {
     for tile in 0..8 {
         (config[16 + 2 * tile], config[48 + tile]) = (64, 16);
     }
-    // SAFETY: the configuration is valid, and code of the compiler does not use the tiles.
+    let (x, mut sums) = ([black_box(0x3c00_u16); 16 * 32], [0.0f32; 16 * 16]);
+    // SAFETY: the configuration is valid, operands and sums are a tile each, and code of the compiler does not use the tiles.
     unsafe {
         std::arch::asm!(
             "ldtilecfg [{config}]",
+            "tileloadd tmm4, [{x} + {stride}]",
+            "tileloadd tmm5, [{x} + {stride}]",
+            "tileloadd tmm6, [{x} + {stride}]",
+            "tileloadd tmm7, [{x} + {stride}]",
             "2:",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
@@ -225,13 +230,17 @@ unsafe fn dpbf16_amx(iterations: u64) -> f32 {
             "tdpbf16ps tmm3, tmm5, tmm7",
             "dec {n}",
             "jnz 2b",
+            "tilestored [{sums} + {stride}], tmm0",
             "tilerelease",
             config = in(reg) config.as_ptr(),
+            x = in(reg) x.as_ptr(),
+            sums = in(reg) sums.as_mut_ptr(),
+            stride = in(reg) 64usize,
             n = inout(reg) iterations.max(1) => _,
-            options(nostack, readonly),
+            options(nostack),
         );
     }
-    black_box(0.0)
+    sums.iter().sum()
 }
 
 #[target_feature(enable = "avx512f")]

@@ -26,11 +26,13 @@ const BLOCK: usize = 2;
 pub struct Part {
     index: usize,
     of: usize,
+    /// One block of those of the part in so many.
+    every: usize,
 }
 
 impl Part {
     /// All cases.
-    pub const WHOLE: Self = Self { index: 0, of: 1 };
+    pub const WHOLE: Self = Self { index: 0, of: 1, every: 1 };
 
     /// The part called `name` among `all`.
     ///
@@ -40,13 +42,20 @@ impl Part {
     #[must_use]
     pub fn named(name: &str, all: &[&str]) -> Self {
         let index = all.iter().position(|one| *one == name).expect("the name of a part");
-        Self { index, of: all.len() }
+        Self { index, of: all.len(), every: 1 }
     }
 
     /// Whether a case belongs to it, by its number.
     #[must_use]
     pub const fn has(self, case: usize) -> bool {
-        case / BLOCK % self.of == self.index
+        let block = case / BLOCK;
+        block % self.of == self.index && (block / self.of).is_multiple_of(self.every)
+    }
+
+    /// A share of the part: of so many blocks of neighbouring cases the first.
+    #[must_use]
+    pub const fn share(self, every: usize) -> Self {
+        Self { every, ..self }
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! Values of `x` that bf16 does not hold are split: the leading 8 bits, the next 8, the last 8, each a bf16 number, and their sum is
 //! the value. Three instructions then make the exact products with weights of bf16, which f32 multiply-adds take eight times as long
-//! for. Values below 2^-126 count as zero.
+//! for. Values below 2^-126 count as zero. Where `x` may be rounded, weights of other types are split in two instead: their leading 8
+//! bits and the next 8, rounded, which is finer than what the rounding of `x` leaves.
 
 use std::arch::asm;
 
@@ -14,7 +15,7 @@ use half::{bf16, f16};
 
 use super::super::isa::Isa;
 use super::super::pool::Pool;
-use super::super::simd::{Elem, Kernel, Simd, StoreElem};
+use super::super::simd::{Elem, Kernel, MAX_LANES, Simd, StoreElem};
 use super::super::tiles::{InUse, SIDE, Tiles};
 use super::{Arithmetic, Bf16, GemmArgs, Level, NV, Part, X_STRIDE, XBlock, drive};
 use crate::spec::DType;
@@ -26,19 +27,22 @@ const X_BYTES: usize = 4 * X_STRIDE;
 /// Bytes from one word of a panel, or one row of sums, to the next.
 const PANEL_BYTES: usize = 4 * NV * SIDE;
 
-/// As [`gemm`](super::gemm); `round` allows that `x` is rounded to bf16. False, and nothing done, unless there are tiles, all weights
-/// are stored as bf16, and `x` is stored.
+/// As [`gemm`](super::gemm); `round` allows that `x` is rounded to bf16, and weights to 16 bits. False, and nothing done, unless there are
+/// tiles, `x` is stored, and weights are stored as bf16 or may be rounded.
 ///
 /// # Safety
 /// As [`gemm`](super::gemm).
 pub unsafe fn gemm_amx(isa: Isa, pool: &Pool, args: &GemmArgs, round: bool) -> bool {
-    let can =
-        isa.amx() && args.rows.is_none() && args.parts.iter().all(|part| part.source.as_bf16().is_some());
-    if can {
-        let pieces = if round { 1 } else { pieces(args.x.dtype) };
-        drive(isa, pool, args, Amx { pieces });
+    let stored = args.parts.iter().all(|part| part.source.as_bf16().is_some());
+    if !isa.amx() || args.rows.is_some() || !(stored || round) {
+        return false;
     }
-    can
+    match (stored, round) {
+        (false, _) => drive(isa, pool, args, Amx::<true> { pieces: 2 }),
+        (true, true) => drive(isa, pool, args, Amx::<false> { pieces: 1 }),
+        (true, false) => drive(isa, pool, args, Amx::<false> { pieces: pieces(args.x.dtype) }),
+    }
+    true
 }
 
 /// Numbers of bf16 that a value of a type is the sum of.
@@ -50,13 +54,21 @@ const fn pieces(dtype: DType) -> usize {
     }
 }
 
+/// `SPLIT_W`: weights are split, not `x`.
 #[derive(Clone, Copy)]
-struct Amx {
-    /// Numbers of bf16 that stand for a value of `x`: a block of rows has those of all its values one after the other.
+struct Amx<const SPLIT_W: bool> {
+    /// Numbers of bf16 that stand for a value of `x`, or a weight: a block or panel has those of all its values one after the other.
     pieces: usize,
 }
 
-impl Arithmetic for Amx {
+impl<const SPLIT_W: bool> Amx<SPLIT_W> {
+    /// Those of a value of `x`.
+    const fn of_x(self) -> usize {
+        if SPLIT_W { 1 } else { self.pieces }
+    }
+}
+
+impl<const SPLIT_W: bool> Arithmetic for Amx<SPLIT_W> {
     const PACK: usize = 2;
 
     fn run<K: Kernel>(self, isa: Isa, kernel: K) -> K::Output {
@@ -74,11 +86,12 @@ impl Arithmetic for Amx {
     }
 
     fn panel_len(self, kc: usize, nr: usize) -> usize {
-        kc.next_multiple_of(SIDE) * nr
+        let pieces = if SPLIT_W { self.pieces } else { 1 };
+        pieces * kc.next_multiple_of(SIDE) * nr
     }
 
     fn x_len(self, rows: usize) -> usize {
-        self.pieces * rows * X_STRIDE
+        self.of_x() * rows * X_STRIDE
     }
 
     #[inline(always)]
@@ -93,7 +106,7 @@ impl Arithmetic for Amx {
         to: XBlock,
         i: usize,
     ) {
-        let Self { pieces } = self;
+        let pieces = self.of_x();
         let n = (2 * words).min(args.k - 2 * w0);
         // SAFETY: as the caller vouches; rows of a block have room for whole tiles.
         unsafe {
@@ -129,11 +142,20 @@ impl Arithmetic for Amx {
         lane: usize,
         nr: usize,
     ) {
+        let whole = words.next_multiple_of(SIDE);
         // SAFETY: as the caller vouches; a panel has room for whole tiles.
         unsafe {
-            Bf16::<true>.pack_w(isa, part, k, row, rows, w0, words, to, lane, nr);
-            for word in words..words.next_multiple_of(SIDE) {
-                std::ptr::write_bytes(to.add(word * nr + lane), 0, rows);
+            if SPLIT_W {
+                let n = (2 * words).min(k - 2 * w0);
+                let (to, piece) = (to.add(lane), whole * nr);
+                isa.run(SplitRows { isa, part, row, rows, col: 2 * w0, n, to, piece, nr });
+            } else {
+                Bf16::<true>.pack_w(isa, part, k, row, rows, w0, words, to, lane, nr);
+            }
+            for piece in 0..if SPLIT_W { self.pieces } else { 1 } {
+                for word in words..whole {
+                    std::ptr::write_bytes(to.add((piece * whole + word) * nr + lane), 0, rows);
+                }
             }
         }
     }
@@ -150,13 +172,14 @@ impl Arithmetic for Amx {
         c: *mut f32,
         first: bool,
     ) {
-        let product = Product {
+        let steps = words.div_ceil(SIDE);
+        let product = Product::<SPLIT_W> {
             x: x.ptr.wrapping_add(i * X_STRIDE),
             w,
             c,
-            steps: words.div_ceil(SIDE),
+            steps,
             pieces: self.pieces,
-            piece: x.rows * X_BYTES,
+            piece: if SPLIT_W { steps * SIDE * PANEL_BYTES } else { x.rows * X_BYTES },
             first,
         };
         let whole = rows == ROWS || rows == SIDE;
@@ -226,6 +249,55 @@ unsafe fn split<S: Simd, T: Elem>(
     }
 }
 
+/// Splits columns `col..col + n` of some rows of weights in two, words of two columns: the second half of each value `piece` words behind.
+struct SplitRows<'a> {
+    isa: Isa,
+    part: &'a Part<'a>,
+    row: usize,
+    rows: usize,
+    col: usize,
+    n: usize,
+    to: *mut u32,
+    piece: usize,
+    /// Words from one to the next of a row.
+    nr: usize,
+}
+
+impl Kernel for SplitRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        /// Columns that are decoded at a time.
+        const CHUNK: usize = 128;
+        let Self { isa, part, row, rows, col, n, to, piece, nr } = self;
+        let mut values = [0.0f32; CHUNK * MAX_LANES];
+        let word = |low: S::V, high: S::V| s.of_bits(s.or_i(s.shr_i::<16>(s.to_bits(low)), s.to_bits(high)));
+        let leading = |v: S::V| s.of_bits(s.and_i(s.to_bits(v), s.splat_i(-65_536)));
+        let rounded = |v: S::V| leading(s.of_bits(s.add_i(s.to_bits(v), s.splat_i(0x8000))));
+        for at in (0..n).step_by(CHUNK) {
+            let count = CHUNK.min(n - at);
+            let from = values.as_mut_ptr();
+            // SAFETY: the rows and columns exist; there is room for `CHUNK` columns of a vector of rows, and the panel has the words.
+            unsafe {
+                part.source.pack(isa, row, rows, col + at, count, from, S::LANES);
+                if count % 2 == 1 {
+                    s.store(from.add(count * S::LANES), s.zero());
+                }
+                for pair in 0..count.div_ceil(2) {
+                    let from = from.add(2 * pair * S::LANES);
+                    let (low, high) = (s.load(from), s.load(from.add(S::LANES)));
+                    let (low_1, high_1) = (leading(low), leading(high));
+                    let (low_2, high_2) = (rounded(s.sub(low, low_1)), rounded(s.sub(high, high_1)));
+                    let to = to.add((at / 2 + pair) * nr).cast::<f32>();
+                    s.store_n(to, word(low_1, high_1), rows);
+                    s.store_n(to.add(piece), word(low_2, high_2), rows);
+                }
+            }
+        }
+    }
+}
+
 /// Configuration for so many rows of `x`: 0 to 3 are sums, 4 and 5 rows of `x`, 6 and 7 columns of a panel.
 const fn of_rows(rows: usize) -> Tiles {
     let side = SIDE as u8;
@@ -234,19 +306,19 @@ const fn of_rows(rows: usize) -> Tiles {
 }
 
 /// One micro-tile of sums.
-struct Product {
+struct Product<const SPLIT_W: bool> {
     x: *const u32,
     w: *const u32,
     c: *mut f32,
     /// Tiles along `k`.
     steps: usize,
-    /// Numbers that stand for a value of `x`, and bytes from one to the next.
+    /// Numbers that stand for a value of `x`, or a weight, and bytes from one to the next.
     pieces: usize,
     piece: usize,
     first: bool,
 }
 
-impl Product {
+impl<const SPLIT_W: bool> Product<SPLIT_W> {
     /// Sums of more than 16 rows.
     ///
     /// # Safety
@@ -272,10 +344,22 @@ impl Product {
                 "test {steps}, {steps}",
                 "jz 6f",
                 "4:",
+                "mov {left}, {pieces}",
+                ".if {split_w}",
+                "tileloadd tmm4, [{x} + {row}]",
+                "tileloadd tmm5, [{x} + {row} + {x_lower}]",
+                "mov {at}, {w}",
+                "5:",
+                "tileloadd tmm6, [{at} + {wide}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{at} + {wide} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                ".else",
                 "tileloadd tmm6, [{w} + {wide}]",
                 "tileloadd tmm7, [{w} + {wide} + 64]",
                 "mov {at}, {x}",
-                "mov {left}, {pieces}",
                 "5:",
                 "tileloadd tmm4, [{at} + {row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -283,6 +367,7 @@ impl Product {
                 "tileloadd tmm5, [{at} + {row} + {x_lower}]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                ".endif",
                 "add {at}, {piece}",
                 "dec {left}",
                 "jnz 5b",
@@ -295,6 +380,7 @@ impl Product {
                 "tilestored [{c} + {wide} + 64], tmm1",
                 "tilestored [{c} + {wide} + {c_lower}], tmm2",
                 "tilestored [{c} + {wide} + {c_lower} + 64], tmm3",
+                split_w = const SPLIT_W as u8,
                 first = in(reg) u32::from(self.first),
                 c = in(reg) self.c,
                 wide = in(reg) PANEL_BYTES,
@@ -335,14 +421,24 @@ impl Product {
                 "test {steps}, {steps}",
                 "jz 6f",
                 "4:",
+                "mov {left}, {pieces}",
+                ".if {split_w}",
+                "tileloadd tmm4, [{x} + {row}]",
+                "mov {at}, {w}",
+                "5:",
+                "tileloadd tmm6, [{at} + {wide}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{at} + {wide} + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                ".else",
                 "tileloadd tmm6, [{w} + {wide}]",
                 "tileloadd tmm7, [{w} + {wide} + 64]",
                 "mov {at}, {x}",
-                "mov {left}, {pieces}",
                 "5:",
                 "tileloadd tmm4, [{at} + {row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                ".endif",
                 "add {at}, {piece}",
                 "dec {left}",
                 "jnz 5b",
@@ -353,6 +449,7 @@ impl Product {
                 "6:",
                 "tilestored [{c} + {wide}], tmm0",
                 "tilestored [{c} + {wide} + 64], tmm1",
+                split_w = const SPLIT_W as u8,
                 first = in(reg) u32::from(self.first),
                 c = in(reg) self.c,
                 wide = in(reg) PANEL_BYTES,

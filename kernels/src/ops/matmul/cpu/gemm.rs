@@ -58,11 +58,12 @@ pub(super) fn bf16(op: &Matmul, cx: &CpuCx) -> Result<(), KernelError> {
     })
 }
 
+/// Weights of any format: those of other types than bf16 are split in two.
 pub(super) fn reject_amx(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.math != Math::Bf16 {
         return Some("rounds x to bf16, which math=bf16 allows".into());
     }
-    reject_amx_f32(spec, caps)
+    reject_tiles(spec, caps)
 }
 
 /// Exact products, whatever the type of `x`.
@@ -70,11 +71,15 @@ pub(super) fn reject_amx_f32(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     if spec.w != Format::Dense(DType::BF16) {
         return Some("for bf16 weights".into());
     }
+    reject_tiles(spec, caps)
+}
+
+fn reject_tiles(spec: &MatmulSpec, caps: &Caps) -> Option<Reject> {
     spec.reject_fused().or_else(|| (!caps.amx).then(|| "the CPU has no AMX, or not for this process".into()))
 }
 
 pub(super) fn est_amx(spec: &MatmulSpec, caps: &Caps) -> f32 {
-    est(spec, caps, 600_000.0)
+    est(spec, caps, if spec.w == Format::Dense(DType::BF16) { 600_000.0 } else { 300_000.0 })
 }
 
 pub(super) fn est_amx_f32(spec: &MatmulSpec, caps: &Caps) -> f32 {
