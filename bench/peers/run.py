@@ -25,8 +25,10 @@ import quiet
 FAST, BF16 = ["--fast-int8"], ["--dtype", "bf16"]
 CLASSES = {
     "bf16": [("ocelli f32", "bf16", []), ("ocelli bf16", "bf16", BF16)],
-    "int8": [("ocelli exact", "int8", []), ("ocelli int8", "int8", FAST), ("ocelli int8 bf16", "int8", [*FAST, *BF16])],
-    "int4": [("ocelli exact", "int4", []), ("ocelli int8", "int4", FAST), ("ocelli int8 bf16", "int4", [*FAST, *BF16])],
+    "int8": [("ocelli exact", "int8", []), ("ocelli bf16", "int8", BF16), ("ocelli int8", "int8", FAST),
+             ("ocelli int8 bf16", "int8", [*FAST, *BF16])],
+    "int4": [("ocelli exact", "int4", []), ("ocelli bf16", "int4", BF16), ("ocelli int8", "int4", FAST),
+             ("ocelli int8 bf16", "int4", [*FAST, *BF16])],
 }
 TOWERS = {"bf16": CLASSES["bf16"], "int8": [("ocelli int8", "int8-tower", FAST), ("ocelli int8 bf16", "int8-tower", [*FAST, *BF16])]}
 GGUF = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
