@@ -23,6 +23,8 @@ passed=0 failed=0 skipped=0 broken=()
 binaries=$(sed -n '/^\[\[test\]\]/,/^path/ s/^name = "\(.*\)"/\1/p' tests/Cargo.toml)
 by_level=" cli "
 streams="fmt clippy docs features unit doctest $(echo $binaries) wgpu cuda python"
+# Tests of another stream that are also asked for by themselves.
+parts="batch"
 
 levels() {
     echo scalar
@@ -255,6 +257,10 @@ stream() {
                 counted serve with_clients tests --test serve
                 grep -hoE '[0-9]+ answered, [0-9]+ refused in .*' "$logs/serve.log" | sort -u
             fi ;;
+        batch)
+            local only=(batch::)
+            [ $nextest = yes ] && only=(-E 'test(/^batch::/)')
+            if bins batch; then counted batch tests --test cli "${only[@]}"; fi ;;
         python) if bins python; then counted python tests/python.sh; fi ;;
         *)
             case $1 in cli | search | train) bins "$1" || return ;; esac
@@ -277,13 +283,13 @@ stream() {
 }
 
 if [ "${1:-}" = --list ]; then
-    printf '%s\n' $streams
+    printf '%s\n' $streams $parts
     exit 0
 fi
 [ $# -eq 0 ] && set -- $streams
 for name in "$@"; do
-    case " $streams " in *" $name "*) ;; *)
-        echo "error: no stream $name; there are: $streams" >&2
+    case " $streams $parts " in *" $name "*) ;; *)
+        echo "error: no stream $name; there are: $streams $parts" >&2
         exit 2 ;;
     esac
 done

@@ -100,7 +100,7 @@ def llama(args, gguf, stage):
     tokens = ["-p", prompt, "-n", 0] if what == "prefill" else ["-p", 0, "-n", answer, "-d", prompt]
 
     def measure():
-        command = [args.llama_bench, "-m", gguf, "-t", args.threads, "-r", 2, "-o", "json", *tokens]
+        command = [args.llama_bench, "-m", gguf, "-t", args.threads, "-r", 2, "-o", "json", *tokens, *args.llama_options.split()]
         report, foreign = quiet.run(list(map(str, command)))
         return report[-1]["avg_ts"], foreign
     return measure
@@ -112,6 +112,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--llama-bench", default=shutil.which("llama-bench") or "target/peers/llama/bin/llama-bench")
+    parser.add_argument("--llama-options", default="", help="further options of llama-bench, with spaces between")
     parser.add_argument("--gguf", type=Path, help="folder with bf16.gguf, q8_0.gguf and q4_0.gguf; made by make_gguf.py otherwise")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,7 +134,7 @@ def main():
     if not all(importlib.util.find_spec(name) for name in ("openvino", "nncf", "torch", "transformers")):
         skipped.append("OpenVINO")
     report = {"machine": quiet.cpu(), "threads": args.threads, "model": args.model.name, "rounds": args.rounds,
-              "skipped": skipped, "unit": "tokens/s, of the tower tiles/s", "classes": {}}
+              "llama_options": args.llama_options, "skipped": skipped, "unit": "tokens/s, of the tower tiles/s", "classes": {}}
     for kind, variants in CLASSES.items():
         for stage in STAGES:
             tower = STAGES[stage][2] == "tower"

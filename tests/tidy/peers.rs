@@ -75,10 +75,8 @@ fn batches() {
     holds_table("README.md", "<!-- batches, made by the tests -->", "<!-- end of batches -->", &table);
 }
 
-/// Prompts and answers beside llama.cpp.
-#[test]
-fn prompts_and_answers() {
-    let record = &lines("epyc-zen4-2-threads/2026-11-28-peers.jsonl")[0];
+/// The table of a record of prompts and answers, each beside the best of the peers: llama.cpp unless it says otherwise.
+fn prompts_and_answers(record: &Value) -> String {
     let classes = [
         ("bf16", ["ocelli f32", "ocelli bf16"], "bf16, f32 arithmetic / `--dtype bf16`, against BF16"),
         (
@@ -95,16 +93,23 @@ fn prompts_and_answers() {
     let stages = ["prefill 512", "decode, depth 128", "decode, depth 1024"];
     let rows = classes.map(|(class, ours, title)| {
         let cell = |stage: &str| {
-            let of = |kind: &str, who: &str| number(record, &["classes", class, stage, kind, who]);
+            let row = &record["classes"][class][stage];
+            let of = |kind: &str, who: &str| number(row, &[kind, who]);
             let [ratio, speed] = [("ratio", 2), ("median", 0)]
                 .map(|(kind, digits)| ours.map(|who| format!("{:.digits$}", of(kind, who))).join(" / "));
-            format!("{ratio} ({speed} against {:.0})", of("median", "llama.cpp"))
+            let peer = row["best_peer"].as_str().unwrap_or("llama.cpp");
+            let name = if peer == "llama.cpp" { String::new() } else { format!(" of {peer}") };
+            format!("{ratio} ({speed} against {:.0}{name})", of("median", peer))
         };
         let [a, b, c] = stages.map(cell);
         [title.to_owned(), a, b, c]
     });
-    let head = ["weights", "prompt of 512", "answer at depth 128", "answer at depth 1024"];
-    let table = table(head, rows);
+    table(["weights", "prompt of 512", "answer at depth 128", "answer at depth 1024"], rows)
+}
+
+#[test]
+fn prompts_and_answers_of_an_epyc() {
+    let table = prompts_and_answers(&lines("epyc-zen4-2-threads/2026-11-28-peers.jsonl")[0]);
     holds_table(
         "README.md",
         "<!-- prompts and answers, made by the tests -->",
@@ -113,10 +118,18 @@ fn prompts_and_answers() {
     );
 }
 
-/// The tower beside OpenVINO and transformers.
+#[test]
+fn prompts_and_answers_of_a_xeon() {
+    let table = prompts_and_answers(&lines("xeon-amx-2-threads/2026-12-01-peers.jsonl")[0]);
+    let begin = "<!-- prompts and answers of the Xeon, made by the tests -->";
+    holds_table("README.md", begin, "<!-- end of the Xeon's answers -->", &table);
+}
+
+/// The tower beside OpenVINO and transformers, where they were measured.
 #[test]
 fn towers() {
-    let record = &lines("epyc-zen4-2-threads/2026-11-29-tower.jsonl")[0];
+    let records = ["epyc-zen4-2-threads/2026-11-29-tower.jsonl", "xeon-amx-2-threads/2026-12-01-peers.jsonl"]
+        .map(|name| lines(name).swap_remove(0));
     let rows = [
         ("bf16", "f32", "f32", "f32"),
         ("bf16", "bf16", "bf16", "bf16"),
@@ -128,14 +141,19 @@ fn towers() {
         ),
     ]
     .map(|(class, title, ours, theirs)| {
-        let medians = &record["classes"][class]["tower, one tile"]["median"];
-        let speed =
-            |who: String| medians[&who].as_f64().map_or_else(String::new, |speed| format!("{speed:.2}"));
-        let others = ["OpenVINO", "transformers"].map(|who| speed(format!("{who} {theirs}")));
-        let [a, b] = others;
-        [title.to_owned(), speed(format!("ocelli {ours}")), a, b]
+        let [epyc, xeon] = [0, 1].map(|i: usize| {
+            let medians = &records[i]["classes"][class]["tower, one tile"]["median"];
+            let speed = |who: String| {
+                medians[&who].as_f64().map_or_else(|| "-".to_owned(), |speed| format!("{speed:.2}"))
+            };
+            ["ocelli", "OpenVINO", "transformers"]
+                .map(|who| speed(format!("{who} {}", if who == "ocelli" { ours } else { theirs })))
+        });
+        [title.to_owned(), epyc.join(" / "), [&xeon[0], &xeon[2]].map(String::as_str).join(" / ")]
     });
-    let table = table(["arithmetic", "Ocelli", "OpenVINO", "transformers"], rows);
+    let head =
+        ["arithmetic", "EPYC: Ocelli / OpenVINO / transformers", "Xeon with AMX: Ocelli / transformers"];
+    let table = table(head, rows);
     holds_table("README.md", "<!-- towers, made by the tests -->", "<!-- end of towers -->", &table);
 }
 
