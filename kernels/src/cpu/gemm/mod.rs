@@ -11,6 +11,7 @@
 //! - `x` is copied in blocks `[MC][KC]` that stay in L2, or, where that takes arithmetic, as a whole before the strips, with a row stride known at compile time that keeps rows apart in
 //!   the L1 sets; the micro-kernel broadcasts from them, so they need no transposition.
 //! - The micro-kernel fills the registers: 14 x 32 on AVX-512, 6 x 16 on AVX2; the last rows get a kernel of their height.
+//!   On Intel's matrix tiles it is 32 x 32, of four tiles of sums, see `amx.rs`.
 //! - Tiles are accumulated over blocks of `k` in a buffer in L2, and finished (bias, activation, gate, residual, rounding)
 //!   by [`epilogue`] while they are still in L1.
 
