@@ -32,7 +32,8 @@ fn batches() {
     let runs = [
         ("Xeon with AMX", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 0, "one tile"),
         ("Xeon with AMX", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 1, "one tile"),
-        ("Xeon with AMX, before it used that", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 2, "5 tiles"),
+        ("Xeon with AMX", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 2, "5 tiles"),
+        ("the same before AMX was used", "xeon-amx-2-threads/2026-12-01-batch.jsonl", 3, "5 tiles"),
         ("Xeon", "xeon-avx512-2-threads/2026-11-29-batch.jsonl", 0, "one tile"),
     ];
     let rows = runs.map(|(machine, name, line, tiles)| {
