@@ -4,8 +4,8 @@
 #   tests/run.sh [STREAM]...        without a stream: all of them; `tests/run.sh --list` names them
 #
 # Needs Rust and a C compiler (a C++ compiler for CUDA kernels on the host); uses cargo-nextest where it is installed; fetches software
-# Vulkan drivers, NVIDIA's run-time compiler, tokenizers of published models, OpenAI's clients and what the Python package
-# is tested with, see vulkan.sh, nvrtc.sh, tokenizers.sh, clients.sh and python.sh. What cannot run here is printed as
+# Vulkan drivers, NVIDIA's run-time compiler, tokenizers of published models, OpenAI's clients, what the Python package
+# is tested with, and peft, see vulkan.sh, nvrtc.sh, tokenizers.sh, clients.sh, python.sh and peft.sh. What cannot run here is printed as
 # `skipped: what: why` and counted. OCELLI_REQUIRE names, with commas between, what must not be skipped (`all` for
 # everything). The last lines are the slowest tests and `N passed, N failed, N skipped`; the exit code is 0 only without failures.
 # The output of each stream is kept in target/test-logs/.
@@ -261,9 +261,14 @@ stream() {
             local only=(batch::)
             [ $nextest = yes ] && only=(-E 'test(/^batch::/)')
             if bins batch; then counted batch tests --test cli "${only[@]}"; fi ;;
+        train)
+            if bins train; then
+                counted train tests --test train
+                counted peft tests/peft.sh
+            fi ;;
         python) if bins python; then counted python tests/python.sh; fi ;;
         *)
-            case $1 in cli | search | train) bins "$1" || return ;; esac
+            case $1 in cli | search) bins "$1" || return ;; esac
             case $by_level in
                 *" $1 "*)
                     for level in $(levels); do
@@ -293,6 +298,8 @@ for name in "$@"; do
         exit 2 ;;
     esac
 done
+# Large, and not wanted before other streams are through.
+case " $* " in *" train "*) nice tests/peft.sh fetch & ;; esac
 for name in "$@"; do
     begin=$SECONDS
     echo "== $name"

@@ -15,79 +15,31 @@ is started anew for each round, its start not counted.  The report has the promp
 not there is named and left out.
 """
 import argparse
-import base64
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import quiet
+from server import Server, pictures_in
 
 PROMPT = "Describe this picture."
-KINDS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
-
-
-def used(pid):
-    """Seconds of the processors that a process has had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def post(url, body, patience):
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=patience) as reply:
-            return json.load(reply)
-    except urllib.error.HTTPError as error:
-        sys.exit(f"{url}: {error}: {error.read().decode(errors='replace')[:500]}")
 
 
 def serve(args, pictures):
     """Answers of llama.cpp's server about all pictures, as a report like that of `ocelli batch`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     count = len(pictures)
-    command = [args.server, "-m", args.gguf / "text.gguf", "--mmproj", args.gguf / "mmproj.gguf", "--host", "127.0.0.1", "--port", port,
-               "-np", count, "-c", args.context * count, "-t", args.threads, "-tb", args.threads, "--no-webui", "--jinja"]
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(list(map(str, command)), stdout=log, stderr=log)
-        try:
-            until = time.monotonic() + 300
-            while True:
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5)
-                    break
-                except (urllib.error.URLError, ConnectionError, TimeoutError):
-                    if server.poll() is not None or time.monotonic() > until:
-                        log.seek(0)
-                        sys.exit(f"{args.server}: it does not serve\n{log.read().decode(errors='replace')[-3000:]}")
-                    time.sleep(0.2)
-
-            def ask(path):
-                data = base64.b64encode(path.read_bytes()).decode()
-                picture = {"type": "image_url", "image_url": {"url": f"data:image/{KINDS[path.suffix.lower()]};base64,{data}"}}
-                content = [picture, {"type": "text", "text": PROMPT}]
-                return post(f"{url}/v1/chat/completions", {"messages": [{"role": "user", "content": content}], "temperature": 0,
-                                                          "max_tokens": args.tokens, "ignore_eos": True}, args.patience)["usage"]
-
-            before, own, start = quiet.busy(), used(server.pid), time.monotonic()
-            with ThreadPoolExecutor(count) as pool:
-                usage = list(pool.map(ask, pictures))
-            wall, after = time.monotonic() - start, quiet.busy()
-            foreign = after[0] - before[0] - (used(server.pid) - own) + after[1] - before[1]
-        finally:
-            server.terminate()
-            server.wait()
+    with Server([args.server, "-m", args.gguf / "text.gguf", "--mmproj", args.gguf / "mmproj.gguf", "-np", count, "-c", args.context * count,
+                 "-t", args.threads, "-tb", args.threads, "--no-webui", "--jinja"]) as server:
+        before, own, start = quiet.busy(), server.seconds(), time.monotonic()
+        with ThreadPoolExecutor(count) as pool:
+            usage = list(pool.map(lambda path: server.usage(path, PROMPT, args.tokens, args.patience), pictures))
+        wall, after = time.monotonic() - start, quiet.busy()
+        foreign = after[0] - before[0] - (server.seconds() - own) + after[1] - before[1]
     tokens = sum(one["completion_tokens"] for one in usage)
     report = {"rows": count, "run_s": wall, "pictures_per_s": count / wall, "tokens": tokens,
               "prompt_tokens": sum(one["prompt_tokens"] for one in usage)}
@@ -112,7 +64,7 @@ def main():
     parser.add_argument("--patience", type=float, default=3600, help="seconds that an answer of the server may take")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    pictures = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in KINDS)
+    pictures = pictures_in(args.pictures)
     count = len(pictures)
     splitting = ["do_image_splitting=false"]
     if args.longest_edge:

@@ -94,9 +94,13 @@ fn model_bench() {
             "{figure}: {value}"
         );
     }
+    let folder = golden("smolvlm");
+    let which = folder.to_str().unwrap();
     let text =
-        ocelli(&["bench", "model", "--runs", "1", "--max-tokens", "2", "--image-size", "64x48"]).well();
-    assert!(text.contains("picture 64x48") && text.contains("decode"), "{text}");
+        ocelli(&["bench", "model", which, "--runs", "1", "--max-tokens", "2", "--image-size", "64x48"])
+            .well();
+    assert!(text.contains("picture 64x48") && text.contains("decode") && text.contains(which), "{text}");
+    ocelli(&["bench", "model", which, "--model", which]).fails(2, &["--model"]);
     let bench =
         |more: &[&str]| ocelli(&[&["bench", "model", "--runs", "1", "--max-tokens", "2"], more].concat());
     let value = bench(&["--prompt-tokens", "300", "--json"]).json();

@@ -168,6 +168,7 @@ fn one_side_alone() {
                 assert!((loss.mean() - whole.mean()).abs() < 1e-6, "{name}");
             }
         }
+        let (mut squares, mut far) = (0.0, Vec::new());
         for parameter in parameters.all() {
             let of = |parameters: &Parameters, cx: &mut Ctx| {
                 parameters.gradient(cx, &parameter.name).expect("one")
@@ -181,7 +182,13 @@ fn one_side_alone() {
             let times =
                 |values: Vec<f32>, by: f64| values.into_iter().map(|v| by * f64::from(v)).collect::<Vec<_>>();
             let (found, known) = (times(found, 0.25), times(known, 1.0));
-            assert!(distance(&found, &known) <= 1e-5 * norm(&known).max(1e-3), "{}", parameter.name);
+            let (off, size) = (distance(&found, &known), norm(&known));
+            squares += size * size;
+            far.extend((off > 1e-5 * size).then(|| (parameter.name.clone(), off, size)));
         }
+        // A gradient that is zero but for rounding, as those of keys' biases are, is as far off as the terms that it is the sum of are exact.
+        let rounding = f64::from(f32::EPSILON) * f64::sqrt(squares);
+        far.retain(|(_, off, _)| *off > rounding);
+        assert!(far.is_empty(), "{name}: parameter, distance, length: {far:?}, beside {rounding:e}");
     }
 }

@@ -10,12 +10,14 @@ mod tower;
 use std::cell::RefCell;
 #[cfg(feature = "cuda")]
 use std::collections::BTreeSet;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "cuda")]
 use ocelli_kernels::Arch;
 #[cfg(feature = "cuda")]
+use ocelli_kernels::cpu::gemm::products_on_tiles;
 use ocelli_kernels::cuda::{KernelKey, PlanDriver};
 use ocelli_kernels::spec::text;
 use ocelli_kernels::{
@@ -566,14 +568,12 @@ fn roof_of(variant: &str) -> Roof {
     }
 }
 
-/// Products that a variant makes for each that is wanted: on tiles of bf16 an f32 is three numbers, an f16 two.
+/// Products that a variant makes for each that is wanted: on tiles of bf16 several make an exact one.
 fn products(variant: &str, spec: &Map<String, Value>) -> u64 {
-    match spec.get("x").and_then(Value::as_str) {
-        _ if variant != "gemm-amx-f32" => 1,
-        Some("bf16") => 1,
-        Some("f16") => 2,
-        _ => 3,
+    fn word<T: FromStr + Default>(spec: &Map<String, Value>, name: &str) -> T {
+        spec.get(name).and_then(Value::as_str).and_then(|word| word.parse().ok()).unwrap_or_default()
     }
+    if variant == "gemm-amx-f32" { products_on_tiles(word(spec, "x"), word(spec, "w")) as u64 } else { 1 }
 }
 
 /// Longer work is run less often: what takes a second at the roof, five times; on a software device everything is.

@@ -114,9 +114,11 @@ fn names_tell_the_roof() {
     assert_eq!(roof_of("gemm-bf16"), Roof::Bf16Gflops);
     assert_eq!(roof_of("gemm-amx-f32"), Roof::Bf16Gflops);
     let of = |variant: &str| {
-        ["m=8 x=f32", "m=8 x=bf16", "x=f16", "m=8"].map(|spec| products(variant, &fields(spec)))
+        ["m=8 w=bf16", "x=bf16 w=bf16", "x=f16 w=bf16", "m=8", "x=f16 w=int4g32", "x=bf16 w=f16"]
+            .map(|spec| products(variant, &fields(spec)))
     };
-    assert_eq!((of("gemm-amx-f32"), of("gemm-amx"), of("gemm-f32")), ([3, 1, 2, 3], [1; 4], [1; 4]));
+    let exact = [3, 1, 2, 6, 5, 2];
+    assert_eq!((of("gemm-amx-f32"), of("gemm-amx"), of("gemm-f32")), (exact, [1; 6], [1; 6]));
     assert_eq!(roof_of("gemm-f32"), Roof::FmaF32Gflops);
     assert_eq!(roof_of("gemv-dot4"), Roof::Int8Gops);
     assert_eq!(roof_of("gemm-f16"), Roof::F16Gflops);

@@ -125,7 +125,7 @@ pub struct TraceArgs {
 }
 
 /// Which model.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
     /// A directory, or OWNER/NAME[@REVISION] of the Hugging Face hub; without it the embedded demo model.
     #[arg(long, value_name = "MODEL")]

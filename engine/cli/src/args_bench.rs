@@ -124,6 +124,9 @@ pub struct BenchKernelsArgs {
 /// `ocelli bench model`.
 #[derive(Debug, Args)]
 pub struct BenchModelArgs {
+    /// The same as --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub bare: Option<String>,
     #[command(flatten)]
     pub model: ModelArgs,
     /// A picture; without it noise of the size given by --image-size.
@@ -165,4 +168,11 @@ pub struct BenchModelArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+}
+
+impl BenchModelArgs {
+    /// The model, by a flag or bare.
+    pub fn which(&self) -> ModelArgs {
+        ModelArgs { model: self.model.model.clone().or_else(|| self.bare.clone()), ..self.model.clone() }
+    }
 }

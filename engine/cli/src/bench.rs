@@ -195,7 +195,8 @@ fn model(args: &BenchModelArgs) -> Outcome {
     // Before this process has the files.
     let cold_start = args.cold_start.then(|| cold::measure(args)).transpose()?;
     let (device, precision) = open::device(&args.device)?;
-    let (pipeline, mut cx) = open::pipeline(&args.model, &*device, precision)?;
+    let which = args.which();
+    let (pipeline, mut cx) = open::pipeline(&which, &*device, precision)?;
     let asked = match (args.prompt_tokens, &args.image) {
         (Some(count), _) => Asked::Tokens(count),
         (None, image) => {
@@ -230,7 +231,7 @@ fn model(args: &BenchModelArgs) -> Outcome {
     })?;
     drop(spinner);
     let caps = device.caps();
-    let model = args.model.model.as_deref().unwrap_or("demo");
+    let model = which.model.as_deref().unwrap_or("demo");
     if args.json {
         print_json(&Output {
             schema: ocelli_bench::diff::MODEL_SCHEMA,

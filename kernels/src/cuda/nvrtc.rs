@@ -21,9 +21,7 @@ type Program = *mut c_void;
 
 /// The compiler.
 pub struct Nvrtc {
-    library: Library,
-    /// What the compiler asks the dynamic linker for by its name, held so that it is found.
-    _builtins: Vec<Library>,
+    library: &'static Library,
     /// Where it was found.
     pub path: PathBuf,
     /// Major and minor version.
@@ -71,9 +69,11 @@ impl Nvrtc {
 
     /// Loads the compiler from a library; `None` if there is none.
     fn load(path: &Path) -> Result<Option<Self>, String> {
-        // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
-        match unsafe { Library::new(path) } {
-            Ok(library) => Self::open(library, builtins(path), path.to_owned()).map(Some),
+        match load_for_good(path) {
+            Ok(library) => {
+                load_builtins(path);
+                Self::open(library, path.to_owned()).map(Some)
+            }
             Err(error) if path.exists() => Err(format!("{}: {error}", path.display())),
             Err(_) => Ok(None),
         }
@@ -84,8 +84,8 @@ impl Nvrtc {
         Self::load(path)?.ok_or_else(|| format!("{}: there is no such library", path.display()))
     }
 
-    fn open(library: Library, builtins: Vec<Library>, path: PathBuf) -> Result<Self, String> {
-        let mut nvrtc = Self { library, _builtins: builtins, path, version: (0, 0) };
+    fn open(library: &'static Library, path: PathBuf) -> Result<Self, String> {
+        let mut nvrtc = Self { library, path, version: (0, 0) };
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
         let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int = nvrtc.symbol("nvrtcVersion")?;
         // SAFETY: the function writes two integers.
@@ -250,17 +250,26 @@ fn candidates() -> Vec<PathBuf> {
     all
 }
 
-/// The libraries of declarations that lie beside a compiler. It asks for them by name when it compiles, and in Python packages of CUDA 13
-/// does not itself say that they are where it is.
-fn builtins(compiler: &Path) -> Vec<Library> {
+/// Loads a library that stays: a thread that compiled runs code of it once more when it ends, which may be after the last use of
+/// the compiler.
+fn load_for_good(path: &Path) -> Result<&'static Library, libloading::Error> {
+    // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
+    unsafe { Library::new(path) }.map(|library| &*Box::leak(Box::new(library)))
+}
+
+/// Loads the libraries of declarations that lie beside a compiler. It asks for them by name when it compiles, and in Python packages of
+/// CUDA 13 does not itself say that they are where it is.
+fn load_builtins(compiler: &Path) {
     let folder = compiler.parent().filter(|folder| !folder.as_os_str().is_empty());
     let is = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         name.starts_with("libnvrtc-builtins.so")
     };
     let paths = folder.map(entries).unwrap_or_default().into_iter().filter(is);
-    // SAFETY: loading NVIDIA's library runs its initializers, which have no requirements.
-    paths.filter_map(|path| unsafe { Library::new(path) }.ok()).collect()
+    for path in paths {
+        // One that does not load is none of this compiler's.
+        let _ = load_for_good(&path);
+    }
 }
 
 /// The compiler's libraries in a folder.

@@ -27,7 +27,7 @@ pub struct Starts {
 
 /// Starts processes that answer with one token.
 pub fn measure(args: &BenchModelArgs) -> Result<Starts, Failure> {
-    let files = open::files(args.model.model.as_deref())?;
+    let files = open::files(args.which().model.as_deref())?;
     let start = |drop: bool| -> Result<Option<f64>, Failure> {
         if drop && !let_go(&files) {
             return Ok(None);
@@ -56,7 +56,7 @@ fn command(args: &BenchModelArgs) -> Result<Command, Failure> {
     let exe = std::env::current_exe().map_err(|error| Failure::new(format!("--cold-start: {error}")))?;
     let mut command = Command::new(exe);
     command.args(["run", "--quiet", "--max-tokens", "1", "--ignore-eos"]).stdin(Stdio::null());
-    if let Some(model) = &args.model.model {
+    if let Some(model) = &args.which().model {
         command.args(["--model", model]);
     }
     for (key, value) in &args.model.processor {

@@ -11,7 +11,7 @@
 //! - `x` is copied in blocks `[MC][KC]` that stay in L2, or, where that takes arithmetic, as a whole before the strips, with a row stride known at compile time that keeps rows apart in
 //!   the L1 sets; the micro-kernel broadcasts from them, so they need no transposition.
 //! - The micro-kernel fills the registers: 14 x 32 on AVX-512, 6 x 16 on AVX2; the last rows get a kernel of their height.
-//!   On Intel's matrix tiles it is 32 x 32, of four tiles of sums, see `amx.rs`.
+//!   On Intel's matrix tiles it is 32 x 32, of four tiles of sums, see `amx`.
 //! - Tiles are accumulated over blocks of `k` in a buffer in L2, and finished (bias, activation, gate, residual, rounding)
 //!   by [`epilogue`] while they are still in L1.
 
@@ -42,7 +42,7 @@ use super::pool::{Pool, Worker};
 use super::scratch::Scratch;
 use super::simd::{Kernel, Simd};
 use crate::ops::Activation;
-use crate::spec::DType;
+use crate::spec::{DType, Format};
 
 /// A row-major matrix of f32, bf16 or f16 that is read.
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +122,7 @@ pub struct GemmArgs<'a> {
     pub k: usize,
     /// `[m, k]`
     pub x: Operand,
-    /// Computes `x` in the place of a stored one: f32 arithmetic only.
+    /// Computes `x` in the place of a stored one, for [`gemm`] and on tiles.
     pub rows: Option<&'a dyn RowSource>,
     /// `w`, stacked by rows.
     pub parts: &'a [Part<'a>],
@@ -174,6 +174,8 @@ const X_STRIDE: usize = KC + 16;
 const MIN_ROWS: usize = 256;
 /// Rows of `x` that are packed ahead at a time.
 const AHEAD_ROWS: usize = 2048;
+/// Bytes that rows packed ahead take at most, unless [`MIN_ROWS`] take more.
+const AHEAD_BYTES: usize = 64 << 20;
 /// Fewer rows are packed by each strip: another parallel section would cost more.
 const MIN_AHEAD: usize = 32;
 /// Bytes of unfinished sums of a job.
@@ -246,23 +248,24 @@ struct Plan {
 
 impl Plan {
     /// For `m` rows of `x`.
-    fn new(
+    fn new<A: Arithmetic>(
         args: &GemmArgs,
+        arithmetic: A,
         m: usize,
         level: Level,
         lanes: usize,
-        mr: usize,
         threads: usize,
-        pack: usize,
     ) -> Plan {
-        let nr = NV * lanes;
+        let (nr, mr) = (NV * lanes, arithmetic.mr(level));
         let per_panel = if args.gated { lanes } else { nr };
-        let words = args.k.div_ceil(pack);
+        let words = args.k.div_ceil(A::PACK);
         let blocking = Blocking::of(level);
         let kc = words.div_ceil(words.div_ceil(blocking.kc).max(1)).next_multiple_of(32).clamp(32, KC);
         let panels = args.n_out().div_ceil(per_panel).max(1);
         // As few strips as L2 allows: `x` is copied once per strip.
-        let strips = panels.div_ceil((blocking.strip_bytes / (kc * nr * 4)).max(1)).next_multiple_of(threads);
+        let strips = panels
+            .div_ceil((blocking.strip_bytes / (arithmetic.panel_len(kc, nr) * 4)).max(1))
+            .next_multiple_of(threads);
         let strip = panels.div_ceil(strips.min(panels));
         let strips = panels.div_ceil(strip);
         // Enough jobs that threads finish together, but blocks of a few hundred rows: weights are decoded once per block.
@@ -289,6 +292,46 @@ pub unsafe fn gemm(isa: Isa, pool: &Pool, args: &GemmArgs) {
     drive(isa, pool, args, F32);
 }
 
+/// Numbers of bf16 that a number of f32 is the sum of.
+const PIECES: usize = 3;
+
+/// Numbers of bf16 that a value of a type is the sum of.
+pub(crate) const fn pieces(dtype: DType) -> usize {
+    match dtype {
+        DType::BF16 => 1,
+        DType::F16 => 2,
+        _ => PIECES,
+    }
+}
+
+/// Pieces of a value of `x`, of so many, that are multiplied with a piece of a weight, counted from 0: together with all pieces before
+/// them they have the bits of an f32.
+const fn pairs(of_x: usize, piece: usize) -> usize {
+    if of_x < PIECES - piece { of_x } else { PIECES - piece }
+}
+
+/// Products of bf16 that an [exact](gemm_exact) one on tiles is made of.
+#[must_use]
+pub fn products_on_tiles(x: DType, w: Format) -> usize {
+    let of_w = if let Format::Dense(dtype) = w { pieces(dtype) } else { PIECES };
+    (0..of_w).map(|piece| pairs(pieces(x), piece)).sum()
+}
+
+/// [`gemm`], on tiles of bf16 if `tiles`, and if there are some: exact as well, see `amx`.
+///
+/// # Safety
+/// As [`gemm`].
+pub unsafe fn gemm_exact(isa: Isa, pool: &Pool, args: &GemmArgs, tiles: bool) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as the caller vouches.
+    if tiles && unsafe { gemm_amx(isa, pool, args, false) } {
+        return;
+    }
+    let _ = tiles;
+    // SAFETY: as above.
+    unsafe { gemm(isa, pool, args) }
+}
+
 /// Runs the jobs of a product.
 fn drive<A: Arithmetic>(isa: Isa, pool: &Pool, args: &GemmArgs, arithmetic: A) {
     if args.m == 0 || args.n_out() == 0 {
@@ -296,11 +339,12 @@ fn drive<A: Arithmetic>(isa: Isa, pool: &Pool, args: &GemmArgs, arithmetic: A) {
     }
     let ahead = args.m >= MIN_AHEAD && arithmetic.packs_ahead(args);
     let mut scratch = Scratch::new();
-    let most = if ahead { AHEAD_ROWS } else { args.m };
+    let row_bytes = 4 * arithmetic.x_len(1) * args.k.div_ceil(A::PACK * KC).max(1);
+    let most = if ahead { (AHEAD_BYTES / row_bytes).clamp(MIN_ROWS, AHEAD_ROWS) } else { args.m };
     for row0 in (0..args.m).step_by(most) {
         let m = most.min(args.m - row0);
         let (level, lanes) = (isa.level(), isa.run(Lanes));
-        let plan = Plan::new(args, m, level, lanes, arithmetic.mr(level), pool.threads(), A::PACK);
+        let plan = Plan::new(args, arithmetic, m, level, lanes, pool.threads());
         let x = ahead.then(|| pack_ahead(isa, pool, args, arithmetic, &plan, row0, m, &mut scratch));
         let blocks = m.div_ceil(plan.rows);
         pool.run(plan.strips() * blocks, |job, worker| {

@@ -25,6 +25,11 @@ pub trait PanelSource: Sync {
         stride: usize,
     );
 
+    /// Numbers of bf16 that each weight is the sum of, at most.
+    fn pieces(&self) -> usize {
+        super::PIECES
+    }
+
     /// The matrix itself, if it is stored as bf16: (first element, elements from row to row).
     fn as_bf16(&self) -> Option<(*const bf16, usize)> {
         None
@@ -191,6 +196,10 @@ impl PanelSource for Dense {
                 ),
             }
         }
+    }
+
+    fn pieces(&self) -> usize {
+        super::pieces(self.0.dtype)
     }
 
     fn as_bf16(&self) -> Option<(*const bf16, usize)> {

@@ -7,19 +7,28 @@
 use super::{PatchEmbed, patches_of_image, size_of};
 use crate::buffer::View;
 use crate::cpu::CpuCx;
-use crate::cpu::gemm::{GemmArgs, Operand, ResidualRow, RowSource, gemm};
+use crate::cpu::gemm::{GemmArgs, Operand, ResidualRow, RowSource, gemm_exact};
 use crate::cpu::{CpuOp, CpuRows};
 use crate::op::Op;
 use crate::ops::Activation;
 use crate::ops::index::Indices;
 use crate::ops::matmul::cpu::args::{input, output, with_parts};
+use crate::ops::matmul::cpu::reject_tiles;
 use crate::select::Variant;
 use crate::spec::{DType, KernelError};
 
 impl CpuOp for PatchEmbed {
     #[inline(never)]
     fn cpu_variants() -> CpuRows<Self> {
-        &[Variant { name: "gemm-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+        &[
+            Variant {
+                name: "gemm-amx-f32",
+                reject: |_, caps| reject_tiles(caps),
+                est_us: |_, _| 0.5,
+                launch: launch::<true>,
+            },
+            Variant { name: "gemm-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch: launch::<false> },
+        ]
     }
 }
 
@@ -126,7 +135,7 @@ fn positions(op: &PatchEmbed, cx: &CpuCx) -> Result<(Option<Operand>, ResidualRo
     Ok((Some(input(table, cx)?), row))
 }
 
-fn launch(op: &PatchEmbed, cx: &CpuCx) -> Result<(), KernelError> {
+fn launch<const TILES: bool>(op: &PatchEmbed, cx: &CpuCx) -> Result<(), KernelError> {
     let cutter = Cutter::new(cx, &op.pixels, op.mean, op.std, op.patch)?;
     let (residual, residual_row) = positions(op, cx)?;
     with_parts(&op.w, cx, |parts, _| {
@@ -144,7 +153,7 @@ fn launch(op: &PatchEmbed, cx: &CpuCx) -> Result<(), KernelError> {
             out: output(&op.out, cx)?,
         };
         // SAFETY: `spec` checked the sizes of all operands and that `out` overlaps none of them; ids were checked.
-        unsafe { gemm(cx.isa, &cx.pool, &args) }
+        unsafe { gemm_exact(cx.isa, &cx.pool, &args, TILES) }
         Ok(())
     })
 }

@@ -4,6 +4,7 @@ pub(in crate::ops) mod args;
 mod gemm;
 mod gemv;
 
+pub(in crate::ops) use self::gemm::reject_tiles;
 use super::Matmul;
 use crate::cpu::{CpuOp, CpuRows};
 use crate::select::Variant;
@@ -66,6 +67,30 @@ mod tests {
     use crate::cpu::{caps, isa::Isa};
     use crate::ops::matmul::{Math, MatmulSpec};
     use crate::select::select;
+    use crate::spec::Caps;
+
+    #[test]
+    fn tiles_are_for_more_rows_than_are_streamed() {
+        let caps = Caps { amx: true, int8_dot: true, ..caps(Isa::SCALAR, 2) };
+        let pick = |w: &str, m, math| {
+            let w = w.parse().expect("a format");
+            let spec = MatmulSpec { m, n: 3072, k: 576, w, math, ..MatmulSpec::default() };
+            select(Matmul::cpu_variants(), &spec, &caps).map(|row| row.name)
+        };
+        for (math, many) in [(Math::Exact, "gemm-amx-f32"), (Math::Bf16, "gemm-amx")] {
+            assert_eq!(
+                [1, 8, 16, 64, 1024].map(|m| pick("bf16", m, math)),
+                [Some("gemv-f32"), Some("gemv-f32"), Some(many), Some(many), Some(many)]
+            );
+        }
+        for (math, names) in [
+            (Math::Exact, ["gemv-codes-f32", "gemm-f32", "gemm-amx-f32", "gemm-amx-f32"]),
+            (Math::Bf16, ["gemv-codes-f32", "gemm-amx", "gemm-amx", "gemm-amx"]),
+            (Math::Int8, ["gemv-codes-int8", "gemm-int8", "gemm-int8", "gemm-amx"]),
+        ] {
+            assert_eq!([1, 32, 128, 1024].map(|m| pick("int4g32", m, math)), names.map(Some), "{math:?}");
+        }
+    }
 
     #[test]
     fn few_rows_stream_and_many_rows_pack() {

@@ -7,7 +7,8 @@ use smallvec::SmallVec;
 use super::{MatmulGrad, MatmulGradSpec};
 use crate::buffer::View;
 use crate::cpu::gemm::{
-    DenseRows, GemmArgs, Operand, PanelSource, Part, ResidualRow, RowLoader, RowSource, gemm, pack_rows,
+    DenseRows, GemmArgs, Operand, PanelSource, Part, ResidualRow, RowLoader, RowSource, gemm_exact,
+    pack_rows, pieces,
 };
 use crate::cpu::isa::Isa;
 use crate::cpu::rows::{InRows, OutRows};
@@ -15,6 +16,7 @@ use crate::cpu::simd::{Kernel, Simd};
 use crate::cpu::{CpuCx, CpuOp, CpuRows};
 use crate::ops::Activation;
 use crate::ops::matmul::cpu::args::{self, Rows};
+use crate::ops::matmul::cpu::reject_tiles;
 use crate::quant::grouped::cpu::Decoded;
 use crate::quant::with_decoder;
 use crate::select::{Reject, Variant};
@@ -23,7 +25,15 @@ use crate::spec::{Caps, DType, Format, KernelError};
 impl CpuOp for MatmulGrad {
     #[inline(never)]
     fn cpu_variants() -> CpuRows<Self> {
-        &[Variant { name: "gemm-f32", reject, est_us: |_, _| 1.0, launch }]
+        &[
+            Variant {
+                name: "gemm-amx-f32",
+                reject: |spec, caps| reject(spec, caps).or_else(|| reject_tiles(caps)),
+                est_us: |spec, _| if spec.m < 32 { 2.0 } else { 0.5 },
+                launch: launch::<true>,
+            },
+            Variant { name: "gemm-f32", reject, est_us: |_, _| 1.0, launch: launch::<false> },
+        ]
     }
 }
 
@@ -31,7 +41,7 @@ fn reject(spec: &MatmulGradSpec, _: &Caps) -> Option<Reject> {
     matches!(spec.w, Format::KMajor(..)).then(|| "for weights along k".into())
 }
 
-fn launch(op: &MatmulGrad, cx: &CpuCx) -> Result<(), KernelError> {
+fn launch<const TILES: bool>(op: &MatmulGrad, cx: &CpuCx) -> Result<(), KernelError> {
     let (m, n, k) = (op.x.size(0), op.w.n(), op.w.k());
     if m == 0 || n == 0 {
         return Ok(());
@@ -41,7 +51,7 @@ fn launch(op: &MatmulGrad, cx: &CpuCx) -> Result<(), KernelError> {
         args::with_parts(&op.w, cx, |_, parts| {
             let rows = op.w.parts().iter().map(|part| part.rows);
             let turned = TurnedWeights { parts: rows.zip(parts.iter().copied()).collect() };
-            add_product(cx, (m, n, k), dz, None, &turned, dx)
+            add_product(cx, TILES, (m, n, k), dz, None, &turned, dx)
         })?;
     }
     let x = Turned(floats(args::input(&op.x, cx)?));
@@ -50,7 +60,7 @@ fn launch(op: &MatmulGrad, cx: &CpuCx) -> Result<(), KernelError> {
         let ptr = dz.ptr.cast::<f32>().wrapping_add(first);
         let rows = TurnedRows { isa: cx.isa, rows: DenseRows { ptr, row_stride: dz.stride } };
         if let Some(weight) = grad.weight.as_ref().filter(|_| k > 0) {
-            add_product(cx, (part.rows, m, k), dz, Some(&rows), &x, weight)?;
+            add_product(cx, TILES, (part.rows, m, k), dz, Some(&rows), &x, weight)?;
         }
         if let Some(bias) = &grad.bias {
             add_columns(cx, &op.dz.narrow(1, first, part.rows)?, bias)?;
@@ -67,6 +77,7 @@ fn floats(matrix: Operand) -> DenseRows<f32> {
 /// `out: [m, n] += x w`, where `w: [k, n]` is what `source` turns; `rows` are those of `x` where it is not stored.
 fn add_product(
     cx: &CpuCx,
+    tiles: bool,
     (m, k, n): (usize, usize, usize),
     x: Operand,
     rows: Option<&dyn RowSource>,
@@ -86,7 +97,7 @@ fn add_product(
         out: args::output(out, cx)?,
     };
     // SAFETY: `spec` checked the shapes, and that `out` shares no memory with what is read; it is the residual itself.
-    unsafe { gemm(cx.isa, &cx.pool, &args) }
+    unsafe { gemm_exact(cx.isa, &cx.pool, &args, tiles) }
     Ok(())
 }
 
@@ -121,6 +132,14 @@ struct TurnedWeights {
 unsafe impl Sync for TurnedWeights {}
 
 impl PanelSource for TurnedWeights {
+    fn pieces(&self) -> usize {
+        let of = |rows: &Rows| match rows {
+            Rows::Dense(_, matrix) => pieces(matrix.dtype),
+            Rows::Grouped(_) | Rows::KMajor(_) => pieces(DType::F32),
+        };
+        self.parts.iter().map(|(_, rows)| of(rows)).max().unwrap_or(1)
+    }
+
     unsafe fn pack(
         &self,
         isa: Isa,

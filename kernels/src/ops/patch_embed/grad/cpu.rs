@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::super::cpu::Cutter;
 use super::PatchEmbedGrad;
 use crate::cpu::CpuCx;
-use crate::cpu::gemm::{Dense, GemmArgs, Operand, PanelSource, Part, ResidualRow, RowSource, gemm};
+use crate::cpu::gemm::{Dense, GemmArgs, Operand, PanelSource, Part, ResidualRow, RowSource, gemm_exact};
 use crate::cpu::isa::Isa;
 use crate::cpu::rows::InRows;
 use crate::cpu::scratch::Scratch;
@@ -18,6 +18,7 @@ use crate::op::Op;
 use crate::ops::Activation;
 use crate::ops::index::Indices;
 use crate::ops::matmul::cpu::args::{input, output};
+use crate::ops::matmul::cpu::reject_tiles;
 use crate::ops::sums::{Blocks, GradRows, add_rows, store};
 use crate::select::Variant;
 use crate::spec::{DType, KernelError};
@@ -25,7 +26,15 @@ use crate::spec::{DType, KernelError};
 impl CpuOp for PatchEmbedGrad {
     #[inline(never)]
     fn cpu_variants() -> CpuRows<Self> {
-        &[Variant { name: "gemm-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch }]
+        &[
+            Variant {
+                name: "gemm-amx-f32",
+                reject: |_, caps| reject_tiles(caps),
+                est_us: |_, _| 0.5,
+                launch: launch::<true>,
+            },
+            Variant { name: "gemm-f32", reject: |_, _| None, est_us: |_, _| 1.0, launch: launch::<false> },
+        ]
     }
 }
 
@@ -76,7 +85,7 @@ impl Kernel for Lanes {
     }
 }
 
-fn launch(op: &PatchEmbedGrad, cx: &CpuCx) -> Result<(), KernelError> {
+fn launch<const TILES: bool>(op: &PatchEmbedGrad, cx: &CpuCx) -> Result<(), KernelError> {
     let (patches, d) = (op.d_out.size(0), op.d_out.size(1));
     // Ids are checked before anything is written.
     let ids = op.pos_ids.as_ref().map(|ids| Indices::new(cx, ids)).transpose()?;
@@ -111,7 +120,7 @@ fn launch(op: &PatchEmbedGrad, cx: &CpuCx) -> Result<(), KernelError> {
             out: output(d_w, cx)?,
         };
         // SAFETY: `spec` checked the sizes of all operands and that `d_w` overlaps none of them but itself.
-        unsafe { gemm(cx.isa, &cx.pool, &args) };
+        unsafe { gemm_exact(cx.isa, &cx.pool, &args, TILES) };
     }
     let d_out = InRows::new(cx, &op.d_out)?;
     if let Some(d_bias) = &op.d_bias {
