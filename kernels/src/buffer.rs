@@ -1,6 +1,5 @@
 //! Memory and typed windows into it. The only casts between bytes and elements are here.
 
-use std::alloc::{Layout as Alloc, alloc_zeroed, dealloc};
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
@@ -10,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use smallvec::SmallVec;
 
 use crate::spec::{DType, Element, Format, KMajor, KernelError, Layout, ShapeError, Zero};
+use crate::zeroed::Zeroed;
 
 /// Alignment of host allocations: a cache line, and the widest vector register.
 pub const HOST_ALIGN: usize = 64;
@@ -36,7 +36,7 @@ pub struct HostBuf {
     base: NonNull<u8>,
     len: usize,
     owner: StreamId,
-    keeper: Option<Arc<dyn Any + Send + Sync>>,
+    _keeper: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: the memory is plain bytes. Writes happen through views of the owning stream alone, whose ops are ordered by
@@ -48,21 +48,8 @@ unsafe impl Sync for HostBuf {}
 impl HostBuf {
     fn zeroed(len: usize, owner: StreamId) -> Result<Self, KernelError> {
         let fail = || KernelError::OutOfMemory { bytes: len, device: "the host".into() };
-        let alloc = Alloc::from_size_align(len.max(1), HOST_ALIGN).map_err(|_| fail())?;
-        // SAFETY: the size is at least one byte.
-        let base = NonNull::new(unsafe { alloc_zeroed(alloc) }).ok_or_else(fail)?;
-        Ok(Self { base, len, owner, keeper: None })
-    }
-}
-
-impl Drop for HostBuf {
-    fn drop(&mut self) {
-        if self.keeper.is_none()
-            && let Ok(alloc) = Alloc::from_size_align(self.len.max(1), HOST_ALIGN)
-        {
-            // SAFETY: allocated in `zeroed` with this very layout, and dropped once.
-            unsafe { dealloc(self.base.as_ptr(), alloc) }
-        }
+        let zeros = Zeroed::new(len, HOST_ALIGN).ok_or_else(fail)?;
+        Ok(Self { base: zeros.base(), len, owner, _keeper: Arc::new(zeros) })
     }
 }
 
@@ -91,7 +78,7 @@ impl Storage {
     pub fn shared<K: AsRef<[u8]> + Send + Sync + 'static>(keeper: Arc<K>) -> Self {
         let bytes: &[u8] = (*keeper).as_ref();
         let (base, len) = (NonNull::from(bytes).cast::<u8>(), bytes.len());
-        Self::Host(Arc::new(HostBuf { base, len, owner: StreamId::SHARED, keeper: Some(keeper) }))
+        Self::Host(Arc::new(HostBuf { base, len, owner: StreamId::SHARED, _keeper: keeper }))
     }
 
     /// Bytes of this storage.

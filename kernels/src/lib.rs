@@ -29,6 +29,7 @@ pub mod wgpu;
 #[cfg(not(feature = "wgpu"))]
 #[path = "wgpu/absent.rs"]
 pub mod wgpu;
+mod zeroed;
 
 /// Digest of the sources of all kernels that this build has: figures of other kernels do not hold for them.
 pub const DIGEST: &str = env!("OCELLI_KERNELS_DIGEST");

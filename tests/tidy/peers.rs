@@ -150,10 +150,9 @@ fn towers() {
             ["ocelli", "OpenVINO", "transformers"]
                 .map(|who| speed(format!("{who} {}", if who == "ocelli" { ours } else { theirs })))
         });
-        [title.to_owned(), epyc.join(" / "), [&xeon[0], &xeon[2]].map(String::as_str).join(" / ")]
+        [title.to_owned(), epyc.join(" / "), xeon.join(" / ")]
     });
-    let head =
-        ["arithmetic", "EPYC: Ocelli / OpenVINO / transformers", "Xeon with AMX: Ocelli / transformers"];
+    let head = ["arithmetic", "EPYC: Ocelli / OpenVINO / transformers", "Xeon with AMX: the same"];
     let table = table(head, rows);
     holds_table("README.md", "<!-- towers, made by the tests -->", "<!-- end of towers -->", &table);
 }
@@ -179,4 +178,43 @@ fn pictures() {
     });
     let table = table(["file", "Ocelli", "Pillow", "time ratio"], rows);
     holds_table("README.md", "<!-- pictures, made by the tests -->", "<!-- end of pictures -->", &table);
+}
+
+/// From the start of a server to its first token, beside llama.cpp's.
+#[test]
+fn cold_starts() {
+    let record = lines("xeon-amx-2-threads/2026-12-01-cold.jsonl").swap_remove(0);
+    let titles = [
+        ("text", "a text"),
+        ("picture", "a picture of 5 tiles"),
+        ("picture, files dropped", "the same, no file in memory"),
+    ];
+    let rows = titles.map(|(asked, title)| {
+        let found = record["rows"].as_array().and_then(|rows| rows.iter().find(|row| row["asked"] == asked));
+        let row = found.unwrap_or_else(|| panic!("no row {asked}"));
+        let cell = |field: &str, scale: f64, digits: usize| {
+            let of = |who: &str| {
+                let rounds = row["rounds"].as_array().map_or(&[][..], Vec::as_slice);
+                let mut all: Vec<f64> = rounds.iter().map(|round| number(&round[who], &[field])).collect();
+                all.sort_by(f64::total_cmp);
+                format!("{:.digits$}", all[all.len() / 2] / scale)
+            };
+            let ratio = |who: &str| format!("{:.2}", number(&row["ratios"][field], &[who]));
+            let ours = ["ocelli", "ocelli bf16"];
+            format!(
+                "{} against {} ({})",
+                ours.map(of).join(" / "),
+                of("llama-server"),
+                ours.map(ratio).join(" / ")
+            )
+        };
+        [title.to_owned(), cell("first_token_ms", 1.0, 0), cell("peak_bytes", 1e6, 0)]
+    });
+    let table = table(["asked about", "ms to the first token", "peak memory, MB"], rows);
+    holds_table(
+        "README.md",
+        "<!-- cold starts, made by the tests -->",
+        "<!-- end of cold starts -->",
+        &table,
+    );
 }

@@ -1,8 +1,9 @@
 //! Aligned working memory that kernels reuse: after the first calls nothing is allocated.
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::RefCell;
-use std::ptr::NonNull;
+
+use crate::zeroed::Zeroed;
 
 /// Alignment of scratch memory: a cache line, and the widest vector.
 pub const ALIGN: usize = 64;
@@ -13,35 +14,18 @@ thread_local! {
 }
 
 struct Buffer {
-    ptr: NonNull<u8>,
+    zeros: Zeroed,
     bytes: usize,
 }
 
-// SAFETY: the buffer owns its memory; nothing else points into it.
-unsafe impl Send for Buffer {}
-
 impl Buffer {
-    fn layout(bytes: usize) -> Layout {
-        // SAFETY: ALIGN is a power of two, and `bytes` was rounded up to a multiple of it without overflow by `grown`.
-        unsafe { Layout::from_size_align_unchecked(bytes, ALIGN) }
-    }
-
     fn grown(bytes: usize) -> Buffer {
         assert!(bytes <= isize::MAX as usize / 2, "scratch of {bytes} bytes");
         let bytes = bytes.next_multiple_of(4096);
-        let layout = Self::layout(bytes);
-        // SAFETY: the size is not zero: callers ask for at least one byte.
-        match NonNull::new(unsafe { alloc_zeroed(layout) }) {
-            Some(ptr) => Buffer { ptr, bytes },
-            None => handle_alloc_error(layout),
+        match Zeroed::new(bytes, ALIGN) {
+            Some(zeros) => Buffer { zeros, bytes },
+            None => handle_alloc_error(Layout::array::<u8>(bytes).unwrap_or(Layout::new::<u8>())),
         }
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `grown` with the same layout.
-        unsafe { std::alloc::dealloc(self.ptr.as_ptr(), Self::layout(self.bytes)) }
     }
 }
 
@@ -77,7 +61,7 @@ impl Scratch {
         }
         match &mut self.0 {
             // SAFETY: `bytes >= len` initialized bytes, borrowed through `&mut self`.
-            Some(b) => unsafe { std::slice::from_raw_parts_mut(b.ptr.as_ptr(), len) },
+            Some(b) => unsafe { std::slice::from_raw_parts_mut(b.zeros.base().as_ptr(), len) },
             None => &mut [],
         }
     }

@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::super::{Part, RowSource, XBlock};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Level};
 use crate::cpu::simd::{Elem, Kernel, MAX_LANES, Simd, StoreElem};
 
 /// The largest number that rounds to one of bf16.
@@ -46,7 +46,7 @@ pub(super) unsafe fn split<S: Simd, T: Elem>(
                     };
                     let to = to.row(piece * to.rows + i + r).cast::<bf16>().add(j);
                     if lanes == S::LANES {
-                        s.store_bf16(to, leading);
+                        store(s, to, leading);
                     } else {
                         bf16::store_n(s, to, leading, lanes);
                     }
@@ -59,6 +59,24 @@ pub(super) unsafe fn split<S: Simd, T: Elem>(
                 }
             }
         }
+    }
+}
+
+/// Stores a vector rounded to bf16, by the instruction for it, which is where tiles are.
+///
+/// # Safety
+/// `to` is writable for the lanes; the machine has tiles of bf16.
+#[inline(always)]
+unsafe fn store<S: Simd>(s: S, to: *mut bf16, v: S::V) {
+    // SAFETY: as the caller vouches; at this level a vector is `__m512`.
+    unsafe {
+        if S::LEVEL == Level::Avx512 {
+            use std::arch::x86_64::*;
+            let v: __m512 = std::mem::transmute_copy(&v);
+            let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(v));
+            return _mm256_storeu_si256(to.cast(), rounded);
+        }
+        s.store_bf16(to, v);
     }
 }
 
