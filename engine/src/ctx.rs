@@ -257,12 +257,22 @@ impl Ctx {
 
     /// A zeroed tensor with memory of its own.
     pub fn alloc_owned(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let storage = self.stream.alloc(self.bytes_of(shape, dtype)?)?;
+        Ok(Tensor::owned(View::dense(storage, shape, dtype)?))
+    }
+
+    /// The same, much of which may never be written.
+    pub fn reserve_owned(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let storage = self.stream.reserve(self.bytes_of(shape, dtype)?)?;
+        Ok(Tensor::owned(View::dense(storage, shape, dtype)?))
+    }
+
+    fn bytes_of(&self, shape: &[usize], dtype: DType) -> Result<usize> {
         let bytes = shape.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
-        let bytes = bytes.ok_or_else(|| {
+        bytes.ok_or_else(|| {
             let device = self.stream.caps().device.clone();
             Error::Device(KernelError::OutOfMemory { bytes: usize::MAX, device })
-        })?;
-        Ok(Tensor::owned(View::dense(self.stream.alloc(bytes)?, shape, dtype)?))
+        })
     }
 
     /// Runs `work`; the activations that it allocates end with it, unless a tape has noted something that may need them.

@@ -240,7 +240,7 @@ impl Pool {
         };
         let shape = [pages, PAGE, group.heads, kept_elements(group.head_dim, dtype)];
         let view = |cx: &mut Ctx, shape: &[usize], dtype| -> Result<View> {
-            Ok(cx.alloc_owned(shape, dtype)?.view().clone())
+            Ok(cx.reserve_owned(shape, dtype)?.view().clone())
         };
         let mut layers = Vec::with_capacity(group.layers);
         for _ in 0..group.layers {

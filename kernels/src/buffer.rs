@@ -46,9 +46,9 @@ unsafe impl Send for HostBuf {}
 unsafe impl Sync for HostBuf {}
 
 impl HostBuf {
-    fn zeroed(len: usize, owner: StreamId) -> Result<Self, KernelError> {
+    fn zeroed(len: usize, owner: StreamId, zeros: Option<Zeroed>) -> Result<Self, KernelError> {
         let fail = || KernelError::OutOfMemory { bytes: len, device: "the host".into() };
-        let zeros = Zeroed::new(len, HOST_ALIGN).ok_or_else(fail)?;
+        let zeros = zeros.ok_or_else(fail)?;
         Ok(Self { base: zeros.base(), len, owner, _keeper: Arc::new(zeros) })
     }
 }
@@ -71,7 +71,12 @@ pub enum Storage {
 impl Storage {
     /// Zeroed host memory that belongs to `owner`. Errors if the host has not enough.
     pub fn host(bytes: usize, owner: StreamId) -> Result<Self, KernelError> {
-        Ok(Self::Host(Arc::new(HostBuf::zeroed(bytes, owner)?)))
+        Ok(Self::Host(Arc::new(HostBuf::zeroed(bytes, owner, Zeroed::new(bytes, HOST_ALIGN))?)))
+    }
+
+    /// The same of which a page takes memory when it is first written.
+    pub fn host_reserved(bytes: usize, owner: StreamId) -> Result<Self, KernelError> {
+        Ok(Self::Host(Arc::new(HostBuf::zeroed(bytes, owner, Zeroed::reserved(bytes, HOST_ALIGN))?)))
     }
 
     /// Bytes that `keeper` owns, for reading by every stream. Nothing is copied.

@@ -111,6 +111,11 @@ pub trait Queue: Send {
     /// Zeroed memory of this stream.
     fn alloc(&mut self, bytes: usize) -> Result<Storage, KernelError>;
 
+    /// The same, much of which may never be written: where the system allows it, what is not takes no memory.
+    fn reserve(&mut self, bytes: usize) -> Result<Storage, KernelError> {
+        self.alloc(bytes)
+    }
+
     /// Copies dense host bytes to a view.
     fn write(&mut self, to: &View, bytes: &[u8]) -> Result<(), KernelError>;
 

@@ -104,6 +104,10 @@ impl Queue for CpuStream {
         Storage::host(bytes, self.cx.id)
     }
 
+    fn reserve(&mut self, bytes: usize) -> Result<Storage, KernelError> {
+        Storage::host_reserved(bytes, self.cx.id)
+    }
+
     fn write(&mut self, to: &View, bytes: &[u8]) -> Result<(), KernelError> {
         to.fill_from(bytes, self.cx.id)
     }
