@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "cuda")]
 use ocelli_kernels::Arch;
-#[cfg(feature = "cuda")]
 use ocelli_kernels::cpu::gemm::products_on_tiles;
+#[cfg(feature = "cuda")]
 use ocelli_kernels::cuda::{KernelKey, PlanDriver};
 use ocelli_kernels::spec::text;
 use ocelli_kernels::{
