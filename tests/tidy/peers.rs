@@ -1,7 +1,7 @@
 //! Tables of the README beside other programs, made from the records in `bench/record`.
 
 use ocelli_tests::{holds_table, root};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The lines of a record.
 fn lines(name: &str) -> Vec<Value> {
@@ -11,6 +11,20 @@ fn lines(name: &str) -> Vec<Value> {
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{name}: line {}: {error}", i + 1))
     };
     text.lines().enumerate().map(line).collect()
+}
+
+/// The classes of all lines of a record: stages that were measured in runs of their own lie in lines of their own.
+fn stages(name: &str) -> Value {
+    let mut all = Map::new();
+    for line in lines(name) {
+        for (class, of) in line["classes"].as_object().into_iter().flatten() {
+            let rows = all.entry(class.clone()).or_insert_with(|| Value::Object(Map::new()));
+            for (stage, row) in of.as_object().into_iter().flatten() {
+                rows[stage] = row.clone();
+            }
+        }
+    }
+    serde_json::json!({ "classes": all })
 }
 
 fn number(value: &Value, path: &[&str]) -> f64 {
@@ -110,7 +124,7 @@ fn prompts_and_answers(record: &Value) -> String {
 
 #[test]
 fn prompts_and_answers_of_an_epyc() {
-    let table = prompts_and_answers(&lines("epyc-zen4-2-threads/2026-11-28-peers.jsonl")[0]);
+    let table = prompts_and_answers(&stages("epyc-zen4-2-threads/2026-11-28-peers.jsonl"));
     holds_table(
         "README.md",
         "<!-- prompts and answers, made by the tests -->",
@@ -121,7 +135,7 @@ fn prompts_and_answers_of_an_epyc() {
 
 #[test]
 fn prompts_and_answers_of_a_xeon() {
-    let table = prompts_and_answers(&lines("xeon-amx-2-threads/2026-12-01-peers.jsonl")[0]);
+    let table = prompts_and_answers(&stages("xeon-amx-2-threads/2026-12-01-peers.jsonl"));
     let begin = "<!-- prompts and answers of the Xeon, made by the tests -->";
     holds_table("README.md", begin, "<!-- end of the Xeon's answers -->", &table);
 }
@@ -130,7 +144,7 @@ fn prompts_and_answers_of_a_xeon() {
 #[test]
 fn towers() {
     let records = ["epyc-zen4-2-threads/2026-11-29-tower.jsonl", "xeon-amx-2-threads/2026-12-01-peers.jsonl"]
-        .map(|name| lines(name).swap_remove(0));
+        .map(stages);
     let rows = [
         ("bf16", "f32", "f32", "f32"),
         ("bf16", "bf16", "bf16", "bf16"),
