@@ -198,12 +198,6 @@ impl Ctx {
         self.stream.caps().backend == ocelli_kernels::Backend::Cpu && !self.precision.reorder
     }
 
-    /// Rows that use each weight often enough: of a tower no more go through at once, for the memory of activations.
-    #[must_use]
-    pub fn enough_rows(&self) -> usize {
-        if self.stream.caps().backend == ocelli_kernels::Backend::Cpu { 1024 } else { 2048 }
-    }
-
     /// The stream.
     pub fn stream(&mut self) -> &mut dyn Stream {
         &mut *self.stream

@@ -8,6 +8,10 @@ use ocelli_kernels::{DType, Weights};
 use super::{FastVit, Layout, Pixels, Vit};
 use crate::layers::copy_rows;
 
+/// Most patches that go through the tower at once: bounds the memory of activations, and is more than enough rows to
+/// use each weight many times.
+const MAX_PATCHES: usize = 2048;
+
 /// What stands between tower and decoder.
 pub trait Connect {
     /// Rows of features of a tile with that grid of patches. Errors if the grid does not fit.
@@ -140,7 +144,7 @@ pub fn encode(
     while let Some(&(number, first)) = rest.first() {
         let grid = tower.grid(first.height, first.width)?;
         let normalize = images[number].normalize;
-        let most = (cx.enough_rows() / (grid.0 * grid.1)).max(1);
+        let most = (MAX_PATCHES / (grid.0 * grid.1)).max(1);
         let alike = |&&(other, tile): &&(usize, &Tile)| {
             let alike = |tile: &Tile| (tile.height, tile.width, tile.frames());
             alike(tile) == alike(first) && images[other].normalize == normalize
